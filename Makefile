@@ -1,0 +1,130 @@
+# Each target sets up what it needs in $(VENV) by itself; a second run re-uses what is there.
+#   make demo      train and test a small detector and a small segmentor on the demo data
+#   make test      the fast tests            make test-all   all tests
+#   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
+#   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make setup     the set-up alone          make clean      remove builds and caches, keep $(VENV)
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= cpu
+MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PYTEST_ARGS ?=
+WORK_DIR ?= work_dirs/demo
+export MAX_JOBS
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --progress-bar off
+EXT_SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(EXT_SOURCES))
+SANITIZE_DIR := build/sanitize
+say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all lint format bench sanitize clean
+
+help:
+	@sed -n '2,6s/^# *//p' Makefile
+
+setup: $(STAMPS)/package $(STAMPS)/test
+
+demo: $(STAMPS)/package $(STAMPS)/test
+	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
+
+test: $(STAMPS)/package $(STAMPS)/test
+	$(BIN)/pytest tests $(PYTEST_ARGS)
+
+test-all: $(STAMPS)/package $(STAMPS)/test
+	$(BIN)/pytest tests -m "" $(PYTEST_ARGS)
+
+lint: $(STAMPS)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES))
+
+format: $(STAMPS)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
+
+bench: $(STAMPS)/package $(STAMPS)/test
+	$(BIN)/python benchmarks/backbone_cpu.py
+
+# Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
+# and libstdc++ with them, or they do not see the exceptions of C++. Python's own allocations that
+# live until exit are no leaks of ours. The package is a copy beside the sanitized extension: it
+# comes before the editable installation because it is on PYTHONPATH.
+sanitize: $(STAMPS)/package $(STAMPS)/test
+	$(call say,sanitizer build of the extension)
+	MMVMAMBA_SANITIZE=1 MMVMAMBA_BUILD_EXT=1 $(BIN)/python setup.py --quiet build \
+		--build-base $(SANITIZE_DIR) --build-lib $(SANITIZE_DIR)/lib
+	$(call say,op tests under the sanitizers)
+	PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so):$$(gcc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:detect_odr_violation=0 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		$(BIN)/python -c "import mmvmamba, sys; sys.exit('$(SANITIZE_DIR)' not in mmvmamba.__file__)"
+	PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so):$$(gcc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:detect_odr_violation=0 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		$(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist *.egg-info mmvmamba/_C.* mmvmamba/_build_info.py mmvmamba/.mim
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov $(STAMPS)/package
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# ---- set-up ----------------------------------------------------------------------------------------
+
+$(STAMPS)/venv: requirements/build.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
+	$(call say,1/6 virtual environment in $(VENV))
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: \
+	Debian and Ubuntu have it in the package python3-venv"; exit 1; }
+	@mkdir -p $(STAMPS)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(STAMPS)/torch: requirements/torch.txt | $(STAMPS)/venv
+	$(call say,2/6 PyTorch: a download of about 3 GB where pip has none in its cache)
+	$(INSTALL) -r $<
+	@touch $@
+
+# With a GPU mmcv builds its CUDA ops, which needs nvcc; without nvcc it is told not to see the GPU.
+$(STAMPS)/mmcv: requirements/mmcv.txt $(STAMPS)/torch
+	$(call say,3/6 mmcv: compiles its ops the first time (6 to 7 minutes on 2 cores))
+	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
+		MMCV_WITH_OPS=1 $(INSTALL) --no-build-isolation -r $<
+	@touch $@
+
+# opencv-python needs libGL; on a machine without it the headless build of the same version serves.
+$(STAMPS)/onedl: requirements/onedl.txt $(STAMPS)/mmcv
+	$(call say,4/6 mmdet mmseg and mmpretrain: about 1 minute)
+	$(INSTALL) -r $<
+	@$(BIN)/python -c "import cv2" 2>/dev/null || { \
+		echo "cv2 does not load here: opencv-python is replaced by opencv-python-headless"; \
+		version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('opencv-python'))") && \
+		$(PIP) uninstall --quiet --yes opencv-python && \
+		$(INSTALL) --force-reinstall --no-deps opencv-python-headless==$$version && \
+		$(BIN)/python -c "import cv2"; }
+	@touch $@
+
+$(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/onedl
+	$(call say,5/6 mmvmamba: compiles its extension (up to 3 minutes on 2 cores))
+	$(INSTALL) --no-build-isolation --no-deps --verbose -e .
+	@touch $@
+
+$(STAMPS)/test: requirements/test.txt $(STAMPS)/onedl
+	$(call say,6/6 test tools)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(STAMPS)/lint: requirements/lint.txt | $(STAMPS)/venv
+	$(call say,lint tools)
+	$(INSTALL) -r $<
+	@touch $@

@@ -1,0 +1,357 @@
+"""Build of mmvmamba: the native extension ``mmvmamba._C`` and the ``.mim`` folder.
+
+Environment variables:
+    MMVMAMBA_BUILD_EXT  0 leaves the extension out, 1 makes a failure to build it fatal; by default
+                        a failure is a warning and the package is installed without it.
+    FORCE_CUDA          1 builds the CUDA kernels where no GPU is visible; failures are fatal.
+    TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "8.0;9.0+PTX"; by default all that nvcc knows.
+    MMVMAMBA_SANITIZE   1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
+    MAX_JOBS            the number of compilers that run at a time.
+
+This file can be imported without side effects; ``tests/test_packaging.py`` tests its functions.
+"""
+
+import logging
+import os
+import pprint
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = 'mmvmamba'
+MIM_FILES = ('configs', 'tools', 'demo', 'model-index.yml')
+# Commands that end in an installation. The others (sdist, egg_info, ...) need no torch.
+BUILD_COMMANDS = {
+    'bdist', 'bdist_egg', 'bdist_wheel', 'build', 'build_ext', 'build_py', 'develop', 'dist_info',
+    'editable_wheel', 'install', 'install_lib',
+}  # fmt: skip
+NO_TORCH = """
+mmvmamba is compiled against the PyTorch that it will run with, and no PyTorch can be imported here:
+{error}
+Install PyTorch first, then install mmvmamba without build isolation:
+
+    pip install torch "setuptools>=64" wheel ninja
+    pip install --no-build-isolation .
+
+(MMVMAMBA_BUILD_EXT=0 installs the pure Python package, without the native extension.)
+"""
+
+logger = logging.getLogger('mmvmamba.setup')
+
+
+def env_flag(name, environ=os.environ):
+    """Return True for 1, False for 0 and None where the variable is unset or empty."""
+    value = environ.get(name, '')
+    if value not in ('', '0', '1'):
+        raise SystemExit(f'{name} must be 0 or 1, got {value!r}')
+    return None if value == '' else value == '1'
+
+
+# --------------------------------------------------------------------------------------------------
+# CUDA
+
+
+def toolkit_from_dryrun(text):
+    """Return the toolkit folder that ``nvcc -v --dryrun`` reports, or None."""
+    match = re.search(r'^#\$ TOP=(.+)$', text, flags=re.MULTILINE)
+    return os.path.normpath(match.group(1).strip()) if match else None
+
+
+def arch_list_from_nvcc(text):
+    """Turn the output of ``nvcc --list-gpu-arch`` into an arch list, oldest first.
+
+    ``compute_75 compute_80 compute_120`` gives ``['7.5', '8.0', '12.0+PTX']``.
+    """
+    numbers = sorted({int(number) for number in re.findall(r'\bcompute_(\d+)\b', text)})
+    archs = [f'{number // 10}.{number % 10}' for number in numbers]
+    return archs[:-1] + [archs[-1] + '+PTX'] if archs else []
+
+
+def gencode_flags(archs):
+    """Return nvcc's flags for an arch list as :func:`arch_list_from_nvcc` makes it."""
+    flags = []
+    for arch in archs:
+        number = arch.replace('+PTX', '').replace('.', '')
+        flags.append(f'-gencode=arch=compute_{number},code=sm_{number}')
+        if arch.endswith('+PTX'):
+            flags.append(f'-gencode=arch=compute_{number},code=compute_{number}')
+    return flags
+
+
+def find_cuda_home(environ=os.environ):
+    """Return the folder of the CUDA toolkit, or None.
+
+    ``nvcc`` on the PATH may be a link or a wrapper script far from its toolkit, so a folder counts
+    only if it holds the headers; where none of the guesses does, nvcc itself is asked.
+    """
+    nvcc = shutil.which('nvcc', path=environ.get('PATH'))
+    guesses = [environ.get('CUDA_HOME'), environ.get('CUDA_PATH')]
+    if nvcc:
+        guesses += [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
+        dryrun = [nvcc, '-v', '--dryrun', '-x', 'cu', os.devnull]
+        result = subprocess.run(dryrun, capture_output=True, text=True, check=False)
+        guesses.append(toolkit_from_dryrun(result.stderr + result.stdout))
+    guesses.append('/usr/local/cuda')
+    for guess in guesses:
+        if guess and (Path(guess) / 'include' / 'cuda_runtime.h').is_file():
+            return str(guess)
+    return None
+
+
+def default_arch_list(cuda_home):
+    """Return all architectures that the toolkit's nvcc knows, PTX for the newest."""
+    nvcc = Path(cuda_home) / 'bin' / 'nvcc'
+    output = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True)
+    archs = arch_list_from_nvcc(output.stdout)
+    if not archs:
+        raise RuntimeError(f'{nvcc} --list-gpu-arch names no architecture: set TORCH_CUDA_ARCH_LIST')
+    return archs
+
+
+# --------------------------------------------------------------------------------------------------
+# The extension
+
+
+def host_flags(sanitize, openmp, windows):
+    """Return the flags of the C++ compiler. Never -std: torch's headers say which they need."""
+    if windows:
+        return ['/O2'] + (['/openmp'] if openmp else [])
+    flags = ['-fno-math-errno', '-ffp-contract=fast', '-fvisibility=hidden']
+    # Only compiled, not linked, with OpenMP: the symbols come with libtorch_cpu, so that there is
+    # one thread pool in the process and it is the one that torch.set_num_threads sets.
+    flags += ['-fopenmp'] if openmp else []
+    if sanitize:
+        # vptr needs the type information of torch's classes, which torch's wheels hide.
+        return flags + sanitizer_flags() + ['-O1', '-g', '-fno-omit-frame-pointer']
+    return flags + ['-O3', '-g0']
+
+
+def sanitizer_flags():
+    """Return the flags for compiler and linker."""
+    return ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all']
+
+
+def find_sources(with_cuda):
+    """Return the sorted sources, relative to the repository as setuptools wants them."""
+    patterns = ['*.cpp', 'cpu/*.cpp'] + (['cuda/*.cu', 'cuda/*.cpp'] if with_cuda else [])
+    paths = [path for pattern in patterns for path in (ROOT / 'csrc').glob(pattern)]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def want_cuda(torch, cuda_home):
+    """Decide as torchvision does: a visible GPU and a toolkit, or FORCE_CUDA=1."""
+    if not any((ROOT / 'csrc' / 'cuda').glob('*.cu')):
+        return False
+    if not env_flag('FORCE_CUDA'):
+        return torch.cuda.is_available() and (torch.version.hip is not None or cuda_home is not None)
+    if torch.version.hip is None and torch.version.cuda is None:
+        raise SystemExit(f'FORCE_CUDA=1, but PyTorch {torch.__version__} is built without CUDA')
+    if torch.version.hip is None and cuda_home is None:
+        raise SystemExit('FORCE_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME')
+    return True
+
+
+def make_extension(info):
+    """Return the extension, or None where there is nothing to compile; fills ``info``."""
+    import torch
+
+    cuda_home = find_cuda_home()
+    if cuda_home:
+        os.environ['CUDA_HOME'] = cuda_home  # before torch guesses
+    from torch.utils import cpp_extension
+
+    with_cuda = want_cuda(torch, cuda_home)
+    sanitize = bool(env_flag('MMVMAMBA_SANITIZE'))
+    windows = sys.platform == 'win32'
+    openmp = torch.backends.openmp.is_available() and sys.platform != 'darwin'
+    info.update(torch=torch.__version__, sanitize=sanitize)
+    sources = find_sources(with_cuda)
+    if not sources:
+        return None
+    flags = {'cxx': host_flags(sanitize, openmp, windows)}
+    macros = []
+    if with_cuda:
+        macros.append(('MMVMAMBA_WITH_CUDA', None))
+        flags['nvcc'] = ['-O3']
+        info['cuda'] = torch.version.cuda or torch.version.hip
+        archs = os.environ.get('TORCH_CUDA_ARCH_LIST', '').replace(' ', ';')
+        info['arch_list'] = [arch for arch in archs.split(';') if arch]
+        if torch.version.hip is None:
+            cpp_extension.CUDA_HOME = cuda_home
+            if not info['arch_list']:
+                info['arch_list'] = default_arch_list(cuda_home)
+                flags['nvcc'] += gencode_flags(info['arch_list'])
+    cls = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    return cls(
+        f'{PACKAGE}._C',
+        sources,
+        include_dirs=[str(ROOT / 'csrc')],
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=sanitizer_flags() if sanitize else [],
+    )
+
+
+def first_error(build_dir):
+    """Return the compiler's first error line by asking ninja again, or an empty string."""
+    ninja = shutil.which('ninja')
+    if not ninja or not (Path(build_dir) / 'build.ninja').is_file():
+        return ''
+    command = [ninja, '-C', str(build_dir), '-j', '1']
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    lines = [line.strip() for line in output.splitlines()]
+    return next((line for line in lines if 'error' in line or 'not found' in line), '')
+
+
+def make_build_ext(info):
+    """Return the command class that builds the extension and records how that went."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    fatal = bool(env_flag('MMVMAMBA_BUILD_EXT') or env_flag('FORCE_CUDA'))
+
+    class BuildExt(BuildExtension):
+        """BuildExtension whose failure leaves a pure Python package and the reason."""
+
+        def __init__(self, *args, **kwargs):
+            # The file is loaded by torch.ops.load_library and is no Python module.
+            super().__init__(*args, no_python_abi_suffix=True, **kwargs)
+
+        def run(self):
+            inplace = bool(self.inplace)
+            folder = ROOT / PACKAGE if inplace else Path(self.build_lib) / PACKAGE
+            if inplace:
+                provide_mim(folder, link=True)
+            for stale in folder.glob('_C.*'):
+                stale.unlink()
+            super().run()
+            write_build_info(folder, info)
+
+        def build_extensions(self):
+            if fatal:
+                super().build_extensions()
+                return
+            try:
+                self.check_compiler()
+                super().build_extensions()
+            except Exception as error:  # whatever a compiler, a linker or torch objects to
+                detail = first_error(self.build_temp)
+                info['error'] = f'{error}: {detail}' if detail else str(error)
+                self.extensions.clear()
+                warn_not_built(info['error'])
+
+        def check_compiler(self):
+            """Raise before ninja does where there is no C++ compiler at all."""
+            compiler = os.environ.get('CXX', 'c++').split()[0]
+            if self.compiler.compiler_type == 'unix' and shutil.which(compiler) is None:
+                raise RuntimeError(f'there is no C++ compiler ({compiler} was not found)')
+
+    return BuildExt
+
+
+def warn_not_built(reason):
+    """Say loudly that the package will run on the reference."""
+    line = '*' * 100
+    logger.warning(
+        '\n%s\nThe native extension of mmvmamba was NOT built. The package is installed without it and '
+        'runs the slow PyTorch\nreference. The reason:\n    %s\nSet MMVMAMBA_BUILD_EXT=1 to make this '
+        'an error, MMVMAMBA_BUILD_EXT=0 to skip the extension.\n%s',
+        line,
+        reason,
+        line,
+    )
+
+
+def write_build_info(folder, info):
+    """Write ``_build_info.py``: what the extension was built for, or why it was not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = pprint.pformat(info, sort_dicts=False)
+    lines = ['"""Written by setup.py: how the native extension was built."""', '', f'BUILD_INFO = {text}']
+    (folder / '_build_info.py').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+# --------------------------------------------------------------------------------------------------
+# .mim: configs, tools and the model index inside the package, where MIM and MMEngine look for them
+
+
+def provide_mim(folder, link):
+    """Link or copy the files of :data:`MIM_FILES` into ``folder/.mim``."""
+    target_dir = Path(folder) / '.mim'
+    if target_dir.is_symlink() or target_dir.is_file():
+        target_dir.unlink()
+    shutil.rmtree(target_dir, ignore_errors=True)
+    target_dir.mkdir(parents=True)
+    for name in MIM_FILES:
+        source, target = ROOT / name, target_dir / name
+        if not source.exists():
+            continue
+        if link:
+            try:
+                target.symlink_to(os.path.relpath(source, target_dir))
+                continue
+            except OSError:  # Windows without the right to make links: copy
+                logger.warning('%s cannot be linked and is copied: install again after a change', name)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+        else:
+            shutil.copyfile(source, target)
+
+
+def make_build_py(info, with_ext):
+    """Return the command class that adds ``.mim`` to the package."""
+
+    class BuildPy(build_py):
+        """build_py that also provides ``.mim`` and, without an extension, the build info."""
+
+        def run(self):
+            super().run()
+            editable = getattr(self, 'editable_mode', False)
+            folder = ROOT / PACKAGE if editable else Path(self.build_lib) / PACKAGE
+            provide_mim(folder, link=editable)
+            if not with_ext:
+                write_build_info(folder, info)
+
+    return BuildPy
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def extension_arguments(info, argv):
+    """Return setup()'s arguments for the extension; stops where torch is needed and missing."""
+    building = bool(BUILD_COMMANDS.intersection(argv))
+    if env_flag('MMVMAMBA_BUILD_EXT') is False:
+        info['error'] = 'it was left out at installation (MMVMAMBA_BUILD_EXT=0)'
+        return {}
+    if not building:
+        return {}
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(NO_TORCH.format(error=error)) from None
+    extension = make_extension(info)
+    if extension is None:
+        info['error'] = 'there are no sources in csrc/'
+        return {}
+    return {'ext_modules': [extension], 'cmdclass': {'build_ext': make_build_ext(info)}}
+
+
+def main():
+    """Run setuptools."""
+    logging.basicConfig(format='%(message)s')
+    info = {'torch': None, 'cuda': None, 'arch_list': [], 'sanitize': False, 'error': None}
+    arguments = extension_arguments(info, sys.argv[1:])
+    commands = arguments.pop('cmdclass', {})
+    commands['build_py'] = make_build_py(info, with_ext='ext_modules' in arguments)
+    # The licence stands here and not in pyproject.toml because setuptools before 77 reject the
+    # SPDX form there and those after it the older one.
+    setup(license='Apache-2.0', cmdclass=commands, **arguments)
+
+
+if __name__ == '__main__':
+    main()

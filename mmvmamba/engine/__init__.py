@@ -1,0 +1,1 @@
+"""Hooks, transforms and optimizer constructors for MMEngine's runner."""

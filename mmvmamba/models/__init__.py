@@ -1,0 +1,5 @@
+"""What OpenMMLab's configs see."""
+
+from .vmamba import VMamba
+
+__all__ = ['VMamba']

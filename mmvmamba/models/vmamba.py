@@ -1,0 +1,86 @@
+"""VMamba as an OpenMMLab backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.model import BaseModule
+
+from mmvmamba.nn import VMambaNet
+from mmvmamba.registry import MODELS
+
+from .checkpoint import load_pretrained
+
+
+@MODELS.register_module()
+class VMamba(VMambaNet, BaseModule):
+    """VMamba backbone.
+
+    A PyTorch implementation of: `VMamba: Visual State Space Model
+    <https://arxiv.org/abs/2401.10166>`_
+
+    Args:
+        arch (str | dict): One of the released architectures, 'tiny' ('tiny_s1l8'), 'small'
+            ('small_s2l15'), 'base' ('base_s2l15'), 'tiny_s2l5', 'small_s1l20', 'base_s1l20',
+            'vanilla_tiny', 'vanilla_small' and 'vanilla_base', or a dict of settings of
+            :class:`mmvmamba.nn.Arch`. Defaults to 'tiny'.
+        out_indices (Sequence[int]): The stages whose maps are returned, with strides 4, 8, 16 and
+            32; a negative one counts from the last. Defaults to (0, 1, 2, 3).
+        frozen_stages (int): The stem and the first ``frozen_stages`` stages are frozen; -1
+            freezes nothing. Defaults to -1.
+        drop_path_rate (float, optional): Drop-path rate of the last block; it grows linearly from
+            0. Defaults to None, the architecture's.
+        with_cp (bool): Whether to recompute blocks in the backward to save memory.
+            Defaults to False.
+        in_channels (int): Channels of the images. Defaults to 3.
+        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` takes a
+            released file, a classifier's, detector's or segmentor's; ``prefix`` names the part of
+            a larger model that is taken. Other types are MMEngine's. Defaults to None.
+        **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``, e.g.
+            ``scan='bidirectional'``.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If a name or a number is not allowed.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'tiny',
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float | None = None,
+        with_cp: bool = False,
+        in_channels: int = 3,
+        backend: str = 'auto',
+        init_cfg: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if out_indices is None:
+            raise TypeError('out_indices must be a sequence of int, but got None')
+        super().__init__(
+            arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            backend=backend,
+            **settings,
+        )
+        self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Initialises the weights once, from a file where ``init_cfg`` names one.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is no checkpoint, is truncated, or does not fit.
+        """
+        if self.is_init or not (self.init_cfg and self.init_cfg.get('type') == 'Pretrained'):
+            super().init_weights()
+            return
+        load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix'))
+        self._is_init = True

@@ -1,0 +1,177 @@
+"""The released architectures and what a user may change in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from .layers import ACTIVATIONS, DOWNSAMPLES, STEMS
+from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS
+
+MAX_STATE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """The settings of a VMamba; the defaults are those of VMamba-T s1l8.
+
+    Args:
+        dims (tuple[int, ...]): Channels of each stage.
+        depths (tuple[int, ...]): VSS blocks of each stage.
+        d_state (int): States for each inner channel, 1 to 256.
+        ssm_ratio (float): Inner channels over channels.
+        dt_rank (int, optional): Rank of the time steps' projection; None is ceil(d / 16).
+        gate (str): 'none', 'act' or 'linear'.
+        conv_kernel (int): Size of the depthwise convolution in SS2D, odd; 0 for none.
+        conv_bias (bool): Whether that convolution has a bias.
+        act (str): SS2D's activation: 'silu', 'gelu' or 'relu'.
+        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade'.
+        ssm_init (str): 'mamba', 'random' or 'zero'.
+        out_norm (str): 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or 'sigmoid'.
+        out_act (bool): Whether a GELU follows ``out_norm``.
+        mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP.
+        mlp_act (str): The MLP's activation.
+        stem (str): 'conv' or 'patch'.
+        downsample (str): 'conv' or 'merging'.
+        patch_size (int): Stride of the stem.
+        pos_embed_size (int, optional): Side of the images (pixels) that a learned position
+            embedding is made for; None for no embedding.
+        drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
+    """
+
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (2, 2, 8, 2)
+    d_state: int = 1
+    ssm_ratio: float = 1.0
+    dt_rank: int | None = None
+    gate: str = 'none'
+    conv_kernel: int = 3
+    conv_bias: bool = False
+    act: str = 'silu'
+    scan: str = 'cross'
+    ssm_init: str = 'mamba'
+    out_norm: str = 'ln'
+    out_act: bool = False
+    mlp_ratio: float = 4.0
+    mlp_act: str = 'gelu'
+    stem: str = 'conv'
+    downsample: str = 'conv'
+    patch_size: int = 4
+    pos_embed_size: int | None = None
+    drop_path_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'dims', tuple(self.dims))
+        object.__setattr__(self, 'depths', tuple(self.depths))
+        for name, allowed in (
+            ('gate', GATES),
+            ('act', tuple(ACTIVATIONS)),
+            ('mlp_act', tuple(ACTIVATIONS)),
+            ('scan', SCANS),
+            ('ssm_init', SSM_INITS),
+            ('out_norm', OUT_NORMS),
+            ('stem', tuple(STEMS)),
+            ('downsample', tuple(DOWNSAMPLES)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} must be one of {allowed}, but got {getattr(self, name)!r}')
+        if len(self.dims) != len(self.depths) or not self.dims or min(self.dims) < 1:
+            raise ValueError(
+                f'dims and depths must name the same stages, at least one and with positive '
+                f'numbers, but got dims={self.dims} and depths={self.depths}'
+            )
+        if min(self.depths) < 1:
+            raise ValueError(f'depths must be at least 1 in each stage, but got {self.depths}')
+        if not 1 <= self.d_state <= MAX_STATE:
+            raise ValueError(f'd_state must be in [1, {MAX_STATE}], but got {self.d_state}')
+        if self.conv_kernel < 0 or (self.conv_kernel and self.conv_kernel % 2 == 0):
+            raise ValueError(f'conv_kernel must be 0 or odd, but got {self.conv_kernel}')
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), but got {self.drop_path_rate}')
+        if int(self.ssm_ratio * min(self.dims)) < 1:
+            raise ValueError(f'ssm_ratio must leave at least one channel, but got {self.ssm_ratio}')
+        if self.mlp_ratio < 0:
+            raise ValueError(f'mlp_ratio must be at least 0, but got {self.mlp_ratio}')
+        if self.patch_size % 2:
+            raise ValueError(f'patch_size must be even, but got {self.patch_size}')
+
+    @property
+    def ssm_settings(self) -> dict[str, Any]:
+        """The arguments of :class:`SS2D` that all blocks share."""
+        names = (
+            'd_state',
+            'ssm_ratio',
+            'dt_rank',
+            'gate',
+            'conv_kernel',
+            'conv_bias',
+            'act',
+            'scan',
+            'ssm_init',
+            'out_norm',
+            'out_act',
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+_BASE_DIMS = (128, 256, 512, 1024)
+_VANILLA = dict(
+    d_state=16,
+    ssm_ratio=2.0,
+    gate='act',
+    conv_bias=True,
+    mlp_ratio=0.0,
+    stem='patch',
+    downsample='merging',
+)
+
+#: The architectures with released weights. 'tiny', 'small' and 'base' are those of the paper.
+ARCHS: dict[str, Arch] = {
+    'tiny_s1l8': Arch(),
+    'tiny_s2l5': Arch(depths=(2, 2, 5, 2), ssm_ratio=2.0),
+    'small_s2l15': Arch(depths=(2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.3),
+    'small_s1l20': Arch(depths=(2, 2, 20, 2), drop_path_rate=0.3),
+    'base_s2l15': Arch(_BASE_DIMS, (2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.6),
+    'base_s1l20': Arch(_BASE_DIMS, (2, 2, 20, 2), drop_path_rate=0.5),
+    'vanilla_tiny': Arch(depths=(2, 2, 9, 2), **_VANILLA),
+    'vanilla_small': Arch(depths=(2, 2, 27, 2), **_VANILLA, drop_path_rate=0.3),
+    'vanilla_base': Arch(_BASE_DIMS, (2, 2, 27, 2), **_VANILLA, drop_path_rate=0.6),
+}
+ARCHS.update(
+    tiny=ARCHS['tiny_s1l8'], small=ARCHS['small_s2l15'], base=ARCHS['base_s2l15']
+)
+
+
+def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch:
+    """Turns a name or a dict of settings, and overrides, into an :class:`Arch`.
+
+    Args:
+        arch (str | Mapping | Arch): A key of :data:`ARCHS`, or settings of :class:`Arch`; those
+            left out are VMamba-T's.
+        **overrides: Settings that replace those of ``arch``; None leaves one as it is.
+
+    Raises:
+        TypeError: If ``arch`` is none of these types.
+        ValueError: If the name, a setting or its value is unknown.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'arch must be one of {sorted(ARCHS)} or a dict, but got {arch!r}')
+        settings = ARCHS[arch]
+    elif isinstance(arch, Mapping):
+        settings = Arch(**_known_settings(arch))
+    elif isinstance(arch, Arch):
+        settings = arch
+    else:
+        raise TypeError(f'arch must be a str, dict or Arch, but got {type(arch).__name__}')
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return dataclasses.replace(settings, **_known_settings(given))
+
+
+def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    allowed = [field.name for field in dataclasses.fields(Arch)]
+    unknown = sorted(set(settings) - set(allowed))
+    if unknown:
+        raise ValueError(f'unknown architecture settings {unknown}; allowed are {allowed}')
+    return dict(settings)

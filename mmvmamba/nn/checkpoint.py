@@ -1,0 +1,79 @@
+"""From the spellings of released files to this package's parameter names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Old spellings (January 2024, and the authors' one-file version) and today's, in order.
+_RENAMES = (
+    (r'^patch_embed\.proj\.', 'patch_embed.0.'),
+    (r'^patch_embed\.norm\.', 'patch_embed.2.'),
+    (r'(\.blocks\.\d+)\.ln_1\.', r'\1.norm.'),
+    (r'(\.blocks\.\d+)\.ln_2\.', r'\1.norm2.'),
+    (r'(\.blocks\.\d+)\.self_attention\.', r'\1.op.'),
+    (r'^norm\.', 'classifier.norm.'),
+    (r'^head\.', 'classifier.head.'),
+    (r'\.op\.x_proj\.weight$', '.op.x_proj_weight'),
+    (r'\.op\.dt_projs\.weight$', '.op.dt_projs_weight'),
+    (r'\.op\.dt_projs\.bias$', '.op.dt_projs_bias'),
+)
+_DIRECTIONS = 4
+
+
+def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes a position embedding (1, d, h, w) bicubically to ``size`` (H, W)."""
+    if tuple(pos_embed.shape[2:]) == tuple(size):
+        return pos_embed
+    return F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames and reshapes the tensors of a released backbone or classifier.
+
+    Handles every spelling that was released: prefixes ``module.`` and ``backbone.``, the January 2024
+    names, the one-file version's projections and patch merging, and linear weights given as 1x1
+    convolutions. Names that are already right pass through.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): What the file holds, without its top-level wrapping.
+
+    Returns:
+        dict[str, Tensor]: Tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
+    """
+    keys = [key.removeprefix('module.') for key in state_dict]
+    tensors = dict(zip(keys, state_dict.values(), strict=True))
+    if any(key.startswith('backbone.') for key in keys):
+        # A detector or segmentor: the heads are not ours.
+        tensors = {
+            key.removeprefix('backbone.'): value
+            for key, value in tensors.items()
+            if key.startswith('backbone.')
+        }
+    # The one-file version numbers patch merging's layers, which would read as a convolution's.
+    merging = {
+        match[1]
+        for key, value in tensors.items()
+        if (match := re.match(r'(layers\.\d+\.downsample)\.2\.weight$', key))
+    }
+    return dict(_convert_tensor(key, value, merging) for key, value in tensors.items())
+
+
+def _convert_tensor(key: str, value: Tensor, merging: set[str]) -> tuple[str, Tensor]:
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    stage = re.match(r'(layers\.\d+\.downsample)\.([12])\.', key)
+    if stage and stage[1] in merging:
+        name = {'1': 'norm', '2': 'reduction'}[stage[2]]
+        key = key.replace(f'{stage[1]}.{stage[2]}.', f'{stage[1]}.{name}.')
+    if key.endswith(('.op.x_proj_weight', '.op.dt_projs_weight')) and value.dim() == 2:
+        value = value.unflatten(0, (_DIRECTIONS, -1))  # (4 * n, m) -> (4, n, m)
+    elif key.endswith('.op.dt_projs_bias') and value.dim() == 1:
+        value = value.unflatten(0, (_DIRECTIONS, -1))
+    elif key.endswith('.weight') and value.dim() == 4 and value.shape[2:] == (1, 1):
+        # Depthwise kernels are 3x3 and never meet this.
+        value = value.flatten(1)
+    return key, value

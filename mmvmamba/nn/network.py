@@ -1,0 +1,219 @@
+"""The VMamba network in plain PyTorch (arXiv 2401.10166)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .arch import Arch, resolve_arch
+from .block import VSSBlock
+from .layers import DOWNSAMPLES, STEMS, Linear, channels_first
+from .checkpoint import resize_pos_embed
+
+
+class VSSStage(nn.Sequential):
+    """The blocks of a stage, then the layer that halves the map before the next one."""
+
+    def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+
+class VMambaNet(nn.Module):
+    """VMamba as a classifier or, with ``out_indices``, as a backbone.
+
+    Parameter names are those of the released files.
+
+    Args:
+        arch (str | dict | Arch): A key of :data:`mmvmamba.nn.ARCHS`, or settings of
+            :class:`mmvmamba.nn.Arch`. Defaults to 'tiny'.
+        in_channels (int): Channels of the images. Defaults to 3.
+        num_classes (int): Classes of the classifier. Defaults to 1000.
+        out_indices (Sequence[int], optional): The stages whose normalised maps a backbone
+            returns; a negative one counts from the last. Defaults to None, a classifier.
+        frozen_stages (int): The stem and the first ``frozen_stages`` stages (with the
+            downsampling after each) get no gradient and stay in eval mode; -1 freezes nothing,
+            0 the stem. Defaults to -1.
+        with_cp (bool): Whether to recompute each block in the backward instead of keeping its
+            activations (non-reentrant checkpointing). Defaults to False.
+        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``; None
+            leaves one as it is.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If a name or a number is not allowed.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] | Arch = 'tiny',
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        backend: str = 'auto',
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.settings = arch = resolve_arch(arch, **settings)
+        stages = len(arch.dims)
+        if not -1 <= frozen_stages <= stages:
+            raise ValueError(f'frozen_stages must be in [-1, {stages}], but got {frozen_stages}')
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.out_indices = None if out_indices is None else _stage_indices(out_indices, stages)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+
+        self.patch_embed = STEMS[arch.stem](in_channels, arch.dims[0], arch.patch_size)
+        self.pos_embed = None
+        if arch.pos_embed_size is not None:
+            side = arch.pos_embed_size // arch.patch_size
+            self.pos_embed = nn.Parameter(torch.zeros(1, arch.dims[0], side, side))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.layers = nn.ModuleList(self._build_stages(arch, backend))
+        if self.out_indices is None:
+            self.classifier = nn.Sequential()
+            self.classifier.add_module('norm', nn.LayerNorm(arch.dims[-1]))
+            self.classifier.add_module('permute', channels_first())
+            self.classifier.add_module('avgpool', nn.AdaptiveAvgPool2d(1))
+            self.classifier.add_module('flatten', nn.Flatten(1))
+            self.classifier.add_module('head', Linear(arch.dims[-1], num_classes))
+        else:
+            for i in self.out_indices:
+                self.add_module(f'outnorm{i}', nn.LayerNorm(arch.dims[i]))
+        self._reset_linear_layers()
+        self._freeze_stages()
+
+    def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
+        rates = iter(torch.linspace(0, arch.drop_path_rate, sum(arch.depths)).tolist())
+        stages = []
+        for i, (dim, depth) in enumerate(zip(arch.dims, arch.depths, strict=True)):
+            blocks = [
+                VSSBlock(
+                    dim,
+                    next(rates),
+                    arch.mlp_ratio,
+                    arch.mlp_act,
+                    backend=backend,
+                    **arch.ssm_settings,
+                )
+                for _ in range(depth)
+            ]
+            last = i + 1 == len(arch.dims)
+            # A backbone that stops at an earlier stage keeps the later ones: a released file
+            # loads whole, and out_indices may change afterwards.
+            downsample = (
+                nn.Identity() if last else DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1])
+            )
+            stages.append(VSSStage(blocks, downsample))
+        return stages
+
+    def _reset_linear_layers(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        frozen += [getattr(self, f'outnorm{i}', None) for i in range(self.frozen_stages)]
+        for module in filter(None, frozen):
+            module.eval()
+            module.requires_grad_(False)
+        if self.pos_embed is not None:
+            self.pos_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> VMambaNet:
+        """Sets the mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _check_image(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f'the images must be a torch.Tensor, but got {type(x).__name__}')
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'the images must have shape (N, {self.in_channels}, H, W), but got '
+                f'{tuple(x.shape)}'
+            )
+        side = self.settings.patch_size if self.settings.stem == 'patch' else 1
+        if min(x.shape[2:]) < side:
+            raise ValueError(
+                f'the images must be at least {side} pixels high and wide, but got '
+                f'{tuple(x.shape)}'
+            )
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> the first stage's input (N, H/4, W/4, d0), position added."""
+        self._check_image(x)
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        if self.pos_embed is not None:
+            pos = resize_pos_embed(self.pos_embed, x.shape[1:3])
+            x = x + pos.to(x.dtype).permute(0, 2, 3, 1)
+        return x
+
+    def run_blocks(self, stage: VSSStage, x: Tensor) -> Tensor:
+        """The blocks of a stage, without its downsampling, (N, H, W, d) -> (N, H, W, d)."""
+        for block in stage.blocks:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> the last stage's output (N, H/32, W/32, d3)."""
+        x = self.stem(x)
+        for stage in self.layers:
+            x = stage.downsample(self.run_blocks(stage, x))
+        return x
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) -> the normalised maps (N, d_i, H_i, W_i) of ``out_indices``."""
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.layers[: max(self.out_indices) + 1]):
+            x = self.run_blocks(stage, x)
+            if i in self.out_indices:
+                # Necks take NCHW; channels-last memory, so that nothing is copied.
+                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+            if i != max(self.out_indices):
+                x = stage.downsample(x)
+        return tuple(outs)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Class scores (N, num_classes), or with ``out_indices`` a tuple of NCHW maps.
+
+        Args:
+            x (Tensor): Images (N, in_channels, H, W) of any size.
+
+        Raises:
+            TypeError: If ``x`` is no tensor.
+            ValueError: If ``x`` is not 4-D, has other channels or is smaller than a patch.
+        """
+        if self.out_indices is None:
+            return self.classifier(self.forward_features(x))
+        return self.forward_stages(x)
+
+
+def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
+    if isinstance(out_indices, int) or not all(isinstance(i, int) for i in out_indices):
+        raise TypeError(f'out_indices must be a sequence of int, but got {out_indices!r}')
+    if not out_indices or any(not -stages <= i < stages for i in out_indices):
+        raise ValueError(
+            f'out_indices must be in [{-stages}, {stages - 1}], at least one, but got '
+            f'{tuple(out_indices)}'
+        )
+    return tuple(sorted({i % stages for i in out_indices}))

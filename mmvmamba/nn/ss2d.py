@@ -1,0 +1,209 @@
+"""SS2D, the 2-D selective scan module of VMamba (arXiv 2401.10166, Sec. 4.2 and Fig. 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvmamba.ops import ss2d_scan
+from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
+
+from .layers import ACTIVATIONS, Linear, channels_first, channels_last
+
+DIRECTIONS = 4
+SCANS = (*SCAN_PATTERNS, 'cascade')
+SSM_INITS = ('mamba', 'random', 'zero')
+GATES = ('none', 'act', 'linear')
+
+
+class SpatialSoftmax(nn.Module):
+    """Softmax over the positions of a map (N, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2).softmax(dim=1).view_as(x)
+
+
+def _depthwise(dim: int) -> nn.Conv2d:
+    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+
+
+def build_out_norm(name: str, dim: int) -> nn.Module:
+    """The normalisation after the scan, over (N, H, W, C).
+
+    The indices of the layers inside a sequence are those of the authors' code, which are keys in
+    a file that was trained with it.
+    """
+    if name == 'ln':
+        return nn.LayerNorm(dim)
+    if name == 'none':
+        return nn.Identity()
+    if name == 'dwconv3':
+        return nn.Sequential(channels_first(), _depthwise(dim), channels_last())
+    if name == 'ln_dwconv3':
+        return nn.Sequential(nn.LayerNorm(dim), channels_first(), _depthwise(dim), channels_last())
+    return {'softmax': SpatialSoftmax, 'sigmoid': nn.Sigmoid}[name]()
+
+
+OUT_NORMS = ('ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax', 'sigmoid')
+
+
+class SS2D(nn.Module):
+    """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
+
+    Args:
+        dim (int): Input and output channels d.
+        d_state (int): States N for each inner channel. Defaults to 1.
+        ssm_ratio (float): Inner channels C = int(ssm_ratio * d). Defaults to 1.
+        dt_rank (int, optional): Rank R of the time steps' projection. Defaults to None, ceil(d/16).
+        gate (str): 'none', 'act' (the result is multiplied by the activation of a second
+            projection of the input, as in Mamba) or 'linear' (without that activation).
+            Defaults to 'none'.
+        conv_kernel (int): Size of the depthwise convolution, odd; 0 or 1 for none. Defaults to 3.
+        conv_bias (bool): Whether the convolution has a bias. Defaults to False.
+        act (str): The activation after the convolution: 'silu', 'gelu' or 'relu'.
+            Defaults to 'silu'.
+        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then columns).
+            Defaults to 'cross'.
+        ssm_init (str): Initialisation of the SSM's parameters: 'mamba', 'random' or 'zero'.
+            Defaults to 'mamba'.
+        out_norm (str): What follows the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or
+            'sigmoid'. Defaults to 'ln'.
+        out_act (bool): Whether a GELU follows ``out_norm``. Defaults to False.
+        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 1,
+        ssm_ratio: float = 1.0,
+        dt_rank: int | None = None,
+        gate: str = 'none',
+        conv_kernel: int = 3,
+        conv_bias: bool = False,
+        act: str = 'silu',
+        scan: str = 'cross',
+        ssm_init: str = 'mamba',
+        out_norm: str = 'ln',
+        out_act: bool = False,
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.d_state = d_state
+        self.d_inner = int(ssm_ratio * dim)
+        self.dt_rank = dt_rank or math.ceil(dim / 16)
+        self.gate = gate
+        self.scan = scan
+        self.backend = backend
+
+        self.in_proj = Linear(dim, self.d_inner * (1 if gate == 'none' else 2), bias=False)
+        self.act = ACTIVATIONS[act]()
+        self.conv2d = None
+        if conv_kernel > 1:
+            self.conv2d = nn.Conv2d(
+                self.d_inner,
+                self.d_inner,
+                conv_kernel,
+                padding=conv_kernel // 2,
+                groups=self.d_inner,
+                bias=conv_bias,
+            )
+        inner = self.dt_rank + 2 * d_state
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, self.d_inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, self.d_inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, self.d_inner))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner))
+        self.out_norm = build_out_norm(out_norm, self.d_inner)
+        self.out_act = nn.GELU() if out_act else nn.Identity()
+        self.out_proj = Linear(self.d_inner, dim, bias=False)
+        self.reset_ssm_parameters(ssm_init)
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self, ssm_init: str) -> None:
+        """Initialises the SSM's parameters: VMamba's appendix, and Mamba's code for 'mamba'."""
+        bound = self.d_inner**-0.5
+        self.x_proj_weight.uniform_(-bound, bound)
+        self.Ds.fill_(1)
+        if ssm_init == 'mamba':
+            bound = self.dt_rank**-0.5
+            self.dt_projs_weight.uniform_(-bound, bound)
+            # Time steps log-uniform in [1e-3, 0.1]; the bias is their inverse softplus.
+            low, high = math.log(1e-3), math.log(0.1)
+            dt = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
+            self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+            self.A_logs.copy_(states.log().expand_as(self.A_logs))
+        elif ssm_init == 'random':
+            self.dt_projs_weight.normal_(std=0.1)
+            self.dt_projs_bias.normal_(std=0.1)
+            self.A_logs.normal_()
+        else:
+            self.dt_projs_weight.uniform_(0, 0.1)
+            self.dt_projs_bias.uniform_(0, 0.1)
+            self.A_logs.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, d) -> (N, H, W, d)."""
+        z = None
+        if self.gate == 'none':
+            x = self.in_proj(x)
+        else:
+            # Two products with halves of the weight give two contiguous maps, where splitting one
+            # product's result would give two strided ones.
+            weight_x, weight_z = self.in_proj.weight.chunk(2)
+            x, z = F.linear(x, weight_x), F.linear(x, weight_z)
+        if self.conv2d is not None:
+            x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
+        x = self.act(x)
+        y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
+        # Outside autocast the output norm must see the weights' dtype.
+        y = self.out_norm(y).to(x.dtype)
+        y = self.out_act(y)
+        if z is not None:
+            y = y * (self.act(z) if self.gate == 'act' else z)
+        return self.out_proj(y)
+
+    def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
+        """Projects a map to the SSM's input-dependent parameters and scans it.
+
+        Args:
+            x (Tensor): The map (N, H, W, C).
+            pattern (str | tuple[int, ...]): As in :func:`mmvmamba.ops.ss2d_scan`.
+            first (int): The first direction whose parameters are used. Defaults to 0.
+
+        Returns:
+            Tensor: The merged map (N, H, W, C); float32 for a float16 ``x``, which the sum of
+            four directions could overflow.
+        """
+        count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
+        part = slice(first, first + count)
+        acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        # The projection commutes with any reordering of positions: once, in image order.
+        proj = F.linear(x, self.x_proj_weight[part].flatten(0, 1))
+        A = -self.A_logs.to(acc).exp().view(DIRECTIONS, self.d_inner, self.d_state)[part]
+        return ss2d_scan(
+            x,
+            proj.to(x.dtype).unflatten(-1, (count, -1)),
+            self.dt_projs_weight[part],
+            self.dt_projs_bias[part],
+            A,
+            self.Ds.view(DIRECTIONS, self.d_inner)[part],
+            pattern,
+            out_dtype=torch.float32 if x.dtype == torch.float16 else None,
+            backend=self.backend,
+        )
+
+    def cascade_core(self, x: Tensor) -> Tensor:
+        """Scans each row both ways, then each column of the result, normalised in between."""
+        N, H, W, C = x.shape
+        both_ways = (ROW, ROW_REVERSED)
+        x = F.layer_norm(x, (C,)).to(x.dtype)
+        y = self.core(x.reshape(N * H, 1, W, C), both_ways).view(N, H, W, C)
+        y = F.layer_norm(y, (C,)).to(x.dtype).transpose(1, 2)  # (N, W, H, C)
+        y = self.core(y.reshape(N * W, 1, H, C), both_ways, first=2).view(N, W, H, C)
+        return y.transpose(1, 2)

@@ -1,0 +1,20 @@
+"""Selective scans over sequences and maps. Needs torch alone."""
+
+from . import _registrations as _registrations
+from ._extension import ExtensionUnavailableWarning, has_kernel, load_extension
+from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
+from .selective_scan import selective_scan, selective_scan_reference
+from .ss2d_scan import ss2d_scan, ss2d_scan_reference
+
+__all__ = [
+    'SCAN_PATTERNS',
+    'ExtensionUnavailableWarning',
+    'cross_merge',
+    'cross_scan',
+    'has_kernel',
+    'load_extension',
+    'selective_scan',
+    'selective_scan_reference',
+    'ss2d_scan',
+    'ss2d_scan_reference',
+]

@@ -1,0 +1,104 @@
+"""Checks of the ops' arguments and the choice of a backend, in one place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._extension import has_kernel, load_extension, warn_no_kernel
+
+Backend = Literal['auto', 'native', 'reference']
+BACKENDS = ('auto', 'native', 'reference')
+
+#: The dtypes that the native kernels of a device read and write.
+NATIVE_DTYPES = {
+    'cpu': (torch.float32, torch.bfloat16, torch.float64),
+    'cuda': (torch.float32, torch.float16, torch.bfloat16, torch.float64),
+}
+MAX_STATE = 256
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and sums: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_tensor(
+    name: str,
+    value: object,
+    shape: tuple[int | str | None, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Checks that an argument is a floating point tensor of a shape on a device.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (object): What the user gave.
+        shape (tuple): A number for a size that is fixed, a letter for one that is free.
+        device (torch.device, optional): Where the tensor must be. Defaults to None, anywhere.
+
+    Raises:
+        TypeError: If ``value`` is no tensor or not of a floating point dtype.
+        ValueError: If shape or device differ.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{name} must be a torch.Tensor, but got {type(value).__name__}')
+    if not value.is_floating_point():
+        raise TypeError(f'{name} must be of a floating point dtype, but got {value.dtype}')
+    expected = '(' + ', '.join(str(s) for s in shape) + (',)' if len(shape) == 1 else ')')
+    if value.dim() != len(shape):
+        raise ValueError(
+            f'{name} must have {len(shape)} dimensions {expected}, but got shape '
+            f'{tuple(value.shape)}'
+        )
+    for size, want in zip(value.shape, shape, strict=True):
+        if isinstance(want, int) and size != want:
+            raise ValueError(
+                f'{name} must have shape {expected}, but got shape {tuple(value.shape)}'
+            )
+    if device is not None and value.device != device:
+        raise ValueError(f'{name} must be on {device} as the input is, but is on {value.device}')
+
+
+def check_state_size(d_state: int) -> None:
+    """Checks that the number of states is one that every backend computes."""
+    if not 1 <= d_state <= MAX_STATE:
+        raise ValueError(f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}')
+
+
+def choose_backend(op: str, backend: str, value: Tensor) -> str:
+    """Decides between the native kernel and the PyTorch form.
+
+    Args:
+        op (str): The op's name in ``torch.ops.mmvmamba``.
+        backend (str): What the user asked for: 'auto', 'native' or 'reference'.
+        value (Tensor): The input, whose device and dtype decide.
+
+    Returns:
+        str: 'native', 'reference' or, where 'auto' found no kernel, 'chunked': the PyTorch form
+        that is meant to run, not to be read.
+
+    Raises:
+        ValueError: If ``backend`` is unknown.
+        RuntimeError: If ``backend='native'`` and there is no kernel, with the reason.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}, but got {backend!r}')
+    if backend == 'reference':
+        return 'reference'
+    device = value.device.type
+    if device == 'meta':
+        return 'native' if load_extension() is None else 'chunked'
+    if not has_kernel(op, device):
+        reason = load_extension() or f'the extension was built without {device} kernels'
+    elif value.dtype not in NATIVE_DTYPES[device]:
+        names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])
+        reason = f'the {device} kernels take {names}, not {value.dtype}'
+    else:
+        return 'native'
+    if backend == 'native':
+        raise RuntimeError(f"backend='native' cannot run {op} on {device}: {reason}")
+    warn_no_kernel(device, reason)
+    return 'chunked'

@@ -1,0 +1,104 @@
+"""Cross-scan and cross-merge: a map as sequences and back (VMamba, Sec. 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import check_tensor
+
+#: The orders in which a direction can read a map of H x W positions:
+#: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.
+ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED = range(4)
+
+#: The scan patterns of VMamba and its ablation: the order of each direction.
+SCAN_PATTERNS: dict[str, tuple[int, ...]] = {
+    'cross': (ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED),
+    'unidirectional': (ROW, ROW, ROW, ROW),
+    'bidirectional': (ROW, ROW, ROW_REVERSED, ROW_REVERSED),
+}
+
+
+def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
+    """Turns a pattern's name, or a sequence of orders, into the order of each direction.
+
+    Raises:
+        ValueError: If the name is unknown, or an order is not 0, 1, 2 or 3.
+    """
+    if isinstance(pattern, str):
+        if pattern not in SCAN_PATTERNS:
+            raise ValueError(
+                f'pattern must be one of {tuple(SCAN_PATTERNS)} or a sequence of orders, but got '
+                f'{pattern!r}'
+            )
+        return SCAN_PATTERNS[pattern]
+    orders = tuple(pattern)
+    if not orders or any(order not in (0, 1, 2, 3) for order in orders):
+        raise ValueError(f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {orders}')
+    return orders
+
+
+def to_sequence(x: Tensor, order: int) -> Tensor:
+    """Reads a map (N, H, W, C) as the sequence (N, L, C) of one order."""
+    x = x.transpose(1, 2) if order in (COLUMN, COLUMN_REVERSED) else x
+    x = x.flatten(1, 2)
+    return x.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else x
+
+
+def to_map(y: Tensor, order: int, height: int, width: int) -> Tensor:
+    """Puts a sequence (N, L, C) of one order back in image order (N, H, W, C)."""
+    y = y.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else y
+    if order in (COLUMN, COLUMN_REVERSED):
+        return y.unflatten(1, (width, height)).transpose(1, 2)
+    return y.unflatten(1, (height, width))
+
+
+def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
+    """Reads a map as one sequence for each scan direction.
+
+    Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
+
+    Args:
+        x (Tensor): The map (N, C, H, W), of any dtype and strides.
+        pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order
+            of each of K directions. Defaults to 'cross'.
+
+    Returns:
+        Tensor: The sequences (N, K, C, H * W).
+
+    Raises:
+        TypeError: If ``x`` is no floating point tensor.
+        ValueError: If ``x`` is not 4-D or the pattern is unknown.
+    """
+    check_tensor('x', x, ('N', 'C', 'H', 'W'))
+    orders = resolve_pattern(pattern)
+    x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
+    return torch.stack([to_sequence(x, order).transpose(1, 2) for order in orders], dim=1)
+
+
+def cross_merge(
+    ys: Tensor, height: int, width: int, pattern: str | Sequence[int] = 'cross'
+) -> Tensor:
+    """Puts the sequences of all directions back in image order and adds them.
+
+    The transpose of :func:`cross_scan` as a linear map.
+
+    Args:
+        ys (Tensor): The sequences (N, K, C, L) with L = height * width.
+        height (int): The map's height H.
+        width (int): The map's width W.
+        pattern (str | Sequence[int]): As in :func:`cross_scan`. Defaults to 'cross'.
+
+    Returns:
+        Tensor: The map (N, C, H, W).
+
+    Raises:
+        TypeError: If ``ys`` is no floating point tensor.
+        ValueError: If the shapes disagree or the pattern is unknown.
+    """
+    orders = resolve_pattern(pattern)
+    check_tensor('ys', ys, ('N', len(orders), 'C', height * width))
+    maps = [to_map(ys[:, k].transpose(1, 2), order, height, width) for k, order in enumerate(orders)]
+    return torch.stack(maps).sum(0).permute(0, 3, 1, 2)

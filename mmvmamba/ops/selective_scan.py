@@ -1,0 +1,230 @@
+"""The selective scan of Mamba (arXiv 2312.00752, Sec. 3.2 and Alg. 2) over 1-D sequences."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend
+
+
+def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, position by position: the specification of every scan here.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t with h_{-1} = 0, and y_t = C_t . h_t.
+
+    Args:
+        u (Tensor): The input (N, L, D).
+        dt (Tensor): The time steps (N, L, D).
+        A (Tensor): The decay rates (D, S).
+        B (Tensor): The input weights, broadcastable to (N, L, D, S).
+        C (Tensor): The output weights, broadcastable to (N, L, D, S).
+
+    Returns:
+        tuple[Tensor, Tensor]: y (N, L, D) and the last state (N, D, S).
+    """
+    N, L, D = u.shape
+    decay = torch.exp(dt.unsqueeze(-1) * A)  # (N, L, D, S)
+    drive = (dt * u).unsqueeze(-1) * B
+    h, ys = u.new_zeros(N, D, A.shape[1]), []
+    for t in range(L):
+        h = decay[:, t] * h + drive[:, t]
+        ys.append((h * C[:, t]).sum(-1))
+    return (torch.stack(ys, dim=1) if ys else torch.zeros_like(u)), h
+
+
+def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`scan_reference` in about 2 sqrt(L) steps, for machines without a kernel.
+
+    The sequence is cut into chunks of T = sqrt(L) positions. All chunks advance together from a
+    zero state; then the states at the chunks' ends are carried over, and each position gets the
+    decayed carry of its chunk. Only products of decays are formed, never their inverses, so no
+    length overflows.
+
+    Args and returns are those of :func:`scan_reference`.
+    """
+    N, L, D = u.shape
+    T = max(1, math.isqrt(L))
+    chunks = -(-L // T) if L else 0
+    if chunks == 0:
+        return torch.zeros_like(u), u.new_zeros(N, D, A.shape[1])
+    # A padded position has dt = 0: decay 1 and drive 0, so that the last state is untouched.
+    pad = chunks * T - L
+    dt_padded = F.pad(dt, (0, 0, 0, pad))
+    decay = torch.exp(dt_padded.unsqueeze(-1) * A).unflatten(1, (chunks, T))
+    drive = F.pad((dt * u).unsqueeze(-1) * B, (0, 0, 0, 0, 0, pad)).unflatten(1, (chunks, T))
+    h, p = drive[:, :, 0], decay[:, :, 0]
+    hs, ps = [h], [p]
+    for t in range(1, T):
+        h, p = decay[:, :, t] * h + drive[:, :, t], p * decay[:, :, t]
+        hs.append(h)
+        ps.append(p)
+    carry = u.new_zeros(N, D, A.shape[1])
+    carries = []
+    for g in range(chunks):
+        carries.append(carry)
+        carry = p[:, g] * carry + h[:, g]
+    states = torch.stack(hs, 2) + torch.stack(ps, 2) * torch.stack(carries, 1).unsqueeze(2)
+    states = states.flatten(1, 2)[:, :L]  # (N, L, D, S)
+    return (states * C).sum(-1), carry
+
+
+def _check_arguments(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    check_tensor('u', u, ('B', 'D', 'L'))
+    batch, dim, length = u.shape
+    check_tensor('delta', delta, (batch, dim, length), u.device)
+    check_tensor('A', A, (dim, 'N'), u.device)
+    check_state_size(A.shape[1])
+    for name, value in (('B', B), ('C', C)):
+        if isinstance(value, Tensor) and value.dim() == 2:
+            check_tensor(name, value, (dim, A.shape[1]), u.device)
+        elif isinstance(value, Tensor) and value.dim() == 3:
+            check_tensor(name, value, (batch, A.shape[1], length), u.device)
+        else:
+            check_tensor(name, value, (batch, 'G', A.shape[1], length), u.device)
+            if value.shape[1] == 0 or dim % value.shape[1] != 0:
+                raise ValueError(
+                    f'{name} has {value.shape[1]} groups, which must divide the {dim} channels of u'
+                )
+    if D is not None:
+        check_tensor('D', D, (dim,), u.device)
+    if z is not None:
+        check_tensor('z', z, (batch, dim, length), u.device)
+    if delta_bias is not None:
+        check_tensor('delta_bias', delta_bias, (dim,), u.device)
+    for name, value in (('delta', delta), ('B', B), ('C', C), ('z', z)):
+        if value is not None and value.dim() >= 3 and value.dtype != u.dtype:
+            raise TypeError(f'{name} must be {u.dtype} as u is, but is {value.dtype}')
+
+
+def _weights_per_position(value: Tensor, dim: int) -> Tensor:
+    """B or C in any of its three forms as a tensor broadcastable to (N, L, D, S)."""
+    if value.dim() == 2:  # (D, S), constant
+        return value[None, None]
+    if value.dim() == 3:  # (N, S, L), shared by all channels
+        return value.transpose(1, 2).unsqueeze(2)
+    per_group = dim // value.shape[1]
+    return value.permute(0, 3, 1, 2).repeat_interleave(per_group, dim=2)  # (N, L, D, S)
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    scan=scan_reference,
+) -> tuple[Tensor, Tensor]:
+    """:func:`selective_scan` in plain PyTorch: the specification of the native kernels.
+
+    ``scan`` is :func:`scan_reference` or :func:`scan_chunked`. Returns the output and the last
+    state.
+    """
+    dtype, acc = u.dtype, accumulate_dtype(u.dtype)
+    dt = delta.to(acc).transpose(1, 2)  # (B, L, D)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(acc)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    x = u.to(acc).transpose(1, 2)
+    weights = [_weights_per_position(v.to(acc), u.shape[1]) for v in (B, C)]
+    y, last_state = scan(x, dt, A.to(acc), *(w.expand(-1, u.shape[2], -1, -1) for w in weights))
+    if D is not None:
+        y = y + D.to(acc) * x
+    y = y.transpose(1, 2)
+    if z is not None:
+        y = y * F.silu(z.to(acc))
+    return y.to(dtype), last_state
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    backend: str = 'auto',
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The selective scan, with the arguments of ``mamba_ssm``'s ``selective_scan_fn``.
+
+    With dt = delta + delta_bias, passed through softplus if asked for:
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, times SiLU(z_t) where
+    there is a z. Sums and states are float32 inside, float64 for float64 input.
+
+    Args:
+        u (Tensor): The input (B, D, L), float32, float16, bfloat16 or float64.
+        delta (Tensor): The time steps (B, D, L), of ``u``'s dtype.
+        A (Tensor): The decay rates (D, N), 1 <= N <= 256.
+        B (Tensor): The input weights: (B, N, L), in G groups of channels (B, G, N, L), both of
+            ``u``'s dtype, or constant for each channel (D, N).
+        C (Tensor): The output weights, in one of the forms of ``B``.
+        D (Tensor, optional): The skip weights (D). Defaults to None.
+        z (Tensor, optional): The gate (B, D, L), of ``u``'s dtype. Defaults to None.
+        delta_bias (Tensor, optional): Added to ``delta`` (D). Defaults to None.
+        delta_softplus (bool): Whether softplus is applied to the time steps. Defaults to False.
+        return_last_state (bool): Whether to return the last state too; no gradient flows through
+            it. Defaults to False.
+        backend (str): 'native', 'reference' or 'auto', the native kernel where there is one.
+            Defaults to 'auto'.
+
+    Returns:
+        Tensor | tuple[Tensor, Tensor]: The output (B, D, L) of ``u``'s dtype, and with
+        ``return_last_state`` the state (B, D, N) after the last position, float32 or float64.
+
+    Raises:
+        TypeError: If an argument is no floating point tensor, or dtypes disagree.
+        ValueError: If shapes or devices disagree, or ``backend`` is unknown.
+        RuntimeError: If ``backend='native'`` and no kernel can run.
+    """
+    _check_arguments(u, delta, A, B, C, D, z, delta_bias)
+    chosen = choose_backend('selective_scan', backend, u)
+    if chosen == 'native':
+        y, last_state = _selective_scan_native(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    else:
+        scan = scan_reference if chosen == 'reference' else scan_chunked
+        y, last_state = selective_scan_reference(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, scan
+        )
+    return (y, last_state.detach()) if return_last_state else y
+
+
+def _selective_scan_native(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    acc = accumulate_dtype(u.dtype)
+    # (B, N, L) is one group; the constant (D, N) form keeps its own schema entry and stays 2-D.
+    B, C = (v.unsqueeze(1) if v.dim() == 3 else v.to(acc) if v.dim() == 2 else v for v in (B, C))
+    optional = [v if v is None else v.to(acc) for v in (D, delta_bias)]
+    inputs = (u, delta, A.to(acc), B, C, optional[0], z, optional[1])
+    save_states = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+    y, last_state, _ = torch.ops.mmvmamba.selective_scan(*inputs, delta_softplus, save_states)
+    return y, last_state

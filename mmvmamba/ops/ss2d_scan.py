@@ -1,0 +1,129 @@
+"""The core of SS2D as one op: a map scanned in four orders without a reordered copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend
+from .cross_scan import resolve_pattern, to_map, to_sequence
+from .selective_scan import scan_chunked, scan_reference
+
+
+def _check_arguments(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    directions: int,
+    out_dtype: torch.dtype | None,
+) -> None:
+    check_tensor('x', x, ('N', 'H', 'W', 'C'))
+    N, H, W, C = x.shape
+    check_tensor('dt_weight', dt_weight, (directions, C, 'R'), x.device)
+    check_tensor('dt_bias', dt_bias, (directions, C), x.device)
+    check_tensor('A', A, (directions, C, 'S'), x.device)
+    check_tensor('D', D, (directions, C), x.device)
+    check_state_size(A.shape[2])
+    if H == 0 or W == 0:
+        raise ValueError(f'x must have a height and width of at least 1, but got {tuple(x.shape)}')
+    if dt_weight.shape[2] == 0:
+        raise ValueError('dt_weight must have a rank of at least 1 in its last dimension, got 0')
+    inner = dt_weight.shape[2] + 2 * A.shape[2]
+    check_tensor('proj', proj, (N, H, W, directions, inner), x.device)
+    if proj.dtype != x.dtype:
+        raise TypeError(f'proj must be {x.dtype} as x is, but is {proj.dtype}')
+    allowed = (None, x.dtype, accumulate_dtype(x.dtype))
+    if out_dtype not in allowed:
+        raise TypeError(f'out_dtype must be one of {allowed} for x of {x.dtype}, got {out_dtype}')
+
+
+def ss2d_scan_reference(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    pattern: str | Sequence[int] = 'cross',
+    out_dtype: torch.dtype | None = None,
+    scan=scan_reference,
+) -> Tensor:
+    """:func:`ss2d_scan` in plain PyTorch: the specification of the native kernels.
+
+    ``scan`` is :func:`scan_reference` or :func:`scan_chunked`.
+    """
+    acc = accumulate_dtype(x.dtype)
+    H, W = x.shape[1:3]
+    rank, d_state = dt_weight.shape[2], A.shape[2]
+    y = torch.zeros_like(x, dtype=acc)
+    for k, order in enumerate(resolve_pattern(pattern)):
+        u = to_sequence(x.to(acc), order)  # (N, L, C)
+        low, B, C = to_sequence(proj[:, :, :, k].to(acc), order).split([rank, d_state, d_state], -1)
+        dt = F.softplus(low @ dt_weight[k].to(acc).T + dt_bias[k].to(acc))
+        out, _ = scan(u, dt, A[k].to(acc), B.unsqueeze(2), C.unsqueeze(2))
+        y = y + to_map(out + D[k].to(acc) * u, order, H, W)
+    return y.to(out_dtype or x.dtype)
+
+
+def ss2d_scan(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    pattern: str | Sequence[int] = 'cross',
+    out_dtype: torch.dtype | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Scans a map in the order of each direction and adds the results in image order.
+
+    The core of VMamba's SS2D (arXiv 2401.10166, Sec. 4.2) after its ``x_proj``: cross-scan,
+    ``dt_proj``, selective scan and cross-merge. For each direction k, with the map read in that
+    direction's order, (low, B, C) = proj[..., k, :] and dt = softplus(dt_weight[k] low +
+    dt_bias[k]): h_t = exp(dt_t A[k]) h_{t-1} + dt_t B_t x_t and y_t = C_t . h_t + D[k] x_t.
+    Sums and states are float32 inside, float64 for float64 input. The native kernels read the map
+    in place in every order; nothing of the size of four maps is formed.
+
+    Args:
+        x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
+            bfloat16 or float64.
+        proj (Tensor): (N, H, W, K, R + 2 S), of ``x``'s dtype, in image order: for each position
+            and direction the R low-rank time steps, then S values of B, then S of C.
+        dt_weight (Tensor): The time steps' weights (K, C, R).
+        dt_bias (Tensor): The time steps' biases (K, C).
+        A (Tensor): The decay rates (K, C, S), 1 <= S <= 256; negative in a stable system.
+        D (Tensor): The skip weights (K, C).
+        pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order of
+            each of K directions: 0 row-major, 1 column-major, 2 and 3 their reversals.
+            Defaults to 'cross'.
+        out_dtype (torch.dtype, optional): ``x``'s dtype, or the one used inside, which keeps a
+            half precision map from overflowing. Defaults to None, ``x``'s.
+        backend (str): 'native', 'reference' or 'auto', the native kernel where there is one.
+            Defaults to 'auto'.
+
+    Returns:
+        Tensor: The merged map (N, H, W, C).
+
+    Raises:
+        TypeError: If an argument is no floating point tensor, or dtypes disagree.
+        ValueError: If shapes or devices disagree, or ``pattern`` or ``backend`` is unknown.
+        RuntimeError: If ``backend='native'`` and no kernel can run.
+    """
+    orders = resolve_pattern(pattern)
+    _check_arguments(x, proj, dt_weight, dt_bias, A, D, len(orders), out_dtype)
+    chosen = choose_backend('ss2d_scan', backend, x)
+    if chosen != 'native':
+        scan = scan_reference if chosen == 'reference' else scan_chunked
+        return ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
+    acc = accumulate_dtype(x.dtype)
+    inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
+    save_states = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
+    y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, save_states)
+    return y

@@ -1,0 +1,39 @@
+"""Child registries of MMEngine's, so that ``type='mmvmamba.X'`` resolves in any config."""
+
+import importlib.util
+
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+MODELS = Registry(
+    'model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models']
+)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.engine'])
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='mmvmamba', locations=['mmvmamba.engine']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvmamba',
+    locations=['mmvmamba.engine'],
+)
+
+
+def register_config_packages() -> None:
+    """Makes ``mmseg::`` and ``mmvmamba::`` bases resolve in configs.
+
+    MMEngine looks a base's package up in a table of distribution names. It names the open-mmlab
+    distribution of mmseg, which the maintained forks do not carry, and does not know this package.
+    Import names work for both families. To be called before a config is read.
+    """
+    MODULE2PACKAGE['mmvmamba'] = 'mmvmamba'
+    if importlib.util.find_spec('mmseg') is not None:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+register_config_packages()

@@ -54,24 +54,23 @@ bench: $(STAMPS)/package $(STAMPS)/test
 	$(BIN)/python benchmarks/backbone_cpu.py
 
 # Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
-# and libstdc++ with them, or they do not see the exceptions of C++. Python's own allocations that
-# live until exit are no leaks of ours. The package is a copy beside the sanitized extension: it
-# comes before the editable installation because it is on PYTHONPATH.
+# and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no
+# leak of ours. The tests see a copy of the package that holds the sanitized extension: PYTHONPATH
+# comes before the editable installation.
+SANITIZE_ENV = PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+
 sanitize: $(STAMPS)/package $(STAMPS)/test
 	$(call say,sanitizer build of the extension)
+	rm -rf $(SANITIZE_DIR)/lib
 	MMVMAMBA_SANITIZE=1 MMVMAMBA_BUILD_EXT=1 $(BIN)/python setup.py --quiet build \
 		--build-base $(SANITIZE_DIR) --build-lib $(SANITIZE_DIR)/lib
 	$(call say,op tests under the sanitizers)
-	PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so):$$(gcc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:detect_odr_violation=0 \
-	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-		$(BIN)/python -c "import mmvmamba, sys; sys.exit('$(SANITIZE_DIR)' not in mmvmamba.__file__)"
-	PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so):$$(gcc -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:detect_odr_violation=0 \
-	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-		$(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
+	@$(SANITIZE_ENV) $(BIN)/python -c \
+		"import mmvmamba; assert '$(SANITIZE_DIR)' in mmvmamba.__file__, mmvmamba.__file__"
+	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info mmvmamba/_C.* mmvmamba/_build_info.py mmvmamba/.mim
@@ -116,7 +115,7 @@ $(STAMPS)/onedl: requirements/onedl.txt $(STAMPS)/mmcv
 
 $(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/onedl
 	$(call say,5/6 mmvmamba: compiles its extension (up to 3 minutes on 2 cores))
-	$(INSTALL) --no-build-isolation --no-deps --verbose -e .
+	MMVMAMBA_BUILD_EXT=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/onedl

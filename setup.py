@@ -32,8 +32,8 @@ BUILD_COMMANDS = {
     'editable_wheel', 'install', 'install_lib',
 }  # fmt: skip
 NO_TORCH = """
-mmvmamba is compiled against the PyTorch that it will run with, and no PyTorch can be imported here:
-{error}
+mmvmamba is compiled against the PyTorch that it will run with, and none can be imported here:
+    {error}
 Install PyTorch first, then install mmvmamba without build isolation:
 
     pip install torch "setuptools>=64" wheel ninja
@@ -41,6 +41,14 @@ Install PyTorch first, then install mmvmamba without build isolation:
 
 (MMVMAMBA_BUILD_EXT=0 installs the pure Python package, without the native extension.)
 """
+
+NOT_BUILT = """
+{line}
+The native extension of mmvmamba was NOT built. The package is installed without it and runs
+the slow PyTorch reference. The reason:
+    {reason}
+Set MMVMAMBA_BUILD_EXT=1 to make this an error, MMVMAMBA_BUILD_EXT=0 to skip the extension.
+{line}"""
 
 logger = logging.getLogger('mmvmamba.setup')
 
@@ -110,7 +118,7 @@ def default_arch_list(cuda_home):
     output = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True)
     archs = arch_list_from_nvcc(output.stdout)
     if not archs:
-        raise RuntimeError(f'{nvcc} --list-gpu-arch names no architecture: set TORCH_CUDA_ARCH_LIST')
+        raise RuntimeError(f'{nvcc} lists no architecture: set TORCH_CUDA_ARCH_LIST')
     return archs
 
 
@@ -149,7 +157,9 @@ def want_cuda(torch, cuda_home):
     if not any((ROOT / 'csrc' / 'cuda').glob('*.cu')):
         return False
     if not env_flag('FORCE_CUDA'):
-        return torch.cuda.is_available() and (torch.version.hip is not None or cuda_home is not None)
+        return torch.cuda.is_available() and (
+            torch.version.hip is not None or cuda_home is not None
+        )
     if torch.version.hip is None and torch.version.cuda is None:
         raise SystemExit(f'FORCE_CUDA=1, but PyTorch {torch.__version__} is built without CUDA')
     if torch.version.hip is None and cuda_home is None:
@@ -256,23 +266,16 @@ def make_build_ext(info):
 
 def warn_not_built(reason):
     """Say loudly that the package will run on the reference."""
-    line = '*' * 100
-    logger.warning(
-        '\n%s\nThe native extension of mmvmamba was NOT built. The package is installed without it and '
-        'runs the slow PyTorch\nreference. The reason:\n    %s\nSet MMVMAMBA_BUILD_EXT=1 to make this '
-        'an error, MMVMAMBA_BUILD_EXT=0 to skip the extension.\n%s',
-        line,
-        reason,
-        line,
-    )
+    logger.warning(NOT_BUILT.format(line='*' * 90, reason=reason))
 
 
 def write_build_info(folder, info):
     """Write ``_build_info.py``: what the extension was built for, or why it was not."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = pprint.pformat(info, sort_dicts=False)
-    lines = ['"""Written by setup.py: how the native extension was built."""', '', f'BUILD_INFO = {text}']
-    (folder / '_build_info.py').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    text = pprint.pformat(info, width=80, compact=True, sort_dicts=False)
+    doc = '"""Written by setup.py: how the native extension was built, or why it was not."""'
+    path = folder / '_build_info.py'
+    path.write_text(f'{doc}\n\nBUILD_INFO = {text}\n', encoding='utf-8')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ def provide_mim(folder, link):
                 target.symlink_to(os.path.relpath(source, target_dir))
                 continue
             except OSError:  # Windows without the right to make links: copy
-                logger.warning('%s cannot be linked and is copied: install again after a change', name)
+                logger.warning('%s cannot be linked and is copied: re-install after a change', name)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
         else:

@@ -1,0 +1,236 @@
+"""The build and the metadata: what setup.py and pyproject.toml promise."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmvmamba
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def build():
+    """setup.py as a module: importing it must run nothing."""
+    spec = importlib.util.spec_from_file_location('mmvmamba_setup', ROOT / 'setup.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def metadata():
+    try:
+        return importlib.metadata.metadata('mmvmamba')
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('mmvmamba is not installed')
+
+
+def make_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def make_toolkit(path):
+    """A folder that looks like a CUDA toolkit."""
+    (path / 'include').mkdir(parents=True)
+    (path / 'include' / 'cuda_runtime.h').touch()
+    make_script(
+        path / 'bin' / 'nvcc',
+        f'#!/bin/sh\ncase "$1" in --list-gpu-arch) printf "compute_90\\ncompute_80\\n";;\n'
+        f'*) echo "#$ TOP={path}/bin/.." >&2;; esac\n',
+    )
+    return path
+
+
+# ---- metadata ------------------------------------------------------------------------------------
+
+
+def test_version_has_one_source(metadata):
+    tree = ast.parse((ROOT / 'mmvmamba' / 'version.py').read_text(encoding='utf-8'))
+    versions = [node.value.value for node in tree.body if isinstance(node, ast.Assign)]
+    assert versions == [mmvmamba.__version__]
+    assert metadata['Version'] == mmvmamba.__version__
+    assert re.search(r'^dynamic = .*"version"', PYPROJECT, flags=re.MULTILINE)
+
+
+def test_metadata(metadata):
+    assert metadata['Name'] == 'mmvmamba'
+    assert 'Apache-2.0' in (metadata['License-Expression'], metadata['License'])
+    assert metadata['Requires-Python'] == '>=3.10'
+    requirements = metadata.get_all('Requires-Dist')
+    assert {r for r in requirements if 'extra ==' not in r} == {'torch>=2.4', 'numpy'}
+    assert {'openmmlab', 'onedl', 'test', 'dev'} <= set(metadata.get_all('Provides-Extra'))
+
+
+def test_openmmlab_extras_exclude_each_other(metadata):
+    extras = {'openmmlab': set(), 'onedl': set()}
+    for requirement in metadata.get_all('Requires-Dist'):
+        match = re.match(r'([\w-]+).*extra == ["\'](\w+)["\']', requirement)
+        if match and match[2] in extras:
+            extras[match[2]].add(match[1])
+    assert {'mmengine', 'mmcv', 'mmdet'} <= extras['openmmlab']
+    assert {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'} <= extras['onedl']
+    assert extras['openmmlab'] & extras['onedl'] == {'ftfy', 'regex'}
+
+
+def test_mim_folder_of_the_installed_package():
+    mim = Path(mmvmamba.__file__).parent / '.mim'
+    if not mim.exists():
+        pytest.skip('mmvmamba is used from its source folder, not installed')
+    assert (mim / 'model-index.yml').read_text(encoding='utf-8').count('Import:') == 1
+
+
+def test_version_and_name_without_torch():
+    """The commands that do not build must not need torch."""
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version'];"
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split()[-1] == mmvmamba.__version__
+
+
+# ---- torch, flags and sources --------------------------------------------------------------------
+
+
+def test_building_without_torch_stops_with_the_command_to_use(build, monkeypatch):
+    monkeypatch.delenv('MMVMAMBA_BUILD_EXT', raising=False)
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    for command in ('bdist_wheel', 'editable_wheel', 'dist_info'):
+        with pytest.raises(SystemExit, match='pip install --no-build-isolation'):
+            build.extension_arguments({}, [command])
+    assert build.extension_arguments({}, ['sdist']) == {}
+
+
+def test_extension_can_be_left_out(build, monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_BUILD_EXT', '0')
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    info = {}
+    assert build.extension_arguments(info, ['bdist_wheel']) == {}
+    assert 'MMVMAMBA_BUILD_EXT=0' in info['error']
+
+
+@pytest.mark.parametrize(('value', 'expected'), [('', None), ('0', False), ('1', True)])
+def test_env_flag(build, value, expected):
+    assert build.env_flag('FORCE_CUDA', {'FORCE_CUDA': value}) is expected
+    assert build.env_flag('FORCE_CUDA', {}) is None
+
+
+def test_env_flag_rejects_other_values(build):
+    with pytest.raises(SystemExit, match="FORCE_CUDA must be 0 or 1, got 'yes'"):
+        build.env_flag('FORCE_CUDA', {'FORCE_CUDA': 'yes'})
+
+
+@pytest.mark.parametrize('sanitize', [False, True])
+def test_host_flags_are_portable(build, sanitize):
+    flags = ' '.join(build.host_flags(sanitize=sanitize, openmp=True, windows=False))
+    assert '-ffast-math' not in flags and '-march' not in flags and '-std' not in flags
+    assert ('-fsanitize=address,undefined' in flags) is sanitize
+    assert ('-O3' in flags) is not sanitize
+
+
+def test_sources_are_sorted_and_relative(build):
+    for with_cuda in (False, True):
+        sources = build.find_sources(with_cuda)
+        assert sources == sorted(sources)
+        assert all((ROOT / source).is_file() and not os.path.isabs(source) for source in sources)
+    assert not any('cuda' in source for source in build.find_sources(with_cuda=False))
+
+
+# ---- CUDA ----------------------------------------------------------------------------------------
+
+
+def test_arch_list_from_nvcc(build):
+    text = 'compute_75\ncompute_80\ncompute_100\ncompute_120\ncompute_90\n'
+    assert build.arch_list_from_nvcc(text) == ['7.5', '8.0', '9.0', '10.0', '12.0+PTX']
+    assert build.arch_list_from_nvcc('compute_52') == ['5.2+PTX']
+    assert build.arch_list_from_nvcc('') == []
+
+
+def test_gencode_flags(build):
+    assert build.gencode_flags(['8.0', '12.0+PTX']) == [
+        '-gencode=arch=compute_80,code=sm_80',
+        '-gencode=arch=compute_120,code=sm_120',
+        '-gencode=arch=compute_120,code=compute_120',
+    ]
+
+
+def test_toolkit_from_dryrun(build):
+    text = '#$ _SPACE_= \n#$ TOP=/opt/cuda toolkit/bin/..\n#$ CICC_PATH=/opt/x\n'
+    assert build.toolkit_from_dryrun(text) == os.path.normpath('/opt/cuda toolkit')
+    assert build.toolkit_from_dryrun('nvcc fatal: what?') is None
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='the stand-in for nvcc is a shell script')
+class TestFindCudaHome:
+    def test_environment_first(self, build, tmp_path):
+        home = make_toolkit(tmp_path / 'a')
+        other = make_toolkit(tmp_path / 'b')
+        environ = {'CUDA_HOME': str(home), 'PATH': f'{other}/bin'}
+        assert build.find_cuda_home(environ) == str(home)
+
+    def test_wrong_environment_gives_way_to_nvcc(self, build, tmp_path):
+        home = make_toolkit(tmp_path / 'a')
+        environ = {'CUDA_HOME': str(tmp_path / 'missing'), 'PATH': f'{home}/bin'}
+        assert build.find_cuda_home(environ) == str(home)
+
+    def test_link_to_nvcc(self, build, tmp_path):
+        home = make_toolkit(tmp_path / 'a')
+        (tmp_path / 'bin').mkdir()
+        (tmp_path / 'bin' / 'nvcc').symlink_to(home / 'bin' / 'nvcc')
+        assert build.find_cuda_home({'PATH': str(tmp_path / 'bin')}) == str(home)
+
+    def test_wrapper_script_is_asked(self, build, tmp_path):
+        home = make_toolkit(tmp_path / 'a')
+        make_script(tmp_path / 'bin' / 'nvcc', f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
+        assert build.find_cuda_home({'PATH': str(tmp_path / 'bin')}) == str(home)
+
+    def test_default_arch_list(self, build, tmp_path):
+        home = make_toolkit(tmp_path / 'a')
+        assert build.default_arch_list(home) == ['8.0', '9.0+PTX']
+
+
+# ---- what the installation writes ----------------------------------------------------------------
+
+
+def test_build_info_round_trip(build, tmp_path):
+    info = {'torch': '2.12.1', 'cuda': None, 'arch_list': ['9.0'], 'error': "it said 'no'\n"}
+    build.write_build_info(tmp_path / 'pkg', info)
+    namespace = {}
+    exec((tmp_path / 'pkg' / '_build_info.py').read_text(encoding='utf-8'), namespace)
+    assert namespace['BUILD_INFO'] == info
+
+
+@pytest.mark.parametrize('link', [True, False])
+def test_provide_mim(build, tmp_path, monkeypatch, link):
+    monkeypatch.setattr(build, 'ROOT', tmp_path)
+    config = tmp_path / 'configs' / 'demo' / 'a.py'
+    config.parent.mkdir(parents=True)
+    config.write_text('x = 1\n')
+    (tmp_path / 'model-index.yml').write_text('Import: []\n')
+    package = tmp_path / 'mmvmamba'
+    for _ in range(2):  # a second time over the first
+        build.provide_mim(package, link=link)
+    assert sorted(path.name for path in (package / '.mim').iterdir()) == [
+        'configs',
+        'model-index.yml',
+    ]
+    config.write_text('x = 2\n')
+    installed = package / '.mim' / 'configs' / 'demo' / 'a.py'
+    assert installed.read_text() == ('x = 2\n' if link else 'x = 1\n')
+    assert (package / '.mim' / 'configs').is_symlink() is link
+    assert config.read_text() == 'x = 2\n'

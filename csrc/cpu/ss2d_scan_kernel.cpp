@@ -1,0 +1,217 @@
+// The CPU face of ss2d_scan: checks, allocation, the split of the work, and the sums over its parts.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+
+namespace mmvmamba {
+namespace {
+
+// Items of work that a call is split into, at least, where there are that many blocks of channels.
+constexpr int64_t kItems = 16;
+
+struct Inputs {
+  at::Tensor x, proj, dt_weight, dt_bias, A, D;
+  std::vector<int64_t> orders;
+  SS2DSizes sizes;
+  SS2DKernels kernels;
+  int64_t blocks;
+};
+
+void check_param(const char* name, const at::Tensor& value, at::IntArrayRef shape,
+                 at::ScalarType type) {
+  TORCH_CHECK_VALUE(value.sizes() == shape, name, " must have shape ", shape, ", but got ",
+                    value.sizes());
+  TORCH_CHECK_TYPE(value.scalar_type() == type, name, " must be ", type, ", but is ",
+                   value.scalar_type());
+  TORCH_CHECK_VALUE(value.device().is_cpu(), name, " must be on the CPU, but is on ",
+                    value.device());
+}
+
+Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tensor& dt_weight,
+                    const at::Tensor& dt_bias, const at::Tensor& A, const at::Tensor& D,
+                    at::IntArrayRef orders) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "x must have 4 dimensions (N, H, W, C), but got ", x.sizes());
+  TORCH_CHECK_VALUE(dt_weight.dim() == 3 && A.dim() == 3,
+                    "dt_weight and A must have 3 dimensions, but got ", dt_weight.sizes(), " and ",
+                    A.sizes());
+  TORCH_CHECK_VALUE(!orders.empty(), "orders must not be empty");
+  for (int64_t order : orders) {
+    TORCH_CHECK_VALUE(order >= 0 && order <= 3, "orders must be 0, 1, 2 or 3, but got ", order);
+  }
+  const int64_t K = orders.size(), C = x.size(3), R = dt_weight.size(2), S = A.size(2);
+  TORCH_CHECK_VALUE(x.size(1) > 0 && x.size(2) > 0 && C > 0 && R > 0 && S > 0,
+                    "height, width, channels, rank and states must be at least 1, but got x ",
+                    x.sizes(), ", dt_weight ", dt_weight.sizes(), " and A ", A.sizes());
+  const auto io = x.scalar_type(), acc = acc_type(io);
+  check_param("x", x, x.sizes(), io);
+  check_param("proj", proj, {x.size(0), x.size(1), x.size(2), K, R + 2 * S}, io);
+  check_param("dt_weight", dt_weight, {K, C, R}, acc);
+  check_param("dt_bias", dt_bias, {K, C}, acc);
+  check_param("A", A, {K, C, S}, acc);
+  check_param("D", D, {K, C}, acc);
+
+  Inputs in;
+  in.x = x.contiguous();
+  in.proj = proj.contiguous();
+  in.dt_weight = dt_weight.contiguous();
+  in.dt_bias = dt_bias.contiguous();
+  in.A = A.contiguous();
+  in.D = D.contiguous();
+  in.orders = orders.vec();
+  in.kernels = ss2d_kernels(io_of(io));
+  in.blocks = ceil_div(C, in.kernels.lanes);
+  const int64_t N = std::max<int64_t>(1, x.size(0));
+  in.sizes = {x.size(0), x.size(1), x.size(2), C, K, R, S,
+              std::min(in.blocks, ceil_div(kItems, N)), in.orders.data()};
+  return in;
+}
+
+// Parameters of one direction and block next to each other, channels in lanes.
+at::Tensor pack(const Inputs& in) {
+  const auto& s = in.sizes;
+  at::Tensor params = at::zeros(
+      {s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, in.A.options());
+  in.kernels.pack(s, in.dt_weight.const_data_ptr(), in.dt_bias.const_data_ptr(),
+                  in.A.const_data_ptr(), in.D.const_data_ptr(), params.mutable_data_ptr());
+  return params;
+}
+
+std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tensor& proj,
+                                             const at::Tensor& dt_weight, const at::Tensor& dt_bias,
+                                             const at::Tensor& A, const at::Tensor& D,
+                                             at::IntArrayRef orders, at::ScalarType out_dtype,
+                                             bool save_states) {
+  const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
+  const auto& s = in.sizes;
+  const auto io = x.scalar_type(), acc = acc_type(io);
+  TORCH_CHECK_TYPE(out_dtype == io || out_dtype == acc, "out_dtype must be ", io, " or ", acc,
+                   ", but got ", out_dtype);
+  const int64_t chunks = save_states ? ceil_div(s.height * s.width, kChunk) : 0;
+  at::Tensor states =
+      at::empty({s.batch, s.directions, chunks, s.states, s.channels}, in.x.options().dtype(acc));
+  at::Tensor sums = at::empty(in.x.sizes(), in.x.options().dtype(acc));
+  at::Tensor y = out_dtype == acc ? sums : at::empty(in.x.sizes(), in.x.options());
+  if (x.numel() == 0) return {y, states};
+
+  const at::Tensor params = pack(in);
+  const SS2DForward args{s,
+                         in.x.const_data_ptr(),
+                         in.proj.const_data_ptr(),
+                         params.const_data_ptr(),
+                         sums.mutable_data_ptr(),
+                         out_dtype == acc ? nullptr : y.mutable_data_ptr(),
+                         save_states ? states.mutable_data_ptr() : nullptr};
+  at::parallel_for(0, s.batch * s.groups, 1,
+                   [&](int64_t begin, int64_t end) { in.kernels.forward(args, begin, end); });
+  return {y, states};
+}
+
+// Adds the parts [parts][n] in their order into out [n], which may be of a narrower type.
+template <typename acc_t, typename out_t>
+void sum_parts(const acc_t* parts, int64_t count, int64_t n, out_t* out) {
+  constexpr int64_t kGrain = 16384;
+  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kTile = 256;
+    acc_t tile[kTile];
+    for (int64_t i = begin; i < end; i += kTile) {
+      const int64_t size = std::min(kTile, end - i);
+      std::copy_n(parts + i, size, tile);
+      for (int64_t p = 1; p < count; ++p) {
+        const acc_t* part = parts + p * n + i;
+        for (int64_t j = 0; j < size; ++j) tile[j] += part[j];
+      }
+      for (int64_t j = 0; j < size; ++j) out[i + j] = static_cast<out_t>(tile[j]);
+    }
+  });
+}
+
+// The first dimension's sum as a tensor of a type; adds in a fixed order, whatever the threads.
+at::Tensor sum_first(const at::Tensor& parts, at::ScalarType type) {
+  at::Tensor out = at::empty(parts.sizes().slice(1), parts.options().dtype(type));
+  if (parts.scalar_type() == at::kDouble) {
+    sum_parts(parts.const_data_ptr<double>(), parts.size(0), out.numel(),
+              out.mutable_data_ptr<double>());
+  } else if (type == at::kBFloat16) {
+    sum_parts(parts.const_data_ptr<float>(), parts.size(0), out.numel(),
+              out.mutable_data_ptr<at::BFloat16>());
+  } else {
+    sum_parts(parts.const_data_ptr<float>(), parts.size(0), out.numel(),
+              out.mutable_data_ptr<float>());
+  }
+  return out;
+}
+
+using Gradients =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, const at::Tensor& proj,
+                             const at::Tensor& dt_weight, const at::Tensor& dt_bias,
+                             const at::Tensor& A, const at::Tensor& D, const at::Tensor& states,
+                             at::IntArrayRef orders) {
+  const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
+  const auto& s = in.sizes;
+  const auto io = x.scalar_type(), acc = acc_type(io);
+  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes(), "grad_y must have x's shape ", x.sizes(),
+                    ", but got ", grad_y.sizes());
+  TORCH_CHECK_TYPE(grad_y.scalar_type() == io || grad_y.scalar_type() == acc, "grad_y must be ",
+                   io, " or ", acc, ", but is ", grad_y.scalar_type());
+  if (x.numel() == 0) {
+    return {at::zeros_like(x),       at::zeros_like(proj), at::zeros_like(dt_weight),
+            at::zeros_like(dt_bias), at::zeros_like(A),    at::zeros_like(D)};
+  }
+  check_param("states", states,
+              {s.batch, s.directions, ceil_div(s.height * s.width, kChunk), s.states, s.channels},
+              acc);
+  const at::Tensor grad = grad_y.contiguous(), saved = states.contiguous();
+  const auto options = in.x.options().dtype(acc);
+  at::Tensor sums = at::empty(in.x.sizes(), options);
+  at::Tensor grad_x = io == acc ? sums : at::empty(in.x.sizes(), in.x.options());
+  const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
+  std::vector<int64_t> shape = in.proj.sizes().vec();
+  shape.insert(shape.begin(), groups);
+  at::Tensor proj_parts = at::empty(shape, options);
+  const at::Tensor params = pack(in);
+  shape = params.sizes().vec();
+  shape.insert(shape.begin(), s.batch);
+  at::Tensor param_parts = at::empty(shape, options);
+
+  const SS2DBackward args{s,
+                          in.x.const_data_ptr(),
+                          in.proj.const_data_ptr(),
+                          params.const_data_ptr(),
+                          saved.const_data_ptr(),
+                          grad.const_data_ptr(),
+                          grad.scalar_type() == acc,
+                          sums.mutable_data_ptr(),
+                          io == acc ? nullptr : grad_x.mutable_data_ptr(),
+                          proj_parts.mutable_data_ptr(),
+                          param_parts.mutable_data_ptr()};
+  at::parallel_for(0, s.batch * s.groups, 1,
+                   [&](int64_t begin, int64_t end) { in.kernels.backward(args, begin, end); });
+
+  // [directions][blocks][row][lanes] -> [directions][channels][row]
+  const at::Tensor grads = sum_first(param_parts, acc)
+                               .transpose(2, 3)
+                               .flatten(1, 2)
+                               .narrow(1, 0, s.channels);
+  return {grad_x,
+          groups == 1 && io == acc ? proj_parts[0] : sum_first(proj_parts, io),
+          grads.narrow(2, 0, s.rank).contiguous(),
+          grads.select(2, s.rank + s.states).contiguous(),
+          grads.narrow(2, s.rank, s.states).contiguous(),
+          grads.select(2, s.rank + s.states + 1).contiguous()};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mmvmamba, CPU, m) {
+  m.impl("ss2d_scan", ss2d_scan);
+  m.impl("ss2d_scan_backward", ss2d_scan_backward);
+}
+
+}  // namespace mmvmamba

@@ -69,7 +69,7 @@ sanitize: $(STAMPS)/package $(STAMPS)/test
 		--build-base $(SANITIZE_DIR) --build-lib $(SANITIZE_DIR)/lib
 	$(call say,op tests under the sanitizers)
 	@$(SANITIZE_ENV) $(BIN)/python -c \
-		"import mmvmamba; assert '$(SANITIZE_DIR)' in mmvmamba.__file__, mmvmamba.__file__"
+		"import sys; del sys.path[0]; import mmvmamba as m; assert '$(SANITIZE_DIR)' in m.__file__, m"
 	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
 
 clean:

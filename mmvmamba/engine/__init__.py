@@ -1,1 +1,5 @@
-"""Hooks, transforms and optimizer constructors for MMEngine's runner."""
+"""What the package adds to MMEngine's runner."""
+
+from .optim_wrapper import CPUAmpOptimWrapper
+
+__all__ = ['CPUAmpOptimWrapper']

@@ -1,0 +1,12 @@
+# A config that lists this file among its bases writes `model = dict(backbone=_base_.backbone)`.
+backbone = dict(
+    _delete_=True,
+    type='mmvmamba.VMamba',
+    arch='small',
+    out_indices=(0, 1, 2, 3),
+    drop_path_rate=0.3,
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/vssm_small_0229_ckpt_epoch_222.pth',  # noqa: E501
+    ),
+)

@@ -1,0 +1,5 @@
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '../_base_/backbones/vmamba-t.py',
+]
+model = dict(backbone=_base_.backbone)

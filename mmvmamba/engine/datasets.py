@@ -1,0 +1,128 @@
+"""Says what is wrong with a data set before or after its class trips over it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import UserError
+
+
+def leaf_datasets(cfg: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if not isinstance(cfg, Mapping):
+        return
+    inner = [cfg['dataset']] if 'dataset' in cfg else cfg.get('datasets')
+    if not inner:
+        yield cfg
+        return
+    for child in inner:
+        yield from leaf_datasets(child)
+
+
+def check_dataset_paths(cfg: Mapping[str, Any], where: str) -> None:
+    """Checks that the folders and the annotation file that a data set names exist.
+
+    Args:
+        cfg (Mapping): The data set's config, wrappers included.
+        where (str): Its name in the config, e.g. 'train_dataloader.dataset'.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    for leaf in leaf_datasets(cfg):
+        for name, path in _local_paths(leaf):
+            if not os.path.exists(path):
+                raise UserError(
+                    f'{where} ({leaf.get("type")}): {name} {path!r} does not exist'
+                    f'{_working_directory(path)}'
+                )
+
+
+def check_annotations(cfg: Mapping[str, Any]) -> None:
+    """Checks that the annotation files are COCO's, to be called after a data set failed.
+
+    Args:
+        cfg (Mapping): The data set's config, wrappers included.
+
+    Raises:
+        UserError: If one is not.
+    """
+    for leaf in leaf_datasets(cfg):
+        path = annotation_file(leaf)
+        if path and path.endswith('.json') and os.path.isfile(path):
+            check_coco_file(path)
+
+
+def check_coco_file(path: str) -> None:
+    """Checks that a file holds COCO's ``images``, ``annotations`` and ``categories``.
+
+    Args:
+        path (str): The file.
+
+    Raises:
+        UserError: If it is no JSON or lacks one of them.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f'annotation file {path!r} is not COCO: it holds a {type(content).__name__}, no object '
+            'with images, annotations and categories'
+        )
+    lacking = [k for k in ('images', 'annotations', 'categories') if k not in content]
+    if lacking:
+        raise UserError(
+            f'annotation file {path!r} is not COCO: it lacks {lacking} and has {sorted(content)}'
+        )
+
+
+def describe_empty(cfg: Mapping[str, Any], classes: Any) -> str:
+    """Says why a data set may have no image, with its classes and its file's categories."""
+    for leaf in leaf_datasets(cfg):
+        path = annotation_file(leaf)
+        if path and path.endswith('.json') and os.path.isfile(path):
+            check_coco_file(path)
+            with open(path, encoding='utf-8') as file:
+                names = [category.get('name') for category in json.load(file)['categories']]
+            return (
+                f'{leaf.get("type")} has no image left: {path!r} has the categories '
+                f'{names[:12]}, the data set the classes {list(classes or [])[:12]}'
+            )
+    return f'{cfg.get("type")} has no image in {[p for _, p in _local_paths(cfg)]}'
+
+
+def annotation_file(cfg: Mapping[str, Any]) -> str | None:
+    """Returns the path of a data set's annotation file, joined as MMEngine joins it."""
+    path = cfg.get('ann_file')
+    if not isinstance(path, str) or not path:
+        return None
+    return _join(cfg.get('data_root'), path)
+
+
+def _local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    backend = cfg.get('backend_args')
+    if backend and backend.get('backend') not in (None, 'local', 'disk'):
+        return
+    root = cfg.get('data_root')
+    paths = [('data_root', root), ('ann_file', annotation_file(cfg))]
+    prefix = cfg.get('data_prefix') or {}
+    if isinstance(prefix, str):
+        prefix = {'data_prefix': prefix}
+    paths += [(f'folder {key}', _join(root, value)) for key, value in prefix.items() if value]
+    yield from ((name, p) for name, p in paths if isinstance(p, str) and p and '://' not in p)
+
+
+def _join(root: Any, path: Any) -> Any:
+    if not isinstance(path, str) or not isinstance(root, str) or '://' in path:
+        return path
+    return os.path.join(root, path)
+
+
+def _working_directory(path: str) -> str:
+    return '' if os.path.isabs(path) else f' in the working directory {os.getcwd()}'

@@ -1,0 +1,84 @@
+"""MMEngine's runner on a CPU, and with errors that name what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .datasets import check_annotations, check_coco_file, describe_empty
+from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu
+from .errors import UserError
+
+
+class ToolRunnerMixin:
+    """What the tools add to a :class:`mmengine.runner.Runner`."""
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Starts gloo before MMEngine would start NCCL, where there is no GPU."""
+        if self.distributed and runs_on_cpu() and not is_distributed():
+            dist_cfg = env_cfg.get('dist_cfg') or {}
+            init_cpu_process_group(self.launcher, dist_cfg.get('timeout'))
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wraps without a device, and without SyncBN, where there is no GPU."""
+        if self.distributed and runs_on_cpu() and not is_model_wrapper(model):
+            self.cfg['sync_bn'] = None
+            model = revert_sync_batchnorm(model)
+            unused = self.cfg.get('find_unused_parameters', False)
+            model_wrapper_cfg = cpu_model_wrapper(model_wrapper_cfg, unused)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Builds a data loader; a file that is no annotation file is named."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        try:
+            loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        except Exception:
+            check_annotations(dataloader['dataset'])
+            raise
+        if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
+            classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
+            raise UserError(describe_empty(dataloader['dataset'], classes))
+        return loader
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Builds an evaluator; a file that is no annotation file is named."""
+        try:
+            return super().build_evaluator(evaluator)
+        except Exception:
+            metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+            for path in (m.get('ann_file') for m in metrics if isinstance(m, dict)):
+                if isinstance(path, str) and path.endswith('.json'):
+                    check_coco_file(path)
+            raise
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner that a config asks for.
+
+    Args:
+        cfg (Config): The whole config; ``runner_type`` names another class than
+            :class:`mmengine.runner.Runner`.
+
+    Raises:
+        UserError: If ``runner_type`` is not registered.
+    """
+    name = cfg.get('runner_type', 'Runner')
+    base = RUNNERS.get(name)
+    if base is None:
+        raise UserError(f'runner_type {name!r} is not registered')
+    if issubclass(base, Runner):
+        base = type(base.__name__, (ToolRunnerMixin, base), {'__module__': base.__module__})
+    return base.from_cfg(cfg)

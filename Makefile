@@ -105,7 +105,7 @@ $(STAMPS)/mmcv: requirements/mmcv.txt $(STAMPS)/torch
 $(STAMPS)/onedl: requirements/onedl.txt $(STAMPS)/mmcv
 	$(call say,4/6 mmdet mmseg and mmpretrain: about 1 minute)
 	$(INSTALL) -r $<
-	@$(BIN)/python -c "import cv2" 2>/dev/null || { \
+	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \
 		echo "cv2 does not load here: opencv-python is replaced by opencv-python-headless"; \
 		version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('opencv-python'))") && \
 		$(PIP) uninstall --quiet --yes opencv-python && \

@@ -7,16 +7,31 @@
 constexpr double kLog2e = 1.44269504088896340736;
 constexpr double kLn2 = 0.69314718055994530942;
 
+// B or C of a chunk: a number for each position and state, which all channels share ...
+template <typename T>
+struct SharedWeights {
+  const T* values;  // [kChunk][S]
+  MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t S) const { return values[t * S + s]; }
+  static MMVMAMBA_INLINE int64_t index(int64_t t, int64_t s, int64_t S) { return t * S + s; }
+};
+// ... or a vector for each state, constant over positions.
+template <typename V>
+struct ChannelWeights {
+  const V* values;  // [S]
+  MMVMAMBA_INLINE V at(int64_t, int64_t s, int64_t) const { return values[s]; }
+  static MMVMAMBA_INLINE int64_t index(int64_t, int64_t s, int64_t) { return s; }
+};
+
 // y[t] = C_t . h_t with h_t = 2^(dt_t A) h_{t-1} + dt_t B_t x_t. `h` [S] goes in and out.
-template <int kStates, typename T, typename V>
+template <int kStates, typename V, typename WB, typename WC>
 MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, const V* dt, const V* A,
-                                const T* B, const T* C, V* h, V* y) {
+                                WB B, WC C, V* h, V* y) {
   if constexpr (kStates == 1) {
     V state = h[0];
     const V rate = A[0];
     for (int64_t t = 0; t < length; ++t) {
-      state = exp2v(dt[t] * rate) * state + (dt[t] * x[t]) * B[t];
-      y[t] = state * C[t];
+      state = exp2v(dt[t] * rate) * state + (dt[t] * x[t]) * B.at(t, 0, 1);
+      y[t] = state * C.at(t, 0, 1);
     }
     h[0] = state;
   } else {
@@ -24,51 +39,62 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
       const V drive = dt[t] * x[t];
       V sum{};
       for (int64_t s = 0; s < states; ++s) {
-        h[s] = exp2v(dt[t] * A[s]) * h[s] + drive * B[t * states + s];
-        sum = sum + h[s] * C[t * states + s];
+        h[s] = exp2v(dt[t] * A[s]) * h[s] + drive * B.at(t, s, states);
+        sum = sum + h[s] * C.at(t, s, states);
       }
       y[t] = sum;
     }
   }
 }
 
-// Room that a chunk's backward needs: decays and states of all its positions.
+// What a chunk's backward keeps of its forward, and where it adds the gradients of B and C.
 template <typename V>
-struct ChunkBackward {
+struct ChunkRoom {
   V* decay;   // [kChunk][S]
   V* h;       // [kChunk + 1][S], the state before the chunk first
-  V* grad_B;  // [kChunk][S], summed over lanes by the caller; accumulated over blocks
-  V* grad_C;  // [kChunk][S]
+  V* grad_B;  // by the weights' index; shared ones are summed over lanes by the caller
+  V* grad_C;
+
+  static int64_t size(int64_t states) { return (4 * kChunk + 1) * states; }
 };
 
-// The adjoint of scan_chunk. `grad_h` [S] is the gradient that flows back from later positions; it
-// goes in and out. Writes grad_x[t] (of the scan alone) and grad_dt[t], adds to grad_A [S] (in
-// natural units) and to room.grad_B, room.grad_C.
-template <int kStates, typename T, typename V>
-MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V* x, const V* dt,
-                                         const V* A, const T* B, const T* C, const V* grad_y,
-                                         const V* h_before, const ChunkBackward<V>& room, V* grad_h,
-                                         V* grad_A, V* grad_x, V* grad_dt) {
+// The decays and states of a chunk, from room.h[0 .. S) on.
+template <int kStates, typename V, typename WB>
+MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x, const V* dt,
+                                     const V* A, WB B, const ChunkRoom<V>& room) {
   const int64_t S = kStates == 1 ? 1 : states;
-  for (int64_t s = 0; s < S; ++s) room.h[s] = h_before[s];
   for (int64_t t = 0; t < length; ++t) {
     const V drive = dt[t] * x[t];
     for (int64_t s = 0; s < S; ++s) {
       const V decay = exp2v(dt[t] * A[s]);
       room.decay[t * S + s] = decay;
-      room.h[(t + 1) * S + s] = decay * room.h[t * S + s] + drive * B[t * S + s];
+      room.h[(t + 1) * S + s] = decay * room.h[t * S + s] + drive * B.at(t, s, S);
     }
   }
+}
+
+// The adjoint of scan_chunk after recompute_chunk. `grad_h` [S] is the gradient that flows back
+// from later positions; it goes in and out. Writes grad_x[t] (of the scan alone) and grad_dt[t],
+// adds to grad_A [S] (in natural units), room.grad_B and room.grad_C.
+template <int kStates, typename V, typename WB, typename WC>
+MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V* x, const V* dt,
+                                         const V* A, WB B, WC C, const V* grad_y,
+                                         const ChunkRoom<V>& room, V* grad_h, V* grad_A, V* grad_x,
+                                         V* grad_dt) {
+  const int64_t S = kStates == 1 ? 1 : states;
+  using T = typename std::remove_cv<typename std::remove_reference<decltype(x[0][0])>::type>::type;
   const T ln2 = static_cast<T>(kLn2);
   for (int64_t t = length - 1; t >= 0; --t) {
     const V drive = dt[t] * x[t];
     V through_B{}, through_A{};
     for (int64_t s = 0; s < S; ++s) {
       const int64_t i = t * S + s;
-      const V g = grad_y[t] * C[i] + grad_h[s];  // of h_t
-      room.grad_C[i] = room.grad_C[i] + grad_y[t] * room.h[i + S];
-      room.grad_B[i] = room.grad_B[i] + g * drive;
-      through_B = through_B + g * B[i];
+      const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];  // of h_t
+      V& grad_C = room.grad_C[WC::index(t, s, S)];
+      V& grad_B = room.grad_B[WB::index(t, s, S)];
+      grad_C = grad_C + grad_y[t] * room.h[i + S];
+      grad_B = grad_B + g * drive;
+      through_B = through_B + g * B.at(t, s, S);
       grad_h[s] = g * room.decay[i];
       const V through_decay = grad_h[s] * room.h[i];  // of dt_t A
       through_A = through_A + through_decay * A[s];
@@ -78,3 +104,35 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
     grad_dt[t] = x[t] * through_B + through_A * ln2;
   }
 }
+
+// Aligned scratch memory of one thread, handed out in pieces.
+template <typename V>
+class Scratch {
+ public:
+  explicit Scratch(int64_t vectors)
+      : memory_(static_cast<V*>(std::aligned_alloc(64, (vectors * sizeof(V) + 63) / 64 * 64))) {
+    if (memory_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(memory_), 0, vectors * sizeof(V));
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  V* vectors(int64_t count) {
+    V* piece = memory_ + used_;
+    used_ += count;
+    return piece;
+  }
+  template <typename U>
+  U* scalars(int64_t count) {
+    return reinterpret_cast<U*>(vectors(ceil_div(count * sizeof(U), sizeof(V))));
+  }
+  ChunkRoom<V> room(int64_t states) {
+    return {vectors(kChunk * states), vectors((kChunk + 1) * states), vectors(kChunk * states),
+            vectors(kChunk * states)};
+  }
+
+ private:
+  V* memory_;
+  int64_t used_ = 0;
+};

@@ -8,9 +8,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
-#include "ss2d_scan.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -25,9 +26,16 @@ namespace mmvmamba {
 namespace isa_avx2 {
 namespace {
 
+// clang-format off: the order matters
 #include "vec.h"
 #include "chunk.h"
+#include "selective_scan_impl.h"
 #include "ss2d_scan_impl.h"
+// clang-format on
+
+}  // namespace
+
+#include "kernels_impl.h"
 
 }  // namespace isa_avx2
 }  // namespace mmvmamba

@@ -8,13 +8,16 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
-#include "ss2d_scan.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi,bmi2"))), apply_to = function)
+#pragma clang attribute push(                                                        \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi,bmi2"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi,bmi2")
 #endif
@@ -25,9 +28,16 @@ namespace mmvmamba {
 namespace isa_avx512 {
 namespace {
 
+// clang-format off: the order matters
 #include "vec.h"
 #include "chunk.h"
+#include "selective_scan_impl.h"
 #include "ss2d_scan_impl.h"
+// clang-format on
+
+}  // namespace
+
+#include "kernels_impl.h"
 
 }  // namespace isa_avx512
 }  // namespace mmvmamba

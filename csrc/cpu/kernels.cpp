@@ -5,11 +5,12 @@
 #include <string>
 
 namespace mmvmamba {
+namespace {
 
 enum class Isa { kDefault, kAvx2, kAvx512 };
 
 // The widest instruction set of this processor, capped by ATEN_CPU_CAPABILITY as torch's own are.
-static Isa detect() {
+Isa detect() {
 #if defined(__x86_64__)
   const char* value = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string cap = value ? value : "";
@@ -24,13 +25,23 @@ static Isa detect() {
   return Isa::kDefault;
 }
 
-SS2DKernels ss2d_kernels(Io io) {
-  static const Isa isa = detect();
+Isa isa() {
+  static const Isa value = detect();
+  return value;
+}
+
+}  // namespace
+
+Kernels best_kernels(Io io) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return isa_avx512::ss2d_kernels(io);
-  if (isa == Isa::kAvx2) return isa_avx2::ss2d_kernels(io);
+  if (isa() == Isa::kAvx512) return isa_avx512::kernels(io);
+  if (isa() == Isa::kAvx2) return isa_avx2::kernels(io);
 #endif
-  return isa_default::ss2d_kernels(io);
+  return isa_default::kernels(io);
+}
+
+const char* best_isa() {
+  return isa() == Isa::kAvx512 ? "avx512" : isa() == Isa::kAvx2 ? "avx2" : "default";
 }
 
 }  // namespace mmvmamba

@@ -1,31 +1,51 @@
-// Choice of the build that this processor runs.
+// The CPU kernels as a table of functions, and the builds of it.
 #pragma once
 
-#include <c10/core/ScalarType.h>
-#include <c10/util/Exception.h>
-
+#include "selective_scan.h"
 #include "ss2d_scan.h"
 
 namespace mmvmamba {
 
+enum class Io { kFloat, kBFloat16, kDouble };
+
+// Kernels work on items [begin, end); results do not depend on how items are split among threads.
+struct SS2DKernels {
+  void (*pack)(const SS2DSizes&, const void* dt_weight, const void* dt_bias, const void* A,
+               const void* D, void* params);
+  void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
+  void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
+};
+
+struct SelectiveKernels {
+  // B, C, bias and D may be null.
+  void (*pack)(const SelectiveSizes&, const void* A, const void* B, const void* C, const void* bias,
+               const void* D, void* params);
+  void (*forward)(const SelectiveForward&, int64_t begin, int64_t end);
+  void (*backward)(const SelectiveBackward&, int64_t begin, int64_t end);
+};
+
+struct Kernels {
+  int64_t lanes;  // channels of a vector
+  SS2DKernels ss2d;
+  SelectiveKernels selective;
+};
+
+namespace isa_default {
+Kernels kernels(Io io);
+}
+#if defined(__x86_64__)
+namespace isa_avx2 {
+Kernels kernels(Io io);
+}
+namespace isa_avx512 {
+Kernels kernels(Io io);
+}
+#endif
+
 // The kernels of the widest instruction set that this processor has.
-SS2DKernels ss2d_kernels(Io io);
+Kernels best_kernels(Io io);
 
-inline Io io_of(c10::ScalarType type) {
-  switch (type) {
-    case c10::kFloat:
-      return Io::kFloat;
-    case c10::kBFloat16:
-      return Io::kBFloat16;
-    case c10::kDouble:
-      return Io::kDouble;
-    default:
-      TORCH_CHECK_TYPE(false, "the CPU kernels take float32, bfloat16 or float64, not ", type);
-  }
-}
-
-inline c10::ScalarType acc_type(c10::ScalarType type) {
-  return type == c10::kDouble ? c10::kDouble : c10::kFloat;
-}
+// The name of that instruction set: "default", "avx2" or "avx512".
+const char* best_isa();
 
 }  // namespace mmvmamba

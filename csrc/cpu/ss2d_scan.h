@@ -1,4 +1,4 @@
-// What the torch side hands to the CPU kernels of ss2d_scan, and the table of their builds.
+// What the torch side hands to the CPU kernels of ss2d_scan.
 #pragma once
 
 #include "../scan_common.h"
@@ -9,20 +9,20 @@ namespace mmvmamba {
 // number of threads. An item of work is one sample and one group of neighbouring channels.
 struct SS2DSizes {
   int64_t batch, height, width, channels, directions, rank, states;
-  int64_t groups;          // of channels, for each sample
-  const int64_t* orders;   // [directions]
+  int64_t groups;         // of channels, for each sample
+  const int64_t* orders;  // [directions]
 };
 
 // Tensors are contiguous; `acc` is float, or double for double I/O. "packed" is by direction and
 // block of one vector's channels: [directions][blocks][...][lanes], zero where there is no channel.
 struct SS2DForward {
   SS2DSizes sizes;
-  const void* x;          // io [batch][L][channels]
-  const void* proj;       // io [batch][L][directions][rank + 2 states]
-  const void* params;     // acc, packed [rank + states + 2]: dt weights, A, dt bias, D
-  void* acc;              // acc [batch][L][channels], the sum over directions
-  void* y;                // io as acc, null where acc itself is the output
-  void* states;           // acc [batch][directions][chunks][states][channels], or null
+  const void* x;       // io [batch][L][channels]
+  const void* proj;    // io [batch][L][directions][rank + 2 states]
+  const void* params;  // acc, packed [rank + states + 2]: dt weights, A, dt bias, D
+  void* acc;           // acc [batch][L][channels], the sum over directions
+  void* y;             // io as acc, null where acc itself is the output
+  void* states;        // acc [batch][directions][chunks][states][channels], or null
 };
 
 struct SS2DBackward {
@@ -31,35 +31,13 @@ struct SS2DBackward {
   const void* proj;
   const void* params;
   const void* states;
-  const void* grad_y;      // io or acc [batch][L][channels]
+  const void* grad_y;  // io or acc [batch][L][channels]
   bool grad_y_is_acc;
-  void* grad_x_acc;        // acc [batch][L][channels]
-  void* grad_x;            // io as grad_x_acc, null where that is the output
-  void* grad_proj;         // acc [groups][batch][L][directions][rank + 2 states]
-  void* grad_params;       // acc [batch], each packed as params
+  void* grad_x_acc;   // acc [batch][L][channels]
+  void* grad_x;       // io as grad_x_acc, null where that is the output
+  void* grad_proj;    // acc [groups][batch][L][directions][rank + 2 states]
+  void* grad_params;  // acc [batch], each packed as params
 };
-
-struct SS2DKernels {
-  int64_t lanes;  // channels of a vector
-  void (*pack)(const SS2DSizes&, const void* dt_weight, const void* dt_bias, const void* A,
-               const void* D, void* params);
-  void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
-  void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
-};
-
-enum class Io { kFloat, kBFloat16, kDouble };
-
-namespace isa_default {
-SS2DKernels ss2d_kernels(Io io);
-}
-#if defined(__x86_64__)
-namespace isa_avx2 {
-SS2DKernels ss2d_kernels(Io io);
-}
-namespace isa_avx512 {
-SS2DKernels ss2d_kernels(Io io);
-}
-#endif
 
 // Channels of `groups` groups are split in whole blocks; the last groups may be empty.
 inline int64_t blocks_per_group(int64_t blocks, int64_t groups) { return ceil_div(blocks, groups); }

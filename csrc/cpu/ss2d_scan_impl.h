@@ -10,8 +10,7 @@ struct SS2D {
   // Offsets in a block's packed parameters, in vectors.
   struct Layout {
     int64_t A, bias, D, size;
-    explicit Layout(const SS2DSizes& s)
-        : A(s.rank), bias(A + s.states), D(bias + 1), size(D + 1) {}
+    explicit Layout(const SS2DSizes& s) : A(s.rank), bias(A + s.states), D(bias + 1), size(D + 1) {}
   };
 
   // One item of work: a sample and its blocks [first, last).
@@ -82,36 +81,11 @@ struct SS2D {
     }
   }
 
-  // Aligned scratch memory of one thread, handed out in pieces.
-  class Scratch {
-   public:
-    explicit Scratch(int64_t vectors)
-        : memory_(static_cast<V*>(std::aligned_alloc(64, (vectors * sizeof(V) + 63) / 64 * 64))) {
-      std::memset(memory_, 0, vectors * sizeof(V));
-    }
-    ~Scratch() { std::free(memory_); }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    V* vectors(int64_t count) {
-      V* piece = memory_ + used_;
-      used_ += count;
-      return piece;
-    }
-    template <typename U>
-    U* scalars(int64_t count) {
-      return reinterpret_cast<U*>(vectors(ceil_div(count * sizeof(U), sizeof(V))));
-    }
-
-   private:
-    V* memory_;
-    int64_t used_ = 0;
-  };
-
   static int64_t chunk_vectors(const SS2DSizes& s) {
     return ceil_div(kChunk * sizeof(int64_t), sizeof(V)) + ceil_div(kChunk * s.rank, kLanes) +
            2 * ceil_div(kChunk * s.states, kLanes);
   }
-  static Chunk take_chunk(const SS2DSizes& s, Scratch& scratch) {
+  static Chunk take_chunk(const SS2DSizes& s, Scratch<V>& scratch) {
     Chunk chunk;
     chunk.position = scratch.template scalars<int64_t>(kChunk);
     chunk.low = scratch.template scalars<T>(kChunk * s.rank);
@@ -128,7 +102,8 @@ struct SS2D {
     for (int64_t k = 0; k < s.directions; ++k) {
       for (int64_t c = 0; c < s.channels; ++c) {
         const int64_t row = k * s.channels + c;
-        T* out = static_cast<T*>(params) + (k * blocks + c / kLanes) * at.size * kLanes + c % kLanes;
+        T* out =
+            static_cast<T*>(params) + (k * blocks + c / kLanes) * at.size * kLanes + c % kLanes;
         const T* weight = static_cast<const T*>(dt_weight) + row * s.rank;
         const T* rate = static_cast<const T*>(A) + row * s.states;
         for (int64_t r = 0; r < s.rank; ++r) out[r * kLanes] = weight[r];
@@ -151,7 +126,7 @@ struct SS2D {
     T* acc = static_cast<T*>(p.acc);
     T* states = static_cast<T*>(p.states);
 
-    Scratch scratch(chunk_vectors(s) + 3 * kChunk + per_group * S);
+    Scratch<V> scratch(chunk_vectors(s) + 3 * kChunk + per_group * S);
     Chunk chunk = take_chunk(s, scratch);
     V* xs = scratch.vectors(kChunk);
     V* dt = scratch.vectors(kChunk);
@@ -180,8 +155,8 @@ struct SS2D {
               xs[t] = load_lanes(x + base + chunk.position[t] * C, lanes);
             }
             time_steps<false>(s, chunk, block, block[at.bias], dt, nullptr);
-            scan_chunk<kStates, T, V>(chunk.length, S, xs, dt, block + at.A, chunk.B, chunk.C,
-                                      state, y);
+            scan_chunk<kStates>(chunk.length, S, xs, dt, block + at.A, SharedWeights<T>{chunk.B},
+                                SharedWeights<T>{chunk.C}, state, y);
             const V skip = block[at.D];
             for (int64_t t = 0; t < chunk.length; ++t) {
               T* out = acc + base + chunk.position[t] * C;
@@ -263,9 +238,8 @@ struct SS2D {
     T* grad_proj = static_cast<T*>(p.grad_proj);
     V* grad_params = static_cast<V*>(p.grad_params);
 
-    Scratch scratch(chunk_vectors(s) + 7 * kChunk + S + per_group * (S + kLanes * row) +
-                    (4 * kChunk + 1) * S + kChunk * row +
-                    2 * ceil_div(kChunk * S, kLanes));
+    Scratch<V> scratch(chunk_vectors(s) + 6 * kChunk + per_group * (S + kLanes * row) +
+                       ChunkRoom<V>::size(S) + kChunk * row + 2 * ceil_div(kChunk * S, kLanes));
     Chunk chunk = take_chunk(s, scratch);
     V* xs = scratch.vectors(kChunk);
     V* gy = scratch.vectors(kChunk);
@@ -273,14 +247,9 @@ struct SS2D {
     V* slope = scratch.vectors(kChunk);
     V* gx = scratch.vectors(kChunk);
     V* gdt = scratch.vectors(kChunk);
-    V* h_before = scratch.vectors(S);
     V* grad_h = scratch.vectors(per_group * S);
     V* transposed = scratch.vectors(per_group * kLanes * row);
-    ChunkBackward<V> room;
-    room.decay = scratch.vectors(kChunk * S);
-    room.h = scratch.vectors((kChunk + 1) * S);
-    room.grad_B = scratch.vectors(kChunk * S);
-    room.grad_C = scratch.vectors(kChunk * S);
+    const ChunkRoom<V> room = scratch.room(S);
     V* grad_low = scratch.vectors(kChunk * row);
     T* sum_B = scratch.template scalars<T>(kChunk * S);
     T* sum_C = scratch.template scalars<T>(kChunk * S);
@@ -309,7 +278,7 @@ struct SS2D {
             V* grad = grad_params + ((item.sample * s.directions + k) * blocks + b) * at.size;
             const T* saved = states + ((item.sample * s.directions + k) * chunks + g) * S * C;
             for (int64_t i = 0; i < S; ++i) {
-              h_before[i] = load_lanes(saved + i * C + b * kLanes, lanes);
+              room.h[i] = load_lanes(saved + i * C + b * kLanes, lanes);
             }
             const int64_t base = item.sample * L * C + b * kLanes;
             for (int64_t t = 0; t < chunk.length; ++t) {
@@ -319,9 +288,10 @@ struct SS2D {
                                       : load_lanes(static_cast<const io_t*>(p.grad_y) + i, lanes);
             }
             time_steps<true>(s, chunk, block, block[at.bias], dt, slope);
-            scan_chunk_backward<kStates, T, V>(chunk.length, S, xs, dt, block + at.A, chunk.B,
-                                               chunk.C, gy, h_before, room,
-                                               grad_h + (b - item.first) * S, grad + at.A, gx, gdt);
+            const SharedWeights<T> B{chunk.B}, weights_C{chunk.C};
+            recompute_chunk<kStates>(chunk.length, S, xs, dt, block + at.A, B, room);
+            scan_chunk_backward<kStates>(chunk.length, S, xs, dt, block + at.A, B, weights_C, gy,
+                                         room, grad_h + (b - item.first) * S, grad + at.A, gx, gdt);
             V grad_bias{}, grad_D{};
             const V skip = block[at.D];
             for (int64_t t = 0; t < chunk.length; ++t) {
@@ -363,21 +333,3 @@ struct SS2D {
     p.sizes.states == 1 ? backward<1>(p, begin, end) : backward<0>(p, begin, end);
   }
 };
-
-template <typename io_t>
-SS2DKernels make_ss2d_kernels() {
-  return {SS2D<io_t>::kLanes, SS2D<io_t>::pack, SS2D<io_t>::forward_any, SS2D<io_t>::backward_any};
-}
-
-}  // namespace
-
-SS2DKernels ss2d_kernels(Io io) {
-  switch (io) {
-    case Io::kFloat:
-      return make_ss2d_kernels<float>();
-    case Io::kBFloat16:
-      return make_ss2d_kernels<bf16>();
-    default:
-      return make_ss2d_kernels<double>();
-  }
-}

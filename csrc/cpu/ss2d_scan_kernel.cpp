@@ -1,36 +1,22 @@
-// The CPU face of ss2d_scan: checks, allocation, the split of the work, and the sums over its parts.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
+// The CPU face of ss2d_scan: checks, allocation, the split of the work, and the sums over its
+// parts.
 #include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "kernels.h"
+#include "torch_common.h"
 
 namespace mmvmamba {
 namespace {
-
-// Items of work that a call is split into, at least, where there are that many blocks of channels.
-constexpr int64_t kItems = 16;
 
 struct Inputs {
   at::Tensor x, proj, dt_weight, dt_bias, A, D;
   std::vector<int64_t> orders;
   SS2DSizes sizes;
-  SS2DKernels kernels;
+  Kernels kernels;
   int64_t blocks;
 };
-
-void check_param(const char* name, const at::Tensor& value, at::IntArrayRef shape,
-                 at::ScalarType type) {
-  TORCH_CHECK_VALUE(value.sizes() == shape, name, " must have shape ", shape, ", but got ",
-                    value.sizes());
-  TORCH_CHECK_TYPE(value.scalar_type() == type, name, " must be ", type, ", but is ",
-                   value.scalar_type());
-  TORCH_CHECK_VALUE(value.device().is_cpu(), name, " must be on the CPU, but is on ",
-                    value.device());
-}
 
 Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tensor& dt_weight,
                     const at::Tensor& dt_bias, const at::Tensor& A, const at::Tensor& D,
@@ -63,21 +49,22 @@ Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tenso
   in.A = A.contiguous();
   in.D = D.contiguous();
   in.orders = orders.vec();
-  in.kernels = ss2d_kernels(io_of(io));
+  in.kernels = best_kernels(io_of(io));
   in.blocks = ceil_div(C, in.kernels.lanes);
   const int64_t N = std::max<int64_t>(1, x.size(0));
-  in.sizes = {x.size(0), x.size(1), x.size(2), C, K, R, S,
-              std::min(in.blocks, ceil_div(kItems, N)), in.orders.data()};
+  in.sizes = {
+      x.size(0),       x.size(1), x.size(2), C, K, R, S, std::min(in.blocks, ceil_div(kItems, N)),
+      in.orders.data()};
   return in;
 }
 
 // Parameters of one direction and block next to each other, channels in lanes.
 at::Tensor pack(const Inputs& in) {
   const auto& s = in.sizes;
-  at::Tensor params = at::zeros(
-      {s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, in.A.options());
-  in.kernels.pack(s, in.dt_weight.const_data_ptr(), in.dt_bias.const_data_ptr(),
-                  in.A.const_data_ptr(), in.D.const_data_ptr(), params.mutable_data_ptr());
+  at::Tensor params =
+      at::zeros({s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, in.A.options());
+  in.kernels.ss2d.pack(s, in.dt_weight.const_data_ptr(), in.dt_bias.const_data_ptr(),
+                       in.A.const_data_ptr(), in.D.const_data_ptr(), params.mutable_data_ptr());
   return params;
 }
 
@@ -107,43 +94,8 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
                          out_dtype == acc ? nullptr : y.mutable_data_ptr(),
                          save_states ? states.mutable_data_ptr() : nullptr};
   at::parallel_for(0, s.batch * s.groups, 1,
-                   [&](int64_t begin, int64_t end) { in.kernels.forward(args, begin, end); });
+                   [&](int64_t begin, int64_t end) { in.kernels.ss2d.forward(args, begin, end); });
   return {y, states};
-}
-
-// Adds the parts [parts][n] in their order into out [n], which may be of a narrower type.
-template <typename acc_t, typename out_t>
-void sum_parts(const acc_t* parts, int64_t count, int64_t n, out_t* out) {
-  constexpr int64_t kGrain = 16384;
-  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kTile = 256;
-    acc_t tile[kTile];
-    for (int64_t i = begin; i < end; i += kTile) {
-      const int64_t size = std::min(kTile, end - i);
-      std::copy_n(parts + i, size, tile);
-      for (int64_t p = 1; p < count; ++p) {
-        const acc_t* part = parts + p * n + i;
-        for (int64_t j = 0; j < size; ++j) tile[j] += part[j];
-      }
-      for (int64_t j = 0; j < size; ++j) out[i + j] = static_cast<out_t>(tile[j]);
-    }
-  });
-}
-
-// The first dimension's sum as a tensor of a type; adds in a fixed order, whatever the threads.
-at::Tensor sum_first(const at::Tensor& parts, at::ScalarType type) {
-  at::Tensor out = at::empty(parts.sizes().slice(1), parts.options().dtype(type));
-  if (parts.scalar_type() == at::kDouble) {
-    sum_parts(parts.const_data_ptr<double>(), parts.size(0), out.numel(),
-              out.mutable_data_ptr<double>());
-  } else if (type == at::kBFloat16) {
-    sum_parts(parts.const_data_ptr<float>(), parts.size(0), out.numel(),
-              out.mutable_data_ptr<at::BFloat16>());
-  } else {
-    sum_parts(parts.const_data_ptr<float>(), parts.size(0), out.numel(),
-              out.mutable_data_ptr<float>());
-  }
-  return out;
 }
 
 using Gradients =
@@ -158,8 +110,8 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   const auto io = x.scalar_type(), acc = acc_type(io);
   TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes(), "grad_y must have x's shape ", x.sizes(),
                     ", but got ", grad_y.sizes());
-  TORCH_CHECK_TYPE(grad_y.scalar_type() == io || grad_y.scalar_type() == acc, "grad_y must be ",
-                   io, " or ", acc, ", but is ", grad_y.scalar_type());
+  TORCH_CHECK_TYPE(grad_y.scalar_type() == io || grad_y.scalar_type() == acc, "grad_y must be ", io,
+                   " or ", acc, ", but is ", grad_y.scalar_type());
   if (x.numel() == 0) {
     return {at::zeros_like(x),       at::zeros_like(proj), at::zeros_like(dt_weight),
             at::zeros_like(dt_bias), at::zeros_like(A),    at::zeros_like(D)};
@@ -192,13 +144,11 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
                           proj_parts.mutable_data_ptr(),
                           param_parts.mutable_data_ptr()};
   at::parallel_for(0, s.batch * s.groups, 1,
-                   [&](int64_t begin, int64_t end) { in.kernels.backward(args, begin, end); });
+                   [&](int64_t begin, int64_t end) { in.kernels.ss2d.backward(args, begin, end); });
 
   // [directions][blocks][row][lanes] -> [directions][channels][row]
-  const at::Tensor grads = sum_first(param_parts, acc)
-                               .transpose(2, 3)
-                               .flatten(1, 2)
-                               .narrow(1, 0, s.channels);
+  const at::Tensor grads =
+      sum_first(param_parts, acc).transpose(2, 3).flatten(1, 2).narrow(1, 0, s.channels);
   return {grad_x,
           groups == 1 && io == acc ? proj_parts[0] : sum_first(proj_parts, io),
           grads.narrow(2, 0, s.rank).contiguous(),

@@ -3,8 +3,9 @@
 // is compiled for an instruction set, inside that file's own namespace: nothing here may be merged
 // with another file's version of it by the linker. The file defines MMVMAMBA_VECTOR_BYTES.
 
-
 #define MMVMAMBA_INLINE inline __attribute__((always_inline))
+// For what runs once a chunk: copies of it in every caller would only make the build longer.
+#define MMVMAMBA_NOINLINE __attribute__((noinline))
 
 typedef float vfloat __attribute__((vector_size(MMVMAMBA_VECTOR_BYTES)));
 typedef int32_t vint __attribute__((vector_size(MMVMAMBA_VECTOR_BYTES)));
@@ -240,7 +241,7 @@ MMVMAMBA_INLINE void transpose(V* rows) {
 
 // out[i] = sum of the lanes of rows[i], for i < count; adds in an order that depends on nothing.
 template <typename T, typename V>
-MMVMAMBA_INLINE void sum_lanes(const V* rows, int64_t count, T* out) {
+MMVMAMBA_NOINLINE void sum_lanes(const V* rows, int64_t count, T* out) {
   constexpr int size = VecOf<T>::size;
   for (int64_t i = 0; i < count; i += size) {
     V square[size];

@@ -75,7 +75,9 @@ class Arch:
             ('downsample', tuple(DOWNSAMPLES)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} must be one of {allowed}, but got {getattr(self, name)!r}')
+                raise ValueError(
+                    f'{name} must be one of {allowed}, but got {getattr(self, name)!r}'
+                )
         if len(self.dims) != len(self.depths) or not self.dims or min(self.dims) < 1:
             raise ValueError(
                 f'dims and depths must name the same stages, at least one and with positive '
@@ -138,9 +140,7 @@ ARCHS: dict[str, Arch] = {
     'vanilla_small': Arch(depths=(2, 2, 27, 2), **_VANILLA, drop_path_rate=0.3),
     'vanilla_base': Arch(_BASE_DIMS, (2, 2, 27, 2), **_VANILLA, drop_path_rate=0.6),
 }
-ARCHS.update(
-    tiny=ARCHS['tiny_s1l8'], small=ARCHS['small_s2l15'], base=ARCHS['base_s2l15']
-)
+ARCHS.update(tiny=ARCHS['tiny_s1l8'], small=ARCHS['small_s2l15'], base=ARCHS['base_s2l15'])
 
 
 def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch:

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .arch import Arch, resolve_arch
 from .block import VSSBlock
-from .layers import DOWNSAMPLES, STEMS, Linear, channels_first
 from .checkpoint import resize_pos_embed
+from .layers import DOWNSAMPLES, STEMS, Linear, channels_first
 
 
 class VSSStage(nn.Sequential):
@@ -151,8 +151,7 @@ class VMambaNet(nn.Module):
         side = self.settings.patch_size if self.settings.stem == 'patch' else 1
         if min(x.shape[2:]) < side:
             raise ValueError(
-                f'the images must be at least {side} pixels high and wide, but got '
-                f'{tuple(x.shape)}'
+                f'the images must be at least {side} pixels high and wide, but got {tuple(x.shape)}'
             )
 
     def stem(self, x: Tensor) -> Tensor:

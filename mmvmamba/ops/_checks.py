@@ -65,7 +65,9 @@ def check_tensor(
 def check_state_size(d_state: int) -> None:
     """Checks that the number of states is one that every backend computes."""
     if not 1 <= d_state <= MAX_STATE:
-        raise ValueError(f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}')
+        raise ValueError(
+            f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}'
+        )
 
 
 def choose_backend(op: str, backend: str, value: Tensor) -> str:

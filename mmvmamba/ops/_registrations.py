@@ -30,9 +30,7 @@ def _ss2d_scan_fake(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_s
     N, H, W, C = x.shape
     y = x.new_empty((N, H, W, C), dtype=out_dtype)
     chunks = _num_chunks(H * W) if save_states else 0
-    states = x.new_empty(
-        (N, len(orders), chunks, A.shape[2], C), dtype=accumulate_dtype(x.dtype)
-    )
+    states = x.new_empty((N, len(orders), chunks, A.shape[2], C), dtype=accumulate_dtype(x.dtype))
     return y, states
 
 

@@ -100,5 +100,7 @@ def cross_merge(
     """
     orders = resolve_pattern(pattern)
     check_tensor('ys', ys, ('N', len(orders), 'C', height * width))
-    maps = [to_map(ys[:, k].transpose(1, 2), order, height, width) for k, order in enumerate(orders)]
+    maps = [
+        to_map(ys[:, k].transpose(1, 2), order, height, width) for k, order in enumerate(orders)
+    ]
     return torch.stack(maps).sum(0).permute(0, 3, 1, 2)

@@ -43,6 +43,7 @@ def main() -> None:
     if args.out:
         testing.keep_predictions(cfg, args.out)
     launch.check_data(cfg, 'test')
+    launch.check_checkpoint(cfg, whole=True)
     build_runner(cfg).test()
 
 

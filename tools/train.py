@@ -52,6 +52,7 @@ def main() -> None:
     cfg = launch.load_config(args)
     apply_args(cfg, args)
     launch.check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+    launch.check_checkpoint(cfg, whole=False)
     build_runner(cfg).train()
 
 

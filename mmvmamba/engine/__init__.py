@@ -1,5 +1,6 @@
 """What the package adds to MMEngine's runner."""
 
+from .hooks import CheckpointFitHook
 from .optim_wrapper import CPUAmpOptimWrapper
 
-__all__ = ['CPUAmpOptimWrapper']
+__all__ = ['CPUAmpOptimWrapper', 'CheckpointFitHook']

@@ -12,8 +12,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-# Imported so that ``mmseg::`` and ``mmvmamba::`` bases resolve.
-import mmvmamba.registry  # noqa: F401
+from mmvmamba.models.checkpoint_file import use_safe_loader
 
 from .datasets import check_dataset_paths
 from .distributed import runs_on_cpu
@@ -89,6 +88,7 @@ def load_config(args: argparse.Namespace) -> Config:
     _merge_options(cfg, args.cfg_options)
     if 'model' not in cfg:
         raise UserError(f'config {args.config!r} has no model; it has {sorted(cfg)}')
+    use_safe_loader()
     cfg.launcher = args.launcher
     name = os.path.splitext(os.path.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
@@ -121,6 +121,23 @@ def check_data(cfg: Config, *loaders: str) -> None:
             path = metric.get('ann_file') if metric else None
             if isinstance(path, str) and '://' not in path and not os.path.isfile(path):
                 raise UserError(f'{loader}_evaluator: ann_file {path!r} does not exist')
+
+
+def check_checkpoint(cfg: Config, whole: bool) -> None:
+    """Checks ``load_from`` now, and when it is loaded that it fits.
+
+    Args:
+        cfg (Config): The whole config.
+        whole (bool): Whether all of the model must be in the file.
+
+    Raises:
+        UserError: If the file does not exist.
+    """
+    path = cfg.get('load_from')
+    if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+        raise UserError(f'checkpoint {path!r} does not exist')
+    hook = dict(type='mmvmamba.CheckpointFitHook', whole=whole)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def use_amp(cfg: Config) -> None:

@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmvmamba.nn import convert_state_dict
+from mmvmamba.nn import VMambaNet, convert_state_dict
 from mmvmamba.nn.checkpoint import resize_pos_embed
 
+from .checkpoint_file import read_checkpoint, state_dict_of
+
 #: What a classification file lacks in a backbone, and the other way round.
-_EXPECTED_MISSING = re.compile(r'outnorm\d+\.')
-_EXPECTED_UNEXPECTED = re.compile(r'classifier\.')
+_EXPECTED_MISSING = re.compile(r'(backbone\.)?outnorm\d+\.')
+_EXPECTED_UNEXPECTED = re.compile(r'(backbone\.)?classifier\.')
+#: Counters of BatchNorm, which older files lack.
+_COUNTER = 'num_batches_tracked'
 
 
-def read_state_dict(filename: str) -> dict[str, Tensor]:
-    """Reads a file or URL and unwraps ``model`` or ``state_dict``.
+@dataclass
+class Fit:
+    """How a state dict fits a model: names of tensors."""
 
-    Args:
-        filename (str): A path, URL or any address that MMEngine's CheckpointLoader takes.
+    own: int = 0
+    found: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
-    Returns:
-        dict[str, Tensor]: The tensors by the names that the file gives them.
+    def __str__(self) -> str:
+        return (
+            f'{len(self.found)} of {self.own} tensors found; missing {_listing(self.missing)}; of '
+            f'another shape {_listing(self.differing)}; unexpected {_listing(self.unexpected)}'
+        )
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated or holds no checkpoint.
-    """
-    try:
-        content = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger='current')
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'checkpoint {filename!r} does not exist') from error
-    except (EOFError, RuntimeError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(
-            f'checkpoint {filename!r} cannot be read; it is truncated or no checkpoint: {error}'
-        ) from error
-    except Exception as error:
-        # torch raises pickle.UnpicklingError, zipfile errors and more for a file of another kind.
-        raise ValueError(
-            f'checkpoint {filename!r} cannot be read ({type(error).__name__}): {error}'
-        ) from error
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise ValueError(f'checkpoint {filename!r} holds a {type(content).__name__}, no state dict')
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f'checkpoint {filename!r} holds no tensors')
-    return tensors
+
+def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Fit:
+    """Compares a model's tensors with a file's by name and shape."""
+    unexpected = [k for k in tensors if k not in own and not _EXPECTED_UNEXPECTED.match(k)]
+    fit = Fit(own=len(own), unexpected=unexpected)
+    for key, value in own.items():
+        if key not in tensors:
+            if not key.endswith(_COUNTER):
+                fit.missing.append(key)
+        elif tensors[key].shape != value.shape:
+            shapes = f'{tuple(tensors[key].shape)} instead of {tuple(value.shape)}'
+            fit.differing.append(f'{key} {shapes}')
+        else:
+            fit.found.append(key)
+    return fit
 
 
 def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) -> None:
@@ -60,7 +60,7 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) 
 
     Args:
         model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
-        filename (str): What :func:`read_state_dict` takes.
+        filename (str): What :func:`read_checkpoint` takes.
         prefix (str, optional): The part of a larger model that is taken, e.g. 'backbone'.
             Defaults to None, the whole or what stands behind 'backbone.'.
 
@@ -69,41 +69,78 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) 
         ValueError: If the file cannot be read, nothing or not all of the model is in it, or a
             shape differs.
     """
-    tensors = read_state_dict(filename)
+    tensors = state_dict_of(read_checkpoint(filename), filename)
     if prefix is not None:
         start = prefix.rstrip('.') + '.'
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if not tensors:
             raise ValueError(f'checkpoint {filename!r} holds nothing with the prefix {prefix!r}')
-    tensors = convert_state_dict(tensors)
     own = model.state_dict()
-    if 'pos_embed' in tensors and 'pos_embed' in own:
-        tensors['pos_embed'] = resize_pos_embed(tensors['pos_embed'], own['pos_embed'].shape[2:])
-    missing = [k for k in own if k not in tensors and not _EXPECTED_MISSING.match(k)]
-    unexpected = [k for k in tensors if k not in own and not _EXPECTED_UNEXPECTED.match(k)]
-    differing = [
-        f'{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}'
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    loaded = [k for k in own if k in tensors]
-    if not loaded or missing or differing:
-        raise ValueError(
-            f'checkpoint {filename!r} does not fit {type(model).__name__}: {len(loaded)} of '
-            f'{len(own)} tensors found; missing {_listing(missing)}; of another shape '
-            f'{_listing(differing)}; unexpected {_listing(unexpected)}'
-        )
+    tensors = _resized(convert_state_dict(tensors), own, 'pos_embed')
+    fit = compare(own, tensors)
+    if not fit.found or fit.differing or _surprising(fit.missing):
+        raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
     with torch.no_grad():
-        for key in loaded:
+        for key in fit.found:
             own[key].copy_(tensors[key])
-    MMLogger.get_current_instance().info(
-        f'loaded {len(loaded)} of {len(own)} tensors from {filename}; missing '
-        f'{_listing([k for k in own if k not in tensors])}; unexpected '
-        f'{_listing([k for k in tensors if k not in own])}'
-    )
+    MMLogger.get_current_instance().info(f'{filename}: {fit}')
 
 
-def _listing(keys: list[str], limit: int = 12) -> str:
+def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the tensors of a file the names that a detector, segmentor or classifier uses.
+
+    Args:
+        model (nn.Module): The whole model; only a ``backbone`` that is a VMamba is translated.
+        tensors (Mapping[str, Tensor]): The file's tensors.
+
+    Returns:
+        dict[str, Tensor]: The same tensors, those of the backbone by today's names.
+    """
+    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    if not isinstance(getattr(model, 'backbone', None), VMambaNet):
+        return tensors
+    inside = {key: value for key, value in tensors.items() if key.startswith('backbone.')}
+    others = {key: value for key, value in tensors.items() if key not in inside}
+    if not inside and any(key.startswith('layers.') for key in tensors):
+        # A classifier's file: all of it is the backbone.
+        inside, others = tensors, {}
+    inside = {f'backbone.{key}': value for key, value in convert_state_dict(inside).items()}
+    return _resized(inside | others, model.state_dict(), 'backbone.pos_embed')
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], filename: str, whole: bool) -> Fit:
+    """Refuses a state dict that MMEngine would load in part and without an error.
+
+    Args:
+        model (nn.Module): The whole model.
+        tensors (Mapping[str, Tensor]): What :func:`adapt_state_dict` returned.
+        filename (str): For the message.
+        whole (bool): Whether every tensor of the model must be there, as for a test. Otherwise a
+            VMamba backbone must be whole, if any of it is there, and something must fit.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    fit = compare(model.state_dict(), tensors)
+    wrong = [*fit.missing, *fit.differing] if whole else []
+    if not whole and isinstance(getattr(model, 'backbone', None), VMambaNet):
+        wrong = _surprising(k for k in fit.missing + fit.differing if k.startswith('backbone.'))
+    if wrong or not fit.found:
+        raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
+    return fit
+
+
+def _surprising(missing: Iterable[str]) -> list[str]:
+    return [key for key in missing if not _EXPECTED_MISSING.match(key)]
+
+
+def _resized(tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    if name in tensors and name in own:
+        tensors = {**tensors, name: resize_pos_embed(tensors[name], own[name].shape[2:])}
+    return tensors
+
+
+def _listing(keys: list[str], limit: int = 8) -> str:
     if not keys:
         return 'none'
     more = f' and {len(keys) - limit} more' if len(keys) > limit else ''

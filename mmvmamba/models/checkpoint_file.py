@@ -1,0 +1,164 @@
+"""Reads checkpoint files without running code that they may hold."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+_HTTP = ('http://', 'https://')
+_DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
+
+
+def read_checkpoint(filename: str, map_location: Any = 'cpu') -> Any:
+    """Reads a checkpoint of MMEngine or of the authors.
+
+    Only tensors, numbers, containers and what MMEngine's runner saves are built; classes that
+    :func:`torch.serialization.add_safe_globals` knows are allowed too.
+
+    Args:
+        filename (str): A path or a URL; other addresses go to MMEngine's CheckpointLoader.
+        map_location (Any): As in :func:`torch.load`. Defaults to 'cpu'.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no checkpoint, or needs another class.
+    """
+    if filename.startswith(_HTTP):
+        return read_local_checkpoint(_download(filename), map_location)
+    if '://' in filename:
+        return CheckpointLoader.load_checkpoint(filename, map_location, logger='current')
+    return read_local_checkpoint(filename, map_location)
+
+
+def read_local_checkpoint(filename: str, map_location: Any = 'cpu') -> Any:
+    """Reads a checkpoint file; see :func:`read_checkpoint`."""
+    path = os.path.expanduser(filename)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'checkpoint {filename!r} does not exist')
+    try:
+        with _safe_globals():
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if foreign is None:
+            raise ValueError(f'{filename!r} is no checkpoint: {_first_line(error)}') from error
+        raise ValueError(
+            f'checkpoint {filename!r} needs {foreign[1]}, which is not loaded from files; for a '
+            'file that you trust, allow it with torch.serialization.add_safe_globals before'
+        ) from error
+    except (EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
+        # A zip archive without its end, an empty file, pickles of other things.
+        raise ValueError(
+            f'checkpoint {filename!r} is truncated or no checkpoint: {_first_line(error)}'
+        ) from error
+
+
+def use_safe_loader() -> None:
+    """Makes MMEngine read files and URLs as :func:`read_checkpoint` does, in this process."""
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        return read_checkpoint(filename, map_location)
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(list(_HTTP), load_from_local, force=True)
+
+
+def state_dict_of(content: Any, filename: str) -> dict[str, Tensor]:
+    """Unwraps ``state_dict`` or ``model`` and keeps the tensors.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise ValueError(f'checkpoint {filename!r} holds a {type(content).__name__}, no state dict')
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f'checkpoint {filename!r} holds no tensors')
+    return tensors
+
+
+def _download(url: str) -> str:
+    """Downloads into torch.hub's cache, once for the processes of a run."""
+    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    path = os.path.join(folder, os.path.basename(urlparse(url).path))
+    rank, _ = get_dist_info()
+    for turn in (rank == 0, True):  # on another machine the others may have to download as well
+        if turn and not os.path.isfile(path):
+            os.makedirs(folder, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(url, path, progress=rank == 0)
+            except OSError as error:
+                raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
+        if turn is (rank == 0):
+            barrier()
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [''])[0].split('. ')[0]
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+@contextmanager
+def _safe_globals() -> Iterator[None]:
+    """Allows what MMEngine's runner saves; torch 2.4 has no such context manager."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_runner_globals())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _runner_globals() -> list[Callable]:
+    dtypes = [type(np.dtype(name)) for name in _DTYPES]
+    reconstruct = np.ndarray(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    aliases = [
+        _named(function, f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')  # numpy 1 and 2
+        for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
+    ]
+    getter = _named(_history_method, 'builtins.getattr')
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *aliases, getter, _CfgNode]
+
+
+def _named(function: Callable, path: str) -> Callable:
+    """A function that a pickle finds under another name."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, _, call.__name__ = path.rpartition('.')
+    call.__qualname__ = call.__name__
+    return call
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """The only attributes that MMEngine's checkpoints look up: those of its HistoryBuffer."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
+    return getattr(owner, name)
+
+
+class _CfgNode(dict):
+    """Stands for the yacs node in the authors' full training files; nothing reads it."""
+
+
+_CfgNode.__module__, _CfgNode.__name__, _CfgNode.__qualname__ = 'yacs.config', 'CfgNode', 'CfgNode'

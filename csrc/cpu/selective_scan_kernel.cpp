@@ -119,7 +119,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> selective_scan(
   const int64_t chunks = save_states ? ceil_div(s.length, kChunk) : 0;
   at::Tensor out = at::empty(u.sizes(), u.options());
   at::Tensor last_state = at::zeros({s.batch, s.channels, s.states}, options);
-  at::Tensor states = at::empty({s.batch, chunks, s.states, s.channels}, options);
+  // (batch, chunks, states, channels) in one dimension, see ss2d_scan.
+  at::Tensor states = at::empty({s.batch * chunks * s.states * s.channels}, options);
   if (u.numel() == 0) return {out, last_state, states};
 
   const SelectiveForward args{s,
@@ -164,7 +165,7 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
             at::zeros_like(B), at::zeros_like(C),     zeros(D),
             zeros(z),          zeros(delta_bias)};
   }
-  check_param("states", states, {s.batch, ceil_div(s.length, kChunk), s.states, s.channels},
+  check_param("states", states, {s.batch * ceil_div(s.length, kChunk) * s.states * s.channels},
               acc_type(io));
   const at::Tensor grad = along_length(grad_out), saved = states.contiguous();
   at::Tensor grad_u = at::empty(u.sizes(), u.options());

@@ -79,8 +79,10 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
   TORCH_CHECK_TYPE(out_dtype == io || out_dtype == acc, "out_dtype must be ", io, " or ", acc,
                    ", but got ", out_dtype);
   const int64_t chunks = save_states ? ceil_div(s.height * s.width, kChunk) : 0;
-  at::Tensor states =
-      at::empty({s.batch, s.directions, chunks, s.states, s.channels}, in.x.options().dtype(acc));
+  // (batch, directions, chunks, states, channels) in one dimension: torch.compile would compile
+  // again for maps of one chunk, where that dimension is 1.
+  at::Tensor states = at::empty({s.batch * s.directions * chunks * s.states * s.channels},
+                                in.x.options().dtype(acc));
   at::Tensor sums = at::empty(in.x.sizes(), in.x.options().dtype(acc));
   at::Tensor y = out_dtype == acc ? sums : at::empty(in.x.sizes(), in.x.options());
   if (x.numel() == 0) return {y, states};
@@ -116,9 +118,9 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
     return {at::zeros_like(x),       at::zeros_like(proj), at::zeros_like(dt_weight),
             at::zeros_like(dt_bias), at::zeros_like(A),    at::zeros_like(D)};
   }
-  check_param("states", states,
-              {s.batch, s.directions, ceil_div(s.height * s.width, kChunk), s.states, s.channels},
-              acc);
+  check_param(
+      "states", states,
+      {s.batch * s.directions * ceil_div(s.height * s.width, kChunk) * s.states * s.channels}, acc);
   const at::Tensor grad = grad_y.contiguous(), saved = states.contiguous();
   const auto options = in.x.options().dtype(acc);
   at::Tensor sums = at::empty(in.x.sizes(), options);

@@ -30,8 +30,8 @@ def _ss2d_scan_fake(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_s
     N, H, W, C = x.shape
     y = x.new_empty((N, H, W, C), dtype=out_dtype)
     chunks = _num_chunks(H * W) if save_states else 0
-    states = x.new_empty((N, len(orders), chunks, A.shape[2], C), dtype=accumulate_dtype(x.dtype))
-    return y, states
+    size = N * len(orders) * chunks * A.shape[2] * C
+    return y, x.new_empty((size,), dtype=accumulate_dtype(x.dtype))
 
 
 def _ss2d_scan_backward_fake(
@@ -40,8 +40,16 @@ def _ss2d_scan_backward_fake(
     return tuple(v.new_empty(v.shape) for v in (x, proj, dt_weight, dt_bias, A, D))
 
 
+def _check_saved(name: str, saved: bool) -> None:
+    if not saved:
+        raise RuntimeError(
+            f'mmvmamba: {name} was called, or traced, with save_states=False and kept no states for '
+            'a backward'
+        )
+
+
 def _ss2d_scan_setup(ctx, inputs, output) -> None:
-    *tensors, orders, _, _ = inputs
+    *tensors, orders, _, ctx.saved = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.orders = orders
     ctx.set_materialize_grads(False)
@@ -50,6 +58,7 @@ def _ss2d_scan_setup(ctx, inputs, output) -> None:
 def _ss2d_scan_backward(ctx, grad_y, _):
     if grad_y is None:
         return (None,) * 9
+    _check_saved('ss2d_scan', ctx.saved)
     grads = torch.ops.mmvmamba.ss2d_scan_backward(grad_y, *ctx.saved_tensors, ctx.orders)
     return (*grads, None, None, None)
 
@@ -61,7 +70,7 @@ def _selective_scan_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, sa
     return (
         u.new_empty((batch, dim, length)),
         u.new_empty((batch, dim, A.shape[1]), dtype=acc),
-        u.new_empty((batch, chunks, A.shape[1], dim), dtype=acc),
+        u.new_empty((batch * chunks * A.shape[1] * dim,), dtype=acc),
     )
 
 
@@ -75,7 +84,7 @@ def _selective_scan_backward_fake(
 
 
 def _selective_scan_setup(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus, _ = inputs
+    *tensors, ctx.delta_softplus, ctx.saved = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.set_materialize_grads(False)
 
@@ -83,6 +92,7 @@ def _selective_scan_setup(ctx, inputs, output) -> None:
 def _selective_scan_backward(ctx, grad_out, *_):
     if grad_out is None:
         return (None,) * 10
+    _check_saved('selective_scan', ctx.saved)
     grads = torch.ops.mmvmamba.selective_scan_backward(
         grad_out, *ctx.saved_tensors, ctx.delta_softplus
     )

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .layers import ACTIVATIONS, DOWNSAMPLES, STEMS
-from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS
+from .layers import ACTIVATIONS, DOWNSAMPLES, STEMS, check_choice
+from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS, check_conv_kernel
 
 MAX_STATE = 256
 
@@ -66,18 +66,15 @@ class Arch:
         object.__setattr__(self, 'depths', tuple(self.depths))
         for name, allowed in (
             ('gate', GATES),
-            ('act', tuple(ACTIVATIONS)),
-            ('mlp_act', tuple(ACTIVATIONS)),
+            ('act', ACTIVATIONS),
+            ('mlp_act', ACTIVATIONS),
             ('scan', SCANS),
             ('ssm_init', SSM_INITS),
             ('out_norm', OUT_NORMS),
-            ('stem', tuple(STEMS)),
-            ('downsample', tuple(DOWNSAMPLES)),
+            ('stem', STEMS),
+            ('downsample', DOWNSAMPLES),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f'{name} must be one of {allowed}, but got {getattr(self, name)!r}'
-                )
+            check_choice(name, getattr(self, name), allowed)
         if len(self.dims) != len(self.depths) or not self.dims or min(self.dims) < 1:
             raise ValueError(
                 f'dims and depths must name the same stages, at least one and with positive '
@@ -87,8 +84,7 @@ class Arch:
             raise ValueError(f'depths must be at least 1 in each stage, but got {self.depths}')
         if not 1 <= self.d_state <= MAX_STATE:
             raise ValueError(f'd_state must be in [1, {MAX_STATE}], but got {self.d_state}')
-        if self.conv_kernel < 0 or (self.conv_kernel and self.conv_kernel % 2 == 0):
-            raise ValueError(f'conv_kernel must be 0 or odd, but got {self.conv_kernel}')
+        check_conv_kernel(self.conv_kernel)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), but got {self.drop_path_rate}')
         if int(self.ssm_ratio * min(self.dims)) < 1:

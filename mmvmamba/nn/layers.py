@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: The activations that the reference and its ablation use.
 ACTIVATIONS: dict[str, type[nn.Module]] = {'silu': nn.SiLU, 'gelu': nn.GELU, 'relu': nn.ReLU}
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raises ValueError where an argument is not one of the names that are allowed."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
 
 
 class DropPath(nn.Module):
@@ -19,6 +28,8 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f'p must be in [0, 1), but got {p}')
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvmamba.ops import ss2d_scan
+from mmvmamba.ops._checks import BACKENDS
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .layers import ACTIVATIONS, Linear, channels_first, channels_last
+from .layers import ACTIVATIONS, Linear, channels_first, channels_last, check_choice
 
 DIRECTIONS = 4
 SCANS = (*SCAN_PATTERNS, 'cascade')
@@ -50,6 +51,12 @@ def build_out_norm(name: str, dim: int) -> nn.Module:
 OUT_NORMS = ('ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax', 'sigmoid')
 
 
+def check_conv_kernel(size: int) -> None:
+    """Raises ValueError where the depthwise convolution would change the size of the map."""
+    if size < 0 or (size and size % 2 == 0):
+        raise ValueError(f'conv_kernel must be 0 or odd, but got {size}')
+
+
 class SS2D(nn.Module):
     """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
 
@@ -73,6 +80,9 @@ class SS2D(nn.Module):
             'sigmoid'. Defaults to 'ln'.
         out_act (bool): Whether a GELU follows ``out_norm``. Defaults to False.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+
+    Raises:
+        ValueError: If a name or a number is not allowed.
     """
 
     def __init__(
@@ -92,6 +102,16 @@ class SS2D(nn.Module):
         backend: str = 'auto',
     ) -> None:
         super().__init__()
+        for name, value, allowed in (
+            ('gate', gate, GATES),
+            ('act', act, ACTIVATIONS),
+            ('scan', scan, SCANS),
+            ('ssm_init', ssm_init, SSM_INITS),
+            ('out_norm', out_norm, OUT_NORMS),
+            ('backend', backend, BACKENDS),
+        ):
+            check_choice(name, value, allowed)
+        check_conv_kernel(conv_kernel)
         self.dim = dim
         self.d_state = d_state
         self.d_inner = int(ssm_ratio * dim)
@@ -161,7 +181,8 @@ class SS2D(nn.Module):
             x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
         x = self.act(x)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
-        # Outside autocast the output norm must see the weights' dtype.
+        if self.in_proj.weight.dtype == x.dtype:
+            y = y.to(x.dtype)  # outside autocast the norm takes the weights' dtype alone
         y = self.out_norm(y).to(x.dtype)
         y = self.out_act(y)
         if z is not None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._extension import has_kernel, load_extension, warn_no_kernel
 
@@ -47,19 +48,25 @@ def check_tensor(
         raise TypeError(f'{name} must be a torch.Tensor, but got {type(value).__name__}')
     if not value.is_floating_point():
         raise TypeError(f'{name} must be of a floating point dtype, but got {value.dtype}')
-    expected = '(' + ', '.join(str(s) for s in shape) + (',)' if len(shape) == 1 else ')')
     if value.dim() != len(shape):
         raise ValueError(
-            f'{name} must have {len(shape)} dimensions {expected}, but got shape '
+            f'{name} must have {len(shape)} dimensions {_shape_text(shape)}, but got shape '
             f'{tuple(value.shape)}'
         )
-    for size, want in zip(value.shape, shape, strict=True):
-        if isinstance(want, int) and size != want:
-            raise ValueError(
-                f'{name} must have shape {expected}, but got shape {tuple(value.shape)}'
-            )
+    # A trace of torch.jit would record these comparisons; the kernels check the sizes again.
+    if not torch.jit.is_tracing():
+        for size, want in zip(value.shape, shape, strict=True):
+            if not (want is None or isinstance(want, str)) and size != want:
+                raise ValueError(
+                    f'{name} must have shape {_shape_text(shape)}, but got shape '
+                    f'{tuple(value.shape)}'
+                )
     if device is not None and value.device != device:
         raise ValueError(f'{name} must be on {device} as the input is, but is on {value.device}')
+
+
+def _shape_text(shape: tuple[int | str | None, ...]) -> str:
+    return '(' + ', '.join(str(size) for size in shape) + (',)' if len(shape) == 1 else ')')
 
 
 def check_state_size(d_state: int) -> None:
@@ -68,6 +75,20 @@ def check_state_size(d_state: int) -> None:
         raise ValueError(
             f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}'
         )
+
+
+def _differentiates_functionally() -> bool:
+    """Whether forward-mode differentiation or torch.func's grad, vjp or jvp is at work.
+
+    The gradients that torch.library registers know neither: forward mode would get zeros.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    transforms = torch._C._functorch.TransformType
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() in (transforms.Grad, transforms.Jvp) for level in stack)
 
 
 def choose_backend(op: str, backend: str, value: Tensor) -> str:
@@ -91,10 +112,14 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     if backend == 'reference':
         return 'reference'
     device = value.device.type
-    if device == 'meta':
-        return 'native' if load_extension() is None else 'chunked'
+    if device == 'meta' and load_extension() is None:
+        return 'native'
+    if device == 'meta' and backend == 'auto':
+        return 'chunked'
     if not has_kernel(op, device):
         reason = load_extension() or f'the extension was built without {device} kernels'
+    elif _differentiates_functionally():
+        reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
     elif value.dtype not in NATIVE_DTYPES[device]:
         names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])
         reason = f'the {device} kernels take {names}, not {value.dtype}'
@@ -102,5 +127,6 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
         return 'native'
     if backend == 'native':
         raise RuntimeError(f"backend='native' cannot run {op} on {device}: {reason}")
-    warn_no_kernel(device, reason)
+    if not torch.compiler.is_compiling():
+        warn_no_kernel(device, reason)
     return 'chunked'

@@ -28,13 +28,7 @@ def _build_error() -> str | None:
     return getattr(_build_info, 'BUILD_INFO', {}).get('error')
 
 
-@functools.cache
-def load_extension() -> str | None:
-    """Loads ``mmvmamba/_C*.so`` once.
-
-    Returns:
-        None when the extension is loaded, else the reason why it is not, as a sentence.
-    """
+def _load() -> str | None:
     libraries = sorted(p for p in _PACKAGE.glob('_C*') if p.suffix in ('.so', '.pyd', '.dll'))
     if not libraries:
         reason = _build_error()
@@ -46,22 +40,45 @@ def load_extension() -> str | None:
     return None
 
 
+def _find_kernels() -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (op, device)
+        for op in ('ss2d_scan', 'selective_scan')
+        for device, key in (('cpu', 'CPU'), ('cuda', 'CUDA'))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', key)
+    )
+
+
+# Found once, at import: torch.compile can trace a look-up, but not the loading of a library.
+_REASON = _load()
+_KERNELS = _find_kernels() if _REASON is None else frozenset()
+
+
+def load_extension() -> str | None:
+    """Whether ``mmvmamba/_C*.so`` was loaded, at import.
+
+    Returns:
+        None when the extension is loaded, else the reason why it is not, as a sentence.
+    """
+    return _REASON
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the loaded extension holds a kernel of ``mmvmamba::op`` for a device type."""
-    if load_extension() is not None:
-        return False
-    key = {'cpu': 'CPU', 'cuda': 'CUDA'}.get(device_type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f'mmvmamba::{op}', key
-    )
+    return (op, device_type) in _KERNELS
 
 
 @functools.cache
 def warn_no_kernel(device_type: str, reason: str) -> None:
     """Warns, once for each device type and reason, that the slow PyTorch form runs."""
+    advice = (
+        ''
+        if load_extension() is None
+        else ('; `pip install --no-build-isolation .` builds the kernels')
+    )
     warnings.warn(
         f'mmvmamba: no native kernel for {device_type}: {reason}. A much slower PyTorch form '
-        'runs in its place; `pip install --no-build-isolation .` builds the kernels.',
+        f'runs in its place{advice}.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )

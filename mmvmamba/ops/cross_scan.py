@@ -25,6 +25,7 @@ def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
     """Turns a pattern's name, or a sequence of orders, into the order of each direction.
 
     Raises:
+        TypeError: If ``pattern`` is neither a name nor a sequence.
         ValueError: If the name is unknown, or an order is not 0, 1, 2 or 3.
     """
     if isinstance(pattern, str):
@@ -34,8 +35,12 @@ def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
                 f'{pattern!r}'
             )
         return SCAN_PATTERNS[pattern]
+    if not isinstance(pattern, Sequence):
+        raise TypeError(
+            f'pattern must be a str or a sequence of orders, but got {type(pattern).__name__}'
+        )
     orders = tuple(pattern)
-    if not orders or any(order not in (0, 1, 2, 3) for order in orders):
+    if not orders or any(type(i) is not int or i not in (0, 1, 2, 3) for i in orders):
         raise ValueError(f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {orders}')
     return orders
 
@@ -61,7 +66,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
     Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
 
     Args:
-        x (Tensor): The map (N, C, H, W), of any dtype and strides.
+        x (Tensor): The map (N, C, H, W), of any floating point dtype and strides.
         pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order
             of each of K directions. Defaults to 'cross'.
 

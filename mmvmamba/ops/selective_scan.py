@@ -86,7 +86,8 @@ def _check_arguments(
     batch, dim, length = u.shape
     check_tensor('delta', delta, (batch, dim, length), u.device)
     check_tensor('A', A, (dim, 'N'), u.device)
-    check_state_size(A.shape[1])
+    if not torch.jit.is_tracing():
+        check_state_size(A.shape[1])
     for name, value in (('B', B), ('C', C)):
         if isinstance(value, Tensor) and value.dim() == 2:
             check_tensor(name, value, (dim, A.shape[1]), u.device)
@@ -94,7 +95,7 @@ def _check_arguments(
             check_tensor(name, value, (batch, A.shape[1], length), u.device)
         else:
             check_tensor(name, value, (batch, 'G', A.shape[1], length), u.device)
-            if value.shape[1] == 0 or dim % value.shape[1] != 0:
+            if not torch.jit.is_tracing() and (value.shape[1] == 0 or dim % value.shape[1] != 0):
                 raise ValueError(
                     f'{name} has {value.shape[1]} groups, which must divide the {dim} channels of u'
                 )
@@ -223,6 +224,9 @@ def _selective_scan_native(
     acc = accumulate_dtype(u.dtype)
     # (B, N, L) is one group; the constant (D, N) form keeps its own schema entry and stays 2-D.
     B, C = (v.unsqueeze(1) if v.dim() == 3 else v.to(acc) if v.dim() == 2 else v for v in (B, C))
+    if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1]:
+        groups = math.lcm(B.shape[1], C.shape[1])  # the kernels take one number of groups
+        B, C = (v.repeat_interleave(groups // v.shape[1], dim=1) for v in (B, C))
     optional = [v if v is None else v.to(acc) for v in (D, delta_bias)]
     inputs = (u, delta, A.to(acc), B, C, optional[0], z, optional[1])
     save_states = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)

@@ -29,11 +29,16 @@ def _check_arguments(
     check_tensor('dt_bias', dt_bias, (directions, C), x.device)
     check_tensor('A', A, (directions, C, 'S'), x.device)
     check_tensor('D', D, (directions, C), x.device)
-    check_state_size(A.shape[2])
-    if H == 0 or W == 0:
-        raise ValueError(f'x must have a height and width of at least 1, but got {tuple(x.shape)}')
-    if dt_weight.shape[2] == 0:
-        raise ValueError('dt_weight must have a rank of at least 1 in its last dimension, got 0')
+    if not torch.jit.is_tracing():
+        check_state_size(A.shape[2])
+        if H == 0 or W == 0 or C == 0:
+            raise ValueError(
+                f'x must have a height, width and channels of at least 1, but got {tuple(x.shape)}'
+            )
+        if dt_weight.shape[2] == 0:
+            raise ValueError(
+                'dt_weight must have a rank of at least 1 in its last dimension, got 0'
+            )
     inner = dt_weight.shape[2] + 2 * A.shape[2]
     check_tensor('proj', proj, (N, H, W, directions, inner), x.device)
     if proj.dtype != x.dtype:
@@ -65,7 +70,8 @@ def ss2d_scan_reference(
     for k, order in enumerate(resolve_pattern(pattern)):
         u = to_sequence(x.to(acc), order)  # (N, L, C)
         low, B, C = to_sequence(proj[:, :, :, k].to(acc), order).split([rank, d_state, d_state], -1)
-        dt = F.softplus(low @ dt_weight[k].to(acc).T + dt_bias[k].to(acc))
+        with torch.autocast(x.device.type, enabled=False):  # else the product is in half
+            dt = F.softplus(low @ dt_weight[k].to(acc).T + dt_bias[k].to(acc))
         out, _ = scan(u, dt, A[k].to(acc), B.unsqueeze(2), C.unsqueeze(2))
         y = y + to_map(out + D[k].to(acc) * u, order, H, W)
     return y.to(out_dtype or x.dtype)

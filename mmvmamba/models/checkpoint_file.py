@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -157,8 +158,12 @@ def _history_method(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-class _CfgNode(dict):
+class _CfgNode:
     """Stands for the yacs node in the authors' full training files; nothing reads it."""
+
+    def __new__(cls) -> OrderedDict:
+        # PyTorch fills no other kind of dictionary when it reads weights only.
+        return OrderedDict()
 
 
 _CfgNode.__module__, _CfgNode.__name__, _CfgNode.__qualname__ = 'yacs.config', 'CfgNode', 'CfgNode'

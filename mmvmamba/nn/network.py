@@ -93,7 +93,9 @@ class VMambaNet(nn.Module):
         self._freeze_stages()
 
     def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
-        rates = iter(torch.linspace(0, arch.drop_path_rate, sum(arch.depths)).tolist())
+        depth = sum(arch.depths)
+        # On the CPU even where the model itself is built on the meta device.
+        rates = iter(torch.linspace(0, arch.drop_path_rate, depth, device='cpu').tolist())
         stages = []
         for i, (dim, depth) in enumerate(zip(arch.dims, arch.depths, strict=True)):
             blocks = [

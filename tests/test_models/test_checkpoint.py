@@ -1,0 +1,323 @@
+"""Published and broken files, written here: nothing is downloaded."""
+
+import fractions
+import re
+import sys
+import types
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModule
+
+from mmvmamba.models import VMamba
+from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
+from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.nn import VMambaNet
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+THIN_VANILLA = dict(
+    THIN,
+    d_state=4,
+    ssm_ratio=2.0,
+    gate='act',
+    conv_bias=True,
+    mlp_ratio=0.0,
+    stem='patch',
+    downsample='merging',
+)
+ARCHS = pytest.mark.parametrize('arch', [THIN, THIN_VANILLA], ids=['conv', 'vanilla'])
+
+
+def classifier_state(arch=THIN, seed=0):
+    torch.manual_seed(seed)
+    return VMambaNet(arch, num_classes=5).state_dict()
+
+
+def backbone_state(arch=THIN, seed=0):
+    torch.manual_seed(seed)
+    state = VMamba(arch).state_dict()
+    for value in state.values():
+        value.add_(torch.randn_like(value))  # nothing left at its initial value
+    return state
+
+
+def loaded(path, arch=THIN, **init_cfg):
+    torch.manual_seed(99)
+    model = VMamba(arch, init_cfg=dict(type='Pretrained', checkpoint=str(path), **init_cfg))
+    model.init_weights()
+    return model.state_dict()
+
+
+def save(folder, content):
+    torch.save(content, folder / 'file.pth')
+    return folder / 'file.pth'
+
+
+def assert_same(state, expected):
+    common = [key for key in state if key in expected]
+    assert [key for key in state if key not in expected and 'outnorm' not in key] == []
+    for key in common:
+        assert torch.equal(state[key], expected[key]), key
+
+
+def january_names(state):
+    """The spelling of the files of January 2024."""
+    for new, old in (
+        ('patch_embed.0.', 'patch_embed.proj.'),
+        ('patch_embed.2.', 'patch_embed.norm.'),
+        ('.norm.', '.ln_1.'),
+        ('.op.', '.self_attention.'),
+        ('classifier.norm.', 'norm.'),
+        ('classifier.head.', 'head.'),
+    ):
+        pattern = r'(blocks\.\d+)' + re.escape(new) if new in ('.norm.', '.op.') else re.escape(new)
+        group = r'\1' if new in ('.norm.', '.op.') else ''
+        state = {re.sub(pattern, group + old, k, count=1): v for k, v in state.items()}
+    return state
+
+
+def one_file_names(state):
+    """The spelling of the authors' one-file version."""
+    renamed = {}
+    for key, value in state.items():
+        if key.endswith('.x_proj_weight'):
+            key, value = key.replace('x_proj_weight', 'x_proj.weight'), value.flatten(0, 1)
+        elif '.dt_projs_' in key:
+            key, value = key.replace('dt_projs_', 'dt_projs.'), value.flatten(0, 1)
+        key = key.replace('downsample.norm.', 'downsample.1.')
+        key = key.replace('downsample.reduction.', 'downsample.2.')
+        renamed[key] = value
+    return renamed
+
+
+def convolution_weights(state):
+    """The files of early March 2024, with linear weights as those of 1x1 convolutions."""
+    return {
+        k: v[:, :, None, None] if v.dim() == 2 and k.endswith('.weight') else v
+        for k, v in state.items()
+    }
+
+
+@ARCHS
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: state,
+        lambda state: {'model': state},
+        lambda state: {'state_dict': state, 'meta': {}},
+        lambda state: {'model': {f'module.{k}': v for k, v in state.items()}, 'epoch': 3},
+    ],
+    ids=['plain', 'model', 'state_dict', 'module'],
+)
+def test_classification_file(tmp_path, arch, wrap):
+    state = classifier_state(arch)
+    assert_same(loaded(save(tmp_path, wrap(state)), arch), state)
+
+
+def test_detector_file_with_output_norms(tmp_path):
+    state = backbone_state()
+    file = {f'backbone.{k}': v for k, v in state.items()}
+    file |= {'neck.lateral.weight': torch.zeros(2), 'norm.weight': torch.zeros(3)}
+    path = save(tmp_path, {'meta': {}, 'state_dict': file})
+    for arguments in ({}, {'prefix': 'backbone.'}, {'prefix': 'backbone'}):
+        new = loaded(path, **arguments)
+        assert new.keys() == state.keys()
+        assert_same(new, state)
+
+
+@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@ARCHS
+def test_old_spellings(tmp_path, arch, spelling):
+    state = classifier_state(arch)
+    old = spelling(state)
+    assert spelling is convolution_weights or old.keys() != state.keys()
+    assert_same(loaded(save(tmp_path, {'model': old}), arch), state)
+
+
+def test_fewer_outputs_than_the_file_has(tmp_path):
+    path = save(tmp_path, {'model': backbone_state()})
+    model = VMamba(THIN, out_indices=(3,), init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    assert torch.equal(model.outnorm3.weight, backbone_state()['outnorm3.weight'])
+
+
+def test_position_embedding_is_resized(tmp_path):
+    arch = dict(THIN, pos_embed_size=64)
+    state = classifier_state(arch)
+    state['pos_embed'] = torch.ones(1, 8, 8, 8)
+    new = loaded(save(tmp_path, {'model': state}), arch)
+    assert new['pos_embed'].shape == (1, 8, 16, 16)
+    torch.testing.assert_close(new['pos_embed'], torch.ones(1, 8, 16, 16))
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"'nowhere/x.pth' does not exist"):
+        loaded('nowhere/x.pth')
+
+
+@pytest.mark.parametrize('share', [0.0, 0.05, 0.5, 0.99])
+def test_truncated_file(tmp_path, share):
+    whole = save(tmp_path, {'model': classifier_state()}).read_bytes()
+    path = tmp_path / 'short.pth'
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"short.pth' is (truncated or )?no checkpoint"):
+        loaded(path)
+
+
+@pytest.mark.parametrize('content', [b'hello\n', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n'])
+def test_no_checkpoint(tmp_path, content):
+    path = tmp_path / 'page.pth'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"page.pth' is (truncated or )?no checkpoint"):
+        loaded(path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [([1, 2], 'holds a list'), ({'model': {'a': 1}}, 'no tensors'), ({}, 'no tensors')],
+)
+def test_no_state_dict(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words):
+        loaded(save(tmp_path, content))
+
+
+def test_nothing_fits(tmp_path):
+    path = save(tmp_path, {'state_dict': {'conv1.weight': torch.zeros(3)}})
+    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing patch_embed.*conv1'):
+        loaded(path)
+
+
+def test_missing_block(tmp_path):
+    state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
+    with pytest.raises(ValueError, match=r'missing layers\.2\.blocks\.1\.norm\.weight'):
+        loaded(save(tmp_path, {'model': state}))
+
+
+def test_other_depth_and_width(tmp_path):
+    path = save(tmp_path, {'model': classifier_state()})
+    with pytest.raises(ValueError, match=r'layers\.3\.blocks\.1\.'):
+        loaded(path, dict(THIN, depths=(1, 1, 2, 2)))
+    with pytest.raises(ValueError, match=r'another shape patch_embed.0.weight \(4, .* \(8, '):
+        loaded(path, dict(THIN, dims=(16, 32, 48, 64)))
+
+
+def test_unknown_prefix(tmp_path):
+    path = save(tmp_path, {'state_dict': {f'backbone.{k}': v for k, v in backbone_state().items()}})
+    with pytest.raises(ValueError, match="prefix 'encoder'"):
+        loaded(path, prefix='encoder')
+
+
+def test_nothing_changes_when_a_file_does_not_fit(tmp_path):
+    state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
+    path = save(tmp_path, {'model': state})
+    model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match='missing'):
+        model.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_are_not_initialised_twice(tmp_path):
+    state = classifier_state()
+    path = save(tmp_path, {'model': state})
+    model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    path.unlink()
+    model.init_weights()
+    assert_same(model.state_dict(), state)
+
+
+def test_foreign_class_is_refused(tmp_path):
+    path = save(tmp_path, {'model': classifier_state(), 'extra': fractions.Fraction(1, 2)})
+    with pytest.raises(ValueError, match=r'needs fractions.Fraction.*add_safe_globals'):
+        read_checkpoint(str(path))
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([fractions.Fraction])
+        assert read_checkpoint(str(path))['extra'] == fractions.Fraction(1, 2)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+class Opens:
+    """A pickle of it would create a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def test_nothing_is_executed(tmp_path):
+    path = save(tmp_path, {'model': classifier_state(), 'extra': Opens(str(tmp_path / 'made'))})
+    with pytest.raises(ValueError, match='open'):
+        read_checkpoint(str(path))
+    assert not (tmp_path / 'made').exists()
+
+
+def test_runner_state_is_read(tmp_path):
+    hub = MessageHub('test_runner_state_is_read')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_info('iter', 3)
+    content = {'message_hub': hub.state_dict(), 'state_dict': backbone_state()}
+    new = read_checkpoint(str(save(tmp_path, content)))
+    assert new['message_hub']['log_scalars']['train/loss'].current() == 1.5
+
+
+def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = 'yacs.config', 'CfgNode'
+    module = types.ModuleType('yacs.config')
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    node = CfgNode(MODEL=CfgNode(NAME='vssm'))
+    node.__dict__['__immutable__'] = True
+    state = classifier_state()
+    path = save(tmp_path, {'model': state, 'config': node, 'epoch': 2})
+    monkeypatch.delitem(sys.modules, 'yacs.config')
+    assert_same(loaded(path), state)
+
+
+class Detector(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.backbone = VMamba(THIN)
+        self.head = torch.nn.Linear(4, 2)
+
+
+def test_names_of_a_detector(tmp_path):
+    detector = Detector()
+    file = {f'backbone.{k}': v for k, v in january_names(classifier_state()).items()}
+    file['head.weight'] = torch.zeros(2, 4)
+    tensors = adapt_state_dict(detector, file)
+    fit = check_fit(detector, tensors, 'file.pth', whole=False)
+    assert set(fit.missing) == {'head.bias', *(k for k in detector.state_dict() if 'outnorm' in k)}
+    with pytest.raises(ValueError, match=r'missing backbone\.outnorm0.*and 1 more'):
+        check_fit(detector, tensors, 'file.pth', whole=True)
+
+
+def test_classifier_file_for_a_detector():
+    detector = Detector()
+    tensors = adapt_state_dict(detector, classifier_state())
+    fit = check_fit(detector, tensors, 'file.pth', whole=False)
+    assert 'backbone.layers.3.blocks.0.op.Ds' in fit.found
+    assert fit.unexpected == []
+
+
+def test_detector_refuses_half_a_backbone_and_another_width():
+    detector = Detector()
+    state = detector.state_dict()
+    half = {k: v for k, v in state.items() if 'layers.0.' not in k}
+    with pytest.raises(ValueError, match=r'backbone\.layers\.0\.'):
+        check_fit(detector, half, 'file.pth', whole=False)
+    wide = {**state, 'backbone.patch_embed.0.bias': torch.zeros(9)}
+    with pytest.raises(ValueError, match=r'\(9,\) instead of \(4,\)'):
+        check_fit(detector, wide, 'file.pth', whole=False)
+    other_head = {**state, 'head.weight': torch.zeros(3, 4)}
+    assert check_fit(detector, other_head, 'file.pth', whole=False).differing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -24,6 +26,13 @@ MAX_STATE = 256
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states and sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Keeps matrix products in their operands' dtype."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_tensor(
@@ -89,6 +98,17 @@ def _differentiates_functionally() -> bool:
     transforms = torch._C._functorch.TransformType
     stack = torch._C._functorch.get_interpreter_stack() or []
     return any(level.key() in (transforms.Grad, transforms.Jvp) for level in stack)
+
+
+def needs_states(inputs: Iterable[Tensor | None]) -> bool:
+    """Whether a backward may follow, for which the forward should save its states.
+
+    A trace of torch.jit never saves them, so that it is the same with and without gradients; a
+    backward of it computes them again.
+    """
+    if torch.jit.is_tracing() or not torch.is_grad_enabled():
+        return False
+    return any(value is not None and value.requires_grad for value in inputs)
 
 
 def choose_backend(op: str, backend: str, value: Tensor) -> str:

@@ -40,14 +40,6 @@ def _ss2d_scan_backward_fake(
     return tuple(v.new_empty(v.shape) for v in (x, proj, dt_weight, dt_bias, A, D))
 
 
-def _check_saved(name: str, saved: bool) -> None:
-    if not saved:
-        raise RuntimeError(
-            f'mmvmamba: {name} was called, or traced, with save_states=False and kept no states for '
-            'a backward'
-        )
-
-
 def _ss2d_scan_setup(ctx, inputs, output) -> None:
     *tensors, orders, _, ctx.saved = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -58,8 +50,10 @@ def _ss2d_scan_setup(ctx, inputs, output) -> None:
 def _ss2d_scan_backward(ctx, grad_y, _):
     if grad_y is None:
         return (None,) * 9
-    _check_saved('ss2d_scan', ctx.saved)
-    grads = torch.ops.mmvmamba.ss2d_scan_backward(grad_y, *ctx.saved_tensors, ctx.orders)
+    *tensors, states = ctx.saved_tensors
+    if not ctx.saved:  # traced by torch.jit, where nobody knew whether a backward would come
+        _, states = torch.ops.mmvmamba.ss2d_scan(*tensors, ctx.orders, tensors[0].dtype, True)
+    grads = torch.ops.mmvmamba.ss2d_scan_backward(grad_y, *tensors, states, ctx.orders)
     return (*grads, None, None, None)
 
 
@@ -92,12 +86,14 @@ def _selective_scan_setup(ctx, inputs, output) -> None:
 def _selective_scan_backward(ctx, grad_out, *_):
     if grad_out is None:
         return (None,) * 10
-    _check_saved('selective_scan', ctx.saved)
+    *tensors, states = ctx.saved_tensors
+    if not ctx.saved:
+        _, _, states = torch.ops.mmvmamba.selective_scan(*tensors, ctx.delta_softplus, True)
     grads = torch.ops.mmvmamba.selective_scan_backward(
-        grad_out, *ctx.saved_tensors, ctx.delta_softplus
+        grad_out, *tensors, states, ctx.delta_softplus
     )
-    given = ctx.saved_tensors[:8]
-    return (*(g if v is not None else None for g, v in zip(grads, given, strict=True)), None, None)
+    grads = (None if v is None else g for g, v in zip(grads, tensors, strict=True))
+    return (*grads, None, None)
 
 
 def _register() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend
+from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
 
 
 def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,6 +229,7 @@ def _selective_scan_native(
         B, C = (v.repeat_interleave(groups // v.shape[1], dim=1) for v in (B, C))
     optional = [v if v is None else v.to(acc) for v in (D, delta_bias)]
     inputs = (u, delta, A.to(acc), B, C, optional[0], z, optional[1])
-    save_states = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-    y, last_state, _ = torch.ops.mmvmamba.selective_scan(*inputs, delta_softplus, save_states)
+    y, last_state, _ = torch.ops.mmvmamba.selective_scan(
+        *inputs, delta_softplus, needs_states(inputs)
+    )
     return y, last_state

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend
+from ._checks import (
+    accumulate_dtype,
+    check_state_size,
+    check_tensor,
+    choose_backend,
+    needs_states,
+    without_autocast,
+)
 from .cross_scan import resolve_pattern, to_map, to_sequence
 from .selective_scan import scan_chunked, scan_reference
 
@@ -70,7 +77,7 @@ def ss2d_scan_reference(
     for k, order in enumerate(resolve_pattern(pattern)):
         u = to_sequence(x.to(acc), order)  # (N, L, C)
         low, B, C = to_sequence(proj[:, :, :, k].to(acc), order).split([rank, d_state, d_state], -1)
-        with torch.autocast(x.device.type, enabled=False):  # else the product is in half
+        with without_autocast(x.device):
             dt = F.softplus(low @ dt_weight[k].to(acc).T + dt_bias[k].to(acc))
         out, _ = scan(u, dt, A[k].to(acc), B.unsqueeze(2), C.unsqueeze(2))
         y = y + to_map(out + D[k].to(acc) * u, order, H, W)
@@ -130,6 +137,5 @@ def ss2d_scan(
         return ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
     acc = accumulate_dtype(x.dtype)
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
-    save_states = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, save_states)
+    y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, needs_states(inputs))
     return y

@@ -14,6 +14,14 @@ struct SharedWeights {
   MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t S) const { return values[t * S + s]; }
   static MMVMAMBA_INLINE int64_t index(int64_t t, int64_t s, int64_t S) { return t * S + s; }
 };
+// ... as it stands in rows of a wider table, one row for each position ...
+template <typename T>
+struct RowWeights {
+  const T* const* rows;  // [kChunk]
+  int64_t offset;
+  MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t) const { return rows[t][offset + s]; }
+  static MMVMAMBA_INLINE int64_t index(int64_t t, int64_t s, int64_t S) { return t * S + s; }
+};
 // ... or a vector for each state, constant over positions.
 template <typename V>
 struct ChannelWeights {
@@ -29,19 +37,31 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
   if constexpr (kStates == 1) {
     V state = h[0];
     const V rate = A[0];
-    for (int64_t t = 0; t < length; ++t) {
-      state = exp2v(dt[t] * rate) * state + (dt[t] * x[t]) * B.at(t, 0, 1);
-      y[t] = state * C.at(t, 0, 1);
-    }
+    for_each_block(length, [&](auto block, int64_t t) {
+      constexpr int N = decltype(block)::value;
+      V decay[N];
+      for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
+      exp2v<N>(decay, decay);
+      for (int u = 0; u < N; ++u) {
+        state = decay[u] * state + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
+        y[t + u] = state * C.at(t + u, 0, 1);
+      }
+    });
     h[0] = state;
   } else {
     for (int64_t t = 0; t < length; ++t) {
       const V drive = dt[t] * x[t];
       V sum{};
-      for (int64_t s = 0; s < states; ++s) {
-        h[s] = exp2v(dt[t] * A[s]) * h[s] + drive * B.at(t, s, states);
-        sum = sum + h[s] * C.at(t, s, states);
-      }
+      for_each_block(states, [&](auto block, int64_t s) {
+        constexpr int N = decltype(block)::value;
+        V decay[N];
+        for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
+        exp2v<N>(decay, decay);
+        for (int u = 0; u < N; ++u) {
+          h[s + u] = decay[u] * h[s + u] + drive * B.at(t, s + u, states);
+          sum = sum + h[s + u] * C.at(t, s + u, states);
+        }
+      });
       y[t] = sum;
     }
   }
@@ -62,13 +82,33 @@ struct ChunkRoom {
 template <int kStates, typename V, typename WB>
 MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x, const V* dt,
                                      const V* A, WB B, const ChunkRoom<V>& room) {
-  const int64_t S = kStates == 1 ? 1 : states;
-  for (int64_t t = 0; t < length; ++t) {
-    const V drive = dt[t] * x[t];
-    for (int64_t s = 0; s < S; ++s) {
-      const V decay = exp2v(dt[t] * A[s]);
-      room.decay[t * S + s] = decay;
-      room.h[(t + 1) * S + s] = decay * room.h[t * S + s] + drive * B.at(t, s, S);
+  if constexpr (kStates == 1) {
+    const V rate = A[0];
+    for_each_block(length, [&](auto block, int64_t t) {
+      constexpr int N = decltype(block)::value;
+      V decay[N];
+      for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
+      exp2v<N>(decay, decay);
+      for (int u = 0; u < N; ++u) {
+        room.decay[t + u] = decay[u];
+        room.h[t + u + 1] = decay[u] * room.h[t + u] + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
+      }
+    });
+  } else {
+    for (int64_t t = 0; t < length; ++t) {
+      const V drive = dt[t] * x[t];
+      const V* before = room.h + t * states;
+      V *after = room.h + (t + 1) * states, *kept = room.decay + t * states;
+      for_each_block(states, [&](auto block, int64_t s) {
+        constexpr int N = decltype(block)::value;
+        V decay[N];
+        for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
+        exp2v<N>(decay, decay);
+        for (int u = 0; u < N; ++u) {
+          kept[s + u] = decay[u];
+          after[s + u] = decay[u] * before[s + u] + drive * B.at(t, s + u, states);
+        }
+      });
     }
   }
 }

@@ -79,12 +79,15 @@ struct SelectiveScan {
                                          V* slope) {
     for (int64_t t = 0; t < length; ++t) {
       dt[t] = dt[t] + bias;
-      if (with_softplus) {
-        dt[t] = softplus<kWithSlope>(dt[t], kWithSlope ? slope + t : nullptr);
-      } else if (kWithSlope) {
-        slope[t] = broadcast<V>(T(1));
-      }
+      if (kWithSlope) slope[t] = broadcast<V>(T(1));
     }
+    if (!with_softplus) return;
+    for_each_block(length, [&](auto block, int64_t t) {
+      constexpr int N = decltype(block)::value;
+      V sum[N];
+      for (int u = 0; u < N; ++u) sum[u] = dt[t + u];
+      softplus<N, kWithSlope>(sum, dt + t, kWithSlope ? slope + t : nullptr);
+    });
   }
 
   static void pack(const SelectiveSizes& s, const void* A, const void* B, const void* C,

@@ -30,29 +30,32 @@ struct SS2D {
     return static_cast<int>(std::min<int64_t>(kLanes, s.channels - block * kLanes));
   }
 
-  // What a chunk shares among blocks: its positions and the scalars of each, in T.
+  // What a chunk shares among blocks: its positions, and the row of low-rank time steps, B and C of
+  // each, where it lies or converted to T.
   struct Chunk {
-    int64_t start, length;
+    int64_t length;
     int64_t* position;  // [kChunk]
-    T *low, *B, *C;     // [kChunk][rank], [kChunk][states]
+    const T** row;      // [kChunk], each [rank + 2 states]
+    T* converted;       // [kChunk][rank + 2 states], where T is not the I/O type
   };
 
-  static void read_chunk(const SS2DSizes& s, const io_t* proj, int64_t sample, int64_t direction,
-                         int64_t start, Chunk& chunk) {
+  static MMVMAMBA_NOINLINE void read_chunk(const SS2DSizes& s, const io_t* proj, int64_t sample,
+                                           int64_t direction, int64_t start, Chunk& chunk) {
     const int64_t L = s.height * s.width;
     const int64_t inner = s.rank + 2 * s.states;
-    chunk.start = start;
     chunk.length = std::min(kChunk, L - start);
     Walk walk(s.orders[direction], start, s.height, s.width);
     for (int64_t t = 0; t < chunk.length; ++t, walk.advance()) {
       const int64_t p = walk.position();
       chunk.position[t] = p;
       const io_t* row = proj + ((sample * L + p) * s.directions + direction) * inner;
-      for (int64_t r = 0; r < s.rank; ++r) chunk.low[t * s.rank + r] = to_acc(row[r]);
-      row += s.rank;
-      for (int64_t i = 0; i < s.states; ++i) chunk.B[t * s.states + i] = to_acc(row[i]);
-      row += s.states;
-      for (int64_t i = 0; i < s.states; ++i) chunk.C[t * s.states + i] = to_acc(row[i]);
+      if constexpr (std::is_same<io_t, T>::value) {
+        chunk.row[t] = row;
+      } else {
+        T* converted = chunk.converted + t * inner;
+        for (int64_t i = 0; i < inner; ++i) converted[i] = to_acc(row[i]);
+        chunk.row[t] = converted;
+      }
     }
   }
 
@@ -60,37 +63,28 @@ struct SS2D {
   template <bool kWithSlope>
   static MMVMAMBA_INLINE void time_steps(const SS2DSizes& s, const Chunk& chunk, const V* weight,
                                          V bias, V* dt, V* slope) {
-    constexpr int kUnroll = 4;  // positions for each load of a weight
-    int64_t t = 0;
-    for (; t + kUnroll <= chunk.length; t += kUnroll) {
-      V sum[kUnroll];
-      for (int u = 0; u < kUnroll; ++u) sum[u] = bias;
-      const T* low = chunk.low + t * s.rank;
+    for_each_block(chunk.length, [&](auto block, int64_t t) {
+      constexpr int N = decltype(block)::value;
+      V sum[N];
+      for (int u = 0; u < N; ++u) sum[u] = bias;
+      const T* const* low = chunk.row + t;
       for (int64_t r = 0; r < s.rank; ++r) {
         const V w = weight[r];
-        for (int u = 0; u < kUnroll; ++u) sum[u] = sum[u] + w * low[u * s.rank + r];
+        for (int u = 0; u < N; ++u) sum[u] = sum[u] + w * low[u][r];
       }
-      for (int u = 0; u < kUnroll; ++u) {
-        dt[t + u] = softplus<kWithSlope>(sum[u], kWithSlope ? slope + t + u : nullptr);
-      }
-    }
-    for (; t < chunk.length; ++t) {
-      V sum = bias;
-      for (int64_t r = 0; r < s.rank; ++r) sum = sum + weight[r] * chunk.low[t * s.rank + r];
-      dt[t] = softplus<kWithSlope>(sum, kWithSlope ? slope + t : nullptr);
-    }
+      softplus<N, kWithSlope>(sum, dt + t, kWithSlope ? slope + t : nullptr);
+    });
   }
 
   static int64_t chunk_vectors(const SS2DSizes& s) {
-    return ceil_div(kChunk * sizeof(int64_t), sizeof(V)) + ceil_div(kChunk * s.rank, kLanes) +
-           2 * ceil_div(kChunk * s.states, kLanes);
+    return ceil_div(kChunk * (sizeof(int64_t) + sizeof(T*)), sizeof(V)) + 2 +
+           ceil_div(kChunk * (s.rank + 2 * s.states), kLanes);
   }
   static Chunk take_chunk(const SS2DSizes& s, Scratch<V>& scratch) {
     Chunk chunk;
     chunk.position = scratch.template scalars<int64_t>(kChunk);
-    chunk.low = scratch.template scalars<T>(kChunk * s.rank);
-    chunk.B = scratch.template scalars<T>(kChunk * s.states);
-    chunk.C = scratch.template scalars<T>(kChunk * s.states);
+    chunk.row = scratch.template scalars<const T*>(kChunk);
+    chunk.converted = scratch.template scalars<T>(kChunk * (s.rank + 2 * s.states));
     return chunk;
   }
 
@@ -155,8 +149,9 @@ struct SS2D {
               xs[t] = load_lanes(x + base + chunk.position[t] * C, lanes);
             }
             time_steps<false>(s, chunk, block, block[at.bias], dt, nullptr);
-            scan_chunk<kStates>(chunk.length, S, xs, dt, block + at.A, SharedWeights<T>{chunk.B},
-                                SharedWeights<T>{chunk.C}, state, y);
+            scan_chunk<kStates>(chunk.length, S, xs, dt, block + at.A,
+                                RowWeights<T>{chunk.row, s.rank},
+                                RowWeights<T>{chunk.row, s.rank + S}, state, y);
             const V skip = block[at.D];
             for (int64_t t = 0; t < chunk.length; ++t) {
               T* out = acc + base + chunk.position[t] * C;
@@ -195,9 +190,9 @@ struct SS2D {
       V sum[4] = {};
       int64_t t = 0;
       for (; t + 4 <= chunk.length; t += 4) {
-        for (int u = 0; u < 4; ++u) sum[u] = sum[u] + grad[t + u] * chunk.low[(t + u) * R + r];
+        for (int u = 0; u < 4; ++u) sum[u] = sum[u] + grad[t + u] * chunk.row[t + u][r];
       }
-      for (; t < chunk.length; ++t) sum[0] = sum[0] + grad[t] * chunk.low[t * R + r];
+      for (; t < chunk.length; ++t) sum[0] = sum[0] + grad[t] * chunk.row[t][r];
       grad_weight[r] = grad_weight[r] + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
     for (int64_t v = 0; v < row; ++v) {
@@ -288,7 +283,7 @@ struct SS2D {
                                       : load_lanes(static_cast<const io_t*>(p.grad_y) + i, lanes);
             }
             time_steps<true>(s, chunk, block, block[at.bias], dt, slope);
-            const SharedWeights<T> B{chunk.B}, weights_C{chunk.C};
+            const RowWeights<T> B{chunk.row, R}, weights_C{chunk.row, R + S};
             recompute_chunk<kStates>(chunk.length, S, xs, dt, block + at.A, B, room);
             scan_chunk_backward<kStates>(chunk.length, S, xs, dt, block + at.A, B, weights_C, gy,
                                          room, grad_h + (b - item.first) * S, grad + at.A, gx, gdt);

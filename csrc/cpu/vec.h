@@ -112,92 +112,117 @@ MMVMAMBA_INLINE void store_lanes(T* p, V v, int lanes) {
 
 // ---- functions ----
 
-// 2^x; 0 below the smallest normal exponent, inf above the largest, NaN for NaN.
-MMVMAMBA_INLINE vfloat exp2v(vfloat x) {
-  vfloat clamped = (x < -126.f) ? broadcast<vfloat>(-126.f) : x;
-  clamped = (clamped > 127.9999f) ? broadcast<vfloat>(127.9999f) : clamped;
+// The functions take N independent vectors, step by step side by side: a chain of dependent
+// operations is longer than what a processor looks ahead, and one chain at a time would wait.
+#define MMVMAMBA_EACH for (int u = 0; u < N; ++u)
+
+// y = 2^x; 0 below the smallest normal exponent, inf above the largest, NaN for NaN.
+template <int N>
+MMVMAMBA_INLINE void exp2v(const vfloat* x, vfloat* y) {
+  vfloat shifted[N], f[N], p[N];
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const float magic = 12582912.f;
-  vfloat shifted = clamped + magic;
-  vint n = (vint)shifted;
-  vfloat f = clamped - (shifted - magic);  // [-0.5, 0.5]
+  MMVMAMBA_EACH shifted[u] = x[u] + magic;
+  MMVMAMBA_EACH f[u] = x[u] - (shifted[u] - magic);  // [-0.5, 0.5]
   // (2^f - 1) / f by interpolation at Chebyshev nodes, error 8e-9.
-  vfloat p = f * 1.545336197353356e-4f + 1.3391093247266345e-3f;
-  p = p * f + 9.618082183394121e-3f;
-  p = p * f + 5.550356682386405e-2f;
-  p = p * f + 0.24022650761348438f;
-  p = p * f + 0.693147188116349f;
-  p = p * f + 1.f;
-  vfloat y = (vfloat)((n << 23) + (vint)p);
-  y = (x < -126.f) ? vfloat{} : y;
-  y = (x >= 128.f) ? broadcast<vfloat>(__builtin_inff()) : y;
-  return (x == x) ? y : x;
+  MMVMAMBA_EACH p[u] = f[u] * 1.545336197353356e-4f + 1.3391093247266345e-3f;
+  MMVMAMBA_EACH p[u] = p[u] * f[u] + 9.618082183394121e-3f;
+  MMVMAMBA_EACH p[u] = p[u] * f[u] + 5.550356682386405e-2f;
+  MMVMAMBA_EACH p[u] = p[u] * f[u] + 0.24022650761348438f;
+  MMVMAMBA_EACH p[u] = p[u] * f[u] + 0.693147188116349f;
+  MMVMAMBA_EACH p[u] = p[u] * f[u] + 1.f;
+  MMVMAMBA_EACH {
+    const vfloat in_range = (vfloat)(((vint)shifted[u] << 23) + (vint)p[u]);
+    const vfloat above = (x[u] < 128.f) ? in_range : x[u] + __builtin_inff();
+    y[u] = (x[u] < -126.f) ? vfloat{} : above;
+  }
 }
 
-// softplus(x) = log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
-template <bool kWithSlope>
-MMVMAMBA_INLINE vfloat softplus(vfloat x, vfloat* slope) {
-  vfloat c = (x > 20.f) ? broadcast<vfloat>(20.f) : x;
-  c = (c < -87.f) ? broadcast<vfloat>(-87.f) : c;
-  // e = exp(c): c = n ln2 + r, ln2 in two parts so that r is exact to the last bit.
+// y = log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
+template <int N, bool kWithSlope>
+MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
+  vfloat shifted[N], r[N], p[N], e[N], u1[N], scale[N], f[N], q[N], kf[N];
+  // e = exp(x): x = n ln2 + r, ln2 in two parts so that r is exact to the last bit. Above 20, e is
+  // of no account.
   const float magic = 12582912.f;
-  vfloat shifted = c * 1.44269504088896341f + magic;
-  vint n = (vint)shifted;
-  vfloat nf = shifted - magic;
-  vfloat r = c - nf * 0.693359375f;
-  r = r + nf * 2.12194440e-4f;
-  vfloat p = r * 1.9891180158282143e-4f + 1.393382048977602e-3f;
-  p = p * r + 8.333310754576892e-3f;
-  p = p * r + 4.1666463386339524e-2f;
-  p = p * r + 0.16666666681794626f;
-  p = p * r + 0.5000000013620138f;
-  p = p * (r * r) + r + 1.f;
-  vfloat e = (vfloat)((n << 23) + (vint)p);
+  MMVMAMBA_EACH shifted[u] = x[u] * 1.44269504088896341f + magic;
+  MMVMAMBA_EACH r[u] = x[u] - (shifted[u] - magic) * 0.693359375f;
+  MMVMAMBA_EACH r[u] = r[u] + (shifted[u] - magic) * 2.12194440e-4f;
+  // (exp(r) - 1 - r) / r^2 by interpolation at Chebyshev nodes, error 7e-8.
+  MMVMAMBA_EACH p[u] = r[u] * 1.3926325618133463e-3f + 8.363292753030603e-3f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 4.1666553762567636e-2f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.16666576305560638f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.5f;
+  MMVMAMBA_EACH p[u] = p[u] * (r[u] * r[u]) + r[u];
+  MMVMAMBA_EACH e[u] = (vfloat)(((vint)shifted[u] << 23) + (vint)(p[u] + 1.f));
+  MMVMAMBA_EACH e[u] = (x[u] < -87.f) ? vfloat{} : e[u];
   // 1 + e = 2^k (1 + f) with 1 + f in [0.75, 1.5); f is formed from e itself, so that a small e
   // keeps all its digits.
-  vfloat u = 1.f + e;
-  vint k = ((vint)u - 0x3f400000) >> 23;
-  vfloat scale = (vfloat)(0x3f800000 - (k << 23));  // 2^-k
-  vfloat f = e * scale + (scale - 1.f);
-  // (log1p(f) - f + f^2 / 2) / f^3 by interpolation at Chebyshev nodes, error 3e-8.
-  vfloat q = f * 4.292479123106283e-2f - 9.573024769506802e-2f;
-  q = q * f + 0.11687483142460783f;
-  q = q * f - 0.12639807129696046f;
-  q = q * f + 0.14267795359767133f;
-  q = q * f - 0.16660738350250506f;
-  q = q * f + 0.20000149869797484f;
-  q = q * f - 0.2500005792729901f;
-  q = q * f + 0.33333333123157305f;
-  vfloat f2 = f * f;
-  vfloat kf = __builtin_convertvector(k, vfloat);
-  vfloat tail = q * (f2 * f) + kf * -2.12194440e-4f;
-  vfloat y = kf * 0.693359375f + (f + (tail - 0.5f * f2));
-  if (kWithSlope) *slope = (x > 20.f) ? broadcast<vfloat>(1.f) : e / u;
-  return (x < 20.f) ? y : x;
+  MMVMAMBA_EACH u1[u] = 1.f + e[u];
+  MMVMAMBA_EACH {
+    const vint exponent = (vint)u1[u] - 0x3f400000;
+    scale[u] = (vfloat)(0x3f800000 - (exponent & -0x800000));  // 2^-k
+    kf[u] = __builtin_convertvector(exponent >> 23, vfloat);
+  }
+  MMVMAMBA_EACH f[u] = e[u] * scale[u] + (scale[u] - 1.f);
+  // (log1p(f) - f + f^2 / 2) / f^3 by interpolation at Chebyshev nodes, error 2e-7.
+  MMVMAMBA_EACH q[u] = f[u] * -5.153142935683293e-2f + 0.10907945983031736f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.13067344091098576f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.14382488185621317f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.16649055208803484f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.1999683724460535f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.2500014914334641f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.33333346565474103f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.5f;
+  MMVMAMBA_EACH q[u] = q[u] * (f[u] * f[u]) + f[u];
+  MMVMAMBA_EACH q[u] = kf[u] * 0.693147180559945309f + q[u];
+  MMVMAMBA_EACH y[u] = (x[u] < 20.f) ? q[u] : x[u];
+  if constexpr (kWithSlope) {
+    MMVMAMBA_EACH slope[u] = (x[u] > 20.f) ? broadcast<vfloat>(1.f) : e[u] / u1[u];
+  }
 }
 
 // float64 serves gradient checks and is not tuned: the C library's functions, lane by lane.
-MMVMAMBA_INLINE vdouble exp2v(vdouble x) {
-  for (int i = 0; i < VecOf<double>::size; ++i) x[i] = ::exp2(x[i]);
-  return x;
-}
-template <bool kWithSlope>
-MMVMAMBA_INLINE vdouble softplus(vdouble x, vdouble* slope) {
-  vdouble y = x;
-  for (int i = 0; i < VecOf<double>::size; ++i) {
-    const double e = ::exp(x[i] > 20. ? 20. : x[i]);
-    if (x[i] <= 20.) y[i] = ::log1p(e);
-    if (kWithSlope) (*slope)[i] = x[i] > 20. ? 1. : e / (1. + e);
+template <int N>
+MMVMAMBA_INLINE void exp2v(const vdouble* x, vdouble* y) {
+  MMVMAMBA_EACH {
+    for (int i = 0; i < VecOf<double>::size; ++i) y[u][i] = ::exp2(x[u][i]);
   }
-  return y;
+}
+template <int N, bool kWithSlope>
+MMVMAMBA_INLINE void softplus(const vdouble* x, vdouble* y, vdouble* slope) {
+  MMVMAMBA_EACH {
+    for (int i = 0; i < VecOf<double>::size; ++i) {
+      const double value = x[u][i], e = ::exp(value > 20. ? 20. : value);
+      y[u][i] = value <= 20. ? ::log1p(e) : value;
+      if (kWithSlope) slope[u][i] = value > 20. ? 1. : e / (1. + e);
+    }
+  }
+}
+#undef MMVMAMBA_EACH
+
+// Vectors that are worked on side by side.
+constexpr int kSideBySide = 4;
+
+// f<N>(t) for t = 0, N, 2 N, ... with N = kSideBySide, then f<1>(t) for the rest.
+template <typename F>
+MMVMAMBA_INLINE void for_each_block(int64_t length, F f) {
+  int64_t t = 0;
+  for (; t + kSideBySide <= length; t += kSideBySide) {
+    f(std::integral_constant<int, kSideBySide>{}, t);
+  }
+  for (; t < length; ++t) f(std::integral_constant<int, 1>{}, t);
 }
 
 // SiLU's factor 1 / (1 + exp(-x)).
 template <typename V>
 MMVMAMBA_INLINE V sigmoid(V x) {
-  return 1 / (1 + exp2v(x * -1.44269504088896341));
+  using T = typename std::remove_reference<decltype(x[0])>::type;
+  const V scaled = x * T(-1.44269504088896341);
+  V y;
+  exp2v<1>(&scaled, &y);
+  return T(1) / (T(1) + y);
 }
-MMVMAMBA_INLINE vfloat sigmoid(vfloat x) { return 1.f / (1.f + exp2v(x * -1.44269504088896341f)); }
 
 // ---- transposition of a square of vectors, and sums over lanes ----
 

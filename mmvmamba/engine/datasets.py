@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine.registry import DATASETS
+
 from .errors import UserError
 
 
@@ -82,19 +84,26 @@ def check_coco_file(path: str) -> None:
         )
 
 
-def describe_empty(cfg: Mapping[str, Any], classes: Any) -> str:
+def describe_empty(cfg: Mapping[str, Any]) -> str:
     """Says why a data set may have no image, with its classes and its file's categories."""
     for leaf in leaf_datasets(cfg):
         path = annotation_file(leaf)
         if path and path.endswith('.json') and os.path.isfile(path):
-            check_coco_file(path)
             with open(path, encoding='utf-8') as file:
                 names = [category.get('name') for category in json.load(file)['categories']]
             return (
-                f'{leaf.get("type")} has no image left: {path!r} has the categories '
-                f'{names[:12]}, the data set the classes {list(classes or [])[:12]}'
+                f'{leaf.get("type")} has no image to use: annotation file {path!r} has the '
+                f'categories {names[:12]}, the data set has the classes {_classes(leaf)[:12]}'
             )
-    return f'{cfg.get("type")} has no image in {[p for _, p in _local_paths(cfg)]}'
+    return f'{cfg.get("type")} has no image in {[path for _, path in _local_paths(cfg)]}'
+
+
+def _classes(cfg: Mapping[str, Any]) -> list[str]:
+    """The classes that a config gives a data set, else those of its class."""
+    given = (cfg.get('metainfo') or {}).get('classes')
+    if given is None:
+        given = getattr(DATASETS.get(cfg['type']), 'METAINFO', {}).get('classes', ())
+    return list(given)
 
 
 def annotation_file(cfg: Mapping[str, Any]) -> str | None:

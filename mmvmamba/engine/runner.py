@@ -45,12 +45,14 @@ class ToolRunnerMixin:
             return dataloader
         try:
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        except Exception:
+        except Exception as error:
             check_annotations(dataloader['dataset'])
+            # NumPy's words when MMEngine packs the list of no images.
+            if isinstance(error, ValueError) and 'need at least one array' in str(error):
+                raise UserError(describe_empty(dataloader['dataset'])) from error
             raise
         if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
-            classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
-            raise UserError(describe_empty(dataloader['dataset'], classes))
+            raise UserError(describe_empty(dataloader['dataset']))
         return loader
 
     def build_evaluator(self, evaluator: Any) -> Any:

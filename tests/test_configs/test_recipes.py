@@ -157,7 +157,7 @@ def test_upernet_pipelines_are_the_stock_ones(tmp_path, name, crop):
     assert [r['scale_factor'] for r in ratios] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
-# ---- one training step and one prediction --------------------------------------------------------
+# ---- one training step and one prediction ----
 
 
 def small_model(cfg, name, thin):

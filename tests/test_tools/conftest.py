@@ -1,0 +1,170 @@
+"""A tiny COCO data set, a tiny ADE20K-style one, and thin configs for them."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ('box', 'bar')
+
+DETECTION = """
+_base_ = 'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'
+classes = dict(classes={classes})
+model = dict(
+    backbone=dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), init_cfg=None),
+    neck=dict(in_channels=[8, 16, 24, 32], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=16, num_classes=2),
+        mask_roi_extractor=dict(out_channels=16),
+        mask_head=dict(in_channels=16, conv_out_channels=16, num_classes=2),
+    ),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
+    test_cfg=dict(
+        rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=3)
+    ),
+)
+loader = dict(num_workers=0, persistent_workers=False)
+val_dataset = dict(
+    data_root={root!r},
+    metainfo=classes,
+    ann_file='instances.json',
+    data_prefix=dict(img='images/'),
+)
+train_dataloader = dict(**loader, dataset=dict(**val_dataset))
+val_dataloader = dict(**loader, dataset=dict(**val_dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file={root!r} + '/instances.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+SEGMENTATION = """
+_base_ = 'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
+crop_size = (64, 64)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), init_cfg=None),
+    decode_head=dict(in_channels=[8, 16, 24, 32], channels=16, num_classes=3),
+    auxiliary_head=dict(in_channels=24, channels=16, num_classes=3),
+)
+sizes = dict(
+    RandomResize=dict(scale=(64, 64)),
+    RandomCrop=dict(crop_size=crop_size),
+    Resize=dict(scale=(64, 64)),
+)
+train_pipeline = [dict(t, **sizes.get(t['type'], {{}})) for t in _base_.train_pipeline]
+test_pipeline = [dict(t, **sizes.get(t['type'], {{}})) for t in _base_.test_pipeline]
+loader = dict(num_workers=0, persistent_workers=False)
+dataset = dict(
+    data_root={root!r},
+    data_prefix=dict(img_path='images', seg_map_path='labels'),
+    metainfo=dict(classes=('a', 'b', 'c'), palette=[[255, 0, 0], [0, 255, 0], [0, 0, 255]]),
+    img_suffix='.png',
+    type='BaseSegDataset',
+    reduce_zero_label=True,
+)
+train_dataloader = dict(**loader, dataset=dict(pipeline=train_pipeline, **dataset))
+val_dataloader = dict(**loader, dataset=dict(pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+"""
+
+
+@pytest.fixture(scope='session')
+def data_root(tmp_path_factory):
+    """Four images of 64x64 with two rectangles each, for both tasks."""
+    root = tmp_path_factory.mktemp('data')
+    for folder in ('images', 'labels'):
+        (root / folder).mkdir()
+    rng = np.random.default_rng(0)
+    coco = dict(images=[], annotations=[], categories=[])
+    coco['categories'] = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    for image_id in range(4):
+        image = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        labels = np.ones((64, 64), dtype=np.uint8)
+        for category, (width, height) in enumerate(((24, 20), (40, 12)), start=1):
+            x, y = rng.integers(0, 16), rng.integers(0, 8) + 30 * (category - 1)
+            image[y : y + height, x : x + width] = (80 * category, 200, 90)
+            labels[y : y + height, x : x + width] = category + 1
+            left, top, right, bottom = (float(v) for v in (x, y, x + width, y + height))
+            coco['annotations'].append(
+                dict(
+                    id=len(coco['annotations']) + 1,
+                    image_id=image_id,
+                    category_id=category,
+                    bbox=[left, top, float(width), float(height)],
+                    area=float(width * height),
+                    iscrowd=0,
+                    segmentation=[[left, top, right, top, right, bottom, left, bottom]],
+                )
+            )
+        name = f'{image_id}.png'
+        Image.fromarray(image).save(root / 'images' / name)
+        Image.fromarray(labels).save(root / 'labels' / name)
+        coco['images'].append(dict(id=image_id, file_name=name, width=64, height=64))
+    (root / 'instances.json').write_text(json.dumps(coco))
+    return root
+
+
+@pytest.fixture(scope='session')
+def detection_config(data_root, tmp_path_factory):
+    path = tmp_path_factory.mktemp('configs') / 'detection.py'
+    text = DETECTION.format(root=str(data_root), classes=CLASSES)
+    for loader, step in (('train', 2), ('val', 1)):
+        text += f'{loader}_steps = [dict(t) for t in _base_.{loader}_dataloader.dataset.pipeline]\n'
+        text += f"{loader}_steps[{step}]['scale'] = (64, 64)\n"
+        text += f"{loader}_dataloader['dataset']['pipeline'] = {loader}_steps\n"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope='session')
+def segmentation_config(data_root, tmp_path_factory):
+    path = tmp_path_factory.mktemp('configs') / 'segmentation.py'
+    path.write_text(SEGMENTATION.format(root=str(data_root)))
+    return path
+
+
+@pytest.fixture(scope='session')
+def run_script():
+    """Runs a script by path in a process of its own, from a folder that is not the repository."""
+
+    def run(script, *args, cwd, check=True, launcher=()):
+        # One thread: several test processes share the cores.
+        env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+        command = [sys.executable, *launcher, str(script), *map(str, args)]
+        result = subprocess.run(
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        if check:
+            assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        return result
+
+    return run
+
+
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, capfd):
+    """Runs a tool in this process, which is faster; returns its exit status and its errors."""
+
+    def run(name, *args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+        except SystemExit as stop:
+            return stop.code, capfd.readouterr().err
+        raise AssertionError(f'{name} did not exit')
+
+    return run

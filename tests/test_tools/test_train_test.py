@@ -1,0 +1,307 @@
+"""tools/train.py and tools/test.py, and mmdet's own, on tiny data."""
+
+import importlib.util
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TRAIN, TEST = ROOT / 'tools' / 'train.py', ROOT / 'tools' / 'test.py'
+
+
+@pytest.fixture(scope='session')
+def detection_run(detection_config, run_script, tmp_path_factory):
+    """The folder of a run of one epoch, and what it wrote."""
+    folder = tmp_path_factory.mktemp('detection')
+    result = run_script(TRAIN, detection_config, cwd=folder)
+    return folder / 'work_dirs' / 'detection', result
+
+
+@pytest.fixture(scope='session')
+def segmentation_run(segmentation_config, run_script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('segmentation')
+    result = run_script(
+        TRAIN, segmentation_config, '--work-dir', 'out', '--amp', '--auto-scale-lr', cwd=folder
+    )
+    return folder / 'out', result
+
+
+# ---- training ----
+
+
+def test_train_detector(detection_run):
+    work_dir, result = detection_run
+    assert (work_dir / 'epoch_1.pth').is_file()
+    assert re.search(r'coco/bbox_mAP: .*coco/segm_mAP: ', result.stdout + result.stderr)
+
+
+def test_train_segmentor_with_amp_and_scaled_lr(segmentation_run):
+    work_dir, result = segmentation_run
+    assert (work_dir / 'iter_2.pth').is_file()
+    log = result.stdout + result.stderr
+    assert 'mIoU' in log
+    assert 'CPUAmpOptimWrapper' in log
+    # 2 images instead of the recipe's 16.
+    groups = torch.load(work_dir / 'iter_2.pth', weights_only=False)['optimizer']['param_groups']
+    assert [group['initial_lr'] for group in groups] == pytest.approx([6e-5 / 8] * len(groups))
+
+
+def test_resume(detection_run, detection_config, run_script):
+    work_dir, _ = detection_run
+    before = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    result = run_script(
+        TRAIN,
+        detection_config,
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
+        cwd=work_dir.parents[1],
+    )
+    log = result.stdout + result.stderr
+    assert 'resumed epoch: 1' in log
+    assert 'Epoch(train) [2]' in log
+    assert 'Epoch(train) [1]' not in log
+    after = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    assert after['meta']['iter'] == 2 * before['meta']['iter']
+
+
+def test_resume_from_a_file_without_state(detection_run, detection_config, run_here, tmp_path):
+    state = torch.load(detection_run[0] / 'epoch_1.pth', weights_only=False)['state_dict']
+    torch.save({'state_dict': state}, tmp_path / 'weights.pth')
+    code, err = run_here('train.py', detection_config, '--resume', 'weights.pth')
+    assert code == 2
+    assert "'weights.pth' holds weights but no state of a run" in err
+
+
+# ---- testing ----
+
+
+def test_test_detector(detection_run, detection_config, run_script, tmp_path):
+    checkpoint = detection_run[0] / 'epoch_1.pth'
+    result = run_script(
+        TEST,
+        detection_config,
+        checkpoint,
+        *('--work-dir', 'out', '--show-dir', 'shown', '--out', 'predictions.pkl'),
+        cwd=tmp_path,
+    )
+    assert 'coco/segm_mAP' in result.stdout + result.stderr
+    assert len(list((tmp_path / 'shown').glob('*.png'))) == 4
+    with open(tmp_path / 'predictions.pkl', 'rb') as file:
+        predictions = pickle.load(file)
+    assert len(predictions) == 4
+    assert set(predictions[0]['pred_instances']) >= {'bboxes', 'labels', 'scores', 'masks'}
+
+
+def test_test_segmentor_with_tta(segmentation_run, segmentation_config, run_script, tmp_path):
+    result = run_script(
+        TEST,
+        segmentation_config,
+        segmentation_run[0] / 'iter_2.pth',
+        *('--tta', '--out', 'maps', '--show-dir', 'shown', '--work-dir', 'out'),
+        cwd=tmp_path,
+    )
+    assert 'mIoU' in result.stdout + result.stderr
+    maps = list((tmp_path / 'maps').glob('*.png'))
+    assert len(maps) == 4
+    assert Image.open(maps[0]).size == (64, 64)
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4
+
+
+def test_mask_rcnn_has_no_tta(detection_run, detection_config, run_here):
+    code, err = run_here('test.py', detection_config, detection_run[0] / 'epoch_1.pth', '--tta')
+    assert code == 2
+    assert '--tta merges boxes only' in err
+
+
+# ---- stock tools ----
+
+
+def test_mmdets_own_tools(data_root, run_script, tmp_path):
+    """By path and with our config as it is: nothing imports the package before it is built."""
+    tools = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim' / 'tools'
+    config = ROOT / 'configs' / 'mask_rcnn' / 'mask-rcnn_vmamba-t_fpn_1x_coco.py'
+    options = [
+        'model.backbone.dims=(8,16,24,32)',
+        'model.backbone.depths=(1,1,1,1)',
+        'model.backbone.init_cfg=None',
+        'model.neck.in_channels=[8,16,24,32]',
+        'model.train_cfg.rpn_proposal.max_per_img=20',
+        'model.test_cfg.rpn.max_per_img=20',
+        'model.test_cfg.rcnn.max_per_img=2',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        f'val_evaluator.ann_file={data_root}/instances.json',
+        f'test_evaluator.ann_file={data_root}/instances.json',
+    ]
+    for loader in ('train', 'val', 'test'):
+        options += [
+            f'{loader}_dataloader.num_workers=0',
+            f'{loader}_dataloader.persistent_workers=False',
+            f'{loader}_dataloader.dataset.data_root={data_root}/',
+            f'{loader}_dataloader.dataset.ann_file=instances.json',
+            f'{loader}_dataloader.dataset.data_prefix.img=images/',
+            f'{loader}_dataloader.dataset.metainfo.classes=box,bar',
+        ]
+    options += [
+        f'{loader}_dataloader.dataset.pipeline.1.scale=(64,64)' for loader in ('val', 'test')
+    ]
+    run_script(
+        tools / 'train.py', config, '--work-dir', 'out', '--cfg-options', *options, cwd=tmp_path
+    )
+    result = run_script(
+        tools / 'test.py',
+        config,
+        'out/epoch_1.pth',
+        *('--work-dir', 'out', '--cfg-options', *options),
+        cwd=tmp_path,
+    )
+    assert 'coco/segm_mAP' in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu(segmentation_config, run_script, tmp_path):
+    """Gloo, DistributedDataParallel without a device, no SyncBN."""
+    launcher = ('-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0')
+    launcher = (*launcher[:-2], '--standalone')
+    arguments = ('--launcher', 'pytorch', '--work-dir', 'out')
+    run_script(TRAIN, segmentation_config, *arguments, cwd=tmp_path, launcher=launcher)
+    result = run_script(
+        TEST, segmentation_config, 'out/iter_2.pth', *arguments, cwd=tmp_path, launcher=launcher
+    )
+    assert 'mIoU' in result.stdout + result.stderr
+
+
+# ---- mistakes ----
+
+
+def assert_mistake(result, *words):
+    """Two lines at most: what is wrong and how to see where."""
+    code, err = result
+    assert code == 2
+    # Loggers write to the same stream before.
+    assert 'Traceback (most recent call last)' not in err
+    message = re.search(r'^t\w+\.py: error: (.*)$', err, flags=re.MULTILINE)
+    assert message is not None, err
+    for word in words:
+        assert re.search(word, message[1]), message[1]
+
+
+def test_missing_config(run_here, detection_config):
+    near = detection_config.with_name('detectoin.py')
+    assert_mistake(run_here('train.py', near), 'detectoin.py', "did you mean '.*detection.py'")
+    assert_mistake(run_here('test.py', 'no.py', 'x.pth'), "config 'no.py' does not exist")
+
+
+def test_broken_config(run_here, tmp_path):
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    assert_mistake(run_here('train.py', 'broken.py'), "'broken.py' cannot be read", 'SyntaxError')
+    (tmp_path / 'base.py').write_text("_base_ = './nothing.py'\n")
+    assert_mistake(run_here('train.py', 'base.py'), 'nothing.py')
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    assert_mistake(run_here('train.py', 'empty.py'), "'empty.py' has no model")
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        ('modle.backbone.arch=tiny', "no 'modle'; did you mean model"),
+        ('train_dataloader.dataset.pipeline.99.scale=3', '99'),
+        ('model.backbone.arch=huge', 'VMamba cannot be built: arch must be one of.*huge'),
+        ('model.backbone.architecture=tiny', 'VMamba cannot be built.*architecture'),
+        ('model.type=MaskRNN', 'MaskRNN.*registry'),
+        ('model.neck.in_chanels=3', 'FPN cannot be built.*in_chanels'),
+        ('train_dataloader.dataset.data_root=nowhere/', r"data_root 'nowhere/' does not exist"),
+        ('train_dataloader.dataset.ann_file=no.json', r"ann_file '.*no.json' does not exist"),
+        ('val_dataloader.dataset.data_prefix.img=none', r"folder img '.*none' does not exist"),
+        ('val_evaluator.ann_file=no.json', r"val_evaluator: ann_file 'no.json' does not exist"),
+        ('load_from=no.pth', "checkpoint 'no.pth' does not exist"),
+    ],
+)
+def test_wrong_option(run_here, detection_config, option, words):
+    assert_mistake(run_here('train.py', detection_config, '--cfg-options', option), words)
+
+
+def test_option_without_a_value(run_here, detection_config):
+    code, err = run_here('train.py', detection_config, '--cfg-options', 'model')
+    assert code == 2
+    assert "--cfg-options takes KEY=VALUE, but got 'model'" in err
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('{', 'is not JSON'),
+        ('[1, 2]', 'holds a list'),
+        ('{"a": 1}', r"lacks \['images', 'annotations', 'categories'\] and has \['a'\]"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', 'cat'),
+    ],
+)
+def test_annotations_that_are_not_coco(run_here, detection_config, tmp_path, content, words):
+    path = tmp_path / 'wrong.json'
+    path.write_text(content)
+    option = f'train_dataloader.dataset.ann_file={path}'
+    result = run_here('train.py', detection_config, '--cfg-options', option)
+    assert_mistake(result, re.escape(str(path)), words)
+
+
+def test_categories_of_other_names(run_here, detection_config, data_root, tmp_path):
+    coco = json.loads((data_root / 'instances.json').read_text())
+    coco['categories'] = [dict(id=1, name='zebra'), dict(id=2, name='gnu')]
+    (tmp_path / 'other.json').write_text(json.dumps(coco))
+    option = f'train_dataloader.dataset.ann_file={tmp_path}/other.json'
+    result = run_here('train.py', detection_config, '--cfg-options', option)
+    assert_mistake(result, r"\['zebra', 'gnu'\].*\['box', 'bar'\]")
+
+
+def test_wrong_checkpoints(run_here, detection_run, detection_config, tmp_path):
+    whole = detection_run[0] / 'epoch_1.pth'
+    state = torch.load(whole, weights_only=False)['state_dict']
+    (tmp_path / 'short.pth').write_bytes(whole.read_bytes()[:50_000])
+    (tmp_path / 'text.pth').write_text('hello')
+    torch.save({'state_dict': {'conv.weight': torch.zeros(2)}}, tmp_path / 'other.pth')
+    part = {k: v for k, v in state.items() if 'layers.1.blocks' not in k}
+    torch.save({'state_dict': part}, tmp_path / 'part.pth')
+    headless = {k: v for k, v in state.items() if k.startswith('backbone.')}
+    torch.save({'state_dict': headless}, tmp_path / 'headless.pth')
+    for name, words in (
+        ('nope.pth', "'nope.pth' does not exist"),
+        ('short.pth', "'short.pth' is truncated or no checkpoint"),
+        ('text.pth', "'text.pth' is truncated or no checkpoint"),
+        ('other.pth', r'does not fit MaskRCNN: 0 of \d+.*missing backbone.*unexpected conv'),
+        ('part.pth', r'missing backbone\.layers\.1\.blocks\.0\.norm'),
+        ('headless.pth', r'missing neck\.'),
+    ):
+        assert_mistake(run_here('test.py', detection_config, name), words)
+
+
+def test_out_must_be_a_pickle_for_detection(run_here, detection_config):
+    result = run_here('test.py', detection_config, 'x.pth', '--out', 'folder')
+    assert_mistake(result, "--out must end with .*'folder'")
+
+
+def test_an_internal_error_keeps_its_traceback(run_here, detection_config, monkeypatch):
+    from mmengine.runner import Runner
+
+    def fail(self):
+        raise RuntimeError('a bug')
+
+    monkeypatch.setattr(Runner, 'train', fail)
+    with pytest.raises(RuntimeError, match='a bug'):
+        run_here('train.py', detection_config)
+
+
+def test_traceback_on_demand(run_here, monkeypatch):
+    from mmvmamba.engine.errors import UserError
+
+    monkeypatch.setenv('MMVMAMBA_TRACEBACK', '1')
+    with pytest.raises(UserError, match='does not exist'):
+        run_here('train.py', 'no.py')

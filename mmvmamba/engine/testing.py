@@ -105,7 +105,7 @@ def _default_detection_tta(cfg: Config) -> None:
     """Image and mirror image, merged by NMS, where the config has nothing of its own."""
     if 'tta_model' not in cfg:
         nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-        cfg.tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=nms)
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=nms)  # mmdet registers it without a scope
     if 'tta_pipeline' not in cfg:
         pipeline = copy.deepcopy(next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline'])
         pack = dict(type='PackDetInputs', meta_keys=_DETECTION_META)

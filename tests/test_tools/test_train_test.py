@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,105 @@ def test_mask_rcnn_has_no_tta(detection_run, detection_config, run_here):
     assert '--tta merges boxes only' in err
 
 
+BOXES = """
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(_delete_=True, type='mmvmamba.VMamba', arch='tiny', depths=(1, 1, 1, 1)),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+    roi_head=dict(bbox_head=dict(num_classes=2, fc_out_channels=16)),
+    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=3)),
+)
+steps = [dict(t) for t in _base_.test_dataloader.dataset.pipeline]
+steps[1]['scale'] = (64, 64)
+test_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        data_root={root!r},
+        metainfo=dict(classes=('box', 'bar')),
+        ann_file='instances.json',
+        data_prefix=dict(img='images/'),
+        pipeline=steps,
+    ),
+)
+test_evaluator = dict(ann_file={root!r} + '/instances.json')
+"""
+
+
+def test_detector_of_boxes_with_tta(data_root, run_script, tmp_path):
+    (tmp_path / 'boxes.py').write_text(BOXES.format(root=str(data_root)))
+    cfg = Config.fromfile(tmp_path / 'boxes.py')
+    init_default_scope('mmdet')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'boxes.pth')
+    result = run_script(TEST, 'boxes.py', 'boxes.pth', '--tta', '--out', 'p.pkl', cwd=tmp_path)
+    assert 'coco/bbox_mAP' in result.stdout + result.stderr
+    assert len(pickle.loads((tmp_path / 'p.pkl').read_bytes())) == 4
+
+
+# ---- classification ----
+
+CLASSIFIER = """
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmvmamba.VMamba',
+        arch=dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)),
+        out_indices=(3,),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=2,
+        in_channels=32,
+        topk=(1,),
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)
+data_preprocessor = dict(num_classes=2, mean=[120] * 3, std=[60] * 3, to_rgb=True)
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(32, 32)),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    dataset=dict(type='CustomDataset', data_root={root!r}, pipeline=pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
+val_dataloader = dict(**train_dataloader)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
+train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+"""
+
+
+def test_train_and_test_a_classifier(run_script, tmp_path):
+    for name, colour in (('dark', 10), ('light', 240)):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new('RGB', (40, 40), (colour,) * 3).save(
+                tmp_path / 'data' / name / f'{name}{i}.png'
+            )
+    (tmp_path / 'cls.py').write_text(CLASSIFIER.format(root=str(tmp_path / 'data')))
+    run_script(TRAIN, 'cls.py', '--work-dir', 'out', cwd=tmp_path)
+    result = run_script(
+        TEST,
+        'cls.py',
+        'out/epoch_1.pth',
+        *('--work-dir', 'out', '--out', 'scores.pkl', '--show-dir', 'shown'),
+        cwd=tmp_path,
+    )
+    assert 'accuracy/top1' in result.stdout + result.stderr
+    assert len(pickle.loads((tmp_path / 'scores.pkl').read_bytes())) == 4
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4
+
+
 # ---- stock tools ----
 
 
@@ -137,6 +238,9 @@ def test_mmdets_own_tools(data_root, run_script, tmp_path):
         'model.train_cfg.rpn_proposal.max_per_img=20',
         'model.test_cfg.rpn.max_per_img=20',
         'model.test_cfg.rcnn.max_per_img=2',
+        'model.test_cfg.rcnn.score_thr=0.0',
+        'model.roi_head.bbox_head.num_classes=2',
+        'model.roi_head.mask_head.num_classes=2',
         'train_cfg.max_epochs=1',
         'train_dataloader.dataset.pipeline.2.scale=(64,64)',
         f'val_evaluator.ann_file={data_root}/instances.json',

@@ -121,27 +121,48 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
                                          const V* A, WB B, WC C, const V* grad_y,
                                          const ChunkRoom<V>& room, V* grad_h, V* grad_A, V* grad_x,
                                          V* grad_dt) {
-  const int64_t S = kStates == 1 ? 1 : states;
   using T = typename std::remove_cv<typename std::remove_reference<decltype(x[0][0])>::type>::type;
   const T ln2 = static_cast<T>(kLn2);
-  for (int64_t t = length - 1; t >= 0; --t) {
-    const V drive = dt[t] * x[t];
-    V through_B{}, through_A{};
-    for (int64_t s = 0; s < S; ++s) {
-      const int64_t i = t * S + s;
-      const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];  // of h_t
-      V& grad_C = room.grad_C[WC::index(t, s, S)];
-      V& grad_B = room.grad_B[WB::index(t, s, S)];
-      grad_C = grad_C + grad_y[t] * room.h[i + S];
-      grad_B = grad_B + g * drive;
-      through_B = through_B + g * B.at(t, s, S);
-      grad_h[s] = g * room.decay[i];
-      const V through_decay = grad_h[s] * room.h[i];  // of dt_t A
-      through_A = through_A + through_decay * A[s];
-      grad_A[s] = grad_A[s] + through_decay * dt[t];
+  if constexpr (kStates == 1) {
+    // What goes round the loop stays in registers.
+    V carried = grad_h[0], sum_A = grad_A[0];
+    const V rate = A[0] * ln2;
+    for (int64_t t = length - 1; t >= 0; --t) {
+      const V g = grad_y[t] * C.at(t, 0, 1) + carried;  // of h_t
+      V& grad_C = room.grad_C[WC::index(t, 0, 1)];
+      V& grad_B = room.grad_B[WB::index(t, 0, 1)];
+      grad_C = grad_C + grad_y[t] * room.h[t + 1];
+      grad_B = grad_B + g * (dt[t] * x[t]);
+      const V through_B = g * B.at(t, 0, 1);
+      carried = g * room.decay[t];
+      const V through_decay = carried * room.h[t];  // of dt_t A
+      sum_A = sum_A + through_decay * dt[t];
+      grad_x[t] = dt[t] * through_B;
+      grad_dt[t] = x[t] * through_B + through_decay * rate;
     }
-    grad_x[t] = dt[t] * through_B;
-    grad_dt[t] = x[t] * through_B + through_A * ln2;
+    grad_h[0] = carried;
+    grad_A[0] = sum_A;
+  } else {
+    const int64_t S = states;
+    for (int64_t t = length - 1; t >= 0; --t) {
+      const V drive = dt[t] * x[t];
+      V through_B{}, through_A{};
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t i = t * S + s;
+        const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];
+        V& grad_C = room.grad_C[WC::index(t, s, S)];
+        V& grad_B = room.grad_B[WB::index(t, s, S)];
+        grad_C = grad_C + grad_y[t] * room.h[i + S];
+        grad_B = grad_B + g * drive;
+        through_B = through_B + g * B.at(t, s, S);
+        grad_h[s] = g * room.decay[i];
+        const V through_decay = grad_h[s] * room.h[i];
+        through_A = through_A + through_decay * A[s];
+        grad_A[s] = grad_A[s] + through_decay * dt[t];
+      }
+      grad_x[t] = dt[t] * through_B;
+      grad_dt[t] = x[t] * through_B + through_A * ln2;
+    }
   }
 }
 

@@ -178,6 +178,22 @@ struct SS2D {
     }
   }
 
+  // grad_weight[r + v] += sum_t grad[t] low[t][r + v] for v < N, in two sums by the parity of t.
+  template <int N>
+  static MMVMAMBA_INLINE void add_products(const Chunk& chunk, const V* grad, int64_t r,
+                                           V* grad_weight) {
+    V even[N] = {}, odd[N] = {};
+    int64_t t = 0;
+    for (; t + 2 <= chunk.length; t += 2) {
+      for (int v = 0; v < N; ++v) even[v] = even[v] + grad[t] * chunk.row[t][r + v];
+      for (int v = 0; v < N; ++v) odd[v] = odd[v] + grad[t + 1] * chunk.row[t + 1][r + v];
+    }
+    if (t < chunk.length) {
+      for (int v = 0; v < N; ++v) even[v] = even[v] + grad[t] * chunk.row[t][r + v];
+    }
+    for (int v = 0; v < N; ++v) grad_weight[r + v] = grad_weight[r + v] + (even[v] + odd[v]);
+  }
+
   // Gradients of the time steps' projection, from grad[t] before softplus.
   //   grad_weight[r] += sum_t grad[t] low[t][r]           lanes over channels
   //   grad_low[t][r] += sum_lanes grad[t] weight[r]       lanes over r: `transposed` holds
@@ -186,15 +202,10 @@ struct SS2D {
                                                   const V* grad, const V* transposed,
                                                   V* grad_weight, V* grad_low) {
     const int64_t R = s.rank, row = ceil_div(R, kLanes);
-    for (int64_t r = 0; r < R; ++r) {
-      V sum[4] = {};
-      int64_t t = 0;
-      for (; t + 4 <= chunk.length; t += 4) {
-        for (int u = 0; u < 4; ++u) sum[u] = sum[u] + grad[t + u] * chunk.row[t + u][r];
-      }
-      for (; t < chunk.length; ++t) sum[0] = sum[0] + grad[t] * chunk.row[t][r];
-      grad_weight[r] = grad_weight[r] + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    }
+    constexpr int kRows = 4;  // of low for each load of a gradient
+    int64_t r = 0;
+    for (; r + kRows <= R; r += kRows) add_products<kRows>(chunk, grad, r, grad_weight);
+    for (; r < R; ++r) add_products<1>(chunk, grad, r, grad_weight);
     for (int64_t v = 0; v < row; ++v) {
       int64_t t = 0;
       for (; t + 4 <= chunk.length; t += 4) {
@@ -311,9 +322,9 @@ struct SS2D {
                                       s.directions +
                                   k) *
                                      inner;
-            for (int64_t r = 0; r < R; ++r) out[r] = low[t * row * kLanes + r];
-            for (int64_t i = 0; i < S; ++i) out[R + i] = sum_B[t * S + i];
-            for (int64_t i = 0; i < S; ++i) out[R + S + i] = sum_C[t * S + i];
+            copy_row(out, low + t * row * kLanes, R);
+            copy_row(out + R, sum_B + t * S, S);
+            copy_row(out + R + S, sum_C + t * S, S);
           }
         }
       }

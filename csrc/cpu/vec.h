@@ -110,6 +110,14 @@ MMVMAMBA_INLINE void store_lanes(T* p, V v, int lanes) {
   for (int i = 0; i < lanes; ++i) p[i] = buffer[i];
 }
 
+// Copies a short row without the overhead of a call.
+template <typename T>
+MMVMAMBA_INLINE void copy_row(T* to, const T* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) __builtin_memcpy(to + i, from + i, 4 * sizeof(T));
+  for (; i < count; ++i) __builtin_memcpy(to + i, from + i, sizeof(T));
+}
+
 // ---- functions ----
 
 // The functions take N independent vectors, step by step side by side: a chain of dependent

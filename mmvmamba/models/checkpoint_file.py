@@ -98,16 +98,22 @@ def _download(url: str) -> str:
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(urlparse(url).path))
     rank, _ = get_dist_info()
-    for turn in (rank == 0, True):  # on another machine the others may have to download as well
-        if turn and not os.path.isfile(path):
-            os.makedirs(folder, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, path, progress=rank == 0)
-            except OSError as error:
-                raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
-        if turn is (rank == 0):
-            barrier()
+    if rank == 0:
+        _download_to(url, path)
+    barrier()
+    # On another machine the file may still be missing; whoever is first moves it into place whole.
+    _download_to(url, path, progress=False)
     return path
+
+
+def _download_to(url: str, path: str, progress: bool = True) -> None:
+    if os.path.isfile(path):
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, path, progress=progress)
+    except OSError as error:
+        raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,11 @@
 """Published and broken files, written here: nothing is downloaded."""
 
 import fractions
+import functools
+import http.server
 import re
 import sys
+import threading
 import types
 
 import pytest
@@ -321,3 +324,29 @@ def test_detector_refuses_half_a_backbone_and_another_width():
         check_fit(detector, wide, 'file.pth', whole=False)
     other_head = {**state, 'head.weight': torch.zeros(3, 4)}
     assert check_fit(detector, other_head, 'file.pth', whole=False).differing
+
+
+def test_url(tmp_path, monkeypatch):
+    """A server on this machine stands for the one of the published files."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    state = classifier_state()
+    (tmp_path / '#v2cls').mkdir()
+    torch.save({'model': state}, tmp_path / '#v2cls' / 'tiny.pth')
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        assert_same(loaded(f'{address}/%23v2cls/tiny.pth'), state)
+        with pytest.raises(ValueError, match='/none.pth. cannot be downloaded: .*404'):
+            loaded(f'{address}/none.pth')
+        server.shutdown()
+    # The second time it comes from the cache.
+    assert_same(loaded(f'{address}/%23v2cls/tiny.pth'), state)
+    with pytest.raises(ValueError, match='/other.pth. cannot be downloaded'):
+        loaded(f'{address}/other.pth')
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass

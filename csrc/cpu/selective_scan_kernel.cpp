@@ -158,9 +158,9 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
   const auto& s = in.sizes;
   const auto io = u.scalar_type();
   check_param("grad_out", grad_out, u.sizes(), io);
-  const auto none = at::empty({0}, u.options());
+  const auto none = [&] { return at::empty({0}, u.options()); };
   if (u.numel() == 0) {
-    const auto zeros = [&](const OptionalTensor& v) { return v ? at::zeros_like(*v) : none; };
+    const auto zeros = [&](const OptionalTensor& v) { return v ? at::zeros_like(*v) : none(); };
     return {at::zeros_like(u), at::zeros_like(delta), at::zeros_like(A),
             at::zeros_like(B), at::zeros_like(C),     zeros(D),
             zeros(z),          zeros(delta_bias)};
@@ -170,7 +170,7 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
   const at::Tensor grad = along_length(grad_out), saved = states.contiguous();
   at::Tensor grad_u = at::empty(u.sizes(), u.options());
   at::Tensor grad_delta = at::empty(u.sizes(), u.options());
-  at::Tensor grad_z = z.has_value() ? at::empty(u.sizes(), u.options()) : none;
+  at::Tensor grad_z = z.has_value() ? at::empty(u.sizes(), u.options()) : none();
   at::Tensor parts_B = weight_parts(in, B), parts_C = weight_parts(in, C);
   std::vector<int64_t> shape = in.params.sizes().vec();
   shape.insert(shape.begin(), s.batch);
@@ -202,17 +202,19 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
                                .flatten(1, 2)
                                .narrow(1, 0, s.channels / s.groups)
                                .flatten(0, 1);
-  const auto rows = [&](int64_t first) { return grads.narrow(1, first, s.states).contiguous(); };
-  const auto row = [&](int64_t index) { return grads.select(1, index).contiguous(); };
+  // Copies, even where a part is contiguous: the outputs of an op must not share memory.
+  const auto dense = at::MemoryFormat::Contiguous;
+  const auto rows = [&](int64_t first) { return grads.narrow(1, first, s.states).clone(dense); };
+  const auto row = [&](int64_t index) { return grads.select(1, index).clone(dense); };
   const int64_t S = s.states;
   return {grad_u,
           grad_delta,
           rows(0),
           B.dim() == 2 ? rows(S) : sum_first(parts_B, io),
           C.dim() == 2 ? rows(2 * S) : sum_first(parts_C, io),
-          D.has_value() ? row(3 * S + 1) : none,
+          D.has_value() ? row(3 * S + 1) : none(),
           grad_z,
-          delta_bias.has_value() ? row(3 * S) : none};
+          delta_bias.has_value() ? row(3 * S) : none()};
 }
 
 }  // namespace

@@ -151,12 +151,14 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   // [directions][blocks][row][lanes] -> [directions][channels][row]
   const at::Tensor grads =
       sum_first(param_parts, acc).transpose(2, 3).flatten(1, 2).narrow(1, 0, s.channels);
+  // Copies, even where a part is contiguous: the outputs of an op must not share memory.
+  const auto dense = at::MemoryFormat::Contiguous;
   return {grad_x,
           groups == 1 && io == acc ? proj_parts[0] : sum_first(proj_parts, io),
-          grads.narrow(2, 0, s.rank).contiguous(),
-          grads.select(2, s.rank + s.states).contiguous(),
-          grads.narrow(2, s.rank, s.states).contiguous(),
-          grads.select(2, s.rank + s.states + 1).contiguous()};
+          grads.narrow(2, 0, s.rank).clone(dense),
+          grads.select(2, s.rank + s.states).clone(dense),
+          grads.narrow(2, s.rank, s.states).clone(dense),
+          grads.select(2, s.rank + s.states + 1).clone(dense)};
 }
 
 }  // namespace

@@ -224,9 +224,12 @@ def _selective_scan_native(
     acc = accumulate_dtype(u.dtype)
     # (B, N, L) is one group; the constant (D, N) form keeps its own schema entry and stays 2-D.
     B, C = (v.unsqueeze(1) if v.dim() == 3 else v.to(acc) if v.dim() == 2 else v for v in (B, C))
-    if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1]:
-        groups = math.lcm(B.shape[1], C.shape[1])  # the kernels take one number of groups
-        B, C = (v.repeat_interleave(groups // v.shape[1], dim=1) for v in (B, C))
+    groups = [int(v.shape[1]) for v in (B, C) if v.dim() == 4]
+    if len(groups) == 2 and groups[0] != groups[1]:  # the kernels take one number of groups
+        common = math.lcm(*groups)
+        B, C = (
+            v.repeat_interleave(common // g, dim=1) for v, g in zip((B, C), groups, strict=True)
+        )
     optional = [v if v is None else v.to(acc) for v in (D, delta_bias)]
     inputs = (u, delta, A.to(acc), B, C, optional[0], z, optional[1])
     y, last_state, _ = torch.ops.mmvmamba.selective_scan(

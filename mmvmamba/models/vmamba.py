@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModule
+from torch import Tensor
 
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
@@ -71,6 +72,14 @@ class VMamba(VMambaNet, BaseModule):
             **settings,
         )
         self.init_cfg = init_cfg
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) -> a tuple of maps (N, C, H, W), contiguous in this order.
+
+        The convolutions of necks and heads keep the memory format of their input, and mmcv's
+        RoIAlign reads channels-last memory as if it were NCHW: it returns wrong values in silence.
+        """
+        return tuple(out.contiguous() for out in super().forward(x))
 
     def init_weights(self) -> None:
         """Initialises the weights once, from a file where ``init_cfg`` names one.

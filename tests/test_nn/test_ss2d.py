@@ -1,0 +1,177 @@
+"""SS2D for every switch against a float64 loop that calls nothing of the package."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mmvmamba.nn import SS2D
+
+from .definition import ss2d as ss2d_by_definition
+
+DEFAULTS = dict(
+    d_state=2, ssm_ratio=1.5, gate='none', conv_kernel=3, conv_bias=False, act='silu',
+    scan='cross', out_norm='ln', out_act=False,
+)  # fmt: skip
+VARIANTS = [
+    {},
+    {'d_state': 1},
+    {'d_state': 5, 'ssm_ratio': 1.0},
+    {'ssm_ratio': 2.0, 'dt_rank': 3},
+    {'gate': 'act'},
+    {'gate': 'act', 'act': 'gelu', 'conv_bias': True},
+    {'gate': 'linear'},
+    {'conv_kernel': 0},
+    {'conv_kernel': 5, 'conv_bias': True},
+    {'act': 'gelu'},
+    {'act': 'relu'},
+    {'scan': 'unidirectional'},
+    {'scan': 'bidirectional'},
+    {'scan': 'cascade'},
+    {'scan': 'cascade', 'gate': 'act', 'd_state': 1},
+    {'out_norm': 'none'},
+    {'out_norm': 'dwconv3'},
+    {'out_norm': 'ln_dwconv3'},
+    {'out_norm': 'softmax'},
+    {'out_norm': 'sigmoid', 'out_act': True},
+    {'out_act': True, 'gate': 'act'},
+]
+
+
+def make_layer(dim=6, seed=0, **settings):
+    """A layer with weights large enough for every part to count."""
+    torch.manual_seed(seed)
+    layer = SS2D(dim, **{**DEFAULTS, **settings}).double()
+    with torch.no_grad():
+        for name, value in layer.named_parameters():
+            if 'dt_projs' not in name:
+                value.add_(torch.randn_like(value) * 0.3)
+    return layer
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+@pytest.mark.parametrize('size', [(3, 4), (1, 5), (4, 1)], ids=str)
+@pytest.mark.parametrize('settings', VARIANTS, ids=str)
+def test_is_its_definition(settings, size, backend):
+    layer = make_layer(**settings, backend=backend)
+    x = torch.randn(2, *size, 6, dtype=torch.float64)
+    want = ss2d_by_definition(
+        x.numpy(),
+        {k: v.detach().numpy() for k, v in layer.named_parameters()},
+        **{**DEFAULTS, **settings},
+    )
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('settings', VARIANTS, ids=str)
+def test_every_parameter_has_a_gradient(settings):
+    layer = make_layer(**settings)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    layer(x).square().sum().backward()
+    for name, value in (('x', x), *layer.named_parameters()):
+        assert value.grad.isfinite().all(), name
+        assert value.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('scan', ['cross', 'cascade'])
+def test_backends_have_the_same_gradients(scan):
+    grads = []
+    for backend in ('auto', 'reference'):
+        layer = make_layer(scan=scan, gate='act', backend=backend)
+        x = torch.linspace(-1, 1, 2 * 9 * 8 * 6, dtype=torch.float64).view(2, 9, 8, 6)
+        layer(x.sin()).square().sum().backward()
+        grads.append({k: v.grad for k, v in layer.named_parameters()})
+    for name, value in grads[1].items():
+        torch.testing.assert_close(grads[0][name], value, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize('scan', ['cross', 'unidirectional', 'bidirectional', 'cascade'])
+def test_empty_batch(scan):
+    layer = SS2D(8, scan=scan)
+    y = layer(torch.randn(0, 3, 4, 8))
+    assert y.shape == (0, 3, 4, 8)
+    y.sum().backward()
+    assert torch.equal(layer.A_logs.grad, torch.zeros_like(layer.A_logs))
+
+
+def test_samples_do_not_mix():
+    layer = make_layer()
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+    for i in range(3):
+        torch.testing.assert_close(layer(x)[i : i + 1], layer(x[i : i + 1]))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'name'),
+    [
+        ({'gate': 'relu'}, 'gate'),
+        ({'act': 'tanh'}, 'act'),
+        ({'scan': 'spiral'}, 'scan'),
+        ({'ssm_init': 'ones'}, 'ssm_init'),
+        ({'out_norm': 'bn'}, 'out_norm'),
+        ({'backend': 'cuda'}, 'backend'),
+        ({'conv_kernel': 2}, 'conv_kernel'),
+        ({'conv_kernel': -1}, 'conv_kernel'),
+    ],
+)
+def test_bad_settings(settings, name):
+    with pytest.raises(ValueError, match=f'^{name} must be'):
+        SS2D(8, **settings)
+
+
+# ---- initialisation ---------------------------------------------------------------------------
+
+
+def softplus(x):
+    return torch.nn.functional.softplus(x.double())
+
+
+def uniform_std(low, high):
+    return (high - low) / math.sqrt(12)
+
+
+def test_mamba_initialisation():
+    torch.manual_seed(0)
+    layer = SS2D(256, d_state=16, ssm_ratio=2.0, ssm_init='mamba')
+    bound = layer.dt_rank**-0.5
+    assert layer.dt_projs_weight.abs().max() <= bound
+    assert layer.dt_projs_weight.std().item() == pytest.approx(uniform_std(-bound, bound), rel=0.03)
+    steps = softplus(layer.dt_projs_bias)
+    assert steps.min() >= 1e-3 * (1 - 1e-4)
+    assert steps.max() <= 0.1 * (1 + 1e-4)
+    logs = steps.log()
+    low, high = math.log(1e-3), math.log(0.1)
+    assert logs.mean().item() == pytest.approx((low + high) / 2, rel=0.03)
+    assert logs.std().item() == pytest.approx(uniform_std(low, high), rel=0.05)
+    assert torch.equal(layer.A_logs, torch.arange(1.0, 17).log().expand(4 * 512, 16))
+    assert torch.equal(layer.Ds, torch.ones(4 * 512))
+
+
+def test_random_initialisation():
+    torch.manual_seed(0)
+    layer = SS2D(256, d_state=4, ssm_init='random')
+    for value, std in ((layer.dt_projs_weight, 0.1), (layer.dt_projs_bias, 0.1), (layer.A_logs, 1)):
+        assert value.mean().item() == pytest.approx(0, abs=0.1 * std)
+        assert value.std().item() == pytest.approx(std, rel=0.06)
+    assert torch.equal(layer.Ds, torch.ones_like(layer.Ds))
+
+
+def test_zero_initialisation():
+    torch.manual_seed(0)
+    layer = SS2D(256, d_state=4, ssm_init='zero')
+    for value in (layer.dt_projs_weight, layer.dt_projs_bias):
+        assert value.min() >= 0
+        assert value.max() < 0.1
+        assert value.mean().item() == pytest.approx(0.05, rel=0.06)
+    assert torch.equal(layer.A_logs, torch.zeros_like(layer.A_logs))
+    assert torch.equal(layer.Ds, torch.ones_like(layer.Ds))
+
+
+@pytest.mark.parametrize('ssm_init', ['mamba', 'random', 'zero'])
+def test_projection_keeps_the_default_bound(ssm_init):
+    torch.manual_seed(0)
+    layer = SS2D(128, ssm_ratio=2.0, ssm_init=ssm_init)
+    bound = layer.d_inner**-0.5
+    assert layer.x_proj_weight.abs().max() <= bound
+    assert layer.x_proj_weight.std().item() == pytest.approx(uniform_std(-bound, bound), rel=0.03)

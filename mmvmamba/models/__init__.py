@@ -1,5 +1,6 @@
 """What OpenMMLab's configs see."""
 
+from .mm_vssm import MM_VSSM
 from .vmamba import VMamba
 
-__all__ = ['VMamba']
+__all__ = ['MM_VSSM', 'VMamba']

@@ -86,6 +86,28 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) 
     MMLogger.get_current_instance().info(f'{filename}: {fit}')
 
 
+def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Checks what a model, an inferencer or a user loads into a backbone, and logs it.
+
+    Nothing is logged where :func:`check_fit` already was called for the same tensors.
+
+    Args:
+        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
+        tensors (Mapping[str, Tensor]): Tensors by the model's names.
+
+    Raises:
+        ValueError: If nothing fits, a block is missing or a shape differs.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
+        return  # FSDP's names and shapes say nothing about a file
+    fit = compare(own, tensors)
+    if not fit.found or fit.differing or _surprising(fit.missing):
+        raise ValueError(f'the state dict does not fit {type(model).__name__}: {fit}')
+    if not model.__dict__.pop('_load_is_logged', False):
+        MMLogger.get_current_instance().info(f'{type(model).__name__}: {fit}')
+
+
 def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the tensors of a file the names that a detector, segmentor or classifier uses.
 
@@ -127,6 +149,8 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], filename: str, wh
         wrong = _surprising(k for k in fit.missing + fit.differing if k.startswith('backbone.'))
     if wrong or not fit.found:
         raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
+    if isinstance(getattr(model, 'backbone', None), VMambaNet):
+        model.backbone._load_is_logged = True  # the caller logs the whole model
     return fit
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
-from .checkpoint import load_pretrained
+from .checkpoint import check_backbone, load_pretrained
 
 
 @MODELS.register_module()
@@ -80,6 +80,13 @@ class VMamba(VMambaNet, BaseModule):
         RoIAlign reads channels-last memory as if it were NCHW: it returns wrong values in silence.
         """
         return tuple(out.contiguous() for out in super().forward(x))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Refuses what MMEngine would load in part; a dict without any of its tensors passes."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if inside:
+            check_backbone(self, inside)
 
     def init_weights(self) -> None:
         """Initialises the weights once, from a file where ``init_cfg`` names one.

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .layers import ACTIVATIONS, DOWNSAMPLES, STEMS, check_choice
+from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS, check_choice
 from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS, check_conv_kernel
 
 MAX_STATE = 256
@@ -20,20 +20,25 @@ class Arch:
         dims (tuple[int, ...]): Channels of each stage.
         depths (tuple[int, ...]): VSS blocks of each stage.
         d_state (int): States for each inner channel, 1 to 256.
-        ssm_ratio (float): Inner channels over channels.
+        ssm_ratio (float): Inner channels over channels; 0 for blocks without SS2D.
         dt_rank (int, optional): Rank of the time steps' projection; None is ceil(d / 16).
         gate (str): 'none', 'act' or 'linear'.
         conv_kernel (int): Size of the depthwise convolution in SS2D, odd; 0 for none.
         conv_bias (bool): Whether that convolution has a bias.
-        act (str): SS2D's activation: 'silu', 'gelu' or 'relu'.
+        act (str): SS2D's activation: 'silu', 'gelu', 'relu' or 'sigmoid'.
         scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade'.
         ssm_init (str): 'mamba', 'random' or 'zero'.
         out_norm (str): 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or 'sigmoid'.
         out_act (bool): Whether a GELU follows ``out_norm``.
+        ssm_drop_rate (float): Dropout of SS2D's result.
         mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP.
         mlp_act (str): The MLP's activation.
+        mlp_gate (bool): Whether the MLP is gated.
+        mlp_drop_rate (float): Dropout in the MLP.
+        norm (str): The norms outside SS2D: 'ln' or 'bn'.
         stem (str): 'conv' or 'patch'.
-        downsample (str): 'conv' or 'merging'.
+        stem_norm (bool): Whether the stem's convolutions are normalised.
+        downsample (str): 'conv' (3x3), 'conv2x2' or 'merging'.
         patch_size (int): Stride of the stem.
         pos_embed_size (int, optional): Side of the images (pixels) that a learned position
             embedding is made for; None for no embedding.
@@ -53,9 +58,14 @@ class Arch:
     ssm_init: str = 'mamba'
     out_norm: str = 'ln'
     out_act: bool = False
+    ssm_drop_rate: float = 0.0
     mlp_ratio: float = 4.0
     mlp_act: str = 'gelu'
+    mlp_gate: bool = False
+    mlp_drop_rate: float = 0.0
+    norm: str = 'ln'
     stem: str = 'conv'
+    stem_norm: bool = True
     downsample: str = 'conv'
     patch_size: int = 4
     pos_embed_size: int | None = None
@@ -71,6 +81,7 @@ class Arch:
             ('scan', SCANS),
             ('ssm_init', SSM_INITS),
             ('out_norm', OUT_NORMS),
+            ('norm', NORMS),
             ('stem', STEMS),
             ('downsample', DOWNSAMPLES),
         ):
@@ -85,9 +96,10 @@ class Arch:
         if not 1 <= self.d_state <= MAX_STATE:
             raise ValueError(f'd_state must be in [1, {MAX_STATE}], but got {self.d_state}')
         check_conv_kernel(self.conv_kernel)
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), but got {self.drop_path_rate}')
-        if int(self.ssm_ratio * min(self.dims)) < 1:
+        for name in ('drop_path_rate', 'ssm_drop_rate', 'mlp_drop_rate'):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f'{name} must be in [0, 1), but got {getattr(self, name)}')
+        if self.ssm_ratio != 0 and int(self.ssm_ratio * min(self.dims)) < 1:
             raise ValueError(f'ssm_ratio must leave at least one channel, but got {self.ssm_ratio}')
         if self.mlp_ratio < 0:
             raise ValueError(f'mlp_ratio must be at least 0, but got {self.mlp_ratio}')
@@ -110,7 +122,7 @@ class Arch:
             'out_norm',
             'out_act',
         )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {'drop_rate': self.ssm_drop_rate}
 
 
 _BASE_DIMS = (128, 256, 512, 1024)

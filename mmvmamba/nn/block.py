@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .layers import DropPath, Mlp
+from .layers import NORMS, DropPath, Mlp, apply_norm
 from .ss2d import SS2D
 
 
@@ -16,7 +16,11 @@ class VSSBlock(nn.Module):
         drop_path (float): Probability of dropping each branch. Defaults to 0.
         mlp_ratio (float): Hidden channels of the MLP over ``dim``; 0 for no MLP. Defaults to 4.
         mlp_act (str): The MLP's activation. Defaults to 'gelu'.
-        **ssm: The arguments of :class:`SS2D`.
+        mlp_gate (bool): Whether the MLP is gated. Defaults to False.
+        mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
+        norm (str): 'ln' or 'bn'. Defaults to 'ln'.
+        ssm_ratio (float): Inner channels of SS2D over ``dim``; 0 for no SS2D. Defaults to 1.
+        **ssm: The other arguments of :class:`SS2D`.
     """
 
     def __init__(
@@ -25,20 +29,27 @@ class VSSBlock(nn.Module):
         drop_path: float = 0.0,
         mlp_ratio: float = 4.0,
         mlp_act: str = 'gelu',
+        mlp_gate: bool = False,
+        mlp_drop_rate: float = 0.0,
+        norm: str = 'ln',
+        ssm_ratio: float = 1.0,
         **ssm,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.op = SS2D(dim, **ssm)
+        self.norm = self.op = None
+        if ssm_ratio > 0:
+            self.norm = NORMS[norm](dim)
+            self.op = SS2D(dim, ssm_ratio=ssm_ratio, **ssm)
         self.drop_path = DropPath(drop_path)
         self.norm2 = self.mlp = None
         if mlp_ratio > 0:
-            self.norm2 = nn.LayerNorm(dim)
-            self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp_act)
+            self.norm2 = NORMS[norm](dim)
+            self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp_act, mlp_gate, mlp_drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, d) -> (N, H, W, d)."""
-        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.op is not None:
+            x = x + self.drop_path(self.op(apply_norm(self.norm, x)))
         if self.mlp is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            x = x + self.drop_path(self.mlp(apply_norm(self.norm2, x)))
         return x

@@ -34,9 +34,9 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames and reshapes the tensors of a released backbone or classifier.
 
-    Handles every spelling that was released: prefixes ``module.`` and ``backbone.``, the January 2024
-    names, the one-file version's projections and patch merging, and linear weights given as 1x1
-    convolutions. Names that are already right pass through.
+    Handles every spelling that was released: prefixes ``module.`` and ``backbone.``, the names of
+    January 2024, the one-file version's projections and patch merging, and linear weights given as
+    1x1 convolutions. Names that are already right pass through.
 
     Args:
         state_dict (Mapping[str, Tensor]): What the file holds, without its top-level wrapping.
@@ -53,6 +53,11 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for key, value in tensors.items()
             if key.startswith('backbone.')
         }
+    return rename_tensors(tensors)
+
+
+def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames and reshapes the tensors of a backbone or classifier that have no prefix."""
     # The one-file version numbers patch merging's layers, which would read as a convolution's.
     merging = {
         match[1]

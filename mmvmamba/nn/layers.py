@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: The activations that the reference and its ablation use.
-ACTIVATIONS: dict[str, type[nn.Module]] = {'silu': nn.SiLU, 'gelu': nn.GELU, 'relu': nn.ReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    'silu': nn.SiLU,
+    'gelu': nn.GELU,
+    'relu': nn.ReLU,
+    'sigmoid': nn.Sigmoid,
+}
+#: The norms of stem, blocks, downsampling and outputs.
+NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -67,6 +74,13 @@ def channels_first() -> Permute:
     return Permute(0, 3, 1, 2)
 
 
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalises a map (N, H, W, C) with a norm of :data:`NORMS`."""
+    if isinstance(norm, nn.LayerNorm):
+        return norm(x)
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class Linear(nn.Linear):
     """A linear layer that also loads 1x1 convolution weights (out, in, 1, 1).
 
@@ -87,54 +101,86 @@ class Mlp(nn.Module):
         dim (int): Input and output channels.
         hidden_dim (int): Channels between the layers.
         act (str): A key of :data:`ACTIVATIONS`. Defaults to 'gelu'.
+        gate (bool): Whether the first layer has twice the channels and the activation of the
+            second half multiplies the first half. Defaults to False.
+        drop_rate (float): Dropout after the layers (with a gate, after the second one only).
+            Defaults to 0.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, act: str = 'gelu') -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        act: str = 'gelu',
+        gate: bool = False,
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.gate = gate
+        self.fc1 = Linear(dim, hidden_dim * (2 if gate else 1))
         self.act = ACTIVATIONS[act]()
         self.fc2 = Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        x = self.fc1(x)
+        if self.gate:
+            x, z = x.chunk(2, dim=-1)
+            x = x * self.act(z)
+        else:
+            x = self.drop(self.act(x))
+        return self.drop(self.fc2(x))
 
 
-def conv_stem(in_channels: int, dim: int, patch_size: int) -> nn.Sequential:
-    """Two 3x3 stride 2 convolutions with LayerNorm: (N, 3, H, W) -> (N, H/4, W/4, dim), ceil.
+def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -> list[nn.Module]:
+    """A convolution (N, C, H, W) and its norm at the released files' indices, 0 and 2.
+
+    BatchNorm stays between maps (N, C, H, W), so that SyncBN can replace it; ``last`` says whether
+    the result is (N, H, W, C).
+    """
+    if norm is None:
+        return [conv, nn.Identity(), nn.Identity(), channels_last() if last else nn.Identity()]
+    if norm == 'bn':
+        back = channels_last() if last else nn.Identity()
+        return [conv, nn.Identity(), nn.BatchNorm2d(dim), back]
+    layers = [conv, channels_last(), NORMS[norm](dim)]
+    return layers if last else [*layers, channels_first()]
+
+
+def conv_stem(
+    in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
+) -> nn.Sequential:
+    """Two 3x3 stride 2 convolutions with norms: (N, 3, H, W) -> (N, H/4, W/4, dim), ceil.
 
     The indices of the layers are part of the released files' keys.
     """
     stride = patch_size // 2
-    kernel = stride + 1
+    first = nn.Conv2d(in_channels, dim // 2, stride + 1, stride, 1)
+    second = nn.Conv2d(dim // 2, dim, stride + 1, stride, 1)
     return nn.Sequential(
-        nn.Conv2d(in_channels, dim // 2, kernel, stride, 1),
-        channels_last(),
-        nn.LayerNorm(dim // 2),
-        channels_first(),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, kernel, stride, 1),
-        channels_last(),
-        nn.LayerNorm(dim),
+        *_conv_norm(first, norm, dim // 2, last=False), nn.GELU(), *_conv_norm(second, norm, dim)
     )
 
 
-def patch_stem(in_channels: int, dim: int, patch_size: int) -> nn.Sequential:
-    """A 4x4 stride 4 convolution and LayerNorm: (N, 3, H, W) -> (N, H/4, W/4, dim), floor."""
+def patch_stem(
+    in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
+) -> nn.Sequential:
+    """A 4x4 stride 4 convolution and its norm: (N, 3, H, W) -> (N, H/4, W/4, dim), floor."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, dim, patch_size, patch_size),
-        channels_last(),
-        nn.LayerNorm(dim),
+        *_conv_norm(nn.Conv2d(in_channels, dim, patch_size, patch_size), norm, dim)
     )
 
 
-def conv_downsample(dim: int, out_dim: int) -> nn.Sequential:
-    """A 3x3 stride 2 convolution and LayerNorm: (N, H, W, C) -> (N, H/2, W/2, out_dim), ceil."""
-    return nn.Sequential(
-        channels_first(),
-        nn.Conv2d(dim, out_dim, 3, 2, 1),
-        channels_last(),
-        nn.LayerNorm(out_dim),
-    )
+def conv_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequential:
+    """A 3x3 stride 2 convolution and its norm: (N, H, W, C) -> (N, H/2, W/2, out_dim), ceil."""
+    conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
+    return nn.Sequential(channels_first(), *_conv_norm(conv, norm, out_dim))
+
+
+def conv2x2_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequential:
+    """A 2x2 stride 2 convolution and its norm: (N, H, W, C) -> (N, H/2, W/2, out_dim), floor."""
+    conv = nn.Conv2d(dim, out_dim, 2, 2)
+    return nn.Sequential(channels_first(), *_conv_norm(conv, norm, out_dim))
 
 
 class PatchMerging(nn.Module):
@@ -145,11 +191,12 @@ class PatchMerging(nn.Module):
     Args:
         dim (int): Input channels.
         out_dim (int): Output channels.
+        norm (str): A key of :data:`NORMS`. Defaults to 'ln'.
     """
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, norm: str = 'ln') -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = NORMS[norm](4 * dim)
         self.reduction = Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,8 +204,8 @@ class PatchMerging(nn.Module):
         H, W = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         neighbours = [x[:, row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))]
-        return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
+        return self.reduction(apply_norm(self.norm, torch.cat(neighbours, dim=-1)))
 
 
 STEMS = {'conv': conv_stem, 'patch': patch_stem}
-DOWNSAMPLES = {'conv': conv_downsample, 'merging': PatchMerging}
+DOWNSAMPLES = {'conv': conv_downsample, 'conv2x2': conv2x2_downsample, 'merging': PatchMerging}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .arch import Arch, resolve_arch
 from .block import VSSBlock
-from .checkpoint import resize_pos_embed
-from .layers import DOWNSAMPLES, STEMS, Linear, channels_first
+from .checkpoint import rename_tensors, resize_pos_embed
+from .layers import DOWNSAMPLES, NORMS, STEMS, Linear, apply_norm, channels_first
 
 
 class VSSStage(nn.Sequential):
@@ -72,7 +73,9 @@ class VMambaNet(nn.Module):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        self.patch_embed = STEMS[arch.stem](in_channels, arch.dims[0], arch.patch_size)
+        self.patch_embed = STEMS[arch.stem](
+            in_channels, arch.dims[0], arch.patch_size, arch.norm if arch.stem_norm else None
+        )
         self.pos_embed = None
         if arch.pos_embed_size is not None:
             side = arch.pos_embed_size // arch.patch_size
@@ -80,15 +83,10 @@ class VMambaNet(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.layers = nn.ModuleList(self._build_stages(arch, backend))
         if self.out_indices is None:
-            self.classifier = nn.Sequential()
-            self.classifier.add_module('norm', nn.LayerNorm(arch.dims[-1]))
-            self.classifier.add_module('permute', channels_first())
-            self.classifier.add_module('avgpool', nn.AdaptiveAvgPool2d(1))
-            self.classifier.add_module('flatten', nn.Flatten(1))
-            self.classifier.add_module('head', Linear(arch.dims[-1], num_classes))
+            self.classifier = _classifier(arch, num_classes)
         else:
             for i in self.out_indices:
-                self.add_module(f'outnorm{i}', nn.LayerNorm(arch.dims[i]))
+                self.add_module(f'outnorm{i}', NORMS[arch.norm](arch.dims[i]))
         self._reset_linear_layers()
         self._freeze_stages()
 
@@ -104,6 +102,9 @@ class VMambaNet(nn.Module):
                     next(rates),
                     arch.mlp_ratio,
                     arch.mlp_act,
+                    arch.mlp_gate,
+                    arch.mlp_drop_rate,
+                    arch.norm,
                     backend=backend,
                     **arch.ssm_settings,
                 )
@@ -112,9 +113,9 @@ class VMambaNet(nn.Module):
             last = i + 1 == len(arch.dims)
             # A backbone that stops at an earlier stage keeps the later ones: a released file
             # loads whole, and out_indices may change afterwards.
-            downsample = (
-                nn.Identity() if last else DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1])
-            )
+            downsample = nn.Identity()
+            if not last:
+                downsample = DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1], arch.norm)
             stages.append(VSSStage(blocks, downsample))
         return stages
 
@@ -141,6 +142,18 @@ class VMambaNet(nn.Module):
         super().train(mode)
         self._freeze_stages()
         return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Takes every released spelling, so that whatever loads a state dict can load a file."""
+        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        renamed = rename_tensors(inside)
+        if self.pos_embed is not None and 'pos_embed' in renamed:
+            size = self.pos_embed.shape[2:]
+            renamed['pos_embed'] = resize_pos_embed(renamed['pos_embed'], size)
+        for key in inside:
+            del state_dict[prefix + key]
+        state_dict.update({prefix + key: value for key, value in renamed.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_image(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
@@ -189,7 +202,8 @@ class VMambaNet(nn.Module):
             x = self.run_blocks(stage, x)
             if i in self.out_indices:
                 # Necks take NCHW; channels-last memory, so that nothing is copied.
-                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+                out = apply_norm(getattr(self, f'outnorm{i}'), x)
+                outs.append(out.permute(0, 3, 1, 2))
             if i != max(self.out_indices):
                 x = stage.downsample(x)
         return tuple(outs)
@@ -207,6 +221,18 @@ class VMambaNet(nn.Module):
         if self.out_indices is None:
             return self.classifier(self.forward_features(x))
         return self.forward_stages(x)
+
+
+def _classifier(arch: Arch, num_classes: int) -> nn.Sequential:
+    """Norm, average over the map and linear layer, by the released files' names."""
+    norm, permute = NORMS[arch.norm](arch.dims[-1]), channels_first()
+    first = {'norm': norm, 'permute': permute}
+    if arch.norm == 'bn':
+        first = {'permute': permute, 'norm': norm}
+    head = Linear(arch.dims[-1], num_classes)
+    return nn.Sequential(
+        OrderedDict(first, avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1), head=head)
+    )
 
 
 def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:

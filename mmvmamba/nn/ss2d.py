@@ -70,8 +70,8 @@ class SS2D(nn.Module):
             Defaults to 'none'.
         conv_kernel (int): Size of the depthwise convolution, odd; 0 or 1 for none. Defaults to 3.
         conv_bias (bool): Whether the convolution has a bias. Defaults to False.
-        act (str): The activation after the convolution: 'silu', 'gelu' or 'relu'.
-            Defaults to 'silu'.
+        act (str): The activation after the convolution: 'silu', 'gelu', 'relu' or
+            'sigmoid'. Defaults to 'silu'.
         scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then columns).
             Defaults to 'cross'.
         ssm_init (str): Initialisation of the SSM's parameters: 'mamba', 'random' or 'zero'.
@@ -79,6 +79,7 @@ class SS2D(nn.Module):
         out_norm (str): What follows the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or
             'sigmoid'. Defaults to 'ln'.
         out_act (bool): Whether a GELU follows ``out_norm``. Defaults to False.
+        drop_rate (float): Dropout of the result. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
 
     Raises:
@@ -99,6 +100,7 @@ class SS2D(nn.Module):
         ssm_init: str = 'mamba',
         out_norm: str = 'ln',
         out_act: bool = False,
+        drop_rate: float = 0.0,
         backend: str = 'auto',
     ) -> None:
         super().__init__()
@@ -141,6 +143,7 @@ class SS2D(nn.Module):
         self.out_norm = build_out_norm(out_norm, self.d_inner)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = Linear(self.d_inner, dim, bias=False)
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.reset_ssm_parameters(ssm_init)
 
     @torch.no_grad()
@@ -187,7 +190,7 @@ class SS2D(nn.Module):
         y = self.out_act(y)
         if z is not None:
             y = y * (self.act(z) if self.gate == 'act' else z)
-        return self.out_proj(y)
+        return self.drop(self.out_proj(y))
 
     def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
         """Projects a map to the SSM's input-dependent parameters and scans it.

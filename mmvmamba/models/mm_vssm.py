@@ -1,0 +1,246 @@
+"""The backbone by the arguments of the authors' configs, the one place that knows them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+
+from mmvmamba.nn import Arch
+from mmvmamba.nn.layers import ACTIVATIONS, check_choice
+from mmvmamba.registry import MODELS
+
+from .vmamba import VMamba
+
+#: The scan of each base of ``forward_type``; the others differ in kernels and precision alone.
+_SCANS = {
+    **dict.fromkeys(('v01', 'v02', 'v03', 'v04', 'v05', 'v2', 'v3'), 'cross'),
+    'v051d': 'unidirectional',
+    'v052d': 'bidirectional',
+    'v052dc': 'cascade',
+}
+_VANILLA = ('v0', 'v0seq')
+_OUT_NORMS = {
+    None: 'ln',
+    'none': 'none',
+    'dwconv3': 'dwconv3',
+    'cnorm': 'ln_dwconv3',
+    'softmax': 'softmax',
+    'sigmoid': 'sigmoid',
+}
+_FORWARD_TYPE = re.compile(
+    rf'(?P<base>{"|".join(_SCANS)})'
+    r'(?:_on(?P<norm>none|dwconv3|cnorm|softmax|sigmoid))?'
+    r'(?P<nozact>_nozact)?(?P<noz>_noz)?(?P<oact>_oact)?(?:_no32)?'
+)
+_SSM_INITS = {'v0': 'mamba', 'v1': 'random', 'v2': 'zero'}
+_STEMS = {'v1': 'patch', 'v2': 'conv'}
+_DOWNSAMPLES = {'v1': 'merging', 'v2': 'conv2x2', 'v3': 'conv'}
+_NORM_LAYERS = {'ln': 'ln', 'ln2d': 'ln', 'bn': 'bn'}
+
+
+@MODELS.register_module()
+@MMENGINE_MODELS.register_module()  # the authors' configs give no scope
+class MM_VSSM(VMamba):  # noqa: N801
+    """:class:`VMamba` by the arguments of the authors' backbone, with their defaults.
+
+    Args:
+        out_indices (Sequence[int]): As in :class:`VMamba`. Defaults to (0, 1, 2, 3).
+        pretrained (str, optional): A file or URL that ``init_weights`` loads; None and '' are no
+            weights. Defaults to None.
+        norm_layer (str): 'ln' or 'ln2d', which are the same model, or 'bn'. Defaults to 'ln'.
+        patch_size (int): Stride of the stem. Defaults to 4.
+        in_chans (int): Channels of the images. Defaults to 3.
+        num_classes (int): Not used: a backbone has no classifier. Defaults to 1000.
+        depths (Sequence[int]): Blocks of each stage. Defaults to (2, 2, 9, 2).
+        dims (int | Sequence[int]): Channels of each stage, or of the first one, doubled from stage
+            to stage. Defaults to (96, 192, 384, 768).
+        ssm_d_state (int): As ``d_state``. Defaults to 16.
+        ssm_ratio (float): 0 for no SS2D. Defaults to 2.
+        ssm_dt_rank (int | str): 'auto' for ceil(d / 16). Defaults to 'auto'.
+        ssm_act_layer (str): 'silu', 'gelu', 'relu' or 'sigmoid'. Defaults to 'silu'.
+        ssm_conv (int): Size of the depthwise convolution; below 2 for none. Defaults to 3.
+        ssm_conv_bias (bool): As ``conv_bias``. Defaults to True.
+        ssm_drop_rate (float): Dropout of SS2D's result. Defaults to 0.
+        ssm_init (str): 'v0' ('mamba'), 'v1' ('random') or 'v2' ('zero'). Defaults to 'v0'.
+        forward_type (str): 'v0' or 'v0seq', the vanilla block, or
+            ``<base>[_on<norm>][_nozact][_noz][_oact][_no32]`` with the bases v01 to v05, v2 and v3
+            (cross scan), v051d (unidirectional), v052d (bidirectional) and v052dc (cascade), and
+            the output norms none, dwconv3, cnorm, softmax and sigmoid. Defaults to 'v2'.
+        mlp_ratio (float): 0 for no MLP. Defaults to 4.
+        mlp_act_layer (str): As ``ssm_act_layer``. Defaults to 'gelu'.
+        mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
+        gmlp (bool): Whether the MLP is gated. Defaults to False.
+        drop_path_rate (float): Drop-path rate of the last block. Defaults to 0.1.
+        patch_norm (bool): Whether the stem has norms. Defaults to True.
+        downsample_version (str): 'v1' (patch merging), 'v2' (2x2 convolution) or 'v3' (3x3).
+            Defaults to 'v2'.
+        patchembed_version (str): 'v1' (patch) or 'v2' (convolutions). Defaults to 'v1'.
+        use_checkpoint (bool): As ``with_cp``. Defaults to False.
+        posembed (bool): Whether a learned position embedding is added to the stem's map.
+            Defaults to False.
+        imgsize (int): Side of the images that the embedding is made for. Defaults to 224.
+        **ignored: Anything else, such as the keys of Swin that a config inherits, ``init_cfg``
+            among them. One warning lists them.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If a value is not allowed, or one that the authors' code cannot run.
+    """
+
+    def __init__(
+        self,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        pretrained: str | None = None,
+        norm_layer: str = 'ln',
+        *,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        depths: Sequence[int] = (2, 2, 9, 2),
+        dims: int | Sequence[int] = (96, 192, 384, 768),
+        ssm_d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        ssm_dt_rank: int | str = 'auto',
+        ssm_act_layer: str = 'silu',
+        ssm_conv: int = 3,
+        ssm_conv_bias: bool = True,
+        ssm_drop_rate: float = 0.0,
+        ssm_init: str = 'v0',
+        forward_type: str = 'v2',
+        mlp_ratio: float = 4.0,
+        mlp_act_layer: str = 'gelu',
+        mlp_drop_rate: float = 0.0,
+        gmlp: bool = False,
+        drop_path_rate: float = 0.1,
+        patch_norm: bool = True,
+        downsample_version: str = 'v2',
+        patchembed_version: str = 'v1',
+        use_checkpoint: bool = False,
+        posembed: bool = False,
+        imgsize: int = 224,
+        **ignored: Any,
+    ) -> None:
+        _warn_of(ignored)
+        norm = _choice('norm_layer', norm_layer, _NORM_LAYERS)
+        ssm = dict(
+            ssm_ratio=max(ssm_ratio, 0.0),
+            d_state=ssm_d_state,
+            dt_rank=_dt_rank(ssm_dt_rank),
+            act=_choice('ssm_act_layer', ssm_act_layer, {name: name for name in ACTIVATIONS}),
+            conv_kernel=max(ssm_conv, 0),
+            conv_bias=ssm_conv_bias,
+            ssm_drop_rate=ssm_drop_rate,
+            ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS, fold=False),
+        )
+        arch = Arch(
+            dims=_dims(dims, len(depths)),
+            depths=depths,
+            **(ssm | scan_settings(forward_type, norm_layer)),
+            mlp_ratio=max(mlp_ratio, 0.0),
+            mlp_act=_choice('mlp_act_layer', mlp_act_layer, {name: name for name in ACTIVATIONS}),
+            mlp_gate=gmlp,
+            mlp_drop_rate=mlp_drop_rate,
+            norm=norm,
+            stem=_choice('patchembed_version', patchembed_version, _STEMS, fold=False),
+            stem_norm=patch_norm,
+            downsample=_choice('downsample_version', downsample_version, _DOWNSAMPLES, fold=False),
+            patch_size=patch_size,
+            pos_embed_size=imgsize if posembed else None,
+            drop_path_rate=drop_path_rate,
+        )
+        super().__init__(
+            arch,
+            out_indices=out_indices,
+            with_cp=use_checkpoint,
+            in_channels=in_chans,
+            init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None,
+        )
+
+
+def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:
+    """Translates ``forward_type`` into settings of :class:`mmvmamba.nn.Arch`.
+
+    Args:
+        forward_type (str): As in :class:`MM_VSSM`.
+        norm_layer (str): The authors' vanilla block exists for 'ln' alone. Defaults to 'ln'.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If the authors' code cannot run it.
+    """
+    if not isinstance(forward_type, str):
+        raise TypeError(f'forward_type must be a str, but got {type(forward_type).__name__}')
+    if forward_type in _VANILLA:
+        if norm_layer.lower() != 'ln':
+            raise ValueError(
+                f"forward_type {forward_type!r} needs norm_layer 'ln', but got {norm_layer!r}"
+            )
+        # The block takes none of these from its arguments.
+        return dict(
+            scan='cross',
+            gate='act',
+            act='silu',
+            conv_kernel=3,
+            conv_bias=True,
+            ssm_init='mamba',
+            out_norm='ln',
+            out_act=False,
+        )
+    parts = _FORWARD_TYPE.fullmatch(forward_type)
+    if parts is None:
+        raise ValueError(
+            f'forward_type must be one of {_VANILLA} or <base>[_on<norm>][_nozact][_noz][_oact]'
+            f'[_no32] with a base of {tuple(_SCANS)} and a norm of '
+            f'{tuple(filter(None, _OUT_NORMS))}, but got {forward_type!r}{_reason(forward_type)}'
+        )
+    gate = 'linear' if parts['nozact'] else 'act'
+    return dict(
+        scan=_SCANS[parts['base']],
+        gate='none' if parts['noz'] else gate,
+        out_norm=_OUT_NORMS[parts['norm']],
+        out_act=parts['oact'] is not None,
+    )
+
+
+def _reason(forward_type: str) -> str:
+    """Why a forward type of the authors' code that looks right is refused."""
+    if forward_type.startswith('xv'):
+        return ': the published code cannot run the xv family'
+    if forward_type.startswith('v052d3'):
+        return ': v052d3 is for debugging and names no scan'
+    if forward_type.startswith('m'):
+        return ': the m family is Mamba-2, another network'
+    return ''
+
+
+def _choice(name: str, value: str, allowed: Mapping[str, str], fold: bool = True) -> str:
+    key = value.lower() if fold and isinstance(value, str) else value
+    check_choice(name, key, allowed)
+    return allowed[key]
+
+
+def _dims(dims: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    if isinstance(dims, int):
+        return tuple(dims * 2**i for i in range(stages))
+    return tuple(dims)
+
+
+def _dt_rank(rank: int | str) -> int | None:
+    if rank == 'auto':
+        return None
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"ssm_dt_rank must be 'auto' or a positive int, but got {rank!r}")
+    return rank
+
+
+def _warn_of(ignored: Mapping[str, Any]) -> None:
+    if '_SS2D' in ignored:
+        raise ValueError('_SS2D must be left out: MM_VSSM has one SS2D')
+    if not ignored:
+        return
+    weights = ' (weights are named with pretrained=)' if ignored.get('init_cfg') else ''
+    warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{weights}', stacklevel=3)

@@ -1,0 +1,205 @@
+"""The network: shapes, sizes, architectures, threads, freezing, checkpointing."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mmvmamba.nn import ARCHS, SS2D, VMambaNet, VSSBlock, resolve_arch
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+
+
+def thin(name, **settings):
+    """A released architecture with few channels and blocks."""
+    return VMambaNet(name, **{**THIN, 'num_classes': 5, **settings})
+
+
+@pytest.mark.parametrize('name', list(ARCHS))
+def test_thin_variants_classify(name):
+    torch.manual_seed(0)
+    net = thin(name)
+    scores = net(torch.randn(2, 3, 64, 96))
+    assert scores.shape == (2, 5)
+    scores.square().sum().backward()
+    for key, value in net.named_parameters():
+        assert value.grad is not None and value.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize('name', list(ARCHS))
+def test_blocks_follow_the_architecture(name):
+    arch, net = ARCHS[name], thin(name)
+    for i, stage in enumerate(net.layers):
+        for block in stage.blocks:
+            dim = THIN['dims'][i]
+            assert block.op.d_inner == int(arch.ssm_ratio * dim)
+            assert block.op.A_logs.shape == (4 * block.op.d_inner, arch.d_state)
+            assert (block.mlp is not None) == (arch.mlp_ratio > 0)
+            assert (block.op.conv2d.bias is not None) == arch.conv_bias
+            assert block.op.in_proj.out_features == block.op.d_inner * (1 + (arch.gate != 'none'))
+
+
+@pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
+@pytest.mark.parametrize('size', [(64, 64), (65, 97), (33, 130)], ids=str)
+def test_backbone_sizes(name, size):
+    maps = thin(name, out_indices=(0, 1, 2, 3))(torch.randn(1, 3, *size))
+    first = [n // 4 if name == 'vanilla_tiny' else -(-n // 4) for n in size]
+    for i, y in enumerate(maps):
+        want = [-(-n // 2**i) for n in first]
+        assert y.shape == (1, THIN['dims'][i], *want)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_smallest_images():
+    assert thin('tiny', out_indices=(3,))(torch.randn(1, 3, 1, 1))[0].shape == (1, 32, 1, 1)
+    assert thin('vanilla_tiny', out_indices=(3,))(torch.randn(1, 3, 4, 4))[0].shape == (1, 32, 1, 1)
+    with pytest.raises(ValueError, match='at least 4 pixels'):
+        thin('vanilla_tiny')(torch.randn(1, 3, 3, 4))
+
+
+def test_empty_batch():
+    maps = thin('tiny', out_indices=(0, 3))(torch.randn(0, 3, 32, 32))
+    assert [tuple(y.shape) for y in maps] == [(0, 8, 8, 8), (0, 32, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ('image', 'error'),
+    [
+        (torch.zeros(3, 32, 32), ValueError),
+        (torch.zeros(1, 4, 32, 32), ValueError),
+        (torch.zeros(1, 3, 0, 32), ValueError),
+        ([[1.0]], TypeError),
+    ],
+)
+def test_bad_images(image, error):
+    with pytest.raises(error, match='^the images must'):
+        thin('tiny')(image)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'error', 'message'),
+    [
+        (dict(arch='huge'), ValueError, "arch must be one of .*'huge'"),
+        (dict(arch=3), TypeError, 'arch must be a str, dict or Arch'),
+        (dict(arch=dict(width=3)), ValueError, r"unknown architecture settings \['width'\]"),
+        (dict(arch=dict(dims=(8,), depths=(1, 1))), ValueError, 'dims and depths'),
+        (dict(arch=dict(dims=(8,), depths=(0,))), ValueError, 'depths must be at least 1'),
+        (dict(d_state=0), ValueError, 'd_state must be in'),
+        (dict(d_state=257), ValueError, 'd_state must be in'),
+        (dict(gate='yes'), ValueError, 'gate must be one of'),
+        (dict(stem='pool'), ValueError, 'stem must be one of'),
+        (dict(downsample='pool'), ValueError, 'downsample must be one of'),
+        (dict(mlp_act='tanh'), ValueError, 'mlp_act must be one of'),
+        (dict(conv_kernel=4), ValueError, 'conv_kernel must be 0 or odd'),
+        (dict(drop_path_rate=1.0), ValueError, 'drop_path_rate must be in'),
+        (dict(ssm_ratio=0.01), ValueError, 'ssm_ratio must leave'),
+        (dict(mlp_ratio=-1.0), ValueError, 'mlp_ratio must be'),
+        (dict(patch_size=3), ValueError, 'patch_size must be even'),
+        (dict(frozen_stages=5), ValueError, 'frozen_stages must be in'),
+        (dict(out_indices=(4,)), ValueError, 'out_indices must be in'),
+        (dict(out_indices=()), ValueError, 'out_indices must be in'),
+        (dict(out_indices=2), TypeError, 'out_indices must be a sequence'),
+        (dict(backend='gpu'), ValueError, 'backend must be one of'),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        VMambaNet(**{'arch': THIN, **settings})
+
+
+def test_resolve_arch_takes_names_dicts_and_archs():
+    arch = resolve_arch('small', drop_path_rate=0.1, d_state=None)
+    assert arch == dataclasses.replace(ARCHS['small_s2l15'], drop_path_rate=0.1)
+    assert resolve_arch(arch) is not None
+    assert resolve_arch({'d_state': 4}).d_state == 4
+    assert ARCHS['tiny'] is ARCHS['tiny_s1l8']
+
+
+def test_drop_path_grows_linearly():
+    net = thin('tiny', drop_path_rate=0.4)
+    rates = [m.drop_path.p for m in net.modules() if isinstance(m, VSSBlock)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_linear_layers_are_initialised():
+    torch.manual_seed(0)
+    net = VMambaNet(dict(dims=(64, 128), depths=(1, 1)), num_classes=100)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert module.weight.mean().item() == pytest.approx(0.0, abs=1e-3), name
+            assert module.bias is None or not module.bias.any(), name
+        elif isinstance(module, torch.nn.LayerNorm):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)), name
+            assert not module.bias.any(), name
+
+
+@pytest.mark.parametrize('stages', [-1, 0, 2, 4])
+def test_frozen_stages(stages):
+    net = thin('tiny', out_indices=(0, 1, 2, 3), frozen_stages=stages).train()
+    image = torch.randn(1, 3, 32, 32, requires_grad=True)
+    sum(y.sum() for y in net(image)).backward()
+    for i, stage in enumerate(net.layers):
+        for module in stage.modules():
+            assert module.training == (i >= stages)
+        assert all((p.grad is None) == (i < stages) for p in stage.blocks.parameters())
+    assert all((p.grad is None) == (stages >= 0) for p in net.patch_embed.parameters())
+
+
+def test_checkpointing_changes_no_gradient():
+    images, grads = torch.randn(2, 3, 33, 40), []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        net = thin('tiny', with_cp=with_cp)
+        torch.manual_seed(1)
+        net(images).sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_position_embedding_fits_any_image():
+    net = thin('tiny', pos_embed_size=32, out_indices=(0,))
+    assert net.pos_embed.shape == (1, 8, 8, 8)
+    with torch.no_grad():
+        net.pos_embed.normal_()
+    image = torch.randn(1, 3, 48, 40)
+    got = net(image)[0]
+    assert got.shape == (1, 8, 12, 10)
+    with torch.no_grad():
+        net.pos_embed.zero_()
+    assert not torch.allclose(net(image)[0], got)
+
+
+@pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
+def test_output_is_independent_of_the_threads(name):
+    torch.manual_seed(0)
+    net = thin(name, out_indices=(0, 1, 2, 3)).eval()
+    image = torch.randn(1, 3, 65, 97)
+    before, outputs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                outputs.append(net(image))
+    finally:
+        torch.set_num_threads(before)
+    for output in outputs[1:]:
+        for value, want in zip(output, outputs[0], strict=True):
+            assert torch.equal(value, want)
+
+
+def test_backbone_compiles_once():
+    torch._dynamo.reset()
+    net = VMambaNet(dict(dims=(8, 16), depths=(1, 1)), out_indices=(0, 1)).eval()
+    compiled = torch.compile(net, backend='aot_eager', fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for i, size in enumerate([(2, 40, 52), (2, 64, 64), (3, 33, 70)]):
+            image = torch.randn(size[0], 3, *size[1:])
+            with torch._dynamo.config.patch(error_on_recompile=i > 0):
+                got = compiled(image)
+            torch.testing.assert_close(got, net(image), rtol=1e-4, atol=1e-5)
+
+
+def test_every_scan_is_an_ss2d():
+    net = thin('tiny', scan='cascade')
+    assert [m.scan for m in net.modules() if isinstance(m, SS2D)] == ['cascade'] * 5

@@ -166,14 +166,13 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
   }
 }
 
-// Aligned scratch memory of one thread, handed out in pieces.
+// Aligned scratch memory of one thread, handed out in pieces; not initialised.
 template <typename V>
 class Scratch {
  public:
   explicit Scratch(int64_t vectors)
       : memory_(static_cast<V*>(std::aligned_alloc(64, (vectors * sizeof(V) + 63) / 64 * 64))) {
     if (memory_ == nullptr) throw std::bad_alloc();
-    std::memset(static_cast<void*>(memory_), 0, vectors * sizeof(V));
   }
   ~Scratch() { std::free(memory_); }
   Scratch(const Scratch&) = delete;

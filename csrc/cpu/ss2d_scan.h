@@ -20,9 +20,9 @@ struct SS2DForward {
   const void* x;       // io [batch][L][channels]
   const void* proj;    // io [batch][L][directions][rank + 2 states]
   const void* params;  // acc, packed [rank + states + 2]: dt weights, A, dt bias, D
-  void* acc;           // acc [batch][L][channels], the sum over directions
-  void* y;             // io as acc, null where acc itself is the output
-  void* states;        // acc [batch][directions][chunks][states][channels], or null
+  void* y;             // io or acc [batch][L][channels]
+  bool y_is_acc;
+  void* states;  // acc [batch][directions][chunks][states][channels], or null
 };
 
 struct SS2DBackward {
@@ -33,8 +33,7 @@ struct SS2DBackward {
   const void* states;
   const void* grad_y;  // io or acc [batch][L][channels]
   bool grad_y_is_acc;
-  void* grad_x_acc;   // acc [batch][L][channels]
-  void* grad_x;       // io as grad_x_acc, null where that is the output
+  void* grad_x;       // io [batch][L][channels]
   void* grad_proj;    // acc [groups][batch][L][directions][rank + 2 states]
   void* grad_params;  // acc [batch], each packed as params
 };

@@ -108,72 +108,111 @@ struct SS2D {
     }
   }
 
-  template <int kStates>
-  static void forward(const SS2DForward& p, int64_t begin, int64_t end) {
+  // One block's channels of a map, copied out so that they lie densely: a walk in any order then
+  // meets a sixth of the pages (at 96 channels) and stays in the cache.
+  template <typename from_t>
+  static MMVMAMBA_NOINLINE void read_map(const SS2DSizes& s, const from_t* from, int64_t sample,
+                                         int64_t block, V* to) {
+    const int64_t L = s.height * s.width, C = s.channels;
+    const int lanes = lanes_of(s, block);
+    from += sample * L * C + block * kLanes;
+    for (int64_t l = 0; l < L; ++l) to[l] = load_lanes(from + l * C, lanes);
+  }
+  template <typename to_t>
+  static MMVMAMBA_NOINLINE void write_map(const SS2DSizes& s, const V* from, int64_t sample,
+                                          int64_t block, to_t* to) {
+    const int64_t L = s.height * s.width, C = s.channels;
+    const int lanes = lanes_of(s, block);
+    to += sample * L * C + block * kLanes;
+    for (int64_t l = 0; l < L; ++l) store_lanes(to + l * C, from[l], lanes);
+  }
+
+  // Where the states before a chunk are saved.
+  template <typename P>
+  static auto* saved_states(const P& p, int64_t sample, int64_t k, int64_t g, int64_t block) {
     const SS2DSizes& s = p.sizes;
-    const int64_t L = s.height * s.width, C = s.channels, S = s.states;
-    const int64_t blocks = ceil_div(C, kLanes), chunks = ceil_div(L, kChunk);
-    const int64_t per_group = blocks_per_group(blocks, s.groups);
+    const int64_t chunks = ceil_div(s.height * s.width, kChunk);
+    using U = std::conditional_t<std::is_const<std::remove_pointer_t<decltype(p.states)>>::value,
+                                 const T, T>;
+    return static_cast<U*>(p.states) +
+           ((sample * s.directions + k) * chunks + g) * s.states * s.channels + block * kLanes;
+  }
+
+  struct ForwardRoom {
+    Chunk chunk;
+    V *x, *dt, *y, *h;  // [kChunk], [S]
+    V *x_map, *y_map;   // [L]
+    static int64_t size(const SS2DSizes& s) { return chunk_vectors(s) + 3 * kChunk + s.states; }
+    ForwardRoom(const SS2DSizes& s, Scratch<V>& scratch, Scratch<V>& maps)
+        : chunk(take_chunk(s, scratch)),
+          x(scratch.vectors(kChunk)),
+          dt(scratch.vectors(kChunk)),
+          y(scratch.vectors(kChunk)),
+          h(scratch.vectors(s.states)),
+          x_map(maps.vectors(s.height * s.width)),
+          y_map(maps.vectors(s.height * s.width)) {}
+  };
+
+  // Walks one block's channels in one direction and adds the result to the block's map.
+  template <int kStates>
+  static MMVMAMBA_NOINLINE void forward_direction(const SS2DForward& p, int64_t sample,
+                                                  int64_t block, int64_t k, ForwardRoom& room) {
+    const SS2DSizes& s = p.sizes;
     const Layout at(s);
-    const auto* x = static_cast<const io_t*>(p.x);
-    const auto* params = static_cast<const V*>(p.params);
-    T* acc = static_cast<T*>(p.acc);
-    T* states = static_cast<T*>(p.states);
-
-    Scratch<V> scratch(chunk_vectors(s) + 3 * kChunk + per_group * S);
-    Chunk chunk = take_chunk(s, scratch);
-    V* xs = scratch.vectors(kChunk);
-    V* dt = scratch.vectors(kChunk);
-    V* y = scratch.vectors(kChunk);
-    V* h = scratch.vectors(per_group * S);
-
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item(s, index);
-      if (item.first == item.last) continue;
-      for (int64_t k = 0; k < s.directions; ++k) {
-        for (int64_t i = 0; i < per_group * S; ++i) h[i] = V{};
-        for (int64_t g = 0; g < chunks; ++g) {
-          read_chunk(s, static_cast<const io_t*>(p.proj), item.sample, k, g * kChunk, chunk);
-          for (int64_t b = item.first; b < item.last; ++b) {
-            const int lanes = lanes_of(s, b);
-            const V* block = params + (k * blocks + b) * at.size;
-            V* state = h + (b - item.first) * S;
-            if (states != nullptr) {
-              T* saved = states + ((item.sample * s.directions + k) * chunks + g) * S * C;
-              for (int64_t i = 0; i < S; ++i) {
-                store_lanes(saved + i * C + b * kLanes, state[i], lanes);
-              }
-            }
-            const int64_t base = item.sample * L * C + b * kLanes;
-            for (int64_t t = 0; t < chunk.length; ++t) {
-              xs[t] = load_lanes(x + base + chunk.position[t] * C, lanes);
-            }
-            time_steps<false>(s, chunk, block, block[at.bias], dt, nullptr);
-            scan_chunk<kStates>(chunk.length, S, xs, dt, block + at.A,
-                                RowWeights<T>{chunk.row, s.rank},
-                                RowWeights<T>{chunk.row, s.rank + S}, state, y);
-            const V skip = block[at.D];
-            for (int64_t t = 0; t < chunk.length; ++t) {
-              T* out = acc + base + chunk.position[t] * C;
-              V value = y[t] + skip * xs[t];
-              if (k > 0) value = value + load_lanes(out, lanes);
-              store_lanes(out, value, lanes);
-            }
-          }
+    const int64_t S = s.states, R = s.rank, chunks = ceil_div(s.height * s.width, kChunk);
+    const V* params =
+        static_cast<const V*>(p.params) + (k * ceil_div(s.channels, kLanes) + block) * at.size;
+    const V skip = params[at.D];
+    Chunk& chunk = room.chunk;
+    for (int64_t i = 0; i < S; ++i) room.h[i] = V{};
+    for (int64_t g = 0; g < chunks; ++g) {
+      read_chunk(s, static_cast<const io_t*>(p.proj), sample, k, g * kChunk, chunk);
+      if (p.states != nullptr) {
+        T* saved = saved_states(p, sample, k, g, block);
+        for (int64_t i = 0; i < S; ++i) {
+          store_lanes(saved + i * s.channels, room.h[i], lanes_of(s, block));
         }
       }
-      convert(s, item, acc, static_cast<io_t*>(p.y));
+      for (int64_t t = 0; t < chunk.length; ++t) room.x[t] = room.x_map[chunk.position[t]];
+      time_steps<false>(s, chunk, params, params[at.bias], room.dt, nullptr);
+      const RowWeights<T> B{chunk.row, R}, C{chunk.row, R + S};
+      scan_chunk<kStates>(chunk.length, S, room.x, room.dt, params + at.A, B, C, room.h, room.y);
+      add_to_map(chunk, room.y, skip, room.x, k == 0, room.y_map);
     }
   }
 
-  // Rounds an item's channels of the sums to the I/O type.
-  static void convert(const SS2DSizes& s, const Item& item, const T* acc, io_t* out) {
-    if (out == nullptr) return;
-    const int64_t L = s.height * s.width, C = s.channels;
-    for (int64_t l = item.sample * L; l < (item.sample + 1) * L; ++l) {
+  // map[position] = or += value + skip * other.
+  static MMVMAMBA_INLINE void add_to_map(const Chunk& chunk, const V* value, V skip, const V* other,
+                                         bool first, V* map) {
+    if (first) {
+      for (int64_t t = 0; t < chunk.length; ++t) {
+        map[chunk.position[t]] = value[t] + skip * other[t];
+      }
+    } else {
+      for (int64_t t = 0; t < chunk.length; ++t) {
+        V& out = map[chunk.position[t]];
+        out = out + (value[t] + skip * other[t]);
+      }
+    }
+  }
+
+  template <int kStates>
+  static void forward(const SS2DForward& p, int64_t begin, int64_t end) {
+    const SS2DSizes& s = p.sizes;
+    Scratch<V> scratch(ForwardRoom::size(s)), maps(2 * s.height * s.width);
+    ForwardRoom room(s, scratch, maps);
+    for (int64_t index = begin; index < end; ++index) {
+      const Item item(s, index);
       for (int64_t b = item.first; b < item.last; ++b) {
-        const int64_t i = l * C + b * kLanes;
-        store_lanes(out + i, load_lanes(acc + i, lanes_of(s, b)), lanes_of(s, b));
+        read_map(s, static_cast<const io_t*>(p.x), item.sample, b, room.x_map);
+        for (int64_t k = 0; k < s.directions; ++k) {
+          forward_direction<kStates>(p, item.sample, b, k, room);
+        }
+        if (p.y_is_acc) {
+          write_map(s, room.y_map, item.sample, b, static_cast<T*>(p.y));
+        } else {
+          write_map(s, room.y_map, item.sample, b, static_cast<io_t*>(p.y));
+        }
       }
     }
   }
@@ -229,106 +268,145 @@ struct SS2D {
     }
   }
 
+  struct BackwardRoom {
+    Chunk chunk;
+    V *x, *dt, *slope, *grad_y, *grad_x, *grad_dt;  // [kChunk]
+    V* grad_h;                                      // [S]
+    V* transposed;                                  // [lanes][rank, padded]
+    V* grad_low;                                    // [kChunk][rank, padded]
+    ChunkRoom<V> scan;
+    T *sum_B, *sum_C;                    // [kChunk][S]
+    V *x_map, *grad_y_map, *grad_x_map;  // [L]
+
+    static int64_t size(const SS2DSizes& s) {
+      return chunk_vectors(s) + 6 * kChunk + s.states +
+             (kLanes + kChunk) * ceil_div(s.rank, kLanes) + ChunkRoom<V>::size(s.states) +
+             2 * ceil_div(kChunk * s.states, kLanes);
+    }
+    BackwardRoom(const SS2DSizes& s, Scratch<V>& scratch, Scratch<V>& maps)
+        : chunk(take_chunk(s, scratch)),
+          x(scratch.vectors(kChunk)),
+          dt(scratch.vectors(kChunk)),
+          slope(scratch.vectors(kChunk)),
+          grad_y(scratch.vectors(kChunk)),
+          grad_x(scratch.vectors(kChunk)),
+          grad_dt(scratch.vectors(kChunk)),
+          grad_h(scratch.vectors(s.states)),
+          transposed(scratch.vectors(kLanes * ceil_div(s.rank, kLanes))),
+          grad_low(scratch.vectors(kChunk * ceil_div(s.rank, kLanes))),
+          scan(scratch.room(s.states)),
+          sum_B(scratch.template scalars<T>(kChunk * s.states)),
+          sum_C(scratch.template scalars<T>(kChunk * s.states)),
+          x_map(maps.vectors(s.height * s.width)),
+          grad_y_map(maps.vectors(s.height * s.width)),
+          grad_x_map(maps.vectors(s.height * s.width)) {}
+  };
+
+  // Walks one direction backwards; adds to the block's grad_x map, its parameters' gradients and
+  // the group's part of grad_proj, which the group's first block sets.
+  template <int kStates>
+  static MMVMAMBA_NOINLINE void backward_direction(const SS2DBackward& p, const Item& item,
+                                                   int64_t block, int64_t k, BackwardRoom& room) {
+    const SS2DSizes& s = p.sizes;
+    const Layout at(s);
+    const int64_t S = s.states, R = s.rank, row = ceil_div(R, kLanes);
+    const int64_t blocks = ceil_div(s.channels, kLanes);
+    const V* params = static_cast<const V*>(p.params) + (k * blocks + block) * at.size;
+    V* grad = static_cast<V*>(p.grad_params) +
+              ((item.sample * s.directions + k) * blocks + block) * at.size;
+    Chunk& chunk = room.chunk;
+    for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
+    for (int64_t i = 0; i < S; ++i) room.grad_h[i] = V{};
+    transpose_weight(s, params, room.transposed);
+    for (int64_t g = ceil_div(s.height * s.width, kChunk) - 1; g >= 0; --g) {
+      read_chunk(s, static_cast<const io_t*>(p.proj), item.sample, k, g * kChunk, chunk);
+      const T* saved = saved_states(p, item.sample, k, g, block);
+      for (int64_t i = 0; i < S; ++i) {
+        room.scan.h[i] = load_lanes(saved + i * s.channels, lanes_of(s, block));
+      }
+      for (int64_t i = 0; i < kChunk * S; ++i) room.scan.grad_B[i] = room.scan.grad_C[i] = V{};
+      for (int64_t i = 0; i < kChunk * row; ++i) room.grad_low[i] = V{};
+      for (int64_t t = 0; t < chunk.length; ++t) {
+        room.x[t] = room.x_map[chunk.position[t]];
+        room.grad_y[t] = room.grad_y_map[chunk.position[t]];
+      }
+      time_steps<true>(s, chunk, params, params[at.bias], room.dt, room.slope);
+      const RowWeights<T> B{chunk.row, R}, C{chunk.row, R + S};
+      recompute_chunk<kStates>(chunk.length, S, room.x, room.dt, params + at.A, B, room.scan);
+      scan_chunk_backward<kStates>(chunk.length, S, room.x, room.dt, params + at.A, B, C,
+                                   room.grad_y, room.scan, room.grad_h, grad + at.A, room.grad_x,
+                                   room.grad_dt);
+      V grad_bias{}, grad_D{};
+      for (int64_t t = 0; t < chunk.length; ++t) {
+        room.grad_dt[t] = room.grad_dt[t] * room.slope[t];
+        grad_bias = grad_bias + room.grad_dt[t];
+        grad_D = grad_D + room.grad_y[t] * room.x[t];
+      }
+      grad[at.bias] = grad[at.bias] + grad_bias;
+      grad[at.D] = grad[at.D] + grad_D;
+      add_to_map(chunk, room.grad_x, params[at.D], room.grad_y, k == 0, room.grad_x_map);
+      time_steps_backward(s, chunk, room.grad_dt, room.transposed, grad, room.grad_low);
+      write_grad_proj(p, item, k, block == item.first, room);
+    }
+  }
+
+  // weight[r][channel] -> [channel][r], r padded to whole vectors.
+  static void transpose_weight(const SS2DSizes& s, const V* weight, V* transposed) {
+    const T* from = reinterpret_cast<const T*>(weight);
+    T* to = reinterpret_cast<T*>(transposed);
+    for (int c = 0; c < kLanes; ++c) {
+      for (int64_t r = 0; r < s.rank; ++r) {
+        to[c * ceil_div(s.rank, kLanes) * kLanes + r] = from[r * kLanes + c];
+      }
+    }
+  }
+
+  // A chunk's rows of grad_proj: low-rank time steps, B, C.
+  static MMVMAMBA_NOINLINE void write_grad_proj(const SS2DBackward& p, const Item& item, int64_t k,
+                                                bool first, BackwardRoom& room) {
+    const SS2DSizes& s = p.sizes;
+    const int64_t S = s.states, R = s.rank, inner = R + 2 * S;
+    const Chunk& chunk = room.chunk;
+    sum_lanes(room.scan.grad_B, chunk.length * S, room.sum_B);
+    sum_lanes(room.scan.grad_C, chunk.length * S, room.sum_C);
+    const T* low = reinterpret_cast<const T*>(room.grad_low);
+    T* base =
+        static_cast<T*>(p.grad_proj) +
+        ((item.group * s.batch + item.sample) * s.height * s.width * s.directions + k) * inner;
+    for (int64_t t = 0; t < chunk.length; ++t) {
+      T* out = base + chunk.position[t] * s.directions * inner;
+      const T* from = low + t * ceil_div(R, kLanes) * kLanes;
+      if (first) {
+        copy_row(out, from, R);
+        copy_row(out + R, room.sum_B + t * S, S);
+        copy_row(out + R + S, room.sum_C + t * S, S);
+      } else {
+        for (int64_t r = 0; r < R; ++r) out[r] += from[r];
+        for (int64_t i = 0; i < S; ++i) out[R + i] += room.sum_B[t * S + i];
+        for (int64_t i = 0; i < S; ++i) out[R + S + i] += room.sum_C[t * S + i];
+      }
+    }
+  }
+
   template <int kStates>
   static void backward(const SS2DBackward& p, int64_t begin, int64_t end) {
     const SS2DSizes& s = p.sizes;
-    const int64_t L = s.height * s.width, C = s.channels, S = s.states, R = s.rank;
-    const int64_t blocks = ceil_div(C, kLanes), chunks = ceil_div(L, kChunk);
-    const int64_t per_group = blocks_per_group(blocks, s.groups), row = ceil_div(R, kLanes);
-    const int64_t inner = R + 2 * S;
-    const Layout at(s);
-    const auto* x = static_cast<const io_t*>(p.x);
-    const auto* params = static_cast<const V*>(p.params);
-    const T* states = static_cast<const T*>(p.states);
-    T* grad_x = static_cast<T*>(p.grad_x_acc);
-    T* grad_proj = static_cast<T*>(p.grad_proj);
-    V* grad_params = static_cast<V*>(p.grad_params);
-
-    Scratch<V> scratch(chunk_vectors(s) + 6 * kChunk + per_group * (S + kLanes * row) +
-                       ChunkRoom<V>::size(S) + kChunk * row + 2 * ceil_div(kChunk * S, kLanes));
-    Chunk chunk = take_chunk(s, scratch);
-    V* xs = scratch.vectors(kChunk);
-    V* gy = scratch.vectors(kChunk);
-    V* dt = scratch.vectors(kChunk);
-    V* slope = scratch.vectors(kChunk);
-    V* gx = scratch.vectors(kChunk);
-    V* gdt = scratch.vectors(kChunk);
-    V* grad_h = scratch.vectors(per_group * S);
-    V* transposed = scratch.vectors(per_group * kLanes * row);
-    const ChunkRoom<V> room = scratch.room(S);
-    V* grad_low = scratch.vectors(kChunk * row);
-    T* sum_B = scratch.template scalars<T>(kChunk * S);
-    T* sum_C = scratch.template scalars<T>(kChunk * S);
-
+    Scratch<V> scratch(BackwardRoom::size(s)), maps(3 * s.height * s.width);
+    BackwardRoom room(s, scratch, maps);
     for (int64_t index = begin; index < end; ++index) {
       const Item item(s, index);
-      if (item.first == item.last) continue;
-      for (int64_t k = 0; k < s.directions; ++k) {
-        for (int64_t i = 0; i < per_group * S; ++i) grad_h[i] = V{};
-        for (int64_t b = item.first; b < item.last; ++b) {
-          const T* weight = reinterpret_cast<const T*>(params + (k * blocks + b) * at.size);
-          T* out = reinterpret_cast<T*>(transposed + (b - item.first) * kLanes * row);
-          for (int c = 0; c < kLanes; ++c) {
-            for (int64_t r = 0; r < R; ++r) out[c * row * kLanes + r] = weight[r * kLanes + c];
-          }
-          V* grad = grad_params + ((item.sample * s.directions + k) * blocks + b) * at.size;
-          for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
+      for (int64_t b = item.first; b < item.last; ++b) {
+        read_map(s, static_cast<const io_t*>(p.x), item.sample, b, room.x_map);
+        if (p.grad_y_is_acc) {
+          read_map(s, static_cast<const T*>(p.grad_y), item.sample, b, room.grad_y_map);
+        } else {
+          read_map(s, static_cast<const io_t*>(p.grad_y), item.sample, b, room.grad_y_map);
         }
-        for (int64_t g = chunks - 1; g >= 0; --g) {
-          read_chunk(s, static_cast<const io_t*>(p.proj), item.sample, k, g * kChunk, chunk);
-          for (int64_t i = 0; i < kChunk * S; ++i) room.grad_B[i] = room.grad_C[i] = V{};
-          for (int64_t i = 0; i < kChunk * row; ++i) grad_low[i] = V{};
-          for (int64_t b = item.first; b < item.last; ++b) {
-            const int lanes = lanes_of(s, b);
-            const V* block = params + (k * blocks + b) * at.size;
-            V* grad = grad_params + ((item.sample * s.directions + k) * blocks + b) * at.size;
-            const T* saved = states + ((item.sample * s.directions + k) * chunks + g) * S * C;
-            for (int64_t i = 0; i < S; ++i) {
-              room.h[i] = load_lanes(saved + i * C + b * kLanes, lanes);
-            }
-            const int64_t base = item.sample * L * C + b * kLanes;
-            for (int64_t t = 0; t < chunk.length; ++t) {
-              const int64_t i = base + chunk.position[t] * C;
-              xs[t] = load_lanes(x + i, lanes);
-              gy[t] = p.grad_y_is_acc ? load_lanes(static_cast<const T*>(p.grad_y) + i, lanes)
-                                      : load_lanes(static_cast<const io_t*>(p.grad_y) + i, lanes);
-            }
-            time_steps<true>(s, chunk, block, block[at.bias], dt, slope);
-            const RowWeights<T> B{chunk.row, R}, weights_C{chunk.row, R + S};
-            recompute_chunk<kStates>(chunk.length, S, xs, dt, block + at.A, B, room);
-            scan_chunk_backward<kStates>(chunk.length, S, xs, dt, block + at.A, B, weights_C, gy,
-                                         room, grad_h + (b - item.first) * S, grad + at.A, gx, gdt);
-            V grad_bias{}, grad_D{};
-            const V skip = block[at.D];
-            for (int64_t t = 0; t < chunk.length; ++t) {
-              gdt[t] = gdt[t] * slope[t];
-              grad_bias = grad_bias + gdt[t];
-              grad_D = grad_D + gy[t] * xs[t];
-              T* out = grad_x + base + chunk.position[t] * C;
-              V value = gx[t] + skip * gy[t];
-              if (k > 0) value = value + load_lanes(out, lanes);
-              store_lanes(out, value, lanes);
-            }
-            grad[at.bias] = grad[at.bias] + grad_bias;
-            grad[at.D] = grad[at.D] + grad_D;
-            time_steps_backward(s, chunk, gdt, transposed + (b - item.first) * kLanes * row, grad,
-                                grad_low);
-          }
-          sum_lanes(room.grad_B, chunk.length * S, sum_B);
-          sum_lanes(room.grad_C, chunk.length * S, sum_C);
-          const T* low = reinterpret_cast<const T*>(grad_low);
-          for (int64_t t = 0; t < chunk.length; ++t) {
-            T* out = grad_proj + (((item.group * s.batch + item.sample) * L + chunk.position[t]) *
-                                      s.directions +
-                                  k) *
-                                     inner;
-            copy_row(out, low + t * row * kLanes, R);
-            copy_row(out + R, sum_B + t * S, S);
-            copy_row(out + R + S, sum_C + t * S, S);
-          }
+        for (int64_t k = 0; k < s.directions; ++k) {
+          backward_direction<kStates>(p, item, b, k, room);
         }
+        write_map(s, room.grad_x_map, item.sample, b, static_cast<io_t*>(p.grad_x));
       }
-      convert(s, item, grad_x, static_cast<io_t*>(p.grad_x));
     }
   }
 

@@ -83,8 +83,7 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
   // again for maps of one chunk, where that dimension is 1.
   at::Tensor states = at::empty({s.batch * s.directions * chunks * s.states * s.channels},
                                 in.x.options().dtype(acc));
-  at::Tensor sums = at::empty(in.x.sizes(), in.x.options().dtype(acc));
-  at::Tensor y = out_dtype == acc ? sums : at::empty(in.x.sizes(), in.x.options());
+  at::Tensor y = at::empty(in.x.sizes(), in.x.options().dtype(out_dtype));
   if (x.numel() == 0) return {y, states};
 
   const at::Tensor params = pack(in);
@@ -92,8 +91,8 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
                          in.x.const_data_ptr(),
                          in.proj.const_data_ptr(),
                          params.const_data_ptr(),
-                         sums.mutable_data_ptr(),
-                         out_dtype == acc ? nullptr : y.mutable_data_ptr(),
+                         y.mutable_data_ptr(),
+                         out_dtype == acc,
                          save_states ? states.mutable_data_ptr() : nullptr};
   at::parallel_for(0, s.batch * s.groups, 1,
                    [&](int64_t begin, int64_t end) { in.kernels.ss2d.forward(args, begin, end); });
@@ -123,8 +122,7 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
       {s.batch * s.directions * ceil_div(s.height * s.width, kChunk) * s.states * s.channels}, acc);
   const at::Tensor grad = grad_y.contiguous(), saved = states.contiguous();
   const auto options = in.x.options().dtype(acc);
-  at::Tensor sums = at::empty(in.x.sizes(), options);
-  at::Tensor grad_x = io == acc ? sums : at::empty(in.x.sizes(), in.x.options());
+  at::Tensor grad_x = at::empty(in.x.sizes(), in.x.options());
   const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
   std::vector<int64_t> shape = in.proj.sizes().vec();
   shape.insert(shape.begin(), groups);
@@ -141,8 +139,7 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
                           saved.const_data_ptr(),
                           grad.const_data_ptr(),
                           grad.scalar_type() == acc,
-                          sums.mutable_data_ptr(),
-                          io == acc ? nullptr : grad_x.mutable_data_ptr(),
+                          grad_x.mutable_data_ptr(),
                           proj_parts.mutable_data_ptr(),
                           param_parts.mutable_data_ptr()};
   at::parallel_for(0, s.batch * s.groups, 1,

@@ -1,5 +1,7 @@
 """What OpenMMLab's configs see."""
 
+from mmvmamba.analysis import flop_handles as flop_handles
+
 from .mm_vssm import MM_VSSM
 from .vmamba import VMamba
 

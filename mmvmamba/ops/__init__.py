@@ -1,6 +1,7 @@
 """Selective scans over sequences and maps. Needs torch alone."""
 
 from . import _registrations as _registrations
+from . import flops as flops
 from ._extension import ExtensionUnavailableWarning, has_kernel, load_extension
 from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
 from .selective_scan import selective_scan, selective_scan_reference

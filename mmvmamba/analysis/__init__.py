@@ -1,0 +1,1 @@
+"""Analysis of networks; import its modules by name."""

@@ -1,0 +1,83 @@
+"""What a scan costs, and its registration with PyTorch's FlopCounterMode.
+
+One multiply-add counts one. A scan of S states costs 9 S + 1 for each position, channel and
+direction (issue 110 of state-spaces/mamba, with which the paper counts), a gate one more, and the
+projection of the time steps, which ``ss2d_scan`` holds, R. FlopCounterMode counts two for each
+multiply-add, so it is given twice these figures; a backward counts as two forwards, as PyTorch
+counts that of a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from ._extension import load_extension
+
+#: Costs of a state at a position, and of the skip connection.
+STATE_COST = 9
+SKIP_COST = 1
+
+
+def ss2d_scan_cost(
+    x_shape: Sequence[int], dt_weight_shape: Sequence[int], A_shape: Sequence[int]
+) -> int:
+    """Multiply-adds of :func:`mmvmamba.ops.ss2d_scan`.
+
+    Args:
+        x_shape (Sequence[int]): (N, H, W, C).
+        dt_weight_shape (Sequence[int]): (K, C, R).
+        A_shape (Sequence[int]): (K, C, S).
+    """
+    directions, _, rank = dt_weight_shape
+    return prod(x_shape) * directions * (rank + STATE_COST * A_shape[2] + SKIP_COST)
+
+
+def selective_scan_cost(
+    u_shape: Sequence[int], A_shape: Sequence[int], skip: bool, gate: bool
+) -> int:
+    """Multiply-adds of :func:`mmvmamba.ops.selective_scan`.
+
+    Args:
+        u_shape (Sequence[int]): (B, D, L).
+        A_shape (Sequence[int]): (D, N).
+        skip (bool): Whether there is a D.
+        gate (bool): Whether there is a z.
+    """
+    return prod(u_shape) * (STATE_COST * A_shape[1] + SKIP_COST * skip + gate)
+
+
+def _ss2d_scan_flops(x, proj, dt_weight, dt_bias, A, *args: Any, **kwargs: Any) -> int:
+    return 2 * ss2d_scan_cost(x, dt_weight, A)
+
+
+def _ss2d_scan_backward_flops(grad_y, *args: Any, **kwargs: Any) -> int:
+    return 2 * _ss2d_scan_flops(*args)
+
+
+def _selective_scan_flops(u, delta, A, B, C, D, z, *args: Any, **kwargs: Any) -> int:
+    return 2 * selective_scan_cost(u, A, D is not None, z is not None)
+
+
+def _selective_scan_backward_flops(grad_out, *args: Any, **kwargs: Any) -> int:
+    return 2 * _selective_scan_flops(*args)
+
+
+def _register() -> None:
+    for name, formula in (
+        ('ss2d_scan', _ss2d_scan_flops),
+        ('ss2d_scan_backward', _ss2d_scan_backward_flops),
+        ('selective_scan', _selective_scan_flops),
+        ('selective_scan_backward', _selective_scan_backward_flops),
+    ):
+        op = getattr(torch.ops.mmvmamba, name)
+        if op not in flop_registry:
+            register_flop_formula(op)(formula)
+
+
+if load_extension() is None:
+    _register()

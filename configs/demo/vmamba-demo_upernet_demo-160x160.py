@@ -11,7 +11,7 @@ mean = [121.8, 101.6, 89.8]
 std = [65.3, 54.2, 54.1]
 crop_size = (160, 160)
 num_classes = 11
-channels = 64
+channels = 48
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(mean=mean, std=std, size=crop_size)
 model = dict(
@@ -101,7 +101,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_iters = 1000
+max_iters = 1400
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,

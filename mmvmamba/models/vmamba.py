@@ -82,11 +82,10 @@ class VMamba(VMambaNet, BaseModule):
         return tuple(out.contiguous() for out in super().forward(x))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Refuses what MMEngine would load in part; a dict without any of its tensors passes."""
+        """Refuses what MMEngine would load in part, or not at all."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        if inside:
-            check_backbone(self, inside)
+        check_backbone(self, inside)
 
     def init_weights(self) -> None:
         """Initialises the weights once, from a file where ``init_cfg`` names one.

@@ -10,8 +10,9 @@ import types
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
 
 from mmvmamba.models import VMamba
 from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
@@ -288,9 +289,9 @@ def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
 
 
 class Detector(BaseModule):
-    def __init__(self):
+    def __init__(self, arch=THIN):
         super().__init__()
-        self.backbone = VMamba(THIN)
+        self.backbone = VMamba(arch)
         self.head = torch.nn.Linear(4, 2)
 
 
@@ -324,6 +325,78 @@ def test_detector_refuses_half_a_backbone_and_another_width():
         check_fit(detector, wide, 'file.pth', whole=False)
     other_head = {**state, 'head.weight': torch.zeros(3, 4)}
     assert check_fit(detector, other_head, 'file.pth', whole=False).differing
+
+
+@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@ARCHS
+def test_what_inferencers_call_takes_every_spelling(tmp_path, arch, spelling):
+    """They call MMEngine's load_checkpoint on the whole model, without a hook."""
+    detector = Detector(arch)
+    state = backbone_state(arch, seed=3)
+    file = {f'backbone.{k}': v for k, v in spelling(state).items()}
+    file |= {'head.weight': torch.ones(2, 4), 'head.bias': torch.ones(2)}
+    path = save(tmp_path, {'meta': {}, 'state_dict': file})
+    load_checkpoint(detector, str(path), map_location='cpu')
+    assert_same(detector.backbone.state_dict(), state)
+    assert torch.equal(detector.head.weight, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda k: k.removeprefix('backbone.'), r'0 of \d+ tensors found; missing patch_embed'),
+        (lambda k: k.replace('backbone.layers.', 'backbone.stages.'), r'missing layers\.0'),
+        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing layers\.2\.blocks\.1'),
+    ],
+    ids=['prefix', 'names', 'block'],
+)
+def test_what_inferencers_call_refuses_what_does_not_fit(tmp_path, change, words):
+    state = {change(k): v for k, v in Detector().state_dict().items()}
+    state.pop(None, None)
+    path = save(tmp_path, {'state_dict': state})
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(Detector(), str(path), map_location='cpu')
+    wide = Detector(dict(THIN, dims=(16, 32, 48, 64))).state_dict()
+    with pytest.raises(ValueError, match='of another shape patch_embed'):
+        load_checkpoint(Detector(), str(save(tmp_path, {'state_dict': wide})))
+
+
+def test_plain_network_takes_every_spelling():
+    for arch in (THIN, THIN_VANILLA):
+        state = classifier_state(arch)
+        for spelling in (january_names, one_file_names, convolution_weights):
+            net = VMambaNet(arch, num_classes=5)
+            net.load_state_dict(spelling(state))
+            assert_same(net.state_dict(), state)
+    net = VMambaNet(dict(THIN, pos_embed_size=64), num_classes=5)
+    net.load_state_dict({**net.state_dict(), 'pos_embed': torch.ones(1, 8, 5, 7)})
+    torch.testing.assert_close(net.pos_embed.detach(), torch.ones(1, 8, 16, 16))
+
+
+def log_lines(monkeypatch):
+    lines = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'info', lambda message, *args, **kwargs: lines.append(message))
+    return lines
+
+
+def test_one_line_for_one_load(tmp_path, monkeypatch):
+    lines = log_lines(monkeypatch)
+    path = save(tmp_path, {'model': classifier_state()})
+    loaded(path)
+    detector = Detector()
+    load_checkpoint(
+        detector, str(save(tmp_path, {'state_dict': detector.state_dict()})), logger=None
+    )
+    found = [line for line in lines if 'tensors found' in line]
+    assert len(found) == 2
+    count = len(detector.backbone.state_dict())
+    assert re.search(rf'file.pth: {count - 8} of {count} tensors found; missing outnorm0', found[0])
+    assert f'{count} of {count} tensors found; missing none' in found[1]
+    # Who has checked and logged a whole model does not log its backbone again.
+    check_fit(detector, detector.state_dict(), 'file.pth', whole=True)
+    detector.load_state_dict(detector.state_dict())
+    assert len([line for line in lines if 'tensors found' in line]) == 2
 
 
 def test_url(tmp_path, monkeypatch):

@@ -1,0 +1,161 @@
+"""Files of the authors and of this package's models, in both directions."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmvmamba.nn.checkpoint import rename_tensors
+
+TARGETS = ('mmvmamba', 'authors')
+KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
+
+_PREFIX = 'backbone.'
+_CLASSIFIER = 'classifier.'
+
+
+def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Splits any file's tensors into those of the backbone and those of heads and necks.
+
+    Args:
+        tensors (Mapping[str, Tensor]): In any released spelling, with or without ``backbone.``.
+
+    Returns:
+        tuple: The backbone's by today's names, without the prefix, those of a classifier as
+        ``classifier.*`` among them; and all others as they are.
+    """
+    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    others = {key: value for key, value in tensors.items() if not key.startswith(_PREFIX)}
+    if len(others) == len(tensors):
+        return rename_tensors(tensors), {}
+    inside = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k not in others}
+    inside = rename_tensors(inside)
+    if 'head.fc.weight' in others:
+        # mmpretrain's names; the norm before the average is the last stage's output norm.
+        inside |= {
+            key.replace('head.fc.', 'classifier.head.'): value
+            for key, value in others.items()
+            if key.startswith('head.fc.')
+        }
+        last = f'outnorm{_last_stage(inside)}.'
+        inside = {key.replace(last, 'classifier.norm.'): value for key, value in inside.items()}
+        others = {key: value for key, value in others.items() if not key.startswith('head.fc.')}
+    return inside, others
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> str:
+    """Says what a file's tensors belong to, one of :data:`KINDS`."""
+    inside, others = split_state_dict(tensors)
+    if others:
+        heads = ('decode_head.', 'auxiliary_head.')
+        return 'segmentor' if any(key.startswith(heads) for key in others) else 'detector'
+    return 'classifier' if any(key.startswith(_CLASSIFIER) for key in inside) else 'backbone'
+
+
+def convert(
+    tensors: Mapping[str, Tensor], to: str, kind: str, meta: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Gives a file's tensors the names and the wrapping that a reader expects.
+
+    No value changes: a tensor is renamed, moved or reshaped, or left out where the kind of model
+    has no place for it.
+
+    Args:
+        tensors (Mapping[str, Tensor]): In any released spelling or by the names of OpenMMLab.
+        to (str): 'mmvmamba', for this package's models in OpenMMLab, or 'authors', for their code.
+        kind (str): 'backbone', 'classifier', 'detector' or 'segmentor'.
+        meta (Mapping, optional): ``meta`` of a detector's or segmentor's file. Defaults to None.
+
+    Returns:
+        dict: What the new file holds.
+
+    Raises:
+        ValueError: If ``to`` or ``kind`` is unknown, or there is nothing of such a model.
+    """
+    for name, value, allowed in (('to', to, TARGETS), ('kind', kind, KINDS)):
+        if value not in allowed:
+            raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
+    inside, others = split_state_dict(tensors)
+    if not any(key.startswith('layers.') for key in inside):
+        raise ValueError(f'no VMamba is among the tensors {sorted(tensors)[:8]}')
+    if kind == 'classifier':
+        return _classifier(inside, to)
+    inside = {key: value for key, value in inside.items() if not key.startswith(_CLASSIFIER)}
+    if kind == 'backbone':
+        return {'model' if to == 'authors' else 'state_dict': inside}
+    state_dict = {_PREFIX + key: value for key, value in inside.items()} | others
+    return {'meta': dict(meta or {}), 'state_dict': state_dict}
+
+
+def _classifier(inside: dict[str, Tensor], to: str) -> dict[str, Any]:
+    lacking = [k for k in ('classifier.norm.weight', 'classifier.head.weight') if k not in inside]
+    if lacking:
+        raise ValueError(f'a classifier needs {lacking}, which the file does not hold')
+    if to == 'authors':
+        return {'model': inside}
+    return {'state_dict': classifier_names(inside)}
+
+
+def classifier_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a released classifier's tensors the names of mmpretrain's ImageClassifier.
+
+    Args:
+        tensors (Mapping[str, Tensor]): By today's names without a prefix.
+    """
+    last = f'outnorm{_last_stage(tensors)}.'
+    renamed = {}
+    for key, value in tensors.items():
+        if key.startswith('classifier.head.'):
+            key = key.replace('classifier.head.', 'head.fc.')
+        else:
+            key = _PREFIX + key.replace('classifier.norm.', last)
+        renamed[key] = value
+    return renamed
+
+
+def _last_stage(tensors: Mapping[str, Tensor]) -> int:
+    stages = [int(m[1]) for key in tensors if (m := re.match(r'layers\.(\d+)\.', key))]
+    return max(stages, default=0)
+
+
+def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keeps the weights and ``meta`` of a checkpoint, nothing of the training.
+
+    Args:
+        content (Any): What the file holds.
+        tensors (Mapping[str, Tensor]): Its tensors.
+
+    Returns:
+        dict: ``model`` for a file of the authors, otherwise ``meta`` and ``state_dict``.
+    """
+    # A slice of a larger tensor would be saved with all of its storage.
+    weights = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+    if 'state_dict' not in content and 'model' in content:
+        return {'model': weights}
+    meta = content.get('meta') if 'state_dict' in content else None
+    return {'meta': dict(meta or {}), 'state_dict': weights}
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """The file of a checkpoint; the same content gives the same bytes."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def write_file(data: bytes, path: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = f'{path}.{os.getpid()}.part'
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

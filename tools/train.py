@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import Config
 
 from mmvmamba.engine import errors, launch
+from mmvmamba.engine.distributed import runs_on_cpu
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
 
@@ -34,7 +35,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:
-    if args.amp:
+    # MMEngine's wrapper for mixed precision, which a config may name, refuses to run on a CPU.
+    named = (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper'
+    if args.amp or (named and runs_on_cpu()):
         launch.use_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):

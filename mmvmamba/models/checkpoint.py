@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmvmamba.nn import VMambaNet, convert_state_dict
-from mmvmamba.nn.checkpoint import resize_pos_embed
+from mmvmamba.nn.checkpoint import resize_pos_embed, to_image_classifier
 
 from .checkpoint_file import read_checkpoint, state_dict_of
 
@@ -124,8 +124,12 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     inside = {key: value for key, value in tensors.items() if key.startswith('backbone.')}
     others = {key: value for key, value in tensors.items() if key not in inside}
     if not inside and any(key.startswith('layers.') for key in tensors):
-        # A classifier's file: all of it is the backbone.
+        # A classifier's file: all of it is the backbone, but for the head of a classifier.
         inside, others = tensors, {}
+        if isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
+            last = max(model.backbone.out_indices)
+            tensors = to_image_classifier(convert_state_dict(inside), last)
+            return _resized(tensors, model.state_dict(), 'backbone.pos_embed')
     inside = {f'backbone.{key}': value for key, value in convert_state_dict(inside).items()}
     return _resized(inside | others, model.state_dict(), 'backbone.pos_embed')
 

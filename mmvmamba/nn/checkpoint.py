@@ -67,6 +67,32 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(_convert_tensor(key, value, merging) for key, value in tensors.items())
 
 
+def to_image_classifier(tensors: Mapping[str, Tensor], last_stage: int = 3) -> dict[str, Tensor]:
+    """Names a classifier's tensors as mmpretrain's ImageClassifier does.
+
+    There the classifier's norm is that of the backbone's last stage, and the pooling between it
+    and the linear layer is a neck.
+
+    Args:
+        tensors (Mapping[str, Tensor]): Tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
+        last_stage (int): The backbone's last stage. Defaults to 3.
+
+    Returns:
+        dict[str, Tensor]: The same tensors, of which all but the head's begin with 'backbone.'.
+    """
+    norm, head = 'classifier.norm.', 'classifier.head.'
+    result = {}
+    for key, value in tensors.items():
+        if key.startswith(head):
+            key = 'head.fc.' + key.removeprefix(head)
+        elif key.startswith(norm):
+            key = f'backbone.outnorm{last_stage}.' + key.removeprefix(norm)
+        else:
+            key = f'backbone.{key}'
+        result[key] = value
+    return result
+
+
 def _convert_tensor(key: str, value: Tensor, merging: set[str]) -> tuple[str, Tensor]:
     for pattern, replacement in _RENAMES:
         key = re.sub(pattern, replacement, key)

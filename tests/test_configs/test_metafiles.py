@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ('mask_rcnn', 'upernet')
+FOLDERS = ('mask_rcnn', 'upernet', 'vmamba')
 
 
 def read(path):

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def assert_error(result, *words):
         assert word in result.stderr
 
 
+def crops(root, split):
+    """The name of each annotation's crop, with the annotation."""
+    annotations = load_json(root / 'annotations' / f'instances_{split}.json')['annotations']
+    number = Counter()
+    for annotation in annotations:
+        image = annotation['image_id']
+        number[image] += 1
+        name = THINGS[annotation['category_id'] - 1]
+        yield f'crops/{split}/{name}/{image:06d}_{number[image]}.jpg', annotation
+
+
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp('demo') / 'a'
@@ -62,6 +74,7 @@ def test_layout(demo):
         names.add(f'annotations/instances_{split}.json')
         for i in range(1, num_images + 1):
             names |= {f'images/{split}/{i:06d}.jpg', f'annotations/{split}/{i:06d}.png'}
+        names |= {name for name, _ in crops(demo, split)}
     assert set(contents(demo)) == names
     assert [p.name for p in demo.parent.iterdir()] == [demo.name]
     manifest = load_json(demo / 'manifest.json')
@@ -78,8 +91,10 @@ def test_same_seed_same_bytes(demo, tmp_path):
 def test_different_seed(demo, tmp_path):
     assert run(tmp_path / 'b', '--seed', '1').returncode == 0
     first, second = contents(demo), contents(tmp_path / 'b')
-    assert set(first) == set(second)
-    images = [name for name in first if name.endswith('.jpg')]
+    # Crops are named after what they show.
+    fixed, others = ({n for n in names if not n.startswith('crops/')} for names in (first, second))
+    assert fixed == others
+    images = [name for name in first if name.endswith('.jpg') and name in second]
     assert all(first[name] != second[name] for name in images)
 
 
@@ -131,6 +146,23 @@ def test_masks_match_label_maps(demo, split):
             assert annotation['area'] == mask.sum() > 0
             assert annotation['iscrowd'] == 0
         np.testing.assert_array_equal(rebuilt, np.where(labels <= len(THINGS), labels, 0))
+
+
+@pytest.mark.parametrize('split', NUM_IMAGES)
+def test_crops_show_their_objects(demo, split):
+    for name, annotation in crops(demo, split):
+        x, y, width, height = annotation['bbox']
+        margin = round(0.1 * max(width, height))
+        left, top = max(0, x - margin), max(0, y - margin)
+        with Image.open(demo / 'images' / split / f'{annotation["image_id"]:06d}.jpg') as image:
+            right = min(image.width, x + width + margin)
+            bottom = min(image.height, y + height + margin)
+            whole = np.asarray(image.convert('RGB')).astype(int)
+        with Image.open(demo / name) as crop:
+            assert crop.size == (right - left, bottom - top)
+            # Both are compressed, so they differ a little.
+            shown = np.asarray(crop).astype(int)
+        assert np.abs(shown - whole[top:bottom, left:right]).mean() < 4
 
 
 def test_every_class_occurs(demo):

@@ -7,11 +7,13 @@ The objects and backgrounds come from the sample photographs inside scikit-image
       images/train/000001.jpg ...           images/val/...
       annotations/instances_train.json      annotations/instances_val.json   (COCO instances)
       annotations/train/000001.png ...      annotations/val/...              (label maps)
+      crops/train/cat/000001_1.jpg ...      crops/val/...                    (one object each)
       manifest.json                         arguments, classes, checksum
 
 Label maps follow ADE20K: 0 means "no label" (it does not occur here), 1 to 6 are the objects in
 the order of their COCO category ids, 7 to 11 the backgrounds. Read them with
-``reduce_zero_label=True``. The same seed gives the same bytes with the same library versions.
+``reduce_zero_label=True``. The crops are for classification, in a folder for each of the six
+objects. The same seed gives the same bytes with the same library versions.
 
 Example:
     python tools/dataset_converters/make_demo_dataset.py data/demo
@@ -35,7 +37,9 @@ from PIL import Image
 logger = logging.getLogger('make_demo_dataset')
 
 # To be raised whenever the same arguments would give other images.
-VERSION = 1
+VERSION = 2
+# Of the images and their annotations, which are those of version 1.
+ANNOTATION_VERSION = 1
 
 MAX_OBJECTS = 4
 # An object of which less than this share can be seen is not placed, so every object is annotated.
@@ -47,6 +51,8 @@ DEFAULT_SCALE = (0.35, 0.65)
 # Largest rotation in degrees; only coins lie in any direction.
 ROTATIONS = {'coin': 180.0}
 DEFAULT_ROTATION = 25.0
+# What a crop shows around its object, as a share of the object's box.
+CROP_MARGIN = 0.1
 
 PALETTE = (
     (0, 0, 0),
@@ -214,13 +220,33 @@ def make_annotation(placed: Placed, image_id: int, annotation_id: int) -> dict:
     }
 
 
+def save_crop(image: Image.Image, annotation: dict, number: int, root: Path) -> None:
+    """Save what an image shows of one object in the folder of its category.
+
+    Args:
+        image (PIL.Image.Image): The image.
+        annotation (dict): The object's annotation.
+        number (int): The object's number in the image.
+        root (Path): The folder of the split.
+    """
+    x, y, width, height = annotation['bbox']
+    margin = round(CROP_MARGIN * max(width, height))
+    box = (x - margin, y - margin, x + width + margin, y + height + margin)
+    left, top = (max(0, v) for v in box[:2])
+    right, bottom = (min(side, v) for side, v in zip(image.size, box[2:], strict=True))
+    folder = root / THINGS[annotation['category_id'] - 1]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f'{annotation["image_id"]:06d}_{number}.jpg'
+    image.crop((left, top, right, bottom)).save(path, quality=95, subsampling=0)
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write JSON with stable bytes."""
     path.write_text(json.dumps(content, separators=(',', ':')) + '\n', encoding='utf-8')
 
 
 def write_split(root: Path, split: str, num_images: int, seed: int, side: int) -> None:
-    """Write images, label maps and COCO annotations of one split."""
+    """Write images, label maps, COCO annotations and crops of one split."""
     image_dir, label_dir = root / 'images' / split, root / 'annotations' / split
     image_dir.mkdir(parents=True)
     label_dir.mkdir(parents=True)
@@ -236,14 +262,18 @@ def write_split(root: Path, split: str, num_images: int, seed: int, side: int) -
         label_map.putpalette([v for colour in PALETTE for v in colour])
         label_map.save(label_dir / f'{i:06d}.png')
         images.append({'id': i, 'file_name': f'{i:06d}.jpg', 'width': side, 'height': side})
-        for p in placed:
+        for number, p in enumerate(placed, 1):
             annotations.append(make_annotation(p, i, len(annotations) + 1))
+            save_crop(image, annotations[-1], number, root / 'crops' / split)
         if i % 100 == 0 or i == num_images:
             logger.info('%s: %d of %d images', split, i, num_images)
     write_json(
         root / 'annotations' / f'instances_{split}.json',
         {
-            'info': {'description': f'mmvmamba demo data, {split}', 'version': str(VERSION)},
+            'info': {
+                'description': f'mmvmamba demo data, {split}',
+                'version': str(ANNOTATION_VERSION),
+            },
             'images': images,
             'annotations': annotations,
             'categories': [{'id': i, 'name': name} for i, name in enumerate(THINGS, 1)],

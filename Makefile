@@ -11,6 +11,7 @@ DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
 WORK_DIR ?= work_dirs/demo
+BENCH_DIR ?= work_dirs/benchmarks
 export MAX_JOBS
 
 BIN := $(VENV)/bin
@@ -51,7 +52,10 @@ format: $(STAMPS)/lint
 	$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
 
 bench: $(STAMPS)/package $(STAMPS)/test
-	$(BIN)/python benchmarks/backbone_cpu.py
+	$(BIN)/python benchmarks/ops.py --quick --device $(DEVICE) --out $(BENCH_DIR)/ops.json
+	$(BIN)/python benchmarks/backbone.py --quick --device $(DEVICE) --out $(BENCH_DIR)/backbone.json
+	$(BIN)/python benchmarks/detector.py --quick --device $(DEVICE) --out $(BENCH_DIR)/detector.json
+	$(BIN)/python benchmarks/plot.py $(BENCH_DIR)/backbone.json --out $(BENCH_DIR)/latency.png
 
 # Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
 # and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no

@@ -1,0 +1,317 @@
+"""Speed and memory of VMamba beside Swin, ConvNeXt and DeiT of mmpretrain.
+
+Each model returns the normalised features of its last stage. Inference runs without gradients;
+a training step is forward, the sum of the outputs and backward, without an optimizer. AMP is
+bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
+
+`vmamba-t-nocore` is VMamba-T with the core of each SS2D (x_proj, dt, scan, merge) replaced by the
+identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
+
+Examples:
+    python benchmarks/backbone.py --quick --out work_dirs/benchmarks/backbone.json
+    python benchmarks/backbone.py --models vmamba-t swin-t --sizes 768 --runs eager compiled
+    python benchmarks/backbone.py --models vmamba-t vmamba-t-nocore --sizes 224 768
+    python benchmarks/backbone.py --models vmamba-t --sizes 384 1536      # time per pixel
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import common
+import torch
+from common import MIB, Call, Row, logger
+from torch import nn
+
+from mmvmamba.nn import SS2D, VMambaNet
+
+SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
+DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
+BASELINE = 'swin-t'
+COLUMNS = dict(
+    model='model',
+    size='size',
+    batch='batch',
+    mode='mode',
+    precision='precision',
+    run='run',
+    median_ms='ms',
+    spread='spread',
+    images_per_s='images/s',
+    ns_per_pixel='ns/pixel',
+    extra_mib='extra MiB',
+    peak_mib='peak MiB',
+    ratio='time / base',
+)
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+def _identity_core(x: torch.Tensor, *_) -> torch.Tensor:
+    return x
+
+
+def build_vmamba(scale: str, core: bool = True) -> nn.Module:
+    """VMamba up to the normalised map of its last stage; ``core=False``: without the scans."""
+    model = VMambaNet(SCALES[scale], out_indices=(3,), drop_path_rate=DROP_PATH[scale])
+    if not core:
+        for module in model.modules():
+            if isinstance(module, SS2D):
+                module.core = _identity_core
+    return model
+
+
+def build_peer(family: str, scale: str, size: tuple[int, int]) -> nn.Module:
+    """A backbone of mmpretrain.
+
+    Raises:
+        ImportError: If mmpretrain is not installed.
+        ValueError: If the model does not take images of this size.
+    """
+    from mmpretrain.models.backbones import ConvNeXt, SwinTransformer, VisionTransformer
+
+    if family == 'deit':
+        if size[0] % 16 or size[1] % 16:
+            raise ValueError('its patches of 16 pixels do not fill the image')
+        return VisionTransformer(f'deit-{SCALES[scale]}', img_size=size, drop_path_rate=0.1)
+    if family == 'convnext':
+        return ConvNeXt(SCALES[scale], drop_path_rate=DROP_PATH[scale])
+    # From 224 px on no map is smaller than a window.
+    return SwinTransformer(SCALES[scale], drop_path_rate=DROP_PATH[scale], pad_small_map=True)
+
+
+def model_names() -> list[str]:
+    """All names that ``--models`` takes."""
+    families = ('vmamba', 'swin', 'convnext', 'deit')
+    names = [f'{family}-{scale}' for family in families for scale in SCALES]
+    return names + [f'vmamba-{scale}-nocore' for scale in SCALES]
+
+
+def build_models(
+    names: Sequence[str], size: tuple[int, int], train: bool, device: torch.device
+) -> dict[str, nn.Module]:
+    """Builds the models that can be built here; the others are named in a message."""
+    models = {}
+    for name in names:
+        family, scale, *rest = name.split('-')
+        try:
+            if family == 'vmamba':
+                model = build_vmamba(scale, core=not rest)
+            else:
+                model = build_peer(family, scale, size)
+        except (ImportError, ValueError) as error:
+            logger.info('  %s left out: %s', name, error)
+            continue
+        model.train(train)
+        models[name] = model.to(device)
+    return models
+
+
+# ---- measurement ---------------------------------------------------------------------------------
+
+
+def _total(outputs: torch.Tensor | Sequence) -> torch.Tensor:
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float().sum()
+    return sum(_total(output) for output in outputs)
+
+
+def _autocast(precision: str, device: torch.device) -> Callable:
+    if precision == 'fp32':
+        return contextlib.nullcontext
+    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def make_call(
+    model: nn.Module, images: torch.Tensor, train: bool, precision: str, run: str
+) -> Call:
+    """One inference or training step of a model as a function without arguments."""
+    forward = torch.compile(model, dynamic=False) if run == 'compiled' else model
+    autocast = _autocast(precision, images.device)
+
+    def infer():
+        with torch.no_grad(), autocast():
+            return forward(images)
+
+    def train_step():
+        with autocast():
+            loss = _total(forward(images))
+        loss.backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return train_step if train else infer
+
+
+def _allow_recompilation() -> None:
+    """Each block of a model that breaks the graph is a variant of the same code to torch.compile.
+
+    The default limit would leave the later blocks of such a model in eager mode without a word.
+    """
+    torch._dynamo.reset()
+    config = torch._dynamo.config
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    setattr(config, limit, 256)
+
+
+def compare(
+    args: argparse.Namespace,
+    device: torch.device,
+    size: tuple[int, int],
+    batch: int,
+    mode: str,
+    precision: str,
+    run: str,
+) -> list[Row]:
+    """Times all models in turn at one setting, then measures each one's memory."""
+    where = dict(size=common.size_text(*size), batch=batch, mode=mode, precision=precision, run=run)
+    logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
+    if run == 'compiled':
+        logger.info('  compiling, which can take a minute for each model')
+        _allow_recompilation()
+    train = mode == 'train'
+    models = build_models(args.models, size, train, device)
+    images = torch.randn(batch, 3, *size, device=device)
+    calls = {
+        name: make_call(model, images, train, precision, run) for name, model in models.items()
+    }
+    times = common.interleave(calls, device, args.seconds, args.min_rounds)
+    rows = []
+    for name, samples in times.items():
+        row = dict(model=name, height=size[0], width=size[1], **where, **common.summarise(samples))
+        seconds = row['median_ms'] / 1e3
+        row['images_per_s'] = round(batch / seconds, 3)
+        row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
+        if not args.no_memory:
+            extra = common.extra_memory(calls[name], device)
+            weights = common.model_bytes(models[name])
+            row['extra_mib'] = round(extra / MIB, 2)
+            row['peak_mib'] = round((extra + weights) / MIB, 2)
+        rows.append(row)
+    common.add_ratios(rows, 'model', args.baseline)
+    return rows
+
+
+# ---- summary -------------------------------------------------------------------------------------
+
+
+def _setting(row: Mapping) -> str:
+    return f'{row["size"]}, batch {row["batch"]}, {row["mode"]}, {row["precision"]}, {row["run"]}'
+
+
+def core_shares(rows: Sequence[Row]) -> list[str]:
+    """The core's share of the time, wherever a model ran with and without its core."""
+    times = {(row['model'], _setting(row)): row['median_ms'] for row in rows}
+    lines = []
+    for (model, setting), full in times.items():
+        rest = times.get((f'{model}-nocore', setting))
+        if rest is not None:
+            lines.append(f'core share of {model} at {setting}: {100 * (1 - rest / full):.1f} %')
+    return lines
+
+
+def gains(rows: Sequence[Row], key: str, slow: str, fast: str) -> list[str]:
+    """How much faster a model is with one value of a setting than with another."""
+    names = [name for name in ('model', 'size', 'batch', 'mode', 'precision', 'run') if name != key]
+    times = {(row[key], *(row[name] for name in names)): row['median_ms'] for row in rows}
+    lines = []
+    for (value, *where), time in times.items():
+        base = times.get((slow, *where))
+        if value == fast and base is not None:
+            text = ', '.join(map(str, where))
+            lines.append(f'{fast} over {slow}, {text}: {base / time:.2f} x faster')
+    return lines
+
+
+def pixel_times(rows: Sequence[Row]) -> list[str]:
+    """Time per pixel of the largest size over that of the smaller ones."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ('model', 'batch', 'mode', 'precision', 'run'))
+        groups.setdefault(key, []).append(row)
+    lines = []
+    for key, group in groups.items():
+        *smaller, largest = sorted(group, key=lambda row: row['height'] * row['width'])
+        for row in smaller:
+            ratio = largest['ns_per_pixel'] / row['ns_per_pixel']
+            text = ', '.join(map(str, key))
+            lines.append(
+                f'time per pixel of {text}: {largest["size"]} over {row["size"]}: {ratio:.3f}'
+            )
+    return lines
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; ``--quick`` sets what the user did not."""
+    parser = common.base_parser(__doc__.split('\n\n')[0], seconds=10)
+    add = parser.add_argument
+    names = model_names()
+    add('--models', nargs='+', choices=names, metavar='MODEL', help=f'of {", ".join(names)}')
+    add('--sizes', nargs='+', type=common.parse_size, help='e.g. 224 800x1333')
+    add('--batch-sizes', nargs='+', type=int, help='images at a time')
+    add('--modes', nargs='+', choices=('inference', 'train'))
+    add('--precisions', nargs='+', choices=('fp32', 'amp'))
+    add('--runs', nargs='+', choices=('eager', 'compiled'))
+    add('--baseline', default=BASELINE, choices=names, metavar='MODEL', help='what ratios refer to')
+    add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
+    args = parser.parse_args(argv)
+    quick = dict(
+        models=['vmamba-t', 'vmamba-t-nocore', 'swin-t'],
+        sizes=[(224, 224), (384, 384)],
+        batch_sizes=[1],
+        modes=['inference', 'train'],
+        precisions=['fp32'],
+        runs=['eager'],
+    )
+    full = dict(
+        models=[name for name in names if not name.endswith('-nocore') and name != 'deit-t'],
+        sizes=[(side, side) for side in (224, 384, 512, 768, 1024)],
+        batch_sizes=[1],
+        modes=['inference', 'train'],
+        precisions=['fp32', 'amp'],
+        runs=['eager', 'compiled'],
+    )
+    for name, value in (quick if args.quick else full).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.quick:
+        args.seconds = min(args.seconds, 5)
+    return args
+
+
+def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    """All comparisons of the command line, each with its table."""
+    rows = []
+    settings = itertools.product(
+        args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs
+    )
+    for setting in settings:
+        part = compare(args, device, *setting)
+        common.write_table(part, COLUMNS)
+        rows += part
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Runs the benchmark and returns its rows."""
+    args = parse_args(argv)
+    device = common.set_up(args)
+    rows = run(args, device)
+    summary = [f'base of the ratios: {args.baseline}', *core_shares(rows)]
+    summary += gains(rows, 'precision', 'fp32', 'amp') + gains(rows, 'run', 'eager', 'compiled')
+    summary += pixel_times(rows)
+    common.finish(args, 'backbone', device, rows, summary)
+    return rows
+
+
+if __name__ == '__main__':
+    sys.exit(not main())

@@ -1,0 +1,116 @@
+"""The benchmarks run and write what they promise; nothing here is timed."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / 'benchmarks'
+SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot')
+HEAD = {'benchmark', 'date', 'device', 'machine', 'versions', 'results', 'summary'}
+SHORT = ('--seconds', '0', '--min-rounds', '1', '--threads', '1')
+
+
+def run_script(name, *args):
+    command = [sys.executable, str(FOLDER / f'{name}.py'), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope='module')
+def common():
+    spec = importlib.util.spec_from_file_location('benchmarks_common', FOLDER / 'common.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_head(path, benchmark):
+    data = json.loads(path.read_text())
+    assert set(data) == HEAD and data['benchmark'] == benchmark
+    assert {'cpu', 'cores', 'threads'} <= set(data['machine'])
+    assert {'python', 'torch', 'mmvmamba'} <= set(data['versions'])
+    assert '/' not in json.dumps(data['machine'])
+    return data['results']
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_help_describes_the_options(name):
+    done = run_script(name, '--help')
+    assert done.returncode == 0, done.stderr
+    assert '--out' in done.stdout
+
+
+def test_summary_is_median_and_interquartile_range(common):
+    row = common.summarise([0.004, 0.001, 0.002, 0.003, 0.100])
+    assert row['median_ms'] == 3 and row['min_ms'] == 1 and row['rounds'] == 5
+    assert row['spread'] == pytest.approx(2 / 3, abs=1e-4)
+    assert common.summarise([0.5]) == dict(median_ms=500, min_ms=500, spread=0, rounds=1)
+
+
+def test_interleaves_the_calls(common):
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in 'ab'}
+    common.MIN_SAMPLE = 0
+    times = common.interleave(calls, torch.device('cpu'), seconds=0, min_rounds=3)
+    assert order == list('aabb' + 'ab' * 3)
+    assert {name: len(samples) for name, samples in times.items()} == dict(a=3, b=3)
+
+
+def test_extra_memory_counts_results_and_temporaries(common):
+    x = torch.zeros(1000)
+    assert common.extra_memory(lambda: (x + 1) * 2, torch.device('cpu')) in range(8000, 8200)
+
+
+@pytest.mark.parametrize('text', ['224x', 'x', '0', '-1', 'big'])
+def test_refuses_what_is_no_size(common, text):
+    with pytest.raises(Exception, match='800x1333'):
+        common.parse_size(text)
+
+
+def test_ratios_refer_to_the_baseline(common):
+    rows = [dict(model='a', median_ms=3.0), dict(model='b', median_ms=2.0)]
+    common.add_ratios(rows, 'model', 'b')
+    assert [row['ratio'] for row in rows] == [1.5, 1.0]
+    common.add_ratios(rows, 'model', 'c')
+    assert [row['ratio'] for row in rows] == [None, None]
+
+
+def test_ops(tmp_path):
+    out = tmp_path / 'ops.json'
+    done = run_script('ops', '--sizes', '32x48', '--stages', 0, '--out', out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    rows = check_head(out, 'ops')
+    assert 'reference' in [row['candidate'] for row in rows]
+    for row in rows:
+        assert row['map'] == '8x12' and row['channels'] == 96
+        assert min(row['forward_ms'], row['training_ms'], row['forward_mib']) > 0
+
+
+def test_backbone_and_plot(tmp_path):
+    out, picture = tmp_path / 'backbone.json', tmp_path / 'latency.png'
+    models = ('vmamba-t', 'vmamba-t-nocore')
+    settings = ('--modes', 'inference', '--precisions', 'fp32', '--runs', 'eager')
+    done = run_script(
+        'backbone', '--models', *models, '--sizes', '32', '64', *settings, '--out', out, *SHORT
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'core share of vmamba-t at 64' in done.stdout
+    rows = check_head(out, 'backbone')
+    assert [(row['model'], row['size']) for row in rows] == [
+        (model, size) for size in ('32', '64') for model in models
+    ]
+    assert {'median_ms', 'images_per_s', 'ns_per_pixel', 'extra_mib', 'ratio'} <= set(rows[0])
+    done = run_script('plot', out, '--out', picture)
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_plot_refuses_other_files(tmp_path):
+    other = tmp_path / 'other.json'
+    other.write_text('[]')
+    done = run_script('plot', other, '--out', tmp_path / 'x.png')
+    assert done.returncode == 1 and 'backbone.py' in done.stderr and 'Traceback' not in done.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvmamba.nn.checkpoint import rename_tensors
+from mmvmamba.nn.checkpoint import rename_tensors, to_image_classifier
 
 TARGETS = ('mmvmamba', 'authors')
 KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
@@ -99,24 +99,7 @@ def _classifier(inside: dict[str, Tensor], to: str) -> dict[str, Any]:
         raise ValueError(f'a classifier needs {lacking}, which the file does not hold')
     if to == 'authors':
         return {'model': inside}
-    return {'state_dict': classifier_names(inside)}
-
-
-def classifier_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives a released classifier's tensors the names of mmpretrain's ImageClassifier.
-
-    Args:
-        tensors (Mapping[str, Tensor]): By today's names without a prefix.
-    """
-    last = f'outnorm{_last_stage(tensors)}.'
-    renamed = {}
-    for key, value in tensors.items():
-        if key.startswith('classifier.head.'):
-            key = key.replace('classifier.head.', 'head.fc.')
-        else:
-            key = _PREFIX + key.replace('classifier.norm.', last)
-        renamed[key] = value
-    return renamed
+    return {'state_dict': to_image_classifier(inside, _last_stage(inside))}
 
 
 def _last_stage(tensors: Mapping[str, Tensor]) -> int:

@@ -18,6 +18,11 @@ from .checkpoint_file import read_checkpoint, state_dict_of
 #: What a classification file lacks in a backbone, and the other way round.
 _EXPECTED_MISSING = re.compile(r'(backbone\.)?outnorm\d+\.')
 _EXPECTED_UNEXPECTED = re.compile(r'(backbone\.)?classifier\.')
+#: Why a file of the authors' classifier leaves a backbone in a whole model empty.
+_NO_PREFIX = (
+    '; no key has the prefix of this backbone: tools/model_converters/convert_vmamba.py gives a '
+    'file the names of a whole model'
+)
 #: Counters of BatchNorm, which older files lack.
 _COUNTER = 'num_batches_tracked'
 
@@ -103,7 +108,8 @@ def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         return  # FSDP's names and shapes say nothing about a file
     fit = compare(own, tensors)
     if not fit.found or fit.differing or _surprising(fit.missing):
-        raise ValueError(f'the state dict does not fit {type(model).__name__}: {fit}')
+        hint = '' if tensors else _NO_PREFIX
+        raise ValueError(f'the state dict does not fit {type(model).__name__}: {fit}{hint}')
     if not model.__dict__.pop('_load_is_logged', False):
         MMLogger.get_current_instance().info(f'{type(model).__name__}: {fit}')
 

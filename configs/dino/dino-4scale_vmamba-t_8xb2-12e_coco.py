@@ -1,0 +1,15 @@
+_base_ = [
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    '../_base_/backbones/vmamba-t.py',
+]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvmamba.VMamba',
+        arch='tiny',
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.2,
+        init_cfg=_base_.backbone.init_cfg,
+    ),
+    neck=dict(in_channels=[192, 384, 768]),
+)

@@ -1,0 +1,8 @@
+_base_ = [
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    '../_base_/backbones/vmamba-t.py',
+]
+model = dict(
+    backbone=_base_.backbone,
+    panoptic_head=dict(in_channels=[96, 192, 384, 768]),
+)

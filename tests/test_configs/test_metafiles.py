@@ -6,7 +6,18 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ('mask_rcnn', 'upernet', 'vmamba')
+FOLDERS = (
+    'cascade_rcnn',
+    'dino',
+    'mask2former',
+    'mask_rcnn',
+    'retinanet',
+    'segformer',
+    'upernet',
+    'vmamba',
+)
+# Counted in a default run; the others take longer.
+COUNTED_ALWAYS = ('vmamba-t_8xb128_in1k', 'segformer_vmamba-t_8xb2-160k_ade20k-512x512')
 
 
 def read(path):
@@ -30,6 +41,40 @@ def test_readme_has_every_config_and_its_weights(folder):
         assert f'tools/train.py {model["Config"]}' in text
         assert f'tools/test.py {model["Config"]}' in text
         assert 'Weights' not in model or f'({model["Weights"]})' in text
+
+
+def models():
+    for folder in FOLDERS:
+        for model in read(f'configs/{folder}/metafile.yml')['Models']:
+            if 'FLOPs (G)' in model['Metadata']:
+                marks = () if model['Name'] in COUNTED_ALWAYS else pytest.mark.slow
+                yield pytest.param(folder, model, marks=marks, id=model['Name'])
+
+
+@pytest.mark.parametrize(('folder', 'model'), models())
+def test_parameters_and_flops_are_what_the_tool_counts(folder, model):
+    pytest.importorskip('mmengine')
+    from mmengine.config import Config
+
+    import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
+    from mmvmamba.analysis.model_flops import count_config
+
+    shape = (640, 2560) if '640x640' in model['Name'] else None
+    result = count_config(Config.fromfile(ROOT / model['Config']), shape)
+    counted = {'Parameters (M)': result.params / 1e6, 'FLOPs (G)': result.published / 1e9}
+    text = (ROOT / 'configs' / folder / 'README.md').read_text()
+    (row,) = (line for line in text.splitlines() if f'({model["Name"]}.py)' in line)
+    cells = [cell.strip() for cell in row.split('|')]
+    for (name, value), cell in zip(counted.items(), numbers_of(cells, text), strict=True):
+        for given in (str(model['Metadata'][name]), cell):
+            assert f'{value:.{len(given.partition(".")[2])}f}' == given, name
+
+
+def numbers_of(cells, text):
+    """The cells of a row below the headings of parameters and FLOPs."""
+    headings = next(line for line in text.splitlines() if 'params (M)' in line)
+    headings = [heading.strip() for heading in headings.split('|')]
+    return [cells[headings.index(name)] for name in ('params (M)', 'GFLOPs')]
 
 
 def test_model_index_imports_the_metafiles():

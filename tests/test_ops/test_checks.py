@@ -1,0 +1,257 @@
+"""Bad arguments: an error that names the argument, never a crash, never a wrong answer."""
+
+import pytest
+import torch
+
+from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
+
+from .cases import selective_inputs, ss2d_inputs
+
+BACKENDS = pytest.mark.parametrize(
+    'backend',
+    [
+        pytest.param(
+            'native',
+            marks=pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='not built'),
+        ),
+        'reference',
+    ],
+)
+native_only = pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')
+CHANGES = {
+    'no tensor': (lambda v: v.tolist(), TypeError),
+    'integers': (lambda v: v.long(), TypeError),
+    'complex': (lambda v: v.to(torch.complex64), TypeError),
+    'rank up': (lambda v: v[None], ValueError),
+    'rank down': (lambda v: v[0], ValueError),
+    'first size': (lambda v: torch.cat([v, v[:1]]), ValueError),
+    'last size': (lambda v: torch.cat([v, v[..., :1]], dim=-1), ValueError),
+    'meta': (lambda v: v.to('meta'), ValueError),
+}
+# The first input decides what the others must be, and A how many states there are.
+FREE = {('x', 'first size'), ('x', 'last size'), ('x', 'meta'), ('A', 'last size'),
+        ('dt_weight', 'last size'), ('u', 'first size'), ('u', 'last size'), ('u', 'meta'),
+        ('B', 'rank up'), ('B', 'rank down'), ('C', 'rank up'), ('C', 'rank down')}  # fmt: skip
+
+
+@BACKENDS
+@pytest.mark.parametrize('change', list(CHANGES))
+@pytest.mark.parametrize('name', ['x', 'proj', 'dt_weight', 'dt_bias', 'A', 'D'])
+def test_ss2d_scan_names_the_argument(name, change, backend):
+    alter, error = CHANGES[change]
+    inputs = ss2d_inputs(dtype=torch.float32)
+    # Where the first input or A is what is off, another argument is the one that disagrees.
+    message = r'^\w+ (must|has)' if (name, change) in FREE else rf'^{name} must'
+    with pytest.raises(error, match=message):
+        ss2d_scan(**{**inputs, name: alter(inputs[name])}, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize('change', list(CHANGES))
+@pytest.mark.parametrize('name', ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias'])
+def test_selective_scan_names_the_argument(name, change, backend):
+    alter, error = CHANGES[change]
+    inputs = selective_inputs(dtype=torch.float32)
+    message = r'^\w+ (must|has)' if (name, change) in FREE else rf'^{name} must'
+    with pytest.raises(error, match=message):
+        selective_scan(**{**inputs, name: alter(inputs[name])}, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ('name', 'make', 'options'),
+    [
+        ('proj', lambda i: {'proj': i['proj'].bfloat16()}, {}),
+        ('out_dtype', lambda i: {}, {'out_dtype': torch.float64}),
+        ('out_dtype', lambda i: {}, {'out_dtype': torch.int32}),
+    ],
+)
+def test_ss2d_scan_dtypes_must_agree(name, make, options, backend):
+    inputs = ss2d_inputs(dtype=torch.float32)
+    with pytest.raises(TypeError, match=f'^{name} must'):
+        ss2d_scan(**{**inputs, **make(inputs)}, **options, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize('name', ['delta', 'B', 'C', 'z'])
+def test_selective_scan_dtypes_must_agree(name, backend):
+    inputs = selective_inputs(dtype=torch.float32)
+    with pytest.raises(TypeError, match=f'^{name} must be torch.float32'):
+        selective_scan(**{**inputs, name: inputs[name].bfloat16()}, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize('sizes', [{'d_state': 0}, {'d_state': 257}])
+def test_number_of_states(sizes, backend):
+    with pytest.raises(ValueError, match='^A must have 1 to 256 states'):
+        ss2d_scan(**ss2d_inputs(**{'rank': 1, **{'d_state': 1}}) | _states(sizes), backend=backend)
+    inputs = selective_inputs(d_state=1)
+    wide = {k: inputs[k].expand(*_wide(k, inputs[k], sizes['d_state'])) for k in 'ABC'}
+    wide = {k: torch.zeros(_wide(k, inputs[k], sizes['d_state'])) for k in wide}
+    with pytest.raises(ValueError, match='^A must have 1 to 256 states'):
+        selective_scan(**{**inputs, **wide}, backend=backend)
+
+
+def _states(sizes):
+    inputs = ss2d_inputs(rank=1, d_state=1)
+    S = sizes['d_state']
+    shape = (*inputs['proj'].shape[:-1], 1 + 2 * S)
+    return {
+        'proj': torch.zeros(shape, dtype=torch.float64),
+        'A': torch.zeros(*inputs['A'].shape[:2], S, dtype=torch.float64),
+    }
+
+
+def _wide(name, value, d_state):
+    shape = list(value.shape)
+    shape[-1 if name == 'A' else -2] = d_state
+    return shape
+
+
+@BACKENDS
+@pytest.mark.parametrize('sizes', [{'height': 0}, {'width': 0}, {'channels': 0}])
+def test_empty_maps(sizes, backend):
+    inputs = ss2d_inputs(**sizes)
+    with pytest.raises(ValueError, match='^x must have a height, width and channels'):
+        ss2d_scan(**inputs, backend=backend)
+
+
+@BACKENDS
+def test_empty_rank(backend):
+    inputs = ss2d_inputs(rank=1)
+    inputs['dt_weight'] = inputs['dt_weight'][..., :0]
+    inputs['proj'] = inputs['proj'][..., 1:]
+    with pytest.raises(ValueError, match='^dt_weight must have a rank'):
+        ss2d_scan(**inputs, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize('groups', [0, 3])
+def test_groups_must_divide_the_channels(groups, backend):
+    inputs = selective_inputs()
+    inputs['B'] = torch.zeros(2, groups, 2, 9, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f'^B has {groups} groups'):
+        selective_scan(**inputs, backend=backend)
+
+
+@pytest.mark.parametrize(
+    'pattern', ['spiral', (), (4,), (-1,), (0.0, 1.0), [True], ('0',)], ids=str
+)
+def test_unknown_patterns(pattern):
+    with pytest.raises(ValueError, match='^pattern must'):
+        ss2d_scan(**ss2d_inputs(pattern='cross'), pattern=pattern)
+
+
+@pytest.mark.parametrize('pattern', [None, 3, 1.5, torch.tensor([0])], ids=str)
+def test_patterns_of_a_wrong_type(pattern):
+    with pytest.raises(TypeError, match='^pattern must'):
+        ss2d_scan(**ss2d_inputs(), pattern=pattern)
+
+
+@pytest.mark.parametrize('backend', ['cuda', '', None, 1])
+def test_unknown_backends(backend):
+    with pytest.raises(ValueError, match='^backend must be one of'):
+        ss2d_scan(**ss2d_inputs(), backend=backend)
+    with pytest.raises(ValueError, match='^backend must be one of'):
+        selective_scan(**selective_inputs(), backend=backend)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_meta_tensors_give_shapes(backend):
+    maps = {k: v.to('meta') for k, v in ss2d_inputs(dtype=torch.bfloat16).items()}
+    y = ss2d_scan(**maps, out_dtype=torch.float32, backend=backend)
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 5, 5), torch.float32, 'meta')
+    sequences = {k: v.to('meta') for k, v in selective_inputs().items()}
+    y, state = selective_scan(**sequences, return_last_state=True, backend=backend)
+    assert (y.shape, state.shape, y.device.type) == ((2, 4, 9), (2, 4, 2), 'meta')
+
+
+@native_only
+@pytest.mark.parametrize('kind', ['sparse', 'quantised', 'nested'])
+@pytest.mark.filterwarnings('ignore')
+def test_tensors_of_other_layouts_are_errors(kind):
+    inputs = ss2d_inputs(dtype=torch.float32)
+    inputs['x'] = {
+        'sparse': lambda x: x.to_sparse(),
+        'quantised': lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+        'nested': lambda x: torch.nested.nested_tensor(list(x)),
+    }[kind](inputs['x'])
+    with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
+        ss2d_scan(**inputs, backend='native')
+
+
+# ---- the ops below the public functions -------------------------------------------------------
+
+
+def _ss2d_call(**changes):
+    inputs = ss2d_inputs(5, 26, dtype=torch.float32)
+    args = {**inputs, 'orders': [0, 1, 2, 3], 'out_dtype': torch.float32, 'save_states': True}
+    return torch.ops.mmvmamba.ss2d_scan(**{**args, **changes})
+
+
+def _ss2d_backward(**changes):
+    inputs = ss2d_inputs(5, 26, dtype=torch.float32)
+    y, states = _ss2d_call()
+    args = {'grad_y': y, **inputs, 'states': states, 'orders': [0, 1, 2, 3]}
+    return torch.ops.mmvmamba.ss2d_scan_backward(**{**args, **changes})
+
+
+def _selective_call(**changes):
+    inputs = selective_inputs(130, dtype=torch.float32, B='grouped', C='grouped')
+    args = {**inputs, 'delta_softplus': True, 'save_states': True}
+    return torch.ops.mmvmamba.selective_scan(**{**args, **changes})
+
+
+def _selective_backward(**changes):
+    inputs = selective_inputs(130, dtype=torch.float32, B='grouped', C='grouped')
+    y, _, states = _selective_call()
+    args = {'grad_out': y, **inputs, 'states': states, 'delta_softplus': True}
+    return torch.ops.mmvmamba.selective_scan_backward(**{**args, **changes})
+
+
+ZEROS = torch.zeros(3)
+BAD_CALLS = [
+    (_ss2d_call, 'orders', [], ValueError),
+    (_ss2d_call, 'orders', [0, 1, 2, 7], ValueError),
+    (_ss2d_call, 'orders', [0, 1, 2, -1], ValueError),
+    (_ss2d_call, 'proj', [0], RuntimeError),
+    (_ss2d_call, 'out_dtype', torch.float64, TypeError),
+    (_ss2d_call, 'x', ZEROS, ValueError),
+    (_ss2d_call, 'A', ZEROS, ValueError),
+    (_ss2d_call, 'A', torch.zeros(4, 5, 0), ValueError),
+    (_ss2d_call, 'D', torch.zeros(4, 5, dtype=torch.float64), TypeError),
+    (_ss2d_call, 'dt_bias', torch.zeros(3, 5), ValueError),
+    (_ss2d_backward, 'states', torch.zeros(0), ValueError),
+    (_ss2d_backward, 'states', torch.zeros(4, 4), ValueError),
+    (_ss2d_backward, 'states', torch.zeros(2 * 4 * 3 * 2 * 5, dtype=torch.float64), TypeError),
+    (_ss2d_backward, 'grad_y', ZEROS, ValueError),
+    (_ss2d_backward, 'grad_y', torch.zeros(2, 5, 26, 5, dtype=torch.float64), TypeError),
+    (_ss2d_backward, 'orders', [0, 1, 2, 9], ValueError),
+    (_selective_call, 'u', ZEROS, ValueError),
+    (_selective_call, 'A', torch.zeros(4, 0), ValueError),
+    (_selective_call, 'B', torch.zeros(2, 2, 130), ValueError),
+    (_selective_call, 'B', torch.zeros(2, 0, 2, 130), ValueError),
+    (_selective_call, 'C', torch.zeros(2, 4, 2, 130), ValueError),
+    (_selective_call, 'D', ZEROS, ValueError),
+    (_selective_call, 'z', ZEROS, ValueError),
+    (_selective_call, 'delta_bias', torch.zeros(4).double(), TypeError),
+    (_selective_backward, 'states', torch.zeros(0), ValueError),
+    (_selective_backward, 'states', torch.zeros(7, 7), ValueError),
+    (_selective_backward, 'grad_out', ZEROS, ValueError),
+    (_selective_backward, 'grad_out', torch.zeros(2, 4, 130).double(), TypeError),
+]
+
+
+@native_only
+@pytest.mark.parametrize(('call', 'name', 'value', 'error'), BAD_CALLS)
+def test_direct_calls_are_checked(call, name, value, error):
+    with pytest.raises(error, match=rf'\b{name}\b|states must be at least 1|groups'):
+        call(**{name: value})
+
+
+@native_only
+@pytest.mark.parametrize('call', [_ss2d_call, _selective_call])
+def test_direct_calls_refuse_other_dtypes(call):
+    inputs = ss2d_inputs() if call is _ss2d_call else selective_inputs(130)
+    with pytest.raises(TypeError, match='float32, bfloat16 or float64|must be'):
+        call(**{k: v.half() for k, v in inputs.items()})

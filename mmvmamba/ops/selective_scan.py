@@ -33,7 +33,7 @@ def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tu
     for t in range(L):
         h = decay[:, t] * h + drive[:, t]
         ys.append((h * C[:, t]).sum(-1))
-    return (torch.stack(ys, dim=1) if ys else torch.zeros_like(u)), h
+    return (torch.stack(ys, dim=1) if ys else drive.sum(-1)), h
 
 
 def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     T = max(1, math.isqrt(L))
     chunks = -(-L // T) if L else 0
     if chunks == 0:
-        return torch.zeros_like(u), u.new_zeros(N, D, A.shape[1])
+        return ((dt * u).unsqueeze(-1) * B).sum(-1), u.new_zeros(N, D, A.shape[1])
     # A padded position has dt = 0: decay 1 and drive 0, so that the last state is untouched.
     pad = chunks * T - L
     dt_padded = F.pad(dt, (0, 0, 0, pad))

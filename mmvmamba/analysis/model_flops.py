@@ -46,8 +46,9 @@ class Complexity:
 def count_config(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
     """Counts the whole model of a config, heads included, for one image.
 
-    The model of most configs is counted on the meta device, where nothing is computed. The stages
-    of a cascade and the queries of a transformer depend on values, so these run on the CPU.
+    The model of most configs is counted on the meta device, where nothing is computed. A cascade
+    and the transformers' heads depend on values, so these run on the CPU; a cascade's count follows
+    the number of regions that its untrained weights propose.
 
     Args:
         cfg (Config): A config of mmpretrain, mmdet or mmseg.
@@ -66,6 +67,8 @@ def count_config(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
     params = sum(p.numel() for p in model.parameters())
     if package == 'mmdet':
         counter = _count_detector(model, shape)
+    elif hasattr(getattr(model, 'decode_head', None), 'pixel_decoder'):
+        counter = count_multiply_adds(_WithSamples(model), _image(shape, 'cpu'), shape)
     else:
         counter = count_multiply_adds(model.to('meta'), _image(shape, 'meta'))
     # The figures of classifiers are exact.
@@ -122,6 +125,17 @@ def _sample(shape: tuple[int, int]) -> Any:
 
     names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
     return DetDataSample(metainfo=dict.fromkeys(names, shape) | dict(scale_factor=(1.0, 1.0)))
+
+
+class _WithSamples(nn.Module):
+    """A segmentor with mmdet's Mask2Former head, which asks for the images' samples."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, shape: tuple[int, int]) -> tuple:
+        return self.model.decode_head(self.model.extract_feat(image), [_sample(shape)])
 
 
 class _ShapesOfTwoStages(nn.Module):

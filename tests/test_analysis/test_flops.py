@@ -140,6 +140,27 @@ def count(path, shape=None):
     return count_config(Config.fromfile(ROOT / path), shape)
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'dino/dino-4scale_vmamba-t_8xb2-12e_coco',
+        'mask2former/mask2former_vmamba-t_8xb2-160k_ade20k-512x512',
+    ],
+)
+def test_heads_that_depend_on_values_are_counted_on_the_cpu(name):
+    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    cfg.model.backbone.update(depths=(1, 1, 1, 1), init_cfg=None)
+    if 'num_queries' in cfg.model:
+        cfg.model.num_queries = (
+            20  # so small an image has fewer positions than the 900 of the recipe
+        )
+    result = count_config(cfg, (64, 64))
+    backbone = VMamba(depths=(1, 1, 1, 1), out_indices=cfg.model.backbone.out_indices)
+    alone = count_multiply_adds(backbone.to('meta'), torch.zeros(1, 3, 64, 64, device='meta'))
+    assert result.by_op['ss2d_scan'] == alone.counts['ss2d_scan']
+    assert result.flops > 2 * alone.total
+
+
 def test_shapes_are_checked_and_padded():
     cfg = Config.fromfile(ROOT / MASK_RCNN.format('t'))
     cfg.model.backbone.update(depths=(1, 1, 1, 1))

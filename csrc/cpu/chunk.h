@@ -1,11 +1,8 @@
 // The scan of one chunk of at most kChunk positions for one vector of channels, forward and
 // backward: the part that ss2d_scan and selective_scan share. Included as `vec.h` is.
 //
-// States S are 1 at compile time (kStates = 1) or any number (kStates = 0). A is in base 2, that
-// is, multiplied by log2(e). Vectors of channels are indexed [t] or [t][s].
-
-constexpr double kLog2e = 1.44269504088896340736;
-constexpr double kLn2 = 0.69314718055994530942;
+// States S are 1 at compile time (kStates = 1) or any number (kStates = 0). Vectors of channels are
+// indexed [t] or [t][s].
 
 // B or C of a chunk: a number for each position and state, which all channels share ...
 template <typename T>
@@ -30,7 +27,7 @@ struct ChannelWeights {
   static MMVMAMBA_INLINE int64_t index(int64_t, int64_t s, int64_t) { return s; }
 };
 
-// y[t] = C_t . h_t with h_t = 2^(dt_t A) h_{t-1} + dt_t B_t x_t. `h` [S] goes in and out.
+// y[t] = C_t . h_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t. `h` [S] goes in and out.
 template <int kStates, typename V, typename WB, typename WC>
 MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, const V* dt, const V* A,
                                 WB B, WC C, V* h, V* y) {
@@ -41,7 +38,7 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
       constexpr int N = decltype(block)::value;
       V decay[N];
       for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
-      exp2v<N>(decay, decay);
+      expv<N>(decay, decay);
       for (int u = 0; u < N; ++u) {
         state = decay[u] * state + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
         y[t + u] = state * C.at(t + u, 0, 1);
@@ -56,7 +53,7 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
         constexpr int N = decltype(block)::value;
         V decay[N];
         for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
-        exp2v<N>(decay, decay);
+        expv<N>(decay, decay);
         for (int u = 0; u < N; ++u) {
           h[s + u] = decay[u] * h[s + u] + drive * B.at(t, s + u, states);
           sum = sum + h[s + u] * C.at(t, s + u, states);
@@ -74,8 +71,9 @@ struct ChunkRoom {
   V* h;       // [kChunk + 1][S], the state before the chunk first
   V* grad_B;  // by the weights' index; shared ones are summed over lanes by the caller
   V* grad_C;
+  V* grad_A;  // [S], of this chunk: sums of sums lose fewer digits over a long sequence
 
-  static int64_t size(int64_t states) { return (4 * kChunk + 1) * states; }
+  static int64_t size(int64_t states) { return (4 * kChunk + 2) * states; }
 };
 
 // The decays and states of a chunk, from room.h[0 .. S) on.
@@ -88,7 +86,7 @@ MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x,
       constexpr int N = decltype(block)::value;
       V decay[N];
       for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
-      exp2v<N>(decay, decay);
+      expv<N>(decay, decay);
       for (int u = 0; u < N; ++u) {
         room.decay[t + u] = decay[u];
         room.h[t + u + 1] = decay[u] * room.h[t + u] + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
@@ -103,7 +101,7 @@ MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x,
         constexpr int N = decltype(block)::value;
         V decay[N];
         for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
-        exp2v<N>(decay, decay);
+        expv<N>(decay, decay);
         for (int u = 0; u < N; ++u) {
           kept[s + u] = decay[u];
           after[s + u] = decay[u] * before[s + u] + drive * B.at(t, s + u, states);
@@ -115,18 +113,16 @@ MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x,
 
 // The adjoint of scan_chunk after recompute_chunk. `grad_h` [S] is the gradient that flows back
 // from later positions; it goes in and out. Writes grad_x[t] (of the scan alone) and grad_dt[t],
-// adds to grad_A [S] (in natural units), room.grad_B and room.grad_C.
+// adds to grad_A [S], room.grad_B and room.grad_C.
 template <int kStates, typename V, typename WB, typename WC>
 MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V* x, const V* dt,
                                          const V* A, WB B, WC C, const V* grad_y,
                                          const ChunkRoom<V>& room, V* grad_h, V* grad_A, V* grad_x,
                                          V* grad_dt) {
-  using T = typename std::remove_cv<typename std::remove_reference<decltype(x[0][0])>::type>::type;
-  const T ln2 = static_cast<T>(kLn2);
   if constexpr (kStates == 1) {
     // What goes round the loop stays in registers.
-    V carried = grad_h[0], sum_A = grad_A[0];
-    const V rate = A[0] * ln2;
+    V carried = grad_h[0], sum_A{};
+    const V rate = A[0];
     for (int64_t t = length - 1; t >= 0; --t) {
       const V g = grad_y[t] * C.at(t, 0, 1) + carried;  // of h_t
       V& grad_C = room.grad_C[WC::index(t, 0, 1)];
@@ -141,9 +137,10 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
       grad_dt[t] = x[t] * through_B + through_decay * rate;
     }
     grad_h[0] = carried;
-    grad_A[0] = sum_A;
+    grad_A[0] = grad_A[0] + sum_A;
   } else {
     const int64_t S = states;
+    for (int64_t s = 0; s < S; ++s) room.grad_A[s] = V{};
     for (int64_t t = length - 1; t >= 0; --t) {
       const V drive = dt[t] * x[t];
       V through_B{}, through_A{};
@@ -158,11 +155,12 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
         grad_h[s] = g * room.decay[i];
         const V through_decay = grad_h[s] * room.h[i];
         through_A = through_A + through_decay * A[s];
-        grad_A[s] = grad_A[s] + through_decay * dt[t];
+        room.grad_A[s] = room.grad_A[s] + through_decay * dt[t];
       }
       grad_x[t] = dt[t] * through_B;
-      grad_dt[t] = x[t] * through_B + through_A * ln2;
+      grad_dt[t] = x[t] * through_B + through_A;
     }
+    for (int64_t s = 0; s < S; ++s) grad_A[s] = grad_A[s] + room.grad_A[s];
   }
 }
 
@@ -189,7 +187,7 @@ class Scratch {
   }
   ChunkRoom<V> room(int64_t states) {
     return {vectors(kChunk * states), vectors((kChunk + 1) * states), vectors(kChunk * states),
-            vectors(kChunk * states)};
+            vectors(kChunk * states), vectors(states)};
   }
 
  private:

@@ -94,14 +94,13 @@ struct SelectiveScan {
                    const void* bias, const void* D, void* params) {
     const Layout at(s.states);
     const int64_t per_group = s.channels / s.groups, blocks = ceil_div(per_group, kLanes);
-    const T log2e = static_cast<T>(kLog2e);
     for (int64_t c = 0; c < s.channels; ++c) {
       const int64_t group = c / per_group, place = c % per_group;
       T* out = static_cast<T*>(params) + (group * blocks + place / kLanes) * at.size * kLanes +
                place % kLanes;
       for (int64_t i = 0; i < s.states; ++i) {
         const int64_t from = c * s.states + i;
-        out[i * kLanes] = static_cast<const T*>(A)[from] * log2e;
+        out[i * kLanes] = static_cast<const T*>(A)[from];
         if (B != nullptr) out[(at.B + i) * kLanes] = static_cast<const T*>(B)[from];
         if (C != nullptr) out[(at.C + i) * kLanes] = static_cast<const T*>(C)[from];
       }

@@ -92,7 +92,6 @@ struct SS2D {
                    const void* D, void* params) {
     const Layout at(s);
     const int64_t blocks = ceil_div(s.channels, kLanes);
-    const T log2e = static_cast<T>(kLog2e);
     for (int64_t k = 0; k < s.directions; ++k) {
       for (int64_t c = 0; c < s.channels; ++c) {
         const int64_t row = k * s.channels + c;
@@ -101,7 +100,7 @@ struct SS2D {
         const T* weight = static_cast<const T*>(dt_weight) + row * s.rank;
         const T* rate = static_cast<const T*>(A) + row * s.states;
         for (int64_t r = 0; r < s.rank; ++r) out[r * kLanes] = weight[r];
-        for (int64_t i = 0; i < s.states; ++i) out[(at.A + i) * kLanes] = rate[i] * log2e;
+        for (int64_t i = 0; i < s.states; ++i) out[(at.A + i) * kLanes] = rate[i];
         out[at.bias * kLanes] = static_cast<const T*>(dt_bias)[row];
         out[at.D * kLanes] = static_cast<const T*>(D)[row];
       }

@@ -124,46 +124,41 @@ MMVMAMBA_INLINE void copy_row(T* to, const T* from, int64_t count) {
 // operations is longer than what a processor looks ahead, and one chain at a time would wait.
 #define MMVMAMBA_EACH for (int u = 0; u < N; ++u)
 
-// y = 2^x; 0 below the smallest normal exponent, inf above the largest, NaN for NaN.
+// y = exp(x) where n = round(x / ln2) is in [-126, 127], and anything elsewhere.
 template <int N>
-MMVMAMBA_INLINE void exp2v(const vfloat* x, vfloat* y) {
-  vfloat shifted[N], f[N], p[N];
+MMVMAMBA_INLINE void exp_in_range(const vfloat* x, vfloat* y) {
+  vfloat shifted[N], r[N], p[N];
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const float magic = 12582912.f;
-  MMVMAMBA_EACH shifted[u] = x[u] + magic;
-  MMVMAMBA_EACH f[u] = x[u] - (shifted[u] - magic);  // [-0.5, 0.5]
-  // (2^f - 1) / f by interpolation at Chebyshev nodes, error 8e-9.
-  MMVMAMBA_EACH p[u] = f[u] * 1.545336197353356e-4f + 1.3391093247266345e-3f;
-  MMVMAMBA_EACH p[u] = p[u] * f[u] + 9.618082183394121e-3f;
-  MMVMAMBA_EACH p[u] = p[u] * f[u] + 5.550356682386405e-2f;
-  MMVMAMBA_EACH p[u] = p[u] * f[u] + 0.24022650761348438f;
-  MMVMAMBA_EACH p[u] = p[u] * f[u] + 0.693147188116349f;
-  MMVMAMBA_EACH p[u] = p[u] * f[u] + 1.f;
-  MMVMAMBA_EACH {
-    const vfloat in_range = (vfloat)(((vint)shifted[u] << 23) + (vint)p[u]);
-    const vfloat above = (x[u] < 128.f) ? in_range : x[u] + __builtin_inff();
-    y[u] = (x[u] < -126.f) ? vfloat{} : above;
-  }
+  MMVMAMBA_EACH shifted[u] = x[u] * 1.44269504088896341f + magic;
+  // r = x - n ln2 in [-0.35, 0.35], ln2 in two parts so that r is exact to the last bit.
+  MMVMAMBA_EACH r[u] = x[u] - (shifted[u] - magic) * 0.693359375f;
+  MMVMAMBA_EACH r[u] = r[u] + (shifted[u] - magic) * 2.12194440e-4f;
+  // (exp(r) - 1 - r) / r^2 by interpolation at Chebyshev nodes, error 1.4e-9.
+  MMVMAMBA_EACH p[u] = r[u] * 1.9891180158282143e-4f + 1.393382048977602e-3f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 8.333310754576892e-3f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 4.1666463386339524e-2f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.16666666681794626f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.5000000013620138f;
+  MMVMAMBA_EACH p[u] = p[u] * (r[u] * r[u]) + r[u];
+  MMVMAMBA_EACH y[u] = (vfloat)(((vint)shifted[u] << 23) + (vint)(p[u] + 1.f));
+}
+
+// y = exp(x); 0 where that is no normal number, inf above the largest, NaN for NaN.
+template <int N>
+MMVMAMBA_INLINE void expv(const vfloat* x, vfloat* y) {
+  vfloat e[N];
+  exp_in_range<N>(x, e);
+  MMVMAMBA_EACH e[u] = (x[u] < 88.7228f) ? e[u] : x[u] + __builtin_inff();
+  MMVMAMBA_EACH y[u] = (x[u] < -87.3f) ? vfloat{} : e[u];
 }
 
 // y = log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
 template <int N, bool kWithSlope>
 MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
-  vfloat shifted[N], r[N], p[N], e[N], u1[N], scale[N], f[N], q[N], kf[N];
-  // e = exp(x): x = n ln2 + r, ln2 in two parts so that r is exact to the last bit. Above 20, e is
-  // of no account.
-  const float magic = 12582912.f;
-  MMVMAMBA_EACH shifted[u] = x[u] * 1.44269504088896341f + magic;
-  MMVMAMBA_EACH r[u] = x[u] - (shifted[u] - magic) * 0.693359375f;
-  MMVMAMBA_EACH r[u] = r[u] + (shifted[u] - magic) * 2.12194440e-4f;
-  // (exp(r) - 1 - r) / r^2 by interpolation at Chebyshev nodes, error 7e-8.
-  MMVMAMBA_EACH p[u] = r[u] * 1.3926325618133463e-3f + 8.363292753030603e-3f;
-  MMVMAMBA_EACH p[u] = p[u] * r[u] + 4.1666553762567636e-2f;
-  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.16666576305560638f;
-  MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.5f;
-  MMVMAMBA_EACH p[u] = p[u] * (r[u] * r[u]) + r[u];
-  MMVMAMBA_EACH e[u] = (vfloat)(((vint)shifted[u] << 23) + (vint)(p[u] + 1.f));
-  MMVMAMBA_EACH e[u] = (x[u] < -87.f) ? vfloat{} : e[u];
+  vfloat e[N], u1[N], scale[N], f[N], q[N], kf[N];
+  exp_in_range<N>(x, e);  // above 20, e is of no account
+  MMVMAMBA_EACH e[u] = (x[u] < -87.3f) ? vfloat{} : e[u];
   // 1 + e = 2^k (1 + f) with 1 + f in [0.75, 1.5); f is formed from e itself, so that a small e
   // keeps all its digits.
   MMVMAMBA_EACH u1[u] = 1.f + e[u];
@@ -173,14 +168,15 @@ MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
     kf[u] = __builtin_convertvector(exponent >> 23, vfloat);
   }
   MMVMAMBA_EACH f[u] = e[u] * scale[u] + (scale[u] - 1.f);
-  // (log1p(f) - f + f^2 / 2) / f^3 by interpolation at Chebyshev nodes, error 2e-7.
-  MMVMAMBA_EACH q[u] = f[u] * -5.153142935683293e-2f + 0.10907945983031736f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.13067344091098576f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.14382488185621317f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.16649055208803484f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.1999683724460535f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.2500014914334641f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.33333346565474103f;
+  // (log1p(f) - f + f^2 / 2) / f^3 by interpolation at Chebyshev nodes, error 3e-8.
+  MMVMAMBA_EACH q[u] = f[u] * 4.292479123106283e-2f - 9.573024769506802e-2f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.11687483142460783f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.12639807129696046f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.14267795359767133f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.16660738350250506f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.20000149869797484f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.2500005792729901f;
+  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.33333333123157305f;
   MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.5f;
   MMVMAMBA_EACH q[u] = q[u] * (f[u] * f[u]) + f[u];
   MMVMAMBA_EACH q[u] = kf[u] * 0.693147180559945309f + q[u];
@@ -192,9 +188,9 @@ MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
 
 // float64 serves gradient checks and is not tuned: the C library's functions, lane by lane.
 template <int N>
-MMVMAMBA_INLINE void exp2v(const vdouble* x, vdouble* y) {
+MMVMAMBA_INLINE void expv(const vdouble* x, vdouble* y) {
   MMVMAMBA_EACH {
-    for (int i = 0; i < VecOf<double>::size; ++i) y[u][i] = ::exp2(x[u][i]);
+    for (int i = 0; i < VecOf<double>::size; ++i) y[u][i] = ::exp(x[u][i]);
   }
 }
 template <int N, bool kWithSlope>
@@ -226,9 +222,9 @@ MMVMAMBA_INLINE void for_each_block(int64_t length, F f) {
 template <typename V>
 MMVMAMBA_INLINE V sigmoid(V x) {
   using T = typename std::remove_reference<decltype(x[0])>::type;
-  const V scaled = x * T(-1.44269504088896341);
+  const V negative = -x;
   V y;
-  exp2v<1>(&scaled, &y);
+  expv<1>(&negative, &y);
   return T(1) / (T(1) + y);
 }
 

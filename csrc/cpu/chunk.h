@@ -27,6 +27,12 @@ struct ChannelWeights {
   static MMVMAMBA_INLINE int64_t index(int64_t, int64_t s, int64_t) { return s; }
 };
 
+template <typename V>
+MMVMAMBA_INLINE V add_up(const V (&parts)[kSideBySide]) {
+  static_assert(kSideBySide == 4, "");
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 // y[t] = C_t . h_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t. `h` [S] goes in and out.
 template <int kStates, typename V, typename WB, typename WC>
 MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, const V* dt, const V* A,
@@ -48,7 +54,7 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
   } else {
     for (int64_t t = 0; t < length; ++t) {
       const V drive = dt[t] * x[t];
-      V sum{};
+      V sum[kSideBySide] = {};  // partial sums lose fewer digits, and do not wait for each other
       for_each_block(states, [&](auto block, int64_t s) {
         constexpr int N = decltype(block)::value;
         V decay[N];
@@ -56,10 +62,10 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
         expv<N>(decay, decay);
         for (int u = 0; u < N; ++u) {
           h[s + u] = decay[u] * h[s + u] + drive * B.at(t, s + u, states);
-          sum = sum + h[s + u] * C.at(t, s + u, states);
+          sum[u] = sum[u] + h[s + u] * C.at(t, s + u, states);
         }
       });
-      y[t] = sum;
+      y[t] = add_up(sum);
     }
   }
 }
@@ -143,22 +149,25 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
     for (int64_t s = 0; s < S; ++s) room.grad_A[s] = V{};
     for (int64_t t = length - 1; t >= 0; --t) {
       const V drive = dt[t] * x[t];
-      V through_B{}, through_A{};
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t i = t * S + s;
-        const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];
-        V& grad_C = room.grad_C[WC::index(t, s, S)];
-        V& grad_B = room.grad_B[WB::index(t, s, S)];
-        grad_C = grad_C + grad_y[t] * room.h[i + S];
-        grad_B = grad_B + g * drive;
-        through_B = through_B + g * B.at(t, s, S);
-        grad_h[s] = g * room.decay[i];
-        const V through_decay = grad_h[s] * room.h[i];
-        through_A = through_A + through_decay * A[s];
-        room.grad_A[s] = room.grad_A[s] + through_decay * dt[t];
-      }
-      grad_x[t] = dt[t] * through_B;
-      grad_dt[t] = x[t] * through_B + through_A;
+      V through_B[kSideBySide] = {}, through_A[kSideBySide] = {};
+      for_each_block(S, [&](auto block, int64_t first) {
+        for (int u = 0; u < decltype(block)::value; ++u) {
+          const int64_t s = first + u, i = t * S + s;
+          const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];
+          V& grad_C = room.grad_C[WC::index(t, s, S)];
+          V& grad_B = room.grad_B[WB::index(t, s, S)];
+          grad_C = grad_C + grad_y[t] * room.h[i + S];
+          grad_B = grad_B + g * drive;
+          through_B[u] = through_B[u] + g * B.at(t, s, S);
+          grad_h[s] = g * room.decay[i];
+          const V through_decay = grad_h[s] * room.h[i];
+          through_A[u] = through_A[u] + through_decay * A[s];
+          room.grad_A[s] = room.grad_A[s] + through_decay * dt[t];
+        }
+      });
+      const V sum_B = add_up(through_B);
+      grad_x[t] = dt[t] * sum_B;
+      grad_dt[t] = x[t] * sum_B + add_up(through_A);
     }
     for (int64_t s = 0; s < S; ++s) grad_A[s] = grad_A[s] + room.grad_A[s];
   }

@@ -65,13 +65,14 @@ struct SS2D {
                                          V bias, V* dt, V* slope) {
     for_each_block(chunk.length, [&](auto block, int64_t t) {
       constexpr int N = decltype(block)::value;
-      V sum[N];
-      for (int u = 0; u < N; ++u) sum[u] = bias;
+      V sum[N] = {};
       const T* const* low = chunk.row + t;
       for (int64_t r = 0; r < s.rank; ++r) {
         const V w = weight[r];
         for (int u = 0; u < N; ++u) sum[u] = sum[u] + w * low[u][r];
       }
+      // The bias last: it is often the largest term, and every addition to it would round.
+      for (int u = 0; u < N; ++u) sum[u] = sum[u] + bias;
       softplus<N, kWithSlope>(sum, dt + t, kWithSlope ? slope + t : nullptr);
     });
   }

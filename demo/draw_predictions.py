@@ -160,8 +160,7 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int, width: int) -> n
 def build_visualizer(cfg: Config, dataset: torch.utils.data.Dataset) -> Visualizer:
     """Builds the config's visualizer, without a backend: pictures go to files."""
     settings = dict(cfg.visualizer, vis_backends=None, save_dir=None, name='draw_predictions')
-    if cfg.default_scope == 'mmseg':
-        settings.setdefault('alpha', 0.6)
+    settings.setdefault('alpha', 0.6)
     visualizer = VISUALIZERS.build(settings)
     visualizer.dataset_meta = dict(dataset.metainfo)
     return visualizer
@@ -212,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     warnings.simplefilter('ignore')
     args = parse_args(argv)
+    # The visualizer of mmdet varies the colours of the instances at random.
+    np.random.seed(0)
     register_config_packages()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)

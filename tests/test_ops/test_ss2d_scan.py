@@ -72,13 +72,35 @@ def test_native_is_as_exact_as_eager(case):
     case = dict(case)
     height, width = case.pop('size')
     pattern = case['pattern']
-    inputs = ss2d_inputs(height, width, **case)
-    form = ss2d_scan_reference if height * width <= 64 else chunked
-    acc = torch.float64 if case['dtype'] == torch.float64 else torch.float32
-    exact = run(form, inputs, torch.float64, pattern=pattern)
-    eager = run(form, inputs, pattern=pattern, out_dtype=acc)
-    native = run(ss2d_scan, inputs, pattern=pattern, out_dtype=acc, backend='native')
+    # The gradients of a tiny case are a few numbers, sums whose terms cancel by chance: their
+    # errors are compared over several draws.
+    results = [
+        _exact_eager_native(ss2d_inputs(height, width, seed=seed, **case), pattern)
+        for seed in range(8 if height * width <= 64 else 1)
+    ]
+    exact, eager, native = (
+        {name: torch.stack([draw[name] for draw in form]) for name in form[0]}
+        for form in zip(*results, strict=True)
+    )
     assert_as_exact_as_eager(native, eager, exact)
+
+
+def _exact_eager_native(inputs, pattern):
+    """What the chunked form gives in float64, and the specification and the kernels as given.
+
+    The specification steps through the sequence, and so do its rounding errors; very long ones
+    would take too long.
+    """
+    length = inputs['x'].shape[1] * inputs['x'].shape[2]
+    dtype = inputs['x'].dtype
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    eager = ss2d_scan_reference if length <= 1000 else chunked
+    exact = ss2d_scan_reference if length <= 64 else chunked
+    return (
+        run(exact, inputs, torch.float64, pattern=pattern),
+        run(eager, inputs, pattern=pattern, out_dtype=acc),
+        run(ss2d_scan, inputs, pattern=pattern, out_dtype=acc, backend='native'),
+    )
 
 
 @native_only

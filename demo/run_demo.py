@@ -213,6 +213,8 @@ def run_tool(arguments: Sequence[str], log: Path, device: str) -> None:
     """
     logger.info('    $ python %s', ' '.join(arguments))
     env = dict(os.environ, PYTHONUNBUFFERED='1')
+    # Threads of OpenMP that wait for a core that is taken do not keep the other busy for long.
+    env.setdefault('GOMP_SPINCOUNT', '10000')
     if device == 'cpu':
         env['CUDA_VISIBLE_DEVICES'] = ''
     tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
@@ -138,6 +139,43 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
             return _resized(tensors, model.state_dict(), 'backbone.pos_embed')
     inside = {f'backbone.{key}': value for key, value in convert_state_dict(inside).items()}
     return _resized(inside | others, model.state_dict(), 'backbone.pos_embed')
+
+
+def name_classifier(backbone: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Gives a released classifier's file the names of mmpretrain's ImageClassifier, in place.
+
+    Whatever loads a state dict into that classifier comes by here, MMEngine's loader with the
+    whole of ``{"model": ...}`` in its hands among them. Names that are already right are kept.
+
+    Args:
+        backbone (nn.Module): The classifier's backbone, a :class:`mmvmamba.nn.VMambaNet`.
+        state_dict (dict): The file's tensors, or what the file wraps them in.
+        prefix (str): The classifier's place in a larger model.
+
+    Raises:
+        ValueError: If the file is that of a backbone alone, which would leave a random head.
+    """
+    inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    content = inside.get('model', inside)
+    tensors = {k.removeprefix('module.'): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not any(key.startswith('layers.') for key in tensors):
+        return
+    last = max(backbone.out_indices)
+    tensors = to_image_classifier(convert_state_dict(tensors), last)
+    lacking = [
+        key
+        for layer in (f'backbone.outnorm{last}', 'head.fc')
+        for key in (f'{layer}.weight', f'{layer}.bias')
+        if key not in tensors
+    ]
+    if lacking:
+        raise ValueError(
+            f'the state dict is that of a backbone and lacks {_listing(lacking)}; to train a new '
+            "head, name the file in the backbone's init_cfg"
+        )
+    for key in inside:
+        del state_dict[prefix + key]
+    state_dict.update({prefix + key: value for key, value in tensors.items()})
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], filename: str, whole: bool) -> Fit:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
-from .checkpoint import check_backbone, load_pretrained
+from .checkpoint import check_backbone, load_pretrained, name_classifier
 
 
 @MODELS.register_module()
@@ -86,6 +86,10 @@ class VMamba(VMambaNet, BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         check_backbone(self, inside)
+
+    def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
+        """The hook of mmpretrain's ImageClassifier for what it loads from elsewhere."""
+        name_classifier(self, state_dict, prefix)
 
     def init_weights(self) -> None:
         """Initialises the weights once, from a file where ``init_cfg`` names one.

@@ -19,6 +19,8 @@ import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
 from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
 from mmvmamba.nn import VMambaNet, resolve_arch
 
+from ..spellings import convolution_weights, january_names, one_file_names
+
 pytest.importorskip('mmpretrain')
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,55 @@ def test_a_released_file_gives_the_same_scores(name, size):
     image = torch.rand(2, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(image), net(image), rtol=1e-5, atol=1e-6)
+
+
+def released_file(folder, name, spelling=dict, change=dict, **wrapping):
+    torch.manual_seed(0)
+    net = VMambaNet(CONFIGS[name], **THIN).eval()
+    torch.nn.init.normal_(net.classifier.norm.weight)
+    torch.save({'model': spelling(change(net.state_dict())), **wrapping}, folder / 'released.pth')
+    return net, str(folder / 'released.pth')
+
+
+def infer_with(name, path):
+    """The stock inferencer, which calls MMEngine's load_checkpoint and no hook of a runner."""
+    from mmpretrain import ImageClassificationInferencer
+
+    cfg = load(name)
+    cfg.model.backbone.update(THIN)
+    cfg.model.head.in_channels = THIN['dims'][-1]
+    return ImageClassificationInferencer(cfg, pretrained=path, device='cpu')
+
+
+@pytest.mark.parametrize('name', ['vmamba-t', 'vanilla-vmamba-t'])
+@pytest.mark.parametrize('spelling', [dict, january_names, one_file_names, convolution_weights])
+def test_the_inferencer_takes_a_released_file(tmp_path, name, spelling):
+    net, path = released_file(tmp_path, name, spelling, epoch=292, optimizer={'state': {}})
+    inferencer = infer_with(name, path)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(inferencer.model(image), net(image), rtol=1e-5, atol=1e-6)
+    (result,) = inferencer(torch.randint(0, 256, (60, 70, 3)).byte().numpy())
+    assert len(result['pred_scores']) == 1000
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda s: {f'x.{k}': v for k, v in s.items()}, r'0 of \d+ tensors found; missing patch'),
+        (lambda s: {k: v for k, v in s.items() if 'layers.1.' not in k}, r'missing layers\.1\.'),
+        (lambda s: s | {'patch_embed.0.bias': torch.zeros(9)}, r'\(9,\) instead of \(4,\)'),
+        (
+            lambda s: {k: v for k, v in s.items() if 'classifier' not in k},
+            r'lacks backbone\.outnorm3\.weight.*head\.fc\.bias.*init_cfg',
+        ),
+    ],
+    ids=['nothing', 'block', 'shape', 'head'],
+)
+def test_the_inferencer_refuses_what_does_not_fit(tmp_path, change, words):
+    _, path = released_file(tmp_path, 'vmamba-t', change=change)
+    with pytest.raises(ValueError, match=words):
+        infer_with('vmamba-t', path)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -19,6 +19,8 @@ from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
 from mmvmamba.models.checkpoint_file import read_checkpoint
 from mmvmamba.nn import VMambaNet
 
+from ..spellings import convolution_weights, january_names, one_file_names
+
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
 THIN_VANILLA = dict(
     THIN,
@@ -63,44 +65,6 @@ def assert_same(state, expected):
     assert [key for key in state if key not in expected and 'outnorm' not in key] == []
     for key in common:
         assert torch.equal(state[key], expected[key]), key
-
-
-def january_names(state):
-    """The spelling of the files of January 2024."""
-    for new, old in (
-        ('patch_embed.0.', 'patch_embed.proj.'),
-        ('patch_embed.2.', 'patch_embed.norm.'),
-        ('.norm.', '.ln_1.'),
-        ('.op.', '.self_attention.'),
-        ('classifier.norm.', 'norm.'),
-        ('classifier.head.', 'head.'),
-    ):
-        pattern = r'(blocks\.\d+)' + re.escape(new) if new in ('.norm.', '.op.') else re.escape(new)
-        group = r'\1' if new in ('.norm.', '.op.') else ''
-        state = {re.sub(pattern, group + old, k, count=1): v for k, v in state.items()}
-    return state
-
-
-def one_file_names(state):
-    """The spelling of the authors' one-file version."""
-    renamed = {}
-    for key, value in state.items():
-        if key.endswith('.x_proj_weight'):
-            key, value = key.replace('x_proj_weight', 'x_proj.weight'), value.flatten(0, 1)
-        elif '.dt_projs_' in key:
-            key, value = key.replace('dt_projs_', 'dt_projs.'), value.flatten(0, 1)
-        key = key.replace('downsample.norm.', 'downsample.1.')
-        key = key.replace('downsample.reduction.', 'downsample.2.')
-        renamed[key] = value
-    return renamed
-
-
-def convolution_weights(state):
-    """The files of early March 2024, with linear weights as those of 1x1 convolutions."""
-    return {
-        k: v[:, :, None, None] if v.dim() == 2 and k.endswith('.weight') else v
-        for k, v in state.items()
-    }
 
 
 @ARCHS

@@ -1,7 +1,6 @@
 """Files in the published spellings through tools/train.py and tools/test.py."""
 
 import fractions
-import re
 import sys
 import types
 
@@ -13,19 +12,15 @@ from mmengine.registry import DefaultScope
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
+from ..spellings import convolution_weights, january_names
+
 pytest.importorskip('mmseg')
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 
 
 def old_names(state):
-    """The January 2024 names, and linear weights as 1x1 convolutions."""
-    renamed = {}
-    for key, value in state.items():
-        key = key.replace('patch_embed.0.', 'patch_embed.proj.').replace('.op.', '.self_attention.')
-        key = re.sub(r'(blocks\.\d+)\.norm\.', r'\1.ln_1.', key)
-        linear = value.dim() == 2 and key.endswith('proj.weight')
-        renamed[key] = value[:, :, None, None] if linear else value
-    return renamed
+    heads = {k: v for k, v in state.items() if k.startswith(('neck.', 'rpn_head.', 'roi_head.'))}
+    return convolution_weights(january_names(state)) | heads
 
 
 def log_lines(folder):
@@ -48,6 +43,54 @@ def test_test_of_a_segmentor_by_old_names(segmentation_config, tmp_path, run_her
     status, errors = run_here('test.py', segmentation_config, tmp_path / 'short.pth', *work)
     assert status == 2
     assert 'missing backbone.layers.1.blocks.0.op.Ds' in errors
+
+
+THIN_VANILLA = dict(
+    d_state=4,
+    ssm_ratio=2.0,
+    gate='act',
+    conv_bias=True,
+    mlp_ratio=0.0,
+    stem='patch',
+    downsample='merging',
+)
+
+
+def stock_inferencer(package, cfg, path):
+    """They call MMEngine's loader on the whole model, without the hook of the tools."""
+    if package == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        return DetInferencer(cfg, weights=str(path), device='cpu', show_progress=False)
+    from mmseg.apis import MMSegInferencer
+
+    return MMSegInferencer(cfg, weights=str(path), device='cpu')
+
+
+@pytest.mark.parametrize('settings', [{}, THIN_VANILLA], ids=['conv', 'vanilla'])
+@pytest.mark.parametrize(('package', 'task'), [('mmdet', 'detection'), ('mmseg', 'segmentation')])
+def test_stock_inferencers(package, task, settings, request, tmp_path):
+    pytest.importorskip(package)
+    cfg = Config.fromfile(request.getfixturevalue(f'{task}_config'))
+    cfg.model.backbone.update(settings)
+    with DefaultScope.overwrite_default_scope(package):
+        state = MODELS.build(cfg.model).state_dict()
+    state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    meta = dict(classes=('a', 'b', 'c'), palette=[(1, 2, 3)] * 3)
+    file = dict(meta=dict(dataset_meta=meta), state_dict=old_names(state))
+    torch.save(file, tmp_path / 'old.pth')
+    inferencer = stock_inferencer(package, cfg, tmp_path / 'old.pth')
+    loaded = inferencer.model.state_dict()
+    assert [key for key in state if not torch.equal(loaded[key], state[key])] == []
+    image = torch.randint(0, 256, (64, 64, 3)).byte().numpy()
+    assert 'predictions' in inferencer(image)
+    wrong = {k: v for k, v in file['state_dict'].items() if 'layers.1.' not in k}
+    torch.save(file | {'state_dict': wrong}, tmp_path / 'short.pth')
+    with pytest.raises(ValueError, match=r'missing layers\.1\.blocks\.0\.norm\.weight'):
+        stock_inferencer(package, cfg, tmp_path / 'short.pth')
+    torch.save({'model': VMambaNet(THIN | settings).state_dict()}, tmp_path / 'classifier.pth')
+    with pytest.raises(ValueError, match='no key has the prefix of this backbone'):
+        stock_inferencer(package, cfg, tmp_path / 'classifier.pth')
 
 
 def yacs_node(monkeypatch):

@@ -80,6 +80,46 @@ train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 """
 
+# A mean loss, no drop path and nothing random, so that a batch may be split.
+CLASSIFICATION = """
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmvmamba.VMamba',
+        arch=dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.0),
+        out_indices=(3,),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=2,
+        in_channels=16,
+        topk=(1,),
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)
+data_preprocessor = dict(num_classes=2, mean=[120] * 3, std=[60] * 3, to_rgb=True)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    persistent_workers=False,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_root={root!r}, pipeline=pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01))
+train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=3)
+"""
+
 
 @pytest.fixture(scope='session')
 def data_root(tmp_path_factory):
@@ -133,6 +173,21 @@ def detection_config(data_root, tmp_path_factory):
 def segmentation_config(data_root, tmp_path_factory):
     path = tmp_path_factory.mktemp('configs') / 'segmentation.py'
     path.write_text(SEGMENTATION.format(root=str(data_root)))
+    return path
+
+
+@pytest.fixture(scope='session')
+def classification_config(tmp_path_factory):
+    """Eight images of 32x32 of two classes, and a config for them."""
+    root = tmp_path_factory.mktemp('crops')
+    rng = np.random.default_rng(0)
+    for name, low in (('dark', 0), ('light', 100)):
+        (root / name).mkdir()
+        for i in range(4):
+            image = rng.integers(low, low + 150, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(root / name / f'{i}.png')
+    path = tmp_path_factory.mktemp('configs') / 'classification.py'
+    path.write_text(CLASSIFICATION.format(root=str(root)))
     return path
 
 

@@ -1,0 +1,60 @@
+# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh share; they source this file.
+
+TOOLS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+PYTHON=${PYTHON:-python}
+
+# fail MESSAGE: the message and the usage of the script, which defines usage().
+fail() {
+    echo "${0##*/}: error: $1" >&2
+    usage >&2
+    exit 2
+}
+
+# require VALUE NAME: an argument that must be there.
+require() {
+    [[ -n $1 ]] || fail "$2 is missing"
+}
+
+# require_count VALUE NAME: a whole number above 0.
+require_count() {
+    require "$1" "$2"
+    [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
+}
+
+# run_torchrun GPUS SCRIPT ARGUMENTS...
+run_torchrun() {
+    local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous
+    shift 2
+    require_count "$nodes" NNODES
+    # One node needs no address, and without PORT takes a free one: several jobs fit on a machine.
+    rendezvous=(--standalone --local-addr 127.0.0.1)
+    if [[ $nodes != 1 || -n ${PORT:-} ]]; then
+        rendezvous=(
+            --nnodes "$nodes"
+            --node-rank "${NODE_RANK:-0}"
+            --master-addr "${MASTER_ADDR:-127.0.0.1}"
+            --master-port "${PORT:-29500}"
+        )
+    fi
+    exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
+        "$TOOLS/$script" "$@" --launcher pytorch
+}
+
+# run_srun PARTITION JOB SCRIPT ARGUMENTS...
+run_srun() {
+    local partition=$1 job=$2 script=$3 gpus=${GPUS:-8} per_node extra=()
+    shift 3
+    require_count "$gpus" GPUS
+    per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    require_count "$per_node" GPUS_PER_NODE
+    require_count "${CPUS_PER_TASK:-5}" CPUS_PER_TASK
+    # Words, without expanding what stands in them; read ends with 1 where there is no delimiter.
+    read -r -d '' -a extra <<< "${SRUN_ARGS:-}" || true
+    if [[ -n ${PORT:-} ]]; then
+        export MASTER_PORT=$PORT
+    fi
+    exec srun --partition="$partition" --job-name="$job" --gres=gpu:"$per_node" \
+        --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \
+        --kill-on-bad-exit=1 ${extra[@]+"${extra[@]}"} \
+        "$PYTHON" -u "$TOOLS/$script" "$@" --launcher slurm
+}

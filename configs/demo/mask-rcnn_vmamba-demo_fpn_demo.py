@@ -1,22 +1,19 @@
 # A small Mask R-CNN for the demo data: 160 x 160 photographs, trained from random weights on a CPU.
 _base_ = [
+    './_base_/demo.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/default_runtime.py',
 ]
 
-# The statistics of the demo data's training images (RGB).
-mean = [121.8, 101.6, 89.8]
-std = [65.3, 54.2, 54.1]
-num_classes = 6
+demo = _base_.demo
+mean = demo.mean
+std = demo.std
+num_classes = len(demo.things)
 channels = 64
 model = dict(
     data_preprocessor=dict(mean=mean, std=std),
-    backbone=dict(
-        _delete_=True,
-        type='mmvmamba.VMamba',
-        arch=dict(dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), drop_path_rate=0.0),
-    ),
+    backbone=dict(_delete_=True, **demo.backbone),
     neck=dict(
         in_channels=[32, 64, 128, 256], out_channels=channels, norm_cfg=dict(type='BN'), num_outs=4
     ),
@@ -53,18 +50,8 @@ model = dict(
     ),
 )
 
-data_root = 'data/demo/'
-metainfo = dict(
-    classes=('cat', 'coin', 'cup', 'motorcycle', 'person', 'rocket'),
-    palette=[
-        (220, 140, 60),
-        (250, 220, 60),
-        (150, 60, 30),
-        (220, 30, 40),
-        (240, 130, 180),
-        (60, 160, 240),
-    ],
-)
+data_root = demo.data_root
+metainfo = dict(classes=demo.things, palette=demo.things_palette)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True),
@@ -82,8 +69,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -94,8 +80,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -114,23 +99,19 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
+    optimizer=dict(lr=1e-3, **demo.optimizer),
+    paramwise_cfg=demo.paramwise_cfg,
+    clip_grad=demo.clip_grad,
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=200),
+    dict(end=200, **demo.warmup),
     dict(
-        type='CosineAnnealingLR',
         by_epoch=True,
-        begin=0,
         end=max_epochs,
         T_max=max_epochs,
-        eta_min_ratio=0.01,
         convert_to_iter_based=True,
+        **demo.cosine,
     ),
 ]
-default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(interval=max_epochs, save_optimizer=False)
-)
-randomness = dict(seed=0)
+default_hooks = dict(logger=demo.logger, checkpoint=dict(interval=max_epochs, **demo.checkpoint))
+randomness = demo.randomness

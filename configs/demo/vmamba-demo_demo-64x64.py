@@ -1,19 +1,13 @@
 # A small classifier for the crops of the demo data, trained from random weights on a CPU.
-_base_ = ['mmpretrain::_base_/default_runtime.py']
+_base_ = ['./_base_/demo.py', 'mmpretrain::_base_/default_runtime.py']
 
-classes = ('cat', 'coin', 'cup', 'motorcycle', 'person', 'rocket')
+demo = _base_.demo
+classes = demo.things
 size = 64
-# The statistics of the demo data's training images (RGB).
-data_preprocessor = dict(
-    num_classes=len(classes), mean=[121.8, 101.6, 89.8], std=[65.3, 54.2, 54.1], to_rgb=True
-)
+data_preprocessor = dict(num_classes=len(classes), mean=demo.mean, std=demo.std, to_rgb=True)
 model = dict(
     type='ImageClassifier',
-    backbone=dict(
-        type='mmvmamba.VMamba',
-        arch=dict(dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), drop_path_rate=0.0),
-        out_indices=(3,),
-    ),
+    backbone=dict(out_indices=(3,), **demo.backbone),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
@@ -25,7 +19,7 @@ model = dict(
 
 dataset = dict(
     type='CustomDataset',
-    data_root='data/demo/',
+    data_root=demo.data_root,
     data_prefix='crops/train',
     classes=classes,
     pipeline=[
@@ -37,18 +31,16 @@ dataset = dict(
 )
 train_dataloader = dict(
     batch_size=16,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dataset,
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=32,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dict(
         type='CustomDataset',
-        data_root='data/demo/',
+        data_root=demo.data_root,
         data_prefix='crops/val',
         classes=classes,
         pipeline=[
@@ -68,23 +60,19 @@ train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
+    optimizer=dict(lr=1e-3, **demo.optimizer),
+    paramwise_cfg=dict(flat_decay_mult=0.0, **demo.paramwise_cfg),
+    clip_grad=demo.clip_grad,
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(end=50, **demo.warmup),
     dict(
-        type='CosineAnnealingLR',
         by_epoch=True,
-        begin=0,
         end=max_epochs,
         T_max=max_epochs,
-        eta_min_ratio=0.01,
         convert_to_iter_based=True,
+        **demo.cosine,
     ),
 ]
-default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(interval=max_epochs, save_optimizer=False)
-)
-randomness = dict(seed=0)
+default_hooks = dict(logger=demo.logger, checkpoint=dict(interval=max_epochs, **demo.checkpoint))
+randomness = demo.randomness

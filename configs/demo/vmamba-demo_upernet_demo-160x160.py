@@ -1,26 +1,23 @@
 # A small UperNet for the demo data: 160 x 160 photographs, trained from random weights on a CPU.
 _base_ = [
+    './_base_/demo.py',
     'mmseg::_base_/models/upernet_swin.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',
     'mmseg::_base_/schedules/schedule_20k.py',
 ]
 
-# The statistics of the demo data's training images (RGB).
-mean = [121.8, 101.6, 89.8]
-std = [65.3, 54.2, 54.1]
+demo = _base_.demo
+mean = demo.mean
+std = demo.std
 crop_size = (160, 160)
-num_classes = 11
+num_classes = len(demo.things) + len(demo.stuff)
 channels = 48
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(mean=mean, std=std, size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
-    backbone=dict(
-        _delete_=True,
-        type='mmvmamba.VMamba',
-        arch=dict(dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), drop_path_rate=0.0),
-    ),
+    backbone=dict(_delete_=True, **demo.backbone),
     decode_head=dict(
         in_channels=[32, 64, 128, 256],
         channels=channels,
@@ -33,34 +30,10 @@ model = dict(
 )
 
 dataset_type = 'BaseSegDataset'
-data_root = 'data/demo/'
+data_root = demo.data_root
 metainfo = dict(
-    classes=(
-        'cat',
-        'coin',
-        'cup',
-        'motorcycle',
-        'person',
-        'rocket',
-        'brick',
-        'grass',
-        'gravel',
-        'space',
-        'wood',
-    ),
-    palette=[
-        [220, 140, 60],
-        [250, 220, 60],
-        [150, 60, 30],
-        [220, 30, 40],
-        [240, 130, 180],
-        [60, 160, 240],
-        [130, 90, 90],
-        [70, 170, 70],
-        [140, 140, 150],
-        [50, 40, 120],
-        [190, 150, 100],
-    ],
+    classes=(*demo.things, *demo.stuff),
+    palette=[list(colour) for colour in (*demo.things_palette, *demo.stuff_palette)],
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -82,8 +55,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dict(
         type=dataset_type,
         reduce_zero_label=True,
@@ -95,8 +67,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
+    **demo.loader,
     dataset=dict(
         type=dataset_type,
         reduce_zero_label=True,
@@ -113,22 +84,13 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
+    optimizer=dict(lr=2e-3, **demo.optimizer),
+    paramwise_cfg=demo.paramwise_cfg,
+    clip_grad=demo.clip_grad,
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-        T_max=max_iters,
-        eta_min_ratio=0.01,
-    ),
+    dict(end=100, **demo.warmup),
+    dict(by_epoch=False, end=max_iters, T_max=max_iters, **demo.cosine),
 ]
-default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(interval=max_iters, save_optimizer=False)
-)
-randomness = dict(seed=0)
+default_hooks = dict(logger=demo.logger, checkpoint=dict(interval=max_iters, **demo.checkpoint))
+randomness = demo.randomness

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import Tensor
 
 from mmvmamba.nn import Arch
 from mmvmamba.nn.layers import ACTIVATIONS, check_choice
@@ -80,8 +82,9 @@ class MM_VSSM(VMamba):  # noqa: N801
             Defaults to 'v2'.
         patchembed_version (str): 'v1' (patch) or 'v2' (convolutions). Defaults to 'v1'.
         use_checkpoint (bool): As ``with_cp``. Defaults to False.
-        posembed (bool): Whether a learned position embedding is added to the stem's map.
-            Defaults to False.
+        posembed (bool): Whether there is a position embedding, which is resized on load. As in the
+            authors' backbone it is held but not added, so it gets no gradient; only their
+            classifier adds it, and :class:`VMamba` with ``pos_embed_size``. Defaults to False.
         imgsize (int): Side of the images that the embedding is made for. Defaults to 224.
         **ignored: Anything else, such as the keys of Swin that a config inherits, ``init_cfg``
             among them. One warning lists them.
@@ -159,6 +162,14 @@ class MM_VSSM(VMamba):  # noqa: N801
             in_channels=in_chans,
             init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None,
         )
+        if self.pos_embed is not None:
+            # DistributedDataParallel waits for the gradient of what asks for one.
+            self.pos_embed.requires_grad_(False)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> the first stage's input (N, H/4, W/4, d0), no position added."""
+        self._check_image(x)
+        return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
 
 
 def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
@@ -160,9 +161,33 @@ OTHERS = dict(
     ),
     init=(dict(ssm_init='v1'), dict(ssm_init='random')),
     rank=(dict(ssm_dt_rank=3), dict(dt_rank=3)),
-    posembed=(dict(posembed=True, imgsize=64), dict(pos_embed_size=64)),
     norm=(dict(norm_layer='BN'), dict(norm='bn')),
 )
+
+
+def test_position_embedding_is_held_and_not_added():
+    """As in the authors' backbone; their classifier adds it, as VMamba does."""
+    arguments = dict(patchembed_version='v2', downsample_version='v3')
+    model = MM_VSSM(**THIN, **arguments, posembed=True, imgsize=64).eval()
+    assert model.settings.pos_embed_size == 64
+    assert model.pos_embed.shape == (1, THIN['dims'][0], 16, 16)
+    state = model.state_dict() | {'pos_embed': torch.randn(1, THIN['dims'][0], 8, 8)}
+    model.load_state_dict(state)
+    expected = F.interpolate(state['pos_embed'], size=(16, 16), mode='bicubic')
+    torch.testing.assert_close(model.pos_embed.detach(), expected)
+    del state['pos_embed']
+    plain = MM_VSSM(**THIN, **arguments).eval()
+    plain.load_state_dict(state)
+    adding = VMamba(model.settings).eval()
+    adding.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 57, 40)
+    for held, without, added in zip(model(image), plain(image), adding(image), strict=True):
+        assert torch.equal(held, without)
+        assert not torch.allclose(held, added)
+    sum(out.sum() for out in model.train()(image)).backward()
+    assert [
+        name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ] == []
 
 
 @pytest.mark.parametrize('name', OTHERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
 from .errors import UserError
@@ -23,6 +25,12 @@ _VARIABLES = {
         'LOCAL_RANK': 'OMPI_COMM_WORLD_LOCAL_RANK',
     },
 }
+#: FSDP's 'full' without the move to the CPU, where PyTorch would take it for a copy and crash.
+_FULL_STATE_ON_CPU = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+)
 _REQUIRED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
@@ -61,6 +69,26 @@ def cpu_model_wrapper(cfg: Mapping[str, Any] | None, find_unused_parameters: boo
     wrapper.setdefault('type', 'MMDistributedDataParallel')
     wrapper.setdefault('device_ids', None)
     return wrapper
+
+
+def use_cpu_strategy(cfg: Config) -> None:
+    """Prepares the strategy of a ``FlexibleRunner`` for processes without a GPU.
+
+    Args:
+        cfg (Config): The whole config; its ``strategy`` is changed, and gloo is started.
+    """
+    dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
+    init_cpu_process_group(cfg.launcher, dist_cfg.get('timeout'))
+    strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
+    wrapper = strategy.get('model_wrapper') or {}
+    if strategy['type'] == 'DDPStrategy':
+        wrapper = cpu_model_wrapper(wrapper or None, cfg.get('find_unused_parameters', False))
+        strategy['sync_bn'] = None
+    elif strategy['type'] == 'FSDPStrategy':
+        wrapper = dict(wrapper, device_id='cpu')
+        if strategy.get('state_dict_cfg') == 'full':
+            strategy['state_dict_cfg'] = copy.deepcopy(_FULL_STATE_ON_CPU)
+    strategy['model_wrapper'] = wrapper
 
 
 def _launcher_variables(launcher: str, environ: Mapping[str, str]) -> dict[str, str]:

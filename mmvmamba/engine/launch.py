@@ -94,6 +94,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if task_of(cfg) == 'mmpretrain':
         _set_classification_loaders(cfg)
+    _add_hook(cfg, dict(type='mmvmamba.MixedSizesHook'))
     return cfg
 
 
@@ -136,8 +137,7 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
     path = cfg.get('load_from')
     if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
         raise UserError(f'checkpoint {path!r} does not exist')
-    hook = dict(type='mmvmamba.CheckpointFitHook', whole=whole)
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    _add_hook(cfg, dict(type='mmvmamba.CheckpointFitHook', whole=whole))
 
 
 def use_amp(cfg: Config) -> None:
@@ -160,6 +160,10 @@ def use_amp(cfg: Config) -> None:
     else:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:

@@ -13,7 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .datasets import check_annotations, check_coco_file, describe_empty
-from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu
+from .distributed import (
+    cpu_model_wrapper,
+    init_cpu_process_group,
+    runs_on_cpu,
+    use_cpu_strategy,
+)
 from .errors import UserError
 
 
@@ -35,6 +40,12 @@ class ToolRunnerMixin:
             unused = self.cfg.get('find_unused_parameters', False)
             model_wrapper_cfg = cpu_model_wrapper(model_wrapper_cfg, unused)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        """Registers hooks, and without a GPU one in the place of SyncBN."""
+        super().register_hooks(default_hooks, custom_hooks)
+        if self.distributed and runs_on_cpu():
+            self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 
     @staticmethod
     def build_dataloader(
@@ -75,7 +86,7 @@ def build_runner(cfg: Config) -> Runner:
             :class:`mmengine.runner.Runner`.
 
     Raises:
-        UserError: If ``runner_type`` is not registered.
+        UserError: If ``runner_type`` is not registered, or its strategy needs a launcher.
     """
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
@@ -83,4 +94,19 @@ def build_runner(cfg: Config) -> Runner:
         raise UserError(f'runner_type {name!r} is not registered')
     if issubclass(base, Runner):
         base = type(base.__name__, (ToolRunnerMixin, base), {'__module__': base.__module__})
+    else:
+        _prepare_strategy(cfg)
     return base.from_cfg(cfg)
+
+
+def _prepare_strategy(cfg: Config) -> None:
+    """What the mixin does for a Runner, for a runner whose strategy starts and wraps."""
+    strategy = (cfg.get('strategy') or {}).get('type')
+    if cfg.get('launcher', 'none') != 'none':
+        if runs_on_cpu() and not is_distributed():
+            use_cpu_strategy(cfg)
+    elif strategy in ('DDPStrategy', 'FSDPStrategy'):
+        raise UserError(
+            f'{strategy} needs --launcher: start with tools/dist_train.sh CONFIG GPUS, also for '
+            'one GPU'
+        )

@@ -36,7 +36,8 @@ class VMambaNet(nn.Module):
         in_channels (int): Channels of the images. Defaults to 3.
         num_classes (int): Classes of the classifier. Defaults to 1000.
         out_indices (Sequence[int], optional): The stages whose normalised maps a backbone
-            returns; a negative one counts from the last. Defaults to None, a classifier.
+            returns; a negative one counts from the last. Those after the last one of them do not
+            run and get no gradient. Defaults to None, a classifier.
         frozen_stages (int): The stem and the first ``frozen_stages`` stages (with the
             downsampling after each) get no gradient and stay in eval mode; -1 freezes nothing,
             0 the stem. Defaults to -1.
@@ -112,7 +113,7 @@ class VMambaNet(nn.Module):
             ]
             last = i + 1 == len(arch.dims)
             # A backbone that stops at an earlier stage keeps the later ones: a released file
-            # loads whole, and out_indices may change afterwards.
+            # loads whole.
             downsample = nn.Identity()
             if not last:
                 downsample = DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1], arch.norm)
@@ -127,6 +128,7 @@ class VMambaNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def _freeze_stages(self) -> None:
+        self._freeze_unused_stages()
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
@@ -136,6 +138,14 @@ class VMambaNet(nn.Module):
             module.requires_grad_(False)
         if self.pos_embed is not None:
             self.pos_embed.requires_grad_(False)
+
+    def _freeze_unused_stages(self) -> None:
+        """What runs after the last map gets no gradient, which DistributedDataParallel awaits."""
+        if self.out_indices is None:
+            return
+        last = max(self.out_indices)
+        for module in (self.layers[last].downsample, *self.layers[last + 1 :]):
+            module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> VMambaNet:
         """Sets the mode; frozen stages stay in eval mode."""

@@ -2,12 +2,16 @@
 
 import json
 import os
+import pickle
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 VARIABLES = ('NNODES', 'NODE_RANK', 'PORT', 'MASTER_ADDR', 'MASTER_PORT', 'GPUS', 'GPUS_PER_NODE')
@@ -226,8 +230,6 @@ def test_the_scripts_are_in_the_package():
 
 def test_a_slurm_job_on_the_cpu(stand_in, classification_config, tmp_path):
     """Two tasks of a job find each other: gloo, from Slurm's variables alone."""
-    import torch
-
     scontrol = tmp_path / 'bin' / 'scontrol'
     scontrol.parent.mkdir()
     scontrol.write_text('#!/bin/sh\necho localhost\n')
@@ -245,13 +247,136 @@ def test_a_slurm_job_on_the_cpu(stand_in, classification_config, tmp_path):
         CUDA_VISIBLE_DEVICES='',
     )
     # 8 images, 2 in a batch, 2 tasks.
-    checkpoint = torch.load(tmp_path / 'work dir' / 'epoch_1.pth', weights_only=False)
-    assert checkpoint['meta']['iter'] == 2
+    assert iterations(tmp_path / 'work dir' / 'epoch_1.pth') == 2
 
 
 def free_port():
-    import socket
-
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         return str(server.getsockname()[1])
+
+
+# ---- real jobs on the CPU ----
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script from another folder; ends what is still running after the test."""
+    processes = []
+
+    def run(script, *arguments, **variables):
+        env = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+        env.update(PYTHON=sys.executable, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **variables)
+        process = subprocess.Popen(
+            [TOOLS / script, *map(str, arguments)],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def finish(*processes):
+    """Waits for them all; returns what they wrote."""
+    texts = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), texts
+    return texts
+
+
+def test_two_agents_on_one_machine_are_one_job(start, classification_config, tmp_path):
+    port = free_port()
+    finish(
+        *(
+            start(
+                'dist_train.sh',
+                *(classification_config, 1, '--work-dir', 'a work dir'),
+                NNODES='2',
+                NODE_RANK=str(node),
+                PORT=port,
+                MASTER_ADDR='127.0.0.1',
+            )
+            for node in range(2)
+        )
+    )
+    # 8 images, 2 in a batch, 2 processes; only the first one writes.
+    assert iterations(tmp_path / 'a work dir' / 'epoch_1.pth') == 2
+    assert len(list((tmp_path / 'a work dir').glob('*/*.log'))) == 1
+
+
+def iterations(checkpoint):
+    return torch.load(checkpoint, weights_only=False)['meta']['iter']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('task', 'last', 'figure'),
+    [
+        ('detection', 'epoch_1.pth', 'coco/bbox_mAP: '),
+        ('segmentation', 'iter_2.pth', 'mIoU'),
+    ],
+)
+def test_training_and_testing_in_two_processes(start, task, last, figure, request, tmp_path):
+    """Two jobs at a time: each takes a port of its own."""
+    config = request.getfixturevalue(f'{task}_config')
+    trainings = [
+        start(
+            'dist_train.sh',
+            config,
+            2,
+            '--work-dir',
+            f'work_{i}',
+            '--cfg-options',
+            'randomness.seed=0',
+        )
+        for i in range(2)
+    ]
+    finish(*trainings)
+    states = [
+        torch.load(tmp_path / f'work_{i}' / last, weights_only=False)['state_dict']
+        for i in range(2)
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    # The options after the numbers are the tool's.
+    texts = finish(
+        *(start('dist_test.sh', config, f'work_0/{last}', n, '--out', f'{n}.pkl') for n in (1, 2))
+    )
+    for text in texts:
+        assert figure in text
+    one, two = (pickle.loads((tmp_path / f'{n}.pkl').read_bytes()) for n in (1, 2))
+    assert [sample['img_path'] for sample in one] == [sample['img_path'] for sample in two]
+
+
+@pytest.mark.slow
+def test_fsdp_from_a_file_to_a_test(start, detection_config, tmp_path):
+    """Training with shards starts from a checkpoint, goes on from one, and is tested without."""
+    finish(start('dist_train.sh', detection_config, 1, '--work-dir', 'plain'))
+    sharded = tmp_path / 'sharded.py'
+    fsdp = TOOLS.parent / 'configs' / '_base_' / 'fsdp.py'
+    sharded.write_text(f'_base_ = [{str(detection_config)!r}, {str(fsdp)!r}]\n')
+    load = ('--work-dir', 'sharded', '--cfg-options', 'load_from=plain/epoch_1.pth')
+    finish(start('dist_train.sh', sharded, 2, *load))
+    assert iterations(tmp_path / 'sharded' / 'epoch_1.pth') == 1
+    resume = ('--work-dir', 'sharded', '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
+    finish(start('dist_train.sh', sharded, 2, *resume))
+    assert iterations(tmp_path / 'sharded' / 'epoch_2.pth') == 2
+    (text,) = finish(start('dist_test.sh', detection_config, 'sharded/epoch_2.pth', 1))
+    assert 'tensors found; missing none' in text and 'coco/bbox_mAP' in text
+
+
+def test_shards_need_a_launcher(run_here, detection_config, tmp_path):
+    sharded = tmp_path / 'sharded.py'
+    fsdp = TOOLS.parent / 'configs' / '_base_' / 'fsdp.py'
+    sharded.write_text(f'_base_ = [{str(detection_config)!r}, {str(fsdp)!r}]\n')
+    code, err = run_here('train.py', sharded)
+    assert code == 2
+    assert 'FSDPStrategy needs --launcher' in err

@@ -271,19 +271,6 @@ def test_mmdets_own_tools(data_root, run_script, tmp_path):
     assert 'coco/segm_mAP' in result.stdout + result.stderr
 
 
-@pytest.mark.slow
-def test_two_processes_on_the_cpu(segmentation_config, run_script, tmp_path):
-    """Gloo, DistributedDataParallel without a device, no SyncBN."""
-    launcher = ('-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0')
-    launcher = (*launcher[:-2], '--standalone')
-    arguments = ('--launcher', 'pytorch', '--work-dir', 'out')
-    run_script(TRAIN, segmentation_config, *arguments, cwd=tmp_path, launcher=launcher)
-    result = run_script(
-        TEST, segmentation_config, 'out/iter_2.pth', *arguments, cwd=tmp_path, launcher=launcher
-    )
-    assert 'mIoU' in result.stdout + result.stderr
-
-
 # ---- mistakes ----
 
 

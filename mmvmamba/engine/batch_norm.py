@@ -1,0 +1,31 @@
+"""Statistics of BatchNorm where SyncBN cannot run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import all_reduce_params
+from mmengine.hooks import Hook
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmvmamba.registry import HOOKS
+
+
+@HOOKS.register_module()
+class AverageBatchNormHook(Hook):
+    """Averages the running statistics of BatchNorm over the processes after each step.
+
+    SyncBN needs a GPU. Without it each process keeps the statistics of its own images: the
+    processes would validate with different models, and the checkpoint would hold those of one.
+    """
+
+    priority = 'VERY_HIGH'  # before weights are averaged over time or saved
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Averages running means and variances in place."""
+        layers = [m for m in runner.model.modules() if isinstance(m, _BatchNorm)]
+        buffers = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
+        if buffers:
+            all_reduce_params(buffers, op='mean')

@@ -1,0 +1,54 @@
+"""Warns where a result would depend on the batch size."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from mmvmamba.registry import HOOKS
+
+
+@HOOKS.register_module()
+class MixedSizesHook(Hook):
+    """Warns once where a batch to predict holds images of different sizes.
+
+    They are padded to the largest, and VMamba's scan reads a whole map, padding included: what is
+    predicted for an image then depends on the others in its batch.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Looks at a batch of the validation."""
+        self._check(runner, 'val', data_batch)
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Looks at a batch of the test."""
+        self._check(runner, 'test', data_batch)
+
+    def _check(self, runner: Any, part: str, data_batch: Any) -> None:
+        inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
+        sizes = _sizes(inputs)
+        if self.warned or len(sizes) < 2:
+            return
+        self.warned = True
+        runner.logger.log(
+            logging.WARNING,
+            f'a batch of the {part} data holds images of the sizes '
+            f'{", ".join(f"{h}x{w}" for h, w in sorted(sizes))}: they are padded to one size, the '
+            'scan reads the padding, and the result depends on the batch. Use '
+            f'{part}_dataloader.batch_size=1',
+        )
+
+
+def _sizes(inputs: Any) -> set[tuple[int, int]]:
+    """The sizes (H, W) in a batch; with test-time augmentation, in the first batch that differs."""
+    if not isinstance(inputs, list | tuple):
+        return set()  # stacked: one size
+    if not all(isinstance(image, Tensor) for image in inputs):
+        return next((found for found in map(_sizes, inputs) if len(found) > 1), set())
+    return {tuple(image.shape[-2:]) for image in inputs}

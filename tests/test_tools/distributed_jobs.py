@@ -1,0 +1,266 @@
+"""Jobs of several processes on the CPU, for test_distributed.py.
+
+``python distributed_jobs.py PLAN`` runs the jobs of a JSON file, each in as many processes as it
+says. The packages are imported once: processes are forks of this one. What a process returns is
+saved as ``FOLDER/RANK.pt``.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+
+import mmdet.models  # noqa: F401
+import mmpretrain.models  # noqa: F401
+import mmseg.models  # noqa: F401
+import numpy as np
+import torch
+from mmdet.registry import MODELS as DET_MODELS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.registry import HOOKS, MODELS
+from mmengine.structures import InstanceData, PixelData
+
+from mmvmamba.engine.distributed import cpu_model_wrapper, init_cpu_process_group
+from mmvmamba.engine.runner import build_runner
+from mmvmamba.models import VMamba
+from mmvmamba.nn.block import VSSBlock
+from mmvmamba.registry import register_config_packages
+
+TIMEOUT = 240
+THIN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.2)
+
+
+def build(config, folder, world, **options):
+    """The runner of tools/train.py and tools/test.py."""
+    cfg = Config.fromfile(config)
+    cfg.launcher = 'pytorch' if world > 1 else 'none'
+    cfg.work_dir = str(Path(folder) / 'work_dir')
+    cfg.merge_from_dict(options)
+    return build_runner(cfg)
+
+
+@HOOKS.register_module()
+class KeepLosses(Hook):
+    """Keeps the losses of this process, and what it started from."""
+
+    def __init__(self):
+        self.losses, self.before = [], {}
+
+    def before_train(self, runner):
+        self.before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+        # How much was drawn so far is not the same in all runners.
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(runner.rank)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(float(outputs['loss']))
+
+
+def train(config, folder, world, options):
+    """Trains; returns weights and buffers before and after, and the losses, of this process."""
+    runner = build(config, folder, world, custom_hooks=[dict(type='KeepLosses')], **options)
+    runner.train()
+    hook = next(h for h in runner.hooks if isinstance(h, KeepLosses))
+    start = len('module.') if world > 1 else 0
+    before = {name[start:]: value for name, value in hook.before.items()}
+    state = {name[start:]: value for name, value in runner.model.state_dict().items()}
+    if runner.rank == 0:
+        torch.save({'state_dict': before}, f'{folder}/before.pth')
+    return dict(before=before, state=state, losses=hook.losses)
+
+
+# ---- evaluation ----
+
+
+class Oracle(BaseModel):
+    """Predicts the ground truth, a part of it wrong in a way that depends on the image alone."""
+
+    def __init__(self, data_preprocessor=None, **kwargs):
+        super().__init__(data_preprocessor)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.seen = []
+
+    def forward(self, inputs, data_samples, mode):
+        for sample in data_samples:
+            self.seen.append(sample.img_path)
+            self.predict(sample, len(self.seen), int(Path(sample.img_path).stem))
+        return data_samples
+
+
+@DET_MODELS.register_module()
+class OracleDetector(Oracle):
+    def predict(self, sample, _, image):
+        truth = sample.gt_instances
+        boxes = getattr(truth.bboxes, 'tensor', truth.bboxes) / torch.tensor(
+            sample.scale_factor * 2
+        )
+        boxes[0, 2] += 4 * image
+        masks = truth.masks.to_tensor(torch.bool, 'cpu')
+        masks[0, :, : 8 * image] = False
+        scores = torch.tensor([0.9 - 0.2 * image, 0.8])
+        sample.pred_instances = InstanceData(
+            bboxes=boxes, labels=truth.labels, masks=masks, scores=scores
+        )
+
+
+@MODELS.register_module()
+class OracleSegmentor(Oracle):
+    def predict(self, sample, _, image):
+        labels = sample.gt_sem_seg.data.clone()
+        labels[:, : 10 * image] = 0
+        sample.pred_sem_seg = PixelData(data=labels)
+
+
+def evaluate(config, folder, world, model, options):
+    """Tests the oracle; returns the metrics and the images that this process has seen."""
+    cfg = Config.fromfile(config)
+    cfg.launcher = 'pytorch' if world > 1 else 'none'
+    cfg.work_dir = str(Path(folder) / 'work_dir')
+    cfg.merge_from_dict(options)
+    cfg.model = dict(type=model, data_preprocessor=cfg.model.data_preprocessor)
+    evaluator = [cfg.test_evaluator]
+    dump = 'mmdet.DumpDetResults' if 'Detector' in model else 'DumpResults'
+    cfg.test_evaluator = [*evaluator, dict(type=dump, out_file_path=f'{folder}/predictions.pkl')]
+    runner = build_runner(cfg)
+    metrics = runner.test()
+    oracle = runner.model.module if world > 1 else runner.model
+    return dict(metrics=metrics, seen=oracle.seen)
+
+
+# ---- gradients ----
+
+
+def wrap(model):
+    return MMDistributedDataParallel(
+        model, **{k: v for k, v in cpu_model_wrapper(None, False).items() if k != 'type'}
+    )
+
+
+def images(rank, size=32):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(rank))
+
+
+def out_indices(folder, world):
+    """Two steps with each choice of stages: the second fails where a weight had no gradient."""
+    init_cpu_process_group('pytorch')
+    rank = torch.distributed.get_rank()
+    steps = []
+    for number in range(1, 5):
+        for indices in itertools.combinations(range(4), number):
+            for frozen in (-1, 0 if max(indices) == 0 else 1):
+                torch.manual_seed(0)
+                model = wrap(VMamba(THIN, out_indices=indices, frozen_stages=frozen).train())
+                for _ in range(2):
+                    sum(m.square().mean() for m in model(images(rank))).backward()
+                steps.append((indices, frozen))
+    return dict(steps=steps)
+
+
+def gradients(folder, world):
+    """Gradients with and without checkpointing, and those of this process alone."""
+    init_cpu_process_group('pytorch')
+    rank = torch.distributed.get_rank()
+    result = {}
+    for name, with_cp, distributed in (
+        ('plain', False, True),
+        ('with_cp', True, True),
+        ('alone', False, False),
+    ):
+        torch.manual_seed(0)
+        model = VMamba(THIN, with_cp=with_cp).train()
+        wrapped = wrap(model) if distributed else model
+        for _ in range(2):  # accumulated; other paths are dropped in the second
+            sum(m.square().mean() for m in wrapped(images(rank))).backward()
+        result[name] = {k: p.grad.clone() for k, p in model.named_parameters()}
+    return result
+
+
+def fsdp(config, folder, world, options):
+    """Trains with FSDP; returns what is wrapped, the sizes of the shards and the whole weights."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    runner = build(config, folder, world, custom_hooks=[dict(type='KeepLosses')], **options)
+    runner.train()
+    model = runner.model
+    wrapped = [m for m in model.modules() if isinstance(m, FullyShardedDataParallel)]
+    hook = next(h for h in runner.hooks if isinstance(h, KeepLosses))
+    return dict(
+        kind=type(runner).__name__,
+        wrapped=[type(m.module).__name__ for m in wrapped],
+        blocks=sum(isinstance(m, VSSBlock) for m in model.modules()),
+        shard=sum(p.numel() for p in model.parameters()),
+        losses=hook.losses,
+        before=hook.before,
+    )
+
+
+# ---- processes ----
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
+
+
+def run_rank(job, rank, port):
+    """One process of a job."""
+    torch.set_num_threads(1)
+    world, folder = job['world'], job['folder']
+    if world > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=port,
+        )
+    log = os.open(f'{folder}/{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    result = globals()[job['function']](folder=folder, world=world, **job.get('arguments', {}))
+    torch.save(result, f'{folder}/{rank}.pt')
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def run_job(job):
+    """All processes of a job; the first that fails ends them all."""
+    Path(job['folder']).mkdir(parents=True)
+    context, port = multiprocessing.get_context('fork'), free_port()
+    ranks = [context.Process(target=run_rank, args=(job, r, port)) for r in range(job['world'])]
+    for process in ranks:
+        process.start()
+    try:
+        waiting = list(ranks)
+        while waiting:
+            multiprocessing.connection.wait([p.sentinel for p in waiting], timeout=TIMEOUT)
+            done = [p for p in waiting if not p.is_alive()]
+            for process in done:
+                process.join()
+            waiting = [p for p in waiting if p not in done]
+            if not done or any(p.exitcode for p in done):
+                return
+    finally:
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def main():
+    import multiprocessing.connection  # noqa: F401
+
+    register_config_packages()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run_job(job)
+
+
+if __name__ == '__main__':
+    main()

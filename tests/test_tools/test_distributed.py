@@ -1,0 +1,251 @@
+"""Several processes on the CPU compute what one does. See distributed_jobs.py for what they run."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+JOBS = Path(__file__).parent / 'distributed_jobs.py'
+STEPS = 4
+# Sums of a few hundred terms in another order, in STEPS updates: 2 ** 7 roundings of fp32.
+TOLERANCE = 128 * torch.finfo(torch.float32).eps
+
+NO_VALIDATION = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
+# Each process has its own augmentation, as it is with workers.
+TRAINING = dict(
+    NO_VALIDATION,
+    **{
+        'randomness': dict(seed=0, diff_rank_seed=True),
+        'default_hooks.checkpoint': None,
+        'default_hooks.logger': None,
+    },
+)
+# Three images do not divide by the number of processes: a sampler repeats some.
+EVALUATION = {'test_dataloader.dataset.indices': 3}
+
+
+def plan(classification, detection, segmentation, fsdp, folder):
+    """The jobs of all tests, by name: function, processes, arguments."""
+
+    def train(config, world, **options):
+        arguments = dict(config=str(config), options={**TRAINING, **options})
+        return 'train', world, arguments
+
+    def classify(world, batch, **options):
+        name = 'train_dataloader.batch_size'
+        return train(
+            classification,
+            world,
+            **{name: batch, 'train_cfg.max_epochs': STEPS, 'randomness': dict(seed=3)},
+            **options,
+        )
+
+    def evaluate(config, world, model):
+        return 'evaluate', world, dict(config=str(config), model=model, options=EVALUATION)
+
+    jobs = {
+        'classify_1': classify(1, 8),
+        'classify_2': classify(2, 4),
+        'classify_4': classify(4, 2),
+        'classify_half': classify(1, 4, **{'train_dataloader.dataset.indices': 4}),
+        'out_indices': ('out_indices', 2, {}),
+        'gradients': ('gradients', 2, {}),
+    }
+    for world in (2, 4):
+        jobs[f'detect_{world}'] = train(
+            detection,
+            world,
+            **{'train_dataloader.batch_size': 4 // world, 'train_cfg.max_epochs': 3},
+        )
+        jobs[f'segment_{world}'] = train(
+            segmentation, world, **{'train_dataloader.batch_size': 2, 'train_cfg.max_iters': 3}
+        )
+    sharded = {
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_epochs': 3,
+        'default_hooks.checkpoint': dict(type='CheckpointHook', interval=3),
+        'load_from': str(folder / 'detect_2' / 'before.pth'),
+    }
+    jobs['fsdp'] = ('fsdp', 2, train(fsdp, 2, **sharded)[2])
+    for world in (1, 2, 4):
+        jobs[f'detect_eval_{world}'] = evaluate(detection, world, 'OracleDetector')
+        jobs[f'segment_eval_{world}'] = evaluate(segmentation, world, 'OracleSegmentor')
+    return jobs
+
+
+@pytest.fixture(scope='module')
+def fsdp_config(detection_config, tmp_path_factory):
+    """The config of the repository, as small as the other detector."""
+    text, path = detection_config.read_text(), tmp_path_factory.mktemp('configs') / 'fsdp.py'
+    for old, new in (
+        ('mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py', 'fsdp/mask-rcnn_vmamba-b_fpn_1x_coco.py'),
+        ('backbone=dict(', "backbone=dict(arch='tiny', drop_path_rate=0.2, "),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope='module')
+def results(
+    classification_config, detection_config, segmentation_config, fsdp_config, tmp_path_factory
+):
+    """What each process of each job returned."""
+    folder = tmp_path_factory.mktemp('jobs')
+    jobs = plan(classification_config, detection_config, segmentation_config, fsdp_config, folder)
+    content = [
+        dict(function=function, world=world, arguments=arguments, folder=str(folder / name))
+        for name, (function, world, arguments) in jobs.items()
+    ]
+    (folder / 'plan.json').write_text(json.dumps(content))
+    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    command = [sys.executable, str(JOBS), str(folder / 'plan.json')]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def load(name):
+        ranks = []
+        for rank in range(jobs[name][1]):
+            path = folder / name / f'{rank}.pt'
+            assert path.exists(), (folder / name / f'{rank}.log').read_text()[-3000:]
+            ranks.append(torch.load(path, weights_only=False))
+        return ranks
+
+    load.folder = folder
+    return load
+
+
+def distance(state, other):
+    """The largest difference of two models' tensors, each relative to its largest value."""
+    assert state.keys() == other.keys()
+    return max(
+        ((state[k].double() - other[k].double()).abs().max() / other[k].double().abs().max()).item()
+        for k in state
+        if other[k].abs().max() > 0
+    )
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_processes_with_a_part_of_the_batch_train_as_one_does(results, world):
+    (one,) = results('classify_1')
+    ranks = results(f'classify_{world}')
+    for rank in ranks:
+        assert distance(rank['before'], one['before']) == 0
+        assert distance(rank['state'], one['state']) < TOLERANCE
+    assert distance(one['state'], one['before']) > 1e3 * TOLERANCE
+    # The images of a step are shared out, so their losses differ and have the same mean.
+    losses = torch.tensor([rank['losses'] for rank in ranks])
+    assert losses.shape == (world, STEPS)
+    assert (losses[0] - losses[1]).abs().min() > 1e-4
+    torch.testing.assert_close(losses.mean(0), torch.tensor(one['losses']), rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_the_images_alone_trains_otherwise(results):
+    """The tolerance would show gradients that are not averaged."""
+    (one,), (half,) = results('classify_1'), results('classify_half')
+    assert distance(half['state'], one['state']) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize('world', [2, 4])
+@pytest.mark.parametrize('task', ['detect', 'segment'])
+def test_weights_are_the_same_in_all_processes(results, task, world):
+    ranks = results(f'{task}_{world}')
+    assert len(ranks) == world
+    assert distance(ranks[0]['before'], ranks[0]['state']) > 1e-5
+    for rank in ranks[1:]:
+        assert rank['losses'] != ranks[0]['losses']
+        for name, value in rank['state'].items():
+            assert torch.equal(value, ranks[0]['state'][name]), name
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_statistics_of_batch_norm_are_those_of_all_images(results, world):
+    """After the first step: the mean of what each process saw, not what the first one saw."""
+    ranks = results(f'segment_{world}')
+    state = ranks[0]['state']
+    means = [name for name in state if name.endswith('running_mean')]
+    assert means
+    for name in means:
+        assert state[name].abs().max() > 0
+        assert (state[name.replace('mean', 'var')] > 0).all()
+
+
+# ---- evaluation ----
+
+
+@pytest.mark.parametrize('world', [2, 4])
+@pytest.mark.parametrize(
+    ('task', 'figures'),
+    [('detect', ('coco/bbox_mAP', 'coco/segm_mAP')), ('segment', ('mIoU', 'mAcc'))],
+)
+def test_evaluation_in_several_processes(results, task, figures, world):
+    (one,) = results(f'{task}_eval_1')
+    for figure in figures:
+        assert 0.05 < one['metrics'][figure] / (100 if task == 'segment' else 1) < 0.95
+    ranks = results(f'{task}_eval_{world}')
+    for rank in ranks:
+        assert rank['metrics'] == one['metrics']
+    # An image was seen twice, but counts once.
+    seen = [path for rank in ranks for path in rank['seen']]
+    assert len(seen) == 4 and set(seen) == set(one['seen']) and len(one['seen']) == 3
+    with open(results.folder / f'{task}_eval_{world}' / 'predictions.pkl', 'rb') as file:
+        counted = [sample['img_path'] for sample in pickle.load(file)]
+    assert sorted(counted) == sorted(one['seen'])
+
+
+# ---- DistributedDataParallel ----
+
+
+def test_any_out_indices_without_find_unused_parameters(results):
+    for rank in results('out_indices'):
+        assert len(rank['steps']) == 15 * 2
+
+
+def test_checkpointing_gives_equal_gradients(results):
+    ranks = results('gradients')
+    mean = {k: (ranks[0]['alone'][k] + ranks[1]['alone'][k]) / 2 for k in ranks[0]['alone']}
+    assert distance(ranks[0]['alone'], ranks[1]['alone']) > 0.01
+    for rank in ranks:
+        for name, gradient in rank['plain'].items():
+            assert torch.equal(gradient, rank['with_cp'][name]), name
+        assert distance(rank['plain'], mean) < 1e-5
+
+
+# ---- FSDP ----
+
+
+def test_fsdp_shards_the_blocks(results):
+    ranks = results('fsdp')
+    folder = results.folder / 'fsdp' / 'work_dir'
+    whole = torch.load(folder / 'epoch_3.pth', weights_only=False)['state_dict']
+    for rank in ranks:
+        assert rank['kind'] == 'FlexibleRunner'
+        assert rank['blocks'] == 4
+        assert sorted(rank['wrapped']) == ['MaskRCNN', *['VSSBlock'] * 4]
+        assert len(rank['losses']) == 3 and torch.tensor(rank['losses']).isfinite().all()
+    # Each process holds a part of the weights, and none twice.
+    total = sum(rank['shard'] for rank in ranks)
+    count = sum(v.numel() for k, v in whole.items())
+    assert count <= total < 1.01 * count
+    assert 0.4 < ranks[0]['shard'] / total < 0.6
+
+
+def test_fsdp_trains_as_without_shards(results):
+    """From the same file and with the same images as a job without shards."""
+    plain = results('detect_2')
+    for sharded, rank in zip(results('fsdp'), plain, strict=True):
+        assert sharded['losses'] == pytest.approx(rank['losses'], rel=1e-3)
+    folder = results.folder / 'fsdp' / 'work_dir'
+    whole = torch.load(folder / 'epoch_3.pth', weights_only=False)['state_dict']
+    assert distance(whole, plain[0]['before']) > 1e-4
+    assert distance(whole, plain[0]['state']) < 1e-3

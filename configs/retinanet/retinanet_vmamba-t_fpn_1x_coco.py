@@ -1,6 +1,7 @@
 _base_ = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     '../_base_/backbones/vmamba-t.py',
+    '../_base_/safety.py',
     '../_base_/schedules/adamw_1x.py',
 ]
 # The FPN begins at stride 8; a map of stride 4 would leave its norm without a gradient.
@@ -17,3 +18,4 @@ model = dict(
 )
 optim_wrapper = _base_.adamw
 param_scheduler = _base_.schedule
+default_hooks = _base_.safety

@@ -1,7 +1,9 @@
 _base_ = [
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     '../_base_/backbones/vmamba-t.py',
+    '../_base_/safety.py',
 ]
 model = dict(backbone=_base_.backbone, decode_head=dict(in_channels=[96, 192, 384, 768]))
 # 8 GPUs with 2 images each
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+default_hooks = _base_.safety

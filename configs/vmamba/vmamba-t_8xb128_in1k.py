@@ -4,6 +4,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/safety.py',
 ]
 
 # The drop-path rate is the architecture's. The norm of the last stage is the classifier's.
@@ -20,3 +21,4 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
+default_hooks = _base_.safety

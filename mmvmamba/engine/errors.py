@@ -34,7 +34,7 @@ def explain(error: BaseException) -> str | None:
         error (BaseException): What was raised.
     """
     if isinstance(error, UserError):
-        return str(error)
+        return _last_line(error)
     frames = list(traceback.walk_tb(error.__traceback__))
     component = _component_being_built(frames)
     if isinstance(error, _MISSING_FILE):
@@ -78,7 +78,9 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _last_line(error: BaseException) -> str:
     """A data-loading process hands its whole traceback over as the message."""
     text = str(error).strip()
-    return text.splitlines()[-1] if text.startswith('Caught ') else text
+    if not text.startswith('Caught '):
+        return text
+    return text.splitlines()[-1].removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')
 
 
 def _raised_here(frames: list[tuple[FrameType, int]]) -> bool:

@@ -81,6 +81,36 @@ class VMamba(VMambaNet, BaseModule):
         """
         return tuple(out.contiguous() for out in super().forward(x))
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The place of a parameter for layer-wise learning rates, as mmpretrain counts it.
+
+        The stem is layer 0, each block a layer of its own, with the downsampling after a stage in
+        that of its last block. Output norms and classifier are as far as the head.
+
+        Args:
+            param_name (str): The parameter's name.
+            prefix (str): What its name begins with before the backbone's own. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The layer and the number of layers, head included.
+
+        Raises:
+            ValueError: If there is no such parameter.
+        """
+        name = param_name.removeprefix(prefix)
+        depths = [len(stage.blocks) for stage in self.layers]
+        count = sum(depths) + 2
+        first, *rest = name.split('.')
+        if not param_name.startswith(prefix) or name not in dict(self.named_parameters()):
+            raise ValueError(f'param_name {param_name!r} names no parameter below {prefix!r}')
+        if first in ('patch_embed', 'pos_embed'):
+            return 0, count
+        if first != 'layers':
+            return count - 1, count
+        stage = int(rest[0])
+        within = int(rest[2]) + 1 if rest[1] == 'blocks' else depths[stage]
+        return sum(depths[:stage]) + within, count
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Refuses what MMEngine would load in part, or not at all."""
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,135 @@
+"""Checkpoint files that are whole or not there, and the one to resume from."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from mmvmamba.models.checkpoint_file import read_local_checkpoint
+
+from .errors import UserError
+
+#: The name by which MMEngine's ``backend_args`` ask for :class:`AtomicBackend`.
+ATOMIC = 'mmvmamba_atomic'
+_WRITING = '.writing'
+
+
+class AtomicBackend(LocalBackend):
+    """Local files that appear under their name when all their bytes are on the disk.
+
+    A file is written beside its place under a hidden name, flushed to the disk and renamed. Whoever
+    is killed meanwhile leaves what was there before.
+    """
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes bytes.
+
+        Args:
+            obj (bytes): The content.
+            filepath (str or Path): The file; missing folders are made.
+
+        Raises:
+            UserError: If it cannot be written, on a full disk for example.
+        """
+        folder, name = os.path.split(os.path.abspath(filepath))
+        part = os.path.join(folder, f'.{name}{_WRITING}')
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(part, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, filepath)
+            _sync_folder(folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.remove(part)
+            raise UserError(
+                f'{os.fspath(filepath)!r} ({len(obj)} bytes) cannot be written: {error.strerror}; '
+                'what was saved before is kept'
+            ) from error
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Writes text; see :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
+
+
+register_backend(ATOMIC, AtomicBackend, force=True)
+
+
+def remove_parts(folder: str) -> None:
+    """Removes what a process left that was killed while it wrote a checkpoint."""
+    for path in glob.glob(os.path.join(glob.escape(folder), f'.*.pth{_WRITING}')):
+        os.remove(path)
+
+
+def is_whole(path: str) -> bool:
+    """Whether a checkpoint file has its end, and every part its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
+        return False
+
+
+def last_whole_checkpoint(folder: str) -> str | None:
+    """Finds the checkpoint that a run in a folder can go on from.
+
+    It is the one that ``last_checkpoint`` names, unless that is cut off or gone, or a newer one of
+    the same run is whole: a process may be killed between the two writes.
+
+    Args:
+        folder (str): The work folder.
+
+    Returns:
+        str or None: The path; None if there is no whole checkpoint that holds a run's state.
+    """
+    named = _named_checkpoint(folder)
+    if named is not None and not is_whole(named):
+        named = None
+    folders = {folder, os.path.dirname(named) if named else folder}
+    paths = [p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))]
+    done = -1 if named is None else _iterations(named)
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+        if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
+            break
+        if is_whole(path) and _iterations(path) > max(done, 0):
+            return path
+    return named
+
+
+def _named_checkpoint(folder: str) -> str | None:
+    """What MMEngine's ``last_checkpoint`` names, also if the folder was moved."""
+    pointer = Path(folder, 'last_checkpoint')
+    path = pointer.read_text().strip() if pointer.is_file() else ''
+    if not path:
+        return None
+    moved = os.path.join(folder, os.path.basename(path))
+    return next((p for p in (path, moved) if os.path.isfile(p)), None)
+
+
+def _iterations(path: str) -> int:
+    """Iterations after which a run was saved; -1 for a file that holds weights only."""
+    content: Any = read_local_checkpoint(path)
+    if not isinstance(content, dict) or not {'meta', 'message_hub'} <= content.keys():
+        return -1
+    if not {'optimizer', 'param_schedulers'} & content.keys():
+        return -1
+    return int(content['meta']['iter'])
+
+
+def _sync_folder(folder: str) -> None:
+    """Makes the rename itself last, where the system can open folders."""
+    if os.name != 'posix':
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

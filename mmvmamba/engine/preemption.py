@@ -1,0 +1,121 @@
+"""Saves and stops when a cluster takes the machine away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import EMAHook, Hook
+
+from mmvmamba.registry import HOOKS
+
+from .checkpoint_hook import AtomicCheckpointHook
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM saves ``interrupted.pth`` and exits; ``--resume`` goes on at the next batch.
+
+    Args:
+        signals (Sequence[str]): Names of the signals to heed; a Slurm job with
+            ``--signal=USR1@120`` needs ``('SIGTERM', 'SIGUSR1')``. Defaults to ``('SIGTERM',)``.
+        interval (int): With several processes, the iterations between two questions whether one of
+            them was signalled. Defaults to 10.
+        exit_code (int): The exit status of the process. Defaults to 0.
+
+    Raises:
+        ValueError: If a signal is not known or ``interval`` is not positive.
+    """
+
+    priority = 'LOWEST'  # after the hooks that change what is saved
+
+    def __init__(
+        self, signals: Sequence[str] = ('SIGTERM',), interval: int = 10, exit_code: int = 0
+    ) -> None:
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown:
+            raise ValueError(f'signals has {unknown}, which are no names of signals')
+        if interval < 1:
+            raise ValueError(f'interval must be positive, but got {interval}')
+        self.signals = [signal.Signals[name] for name in signals]
+        self.interval = interval
+        self.exit_code = exit_code
+        self._received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def before_train(self, runner: Any) -> None:
+        """Installs the handlers.
+
+        Raises:
+            ValueError: If there is no :class:`AtomicCheckpointHook` to save with.
+        """
+        if not any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks):
+            raise ValueError(
+                'PreemptionHook saves with AtomicCheckpointHook, but default_hooks.checkpoint.type '
+                'is another'
+            )
+        if threading.current_thread() is not threading.main_thread():
+            runner.logger.warning('signals are not heeded outside the main thread')
+            return
+        for number in self.signals:
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Saves and exits after a signal, once no gradient waits for others."""
+        if not self._asked(runner.iter) or self._accumulating(runner):
+            return
+        self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Does so during a validation between epochs or iterations."""
+        # The ranks may have unequal numbers of batches and so cannot ask each other.
+        if self._received is None or get_world_size() > 1 or not self._before:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                hook.after_val_epoch(runner)  # the averaged weights are in the model's place
+        self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def after_train(self, runner: Any) -> None:
+        """Puts the handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _asked(self, iteration: int) -> bool:
+        """Whether a signal came, to any of the ranks."""
+        if get_world_size() == 1:
+            return self._received is not None
+        if (iteration + 1) % self.interval:
+            return False
+        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
+        flag = torch.tensor(int(self._received is not None), device=device)
+        all_reduce(flag, 'max')
+        return bool(flag.item())
+
+    def _accumulating(self, runner: Any) -> bool:
+        if not hasattr(runner.optim_wrapper, 'should_update'):
+            return False
+        return get_world_size() > 1 and not runner.optim_wrapper.should_update()
+
+    def _save_and_exit(self, runner: Any, meta: dict[str, int]) -> None:
+        hook = next(h for h in runner.hooks if isinstance(h, AtomicCheckpointHook))
+        path = hook.save_interrupted(runner, meta)
+        name = self._received or 'a signal to another process'
+        runner.logger.warning(
+            f'{name}: saved {path} after iteration {meta["iter"]} and stopped; go on with --resume'
+        )
+        self.after_train(runner)
+        raise SystemExit(self.exit_code)

@@ -86,7 +86,7 @@ def check_state_size(d_state: int) -> None:
         )
 
 
-def _differentiates_functionally() -> bool:
+def differentiates_functionally() -> bool:
     """Whether forward-mode differentiation or torch.func's grad, vjp or jvp is at work.
 
     The gradients that torch.library registers know neither: forward mode would get zeros.
@@ -138,7 +138,7 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
         return 'chunked'
     if not has_kernel(op, device):
         reason = load_extension() or f'the extension was built without {device} kernels'
-    elif _differentiates_functionally():
+    elif differentiates_functionally():
         reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
     elif value.dtype not in NATIVE_DTYPES[device]:
         names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvmamba.nn import SS2D
 from mmvmamba.ops._extension import load_extension
-from mmvmamba.ops.flops import selective_scan_cost, ss2d_scan_cost
+from mmvmamba.ops.flops import scan_mark_cost, selective_scan_cost, ss2d_scan_cost
 
 aten = torch.ops.aten
 #: Each element of a normalisation's input: with and without weights.
@@ -82,6 +81,10 @@ def _selective_scan(out: Any, u: Tensor, delta: Tensor, A: Tensor, *args: Any) -
     return selective_scan_cost(u.shape, A.shape, skip, gate)
 
 
+def _scan_mark(out: Any, y: Tensor, A: Tensor, rank: int, extra: int, times: int) -> int:
+    return scan_mark_cost(y.shape, A.shape, extra)
+
+
 def _rounding(x_shape: Sequence[int], directions: int, *products: int) -> int:
     """What products of so many terms gain or lose in :attr:`MultiplyAdds.rounding`."""
     exact = [prod(x_shape) * directions * terms for terms in products]
@@ -128,6 +131,7 @@ class MultiplyAdds(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
         self.rounding = 0
         self.costs = dict(_COSTS)
+        self.costs[torch.ops.mmvmamba.scan_mark] = _scan_mark
         if load_extension() is None:
             self.costs[torch.ops.mmvmamba.ss2d_scan] = _ss2d_scan
             self.costs[torch.ops.mmvmamba.selective_scan] = _selective_scan
@@ -142,25 +146,19 @@ class MultiplyAdds(TorchDispatchMode):
         out = func(*args, **kwargs)
         cost = self.costs.get(func.overloadpacket)
         if cost is not None:
-            self.counts[func.overloadpacket.__name__] += cost(out, *args, **kwargs)
+            name = func.overloadpacket.__name__
+            if cost is _scan_mark:
+                name = 'ss2d_scan' if args[1].dim() == 3 else 'selective_scan'
+            self.counts[name] += cost(out, *args, **kwargs)
         if cost is _ss2d_scan:
-            x, proj, dt_weight = args[:3]
-            self.rounding += _rounding(
-                x.shape, dt_weight.shape[0], proj.shape[-1], dt_weight.shape[-1]
-            )
+            self._add_rounding(args[0], args[4], args[2].shape[-1])
+        elif cost is _scan_mark and args[1].dim() == 3:
+            self._add_rounding(*args[:3])
         return out
 
-    def add_scan(self, module: SS2D, args: tuple[Tensor], out: Tensor) -> None:
-        """Counts the scan of a module that ran as PyTorch's own ops, as a forward hook.
-
-        Of these only the projection of the time steps is counted by itself.
-        """
-        directions, width, rank = module.dt_projs_weight.shape
-        states = module.d_state
-        scanned = (*args[0].shape[:-1], width)
-        cost = ss2d_scan_cost(scanned, (directions, width, 0), (directions, width, states))
-        self.counts['ss2d_scan'] += cost
-        self.rounding += _rounding(scanned, directions, rank + 2 * states, rank)
+    def _add_rounding(self, x: Tensor, A: Tensor, rank: int) -> None:
+        directions, _, states = A.shape
+        self.rounding += _rounding(x.shape, directions, rank + 2 * states, rank)
 
 
 def count_multiply_adds(model: nn.Module, *inputs: Any, **kwargs: Any) -> MultiplyAdds:
@@ -175,14 +173,6 @@ def count_multiply_adds(model: nn.Module, *inputs: Any, **kwargs: Any) -> Multip
         MultiplyAdds: The counts.
     """
     model.eval()
-    counter = MultiplyAdds()
-    decomposed = [
-        module.register_forward_hook(counter.add_scan)
-        for module in model.modules()
-        if isinstance(module, SS2D) and (load_extension() or module.backend == 'reference')
-    ]
-    with torch.no_grad(), counter:
+    with torch.no_grad(), MultiplyAdds() as counter:
         model(*inputs, **kwargs)
-    for hook in decomposed:
-        hook.remove()
     return counter

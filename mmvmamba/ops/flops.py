@@ -4,18 +4,20 @@ One multiply-add counts one. A scan of S states costs 9 S + 1 for each position,
 direction (issue 110 of state-spaces/mamba, with which the paper counts), a gate one more, and the
 projection of the time steps, which ``ss2d_scan`` holds, R. FlopCounterMode counts two for each
 multiply-add, so it is given twice these figures; a backward counts as two forwards, as PyTorch
-counts that of a matrix product.
+counts that of a matrix product. Without a kernel the projection is a product of its own, and a mark
+beside the scan's result carries the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from . import _mark as _mark  # defines the op of that name
 from ._extension import load_extension
 
 #: Costs of a state at a position, and of the skip connection.
@@ -51,6 +53,21 @@ def selective_scan_cost(
     return prod(u_shape) * (STATE_COST * A_shape[1] + SKIP_COST * skip + gate)
 
 
+def scan_mark_cost(y_shape: Sequence[int], A_shape: Sequence[int], extra: int) -> int:
+    """Multiply-adds of a scan that runs as PyTorch's own ops, without the projection of its steps.
+
+    Args:
+        y_shape (Sequence[int]): The shape of the result.
+        A_shape (Sequence[int]): ([K, ]C, S).
+        extra (int): Multiply-adds for each element beside those of the states.
+    """
+    return prod(y_shape) * (prod(A_shape[:-2]) * STATE_COST * A_shape[-1] + extra)
+
+
+def _scan_mark_flops(y, A, rank: int, extra: int, times: int, *args: Any, **kwargs: Any) -> int:
+    return 2 * times * scan_mark_cost(y, A, extra)
+
+
 def _ss2d_scan_flops(x, proj, dt_weight, dt_bias, A, *args: Any, **kwargs: Any) -> int:
     return 2 * ss2d_scan_cost(x, dt_weight, A)
 
@@ -67,17 +84,20 @@ def _selective_scan_backward_flops(grad_out, *args: Any, **kwargs: Any) -> int:
     return 2 * _selective_scan_flops(*args)
 
 
-def _register() -> None:
-    for name, formula in (
-        ('ss2d_scan', _ss2d_scan_flops),
-        ('ss2d_scan_backward', _ss2d_scan_backward_flops),
-        ('selective_scan', _selective_scan_flops),
-        ('selective_scan_backward', _selective_scan_backward_flops),
-    ):
+def _register(formulas: Mapping[str, Callable[..., int]]) -> None:
+    for name, formula in formulas.items():
         op = getattr(torch.ops.mmvmamba, name)
         if op not in flop_registry:
             register_flop_formula(op)(formula)
 
 
+_register({'scan_mark': _scan_mark_flops})
 if load_extension() is None:
-    _register()
+    _register(
+        {
+            'ss2d_scan': _ss2d_scan_flops,
+            'ss2d_scan_backward': _ss2d_scan_backward_flops,
+            'selective_scan': _selective_scan_flops,
+            'selective_scan_backward': _selective_scan_backward_flops,
+        }
+    )

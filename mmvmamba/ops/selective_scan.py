@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
+from ._mark import mark_scan
 
 
 def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +208,7 @@ def selective_scan(
         y, last_state = selective_scan_reference(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, scan
         )
+        y = mark_scan(y, A, 0, (D is not None) + (z is not None))
     return (y, last_state.detach()) if return_last_state else y
 
 

@@ -16,6 +16,7 @@ from ._checks import (
     needs_states,
     without_autocast,
 )
+from ._mark import mark_scan
 from .cross_scan import resolve_pattern, to_map, to_sequence
 from .selective_scan import scan_chunked, scan_reference
 
@@ -134,7 +135,8 @@ def ss2d_scan(
     chosen = choose_backend('ss2d_scan', backend, x)
     if chosen != 'native':
         scan = scan_reference if chosen == 'reference' else scan_chunked
-        return ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
+        y = ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
+        return mark_scan(y, A, dt_weight.shape[2], len(orders))
     acc = accumulate_dtype(x.dtype)
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
     y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, needs_states(inputs))

@@ -1,7 +1,9 @@
 """Parameters and FLOPs against the figures of the paper and of the authors' repository."""
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 import torch
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import mmvmamba
 import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
 from mmvmamba.analysis.flops import count_multiply_adds
 from mmvmamba.analysis.model_flops import count_config
@@ -27,6 +31,10 @@ CLASSIFIER = 'configs/vmamba/vmamba-t_8xb128_in1k.py'
 slow = pytest.mark.slow
 needs_native = pytest.mark.skipif(
     not has_kernel('ss2d_scan', 'cpu'), reason='the native extension is not built'
+)
+#: The kernel, and PyTorch's own ops in its place.
+BACKENDS = pytest.mark.parametrize(
+    'backend', [pytest.param('native', marks=needs_native), 'reference']
 )
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 
@@ -185,26 +193,27 @@ def test_the_count_does_not_depend_on_the_backend(scan):
 # ---- the counters of MMEngine and of PyTorch ----
 
 
-@needs_native
+@BACKENDS
 @pytest.mark.parametrize(
     'settings', [{}, dict(scan='cascade'), dict(arch='vanilla_tiny'), dict(out_norm='dwconv3')]
 )
-def test_mmengine_counts_the_same(settings):
+def test_mmengine_counts_the_same(settings, backend):
     from mmengine.registry import MODELS
 
-    model = MODELS.build(dict(type='mmvmamba.VMamba', **(settings | THIN))).eval()
+    model = MODELS.build(dict(type='mmvmamba.VMamba', backend=backend, **(settings | THIN))).eval()
     image = torch.rand(1, 3, 40, 48)
     result = get_model_complexity_info(model, inputs=(image,), show_table=False, show_arch=False)
     assert result['flops'] == count_multiply_adds(model, image).total
 
 
-@needs_native
+@BACKENDS
 @pytest.mark.parametrize('skip', [False, True])
 @pytest.mark.parametrize('gate', [False, True])
-def test_selective_scan_is_counted(skip, gate):
+def test_selective_scan_is_counted(skip, gate, backend):
     class Scan(torch.nn.Module):
         def forward(self, u, delta, A, B, C, D=None, z=None):
-            return selective_scan(u, delta, A, B, C, D if skip else None, z if gate else None)
+            skip_and_gate = (D if skip else None, z if gate else None)
+            return selective_scan(u, delta, A, B, C, *skip_and_gate, backend=backend)
 
     u = torch.rand(2, 4, 9)
     states = torch.rand(2, 3, 9)
@@ -219,10 +228,10 @@ def test_selective_scan_is_counted(skip, gate):
     assert counter.get_total_flops() == 2 * expected * 3  # a backward is two forwards
 
 
-@needs_native
-def test_flop_counter_mode_counts_forward_and_backward():
+@BACKENDS
+def test_flop_counter_mode_counts_forward_and_backward(backend):
     """Two for a multiply-add, as it counts everything; a backward is two forwards."""
-    module = SS2D(8, conv_kernel=0, d_state=2, ssm_ratio=2.0)
+    module = SS2D(8, conv_kernel=0, d_state=2, ssm_ratio=2.0, backend=backend)
     x = torch.rand(1, 3, 5, 8, requires_grad=True)
     with FlopCounterMode(display=False) as forward:
         y = module(x)
@@ -234,6 +243,8 @@ def test_flop_counter_mode_counts_forward_and_backward():
     assert scan == ss2d_scan_cost((1, 3, 5, C), (4, C, R), (4, C, S))
     assert forward.get_total_flops() == 2 * (products + scan)
     assert backward.get_total_flops() == 4 * (products + scan)
+    if backend == 'reference':
+        return
     ops = torch.ops.mmvmamba
     assert forward.get_flop_counts()['Global'][ops.ss2d_scan] == 2 * scan
     assert backward.get_flop_counts()['Global'][ops.ss2d_scan_backward] == 4 * scan
@@ -252,8 +263,8 @@ def test_flop_counter_mode_on_the_meta_device():
 # ---- the tools ----
 
 
-def run_tool(path, *arguments):
-    environment = dict(os.environ, OMP_NUM_THREADS='1')
+def run_tool(path, *arguments, **env):
+    environment = dict(os.environ, OMP_NUM_THREADS='1', **env)
     command = [sys.executable, str(path), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -279,20 +290,50 @@ def test_tool(tmp_path):
     assert 'height and a width of at least 1' in wrong.stderr
 
 
+STOCK = {
+    'mmdet': 'configs/retinanet/retinanet_vmamba-t_fpn_1x_coco.py',
+    'mmseg': UPERNET.format('t', '512x512'),
+    'mmpretrain': CLASSIFIER,
+}
+
+
+def one_image(cfg, folder):
+    """The tool of mmdet counts the images of the validation data."""
+    Image.new('RGB', (128, 128)).save(folder / '0.jpg')
+    images = [dict(id=0, file_name='0.jpg', width=128, height=128)]
+    coco = dict(images=images, annotations=[], categories=[dict(id=1, name='person')])
+    (folder / 'coco.json').write_text(json.dumps(coco))
+    dataset = cfg.val_dataloader.dataset
+    dataset.update(data_root=str(folder), ann_file='coco.json', data_prefix=dict(img=''))
+    dataset.pipeline[1].scale = (128, 128)
+    cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+
+
 @slow
-@needs_native
-@pytest.mark.parametrize('package', ['mmseg', 'mmpretrain'])
-def test_stock_tools(package, tmp_path):
+@pytest.mark.parametrize('package', STOCK)
+@pytest.mark.parametrize('native', [pytest.param(True, marks=needs_native), False])
+def test_stock_tools(package, native, tmp_path):
     folder = Path(importlib.util.find_spec(package).origin).parent
-    name = UPERNET.format('t', '512x512') if package == 'mmseg' else CLASSIFIER
-    cfg = Config.fromfile(ROOT / name)
+    cfg = Config.fromfile(ROOT / STOCK[package])
     cfg.model.backbone.init_cfg = None
-    expected = count_config(cfg, (128, 128)).flops
+    size = ('--shape', 128, 128)
+    if package == 'mmdet':
+        one_image(cfg, tmp_path)
+        size = ('--num-images', 1)
+    counted = count_config(cfg, (128, 128))
+    expected = counted.flops
     if package == 'mmpretrain':
         expected -= 768 * 1000  # it leaves the head out
     # Resolved, as these tools cannot know where the forks keep the bases of mmseg.
     cfg.dump(tmp_path / 'config.py')
+    env = {}
+    if not native:
+        ignored = shutil.ignore_patterns('_C*', '_build_info.py', '.mim', '__pycache__')
+        shutil.copytree(Path(mmvmamba.__file__).parent, tmp_path / 'mmvmamba', ignore=ignored)
+        env['PYTHONPATH'] = str(tmp_path)
     tool = folder / '.mim/tools/analysis_tools/get_flops.py'
-    result = run_tool(tool, tmp_path / 'config.py', '--shape', 128, 128)
+    result = run_tool(tool, tmp_path / 'config.py', *size, **env)
     assert result.returncode == 0, result.stderr
-    assert f'Flops: {expected / 1e9:.3f}G' in result.stdout
+    assert ('no native kernel' in result.stderr) == (not native)
+    assert counted.by_op['ss2d_scan'] > 1e7  # ten units of the last digit that is printed
+    assert f'Flops: {expected / 1e9:.3f}'.rstrip('0') + 'G' in result.stdout

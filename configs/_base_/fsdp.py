@@ -4,7 +4,7 @@
 # gradients that are sharded is not theirs: no clip_grad.
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='FSDPStrategy',
+    type='mmvmamba.FSDPStrategy',
     model_wrapper=dict(auto_wrap_policy='mmvmamba.vss_block_policy', use_orig_params=True),
     state_dict_cfg='full',
 )

@@ -84,7 +84,7 @@ def use_cpu_strategy(cfg: Config) -> None:
     if strategy['type'] == 'DDPStrategy':
         wrapper = cpu_model_wrapper(wrapper or None, cfg.get('find_unused_parameters', False))
         strategy['sync_bn'] = None
-    elif strategy['type'] == 'FSDPStrategy':
+    elif strategy['type'].endswith('FSDPStrategy'):
         wrapper = dict(wrapper, device_id='cpu')
         if strategy.get('state_dict_cfg') == 'full':
             strategy['state_dict_cfg'] = copy.deepcopy(_FULL_STATE_ON_CPU)

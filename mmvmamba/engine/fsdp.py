@@ -1,11 +1,29 @@
-"""What FullyShardedDataParallel shards together."""
+"""Training in shards: what FullyShardedDataParallel shards together, and how a run goes on."""
 
 from __future__ import annotations
 
+from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.nn.block import VSSBlock
-from mmvmamba.registry import FUNCTIONS
+from mmvmamba.registry import FUNCTIONS, STRATEGIES
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(_FSDPStrategy):
+    """MMEngine's strategy, which can resume too: PyTorch 2.1 changed the order of arguments."""
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Gives each process its part of the optimizer's whole state.
+
+        Args:
+            state_dict (dict): What a checkpoint holds.
+        """
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
+        )
 
 
 @FUNCTIONS.register_module()

@@ -101,11 +101,11 @@ def build_runner(cfg: Config) -> Runner:
 
 def _prepare_strategy(cfg: Config) -> None:
     """What the mixin does for a Runner, for a runner whose strategy starts and wraps."""
-    strategy = (cfg.get('strategy') or {}).get('type')
+    strategy = (cfg.get('strategy') or {}).get('type', '')
     if cfg.get('launcher', 'none') != 'none':
         if runs_on_cpu() and not is_distributed():
             use_cpu_strategy(cfg)
-    elif strategy in ('DDPStrategy', 'FSDPStrategy'):
+    elif strategy.endswith(('DDPStrategy', 'FSDPStrategy')):
         raise UserError(
             f'{strategy} needs --launcher: start with tools/dist_train.sh CONFIG GPUS, also for '
             'one GPU'

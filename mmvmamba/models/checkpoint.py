@@ -136,9 +136,10 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
         if isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
             last = max(model.backbone.out_indices)
             tensors = to_image_classifier(convert_state_dict(inside), last)
-            return _resized(tensors, model.state_dict(), 'backbone.pos_embed')
+            return _resized(tensors, dict(model.named_parameters()), 'backbone.pos_embed')
     inside = {f'backbone.{key}': value for key, value in convert_state_dict(inside).items()}
-    return _resized(inside | others, model.state_dict(), 'backbone.pos_embed')
+    # Of a model in shards, state_dict() would gather them.
+    return _resized(inside | others, dict(model.named_parameters()), 'backbone.pos_embed')
 
 
 def name_classifier(backbone: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
@@ -207,7 +208,7 @@ def _surprising(missing: Iterable[str]) -> list[str]:
 
 
 def _resized(tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    if name in tensors and name in own:
+    if name in tensors and name in own and own[name].dim() == 4:
         tensors = {**tensors, name: resize_pos_embed(tensors[name], own[name].shape[2:])}
     return tensors
 

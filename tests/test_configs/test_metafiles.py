@@ -8,7 +8,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
     'cascade_rcnn',
+    'demo',
     'dino',
+    'fsdp',
     'mask2former',
     'mask_rcnn',
     'retinanet',
@@ -17,7 +19,13 @@ FOLDERS = (
     'vmamba',
 )
 # Counted in a default run; the others take longer.
-COUNTED_ALWAYS = ('vmamba-t_8xb128_in1k', 'segformer_vmamba-t_8xb2-160k_ade20k-512x512')
+COUNTED_ALWAYS = (
+    'vmamba-t_8xb128_in1k',
+    'segformer_vmamba-t_8xb2-160k_ade20k-512x512',
+    'mask-rcnn_vmamba-demo_fpn_demo',
+    'vmamba-demo_upernet_demo-160x160',
+    'vmamba-demo_demo-64x64',
+)
 
 
 def read(path):
@@ -38,8 +46,10 @@ def test_readme_has_every_config_and_its_weights(folder):
     text = (ROOT / 'configs' / folder / 'README.md').read_text()
     for model in read(f'configs/{folder}/metafile.yml')['Models']:
         assert f'({model["Name"]}.py)' in text
-        assert f'tools/train.py {model["Config"]}' in text
-        assert f'tools/test.py {model["Config"]}' in text
+        train = 'tools/train.py {}\n' if folder == 'demo' else 'tools/dist_train.sh {} 8\n'
+        assert train.format(model['Config']) in text
+        # Sharded models are tested without shards.
+        assert f'tools/test.py {model["Config"]}' in text or folder == 'fsdp'
         assert 'Weights' not in model or f'({model["Weights"]})' in text
 
 
@@ -59,8 +69,7 @@ def test_parameters_and_flops_are_what_the_tool_counts(folder, model):
     import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
     from mmvmamba.analysis.model_flops import count_config
 
-    shape = (640, 2560) if '640x640' in model['Name'] else None
-    result = count_config(Config.fromfile(ROOT / model['Config']), shape)
+    result = count_config(Config.fromfile(ROOT / model['Config']), shape_of(model))
     counted = {'Parameters (M)': result.params / 1e6, 'FLOPs (G)': result.published / 1e9}
     text = (ROOT / 'configs' / folder / 'README.md').read_text()
     (row,) = (line for line in text.splitlines() if f'({model["Name"]}.py)' in line)
@@ -70,11 +79,34 @@ def test_parameters_and_flops_are_what_the_tool_counts(folder, model):
             assert f'{value:.{len(given.partition(".")[2])}f}' == given, name
 
 
+def shape_of(model):
+    """The size of the count, where it is not the tool's default."""
+    if 'Input Size' in model['Metadata']:
+        return [int(side) for side in model['Metadata']['Input Size'].split('x')]
+    return (640, 2560) if '640x640' in model['Name'] else None
+
+
 def numbers_of(cells, text):
     """The cells of a row below the headings of parameters and FLOPs."""
     headings = next(line for line in text.splitlines() if 'params (M)' in line)
     headings = [heading.strip() for heading in headings.split('|')]
     return [cells[headings.index(name)] for name in ('params (M)', 'GFLOPs')]
+
+
+def test_results_of_the_demo_are_those_that_were_measured():
+    measured = (ROOT / 'docs/benchmarks.md').read_text()
+    readme = (ROOT / 'configs/demo/README.md').read_text()
+    results = [r for m in read('configs/demo/metafile.yml')['Models'] for r in m.get('Results', [])]
+    assert len(results) == 3
+    for result in results:
+        for name, value in result['Metrics'].items():
+            assert f'{name} {value:.3f}' in measured
+            assert f'{name} {value:.3f}' in readme
+
+
+def test_every_folder_has_a_metafile():
+    folders = {path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - {'_base_'}
+    assert folders == set(FOLDERS)
 
 
 def test_model_index_imports_the_metafiles():

@@ -84,7 +84,10 @@ def fsdp_config(detection_config, tmp_path_factory):
     """The config of the repository, as small as the other detector."""
     text, path = detection_config.read_text(), tmp_path_factory.mktemp('configs') / 'fsdp.py'
     for old, new in (
-        ('mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py', 'fsdp/mask-rcnn_vmamba-b_fpn_1x_coco.py'),
+        (
+            'mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py',
+            'fsdp/mask-rcnn_vmamba-b_fpn_fsdp-1x_coco.py',
+        ),
         ('backbone=dict(', "backbone=dict(arch='tiny', drop_path_rate=0.2, "),
     ):
         assert text.count(old) == 1

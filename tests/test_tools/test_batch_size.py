@@ -56,12 +56,11 @@ def test_images_of_one_size_in_any_batch(task, request, run_here, checkpoint, tm
     weights = checkpoint(config)
     one, log = predictions(run_here, config, weights, tmp_path, 1)
     assert WARNING not in log
-    for batch_size in (2, 4):
-        several, log = predictions(run_here, config, weights, tmp_path, batch_size)
-        assert WARNING not in log
-        for a, b in zip(one, several, strict=True):
-            assert a['img_path'] == b['img_path']
-            assert_same(task, a, b)
+    several, log = predictions(run_here, config, weights, tmp_path, 3)  # and one alone
+    assert WARNING not in log
+    for a, b in zip(one, several, strict=True):
+        assert a['img_path'] == b['img_path']
+        assert_same(task, a, b)
 
 
 def assert_same(task, a, b):

@@ -1,0 +1,102 @@
+# A template: fine-tunes a published UperNet on a segmentation data set of one's own, on one GPU.
+# Copy it, and change what stands above the line; docs/custom_data.md walks through it.
+_base_ = '../upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
+
+classes = (
+    'cat',
+    'coin',
+    'cup',
+    'motorcycle',
+    'person',
+    'rocket',
+    'brick',
+    'grass',
+    'gravel',
+    'space',
+    'wood',
+)
+# A colour (RGB) for each class, to draw it.
+palette = [
+    [220, 140, 60],
+    [250, 220, 60],
+    [150, 60, 30],
+    [220, 30, 40],
+    [240, 130, 180],
+    [60, 160, 240],
+    [130, 90, 90],
+    [70, 170, 70],
+    [140, 140, 150],
+    [50, 40, 120],
+    [190, 150, 100],
+]
+data_root = 'data/demo/'
+train_images, train_labels = 'images/train', 'annotations/train'
+val_images, val_labels = 'images/val', 'annotations/val'
+img_suffix, seg_map_suffix = '.jpg', '.png'
+# True: in a label map 0 means "no label" and 1 the first class. False: 0 is the first class, 255 no
+# label.
+reduce_zero_label = True
+crop_size = (160, 160)  # (H, W) of what is trained on; 512 and more for larger photographs
+scale = (640, 160)  # the longest and the shortest side to which images are resized
+batch_size = 4  # what the GPU's memory holds
+max_iters = 4000
+# An ADE20K model of the same backbone: a file, or a URL that is downloaded once.
+load_from = 'https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth'  # noqa: E501
+
+# --------------------------------------------------------------------------------------------------
+
+num_classes = len(classes)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(init_cfg=None),  # its weights are in load_from
+    # The last layers have other sizes than ADE20K's, and start from random weights.
+    decode_head=dict(num_classes=num_classes),
+    auxiliary_head=dict(num_classes=num_classes),
+)
+metainfo = dict(classes=classes, palette=palette)
+own = dict(
+    LoadAnnotations=dict(reduce_zero_label=reduce_zero_label),
+    RandomResize=dict(scale=scale),
+    RandomCrop=dict(crop_size=crop_size),
+    Resize=dict(scale=scale),
+)
+train_pipeline = [dict(step, **own.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **own.get(step['type'], {})) for step in _base_.test_pipeline]
+dataset = dict(
+    type='BaseSegDataset',
+    data_root=data_root,
+    metainfo=metainfo,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
+    reduce_zero_label=reduce_zero_label,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    dataset=dict(
+        data_prefix=dict(img_path=train_images, seg_map_path=train_labels),
+        pipeline=train_pipeline,
+        **dataset,
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_prefix=dict(img_path=val_images, seg_map_path=val_labels),
+        pipeline=test_pipeline,
+        **dataset,
+    )
+)
+test_dataloader = val_dataloader
+
+val_interval = max(1, max_iters // 10)
+train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
+# The rate of the recipe, 6e-5, is for 16 images a step; it is scaled to the batch of this run.
+auto_scale_lr = dict(enable=True, base_batch_size=16)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=100),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=100, end=max_iters, by_epoch=False),
+]
+# The best model on the validation data is kept beside the last two.
+default_hooks = dict(
+    checkpoint=dict(interval=val_interval, max_keep_ckpts=2, save_best='mIoU', rule='greater'),
+    logger=dict(interval=10),
+)

@@ -1,0 +1,104 @@
+"""demo/inference.py for the three tasks."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
+
+ROOT = Path(__file__).parents[2]
+TASKS = ('detection', 'segmentation', 'classification')
+
+
+@pytest.fixture
+def predict(monkeypatch, capfd, tmp_path):
+    """Runs the script in this process, from a folder that is not the repository."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['inference.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / 'demo' / 'inference.py'), run_name='__main__')
+        return stop.value.code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Two images of different sizes in a folder, and a file that is none."""
+    folder = tmp_path / 'my photographs'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (('a.png', (64, 48)), ('b.jpg', (40, 56))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / 'notes.txt').write_text('none')
+    return folder
+
+
+def weights(config, path, **content):
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save({'state_dict': model.state_dict(), **content}, path)
+    return path
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, caplog):
+    """From a file without the names of the classes: those are the config's."""
+    config = request.getfixturevalue(f'{task}_config')
+    if task == 'classification':  # where the config has no names, the checkpoint has
+        meta = dict(meta=dict(dataset_meta=dict(classes=('night', 'day'))))
+        checkpoint = weights(config, tmp_path / 'weights.pth', **meta)
+    else:
+        checkpoint = weights(config, tmp_path / 'weights.pth')
+    code, err = predict(photographs, config, checkpoint, '--out-dir', 'my pictures')
+    assert code == 0, err
+    pictures = {path.stem: path for path in (tmp_path / 'my pictures' / 'vis').iterdir()}
+    assert sorted(pictures) == ['a', 'b']
+    for name, photograph in (('a', 'a.png'), ('b', 'b.jpg')):
+        with Image.open(pictures[name]) as picture, Image.open(photographs / photograph) as image:
+            assert picture.size == image.size
+            # Something is drawn, on a photograph that can still be recognised.
+            drawn = np.asarray(picture.convert('RGB'), dtype=float)
+            assert np.abs(drawn - np.asarray(image.convert('RGB'), dtype=float)).mean() > 1
+    assert '2 pictures are in my pictures/vis' in caplog.text
+    if task == 'classification':
+        assert 'a.png: night (' in caplog.text or 'a.png: day (' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'),
+    [
+        (lambda p: ['nowhere.jpg'], "image 'nowhere.jpg' does not exist"),
+        (lambda p: [p.parent / 'empty'], 'holds no image'),
+        (lambda p: [p, p.parent / 'twin'], 'would have the same picture'),
+    ],
+)
+def test_wrong_images(make, words, predict, photographs, detection_config, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'twin').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'twin' / 'a.png')
+    code, err = predict(*make(photographs), detection_config, 'weights.pth')
+    assert code == 2
+    assert 'inference.py: error: ' in err and words in err
+
+
+def test_weights_that_do_not_fit(predict, photographs, detection_config, tmp_path):
+    code, err = predict(photographs, detection_config, 'no.pth')
+    assert code == 2 and "checkpoint 'no.pth' does not exist" in err
+    checkpoint = torch.load(weights(detection_config, tmp_path / 'part.pth'), weights_only=False)
+    state = {k: v for k, v in checkpoint['state_dict'].items() if 'neck' not in k}
+    torch.save({'state_dict': state}, tmp_path / 'part.pth')
+    code, err = predict(photographs, detection_config, 'part.pth')
+    assert code == 2 and 'missing neck.' in err

@@ -9,7 +9,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
+from mmvmamba.models.checkpoint import adapt_state_dict, as_logged, check_fit
 from mmvmamba.models.checkpoint_file import state_dict_of
 from mmvmamba.registry import HOOKS
 
@@ -49,7 +49,7 @@ class CheckpointFitHook(Hook):
             checkpoint['state_dict'] = tensors
             return  # names and shapes of shards say nothing about a file
         fit = check_fit(model, tensors, filename, self.whole or runner._resume)
-        checkpoint['state_dict'] = tensors
+        checkpoint['state_dict'] = as_logged(tensors)
         runner.logger.info(f'{filename}: {fit}')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ _NO_PREFIX = (
     '; no key has the prefix of this backbone: tools/model_converters/convert_vmamba.py gives a '
     'file the names of a whole model'
 )
+#: The mark of :func:`as_logged`.
+_LOGGED = 'fit_is_logged'
 #: Counters of BatchNorm, which older files lack.
 _COUNTER = 'num_batches_tracked'
 
@@ -92,14 +95,16 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) 
     MMLogger.get_current_instance().info(f'{filename}: {fit}')
 
 
-def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_backbone(
+    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Checks what a model, an inferencer or a user loads into a backbone, and logs it.
-
-    Nothing is logged where :func:`check_fit` already was called for the same tensors.
 
     Args:
         model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
         tensors (Mapping[str, Tensor]): Tensors by the model's names.
+        metadata (Mapping): What the state dict says of this module; nothing is logged for one of
+            :func:`as_logged`.
 
     Raises:
         ValueError: If nothing fits, a block is missing or a shape differs.
@@ -111,7 +116,7 @@ def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if not fit.found or fit.differing or _surprising(fit.missing):
         hint = '' if tensors else _NO_PREFIX
         raise ValueError(f'the state dict does not fit {type(model).__name__}: {fit}{hint}')
-    if not model.__dict__.pop('_load_is_logged', False):
+    if _LOGGED not in metadata:
         MMLogger.get_current_instance().info(f'{type(model).__name__}: {fit}')
 
 
@@ -198,9 +203,17 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], filename: str, wh
         wrong = _surprising(k for k in fit.missing + fit.differing if k.startswith('backbone.'))
     if wrong or not fit.found:
         raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
-    if isinstance(getattr(model, 'backbone', None), VMambaNet):
-        model.backbone._load_is_logged = True  # the caller logs the whole model
     return fit
+
+
+def as_logged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole model's state dict whose fit was logged, so that its backbone's is not once more.
+
+    The mark is in the metadata, which copies of a state dict keep: a moving average loads one.
+    """
+    state_dict = OrderedDict(tensors)
+    state_dict._metadata = OrderedDict(backbone={_LOGGED: True})
+    return state_dict
 
 
 def _surprising(missing: Iterable[str]) -> list[str]:

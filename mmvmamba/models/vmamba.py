@@ -111,11 +111,11 @@ class VMamba(VMambaNet, BaseModule):
         within = int(rest[2]) + 1 if rest[1] == 'blocks' else depths[stage]
         return sum(depths[:stage]) + within, count
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         """Refuses what MMEngine would load in part, or not at all."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        check_backbone(self, inside)
+        check_backbone(self, inside, local_metadata)
 
     def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
         """The hook of mmpretrain's ImageClassifier for what it loads from elsewhere."""

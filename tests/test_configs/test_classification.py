@@ -279,6 +279,7 @@ def test_the_tool_tests_a_released_file(data_root, tmp_path):
         *('--out', tmp_path / 'scores.pkl', '--cfg-options', *options),
     )
     assert 'Start testing on EMA model' in output
+    assert output.count('tensors found') == 1
     sample = pickle.loads((tmp_path / 'scores.pkl').read_bytes())[0]
     cfg = Config.fromfile(demo)
     image = mmcv.imread(sample['img_path'], channel_order='rgb')

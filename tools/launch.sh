@@ -36,6 +36,9 @@ run_torchrun() {
             --master-port "${PORT:-29500}"
         )
     fi
+    [[ -z ${MAX_RESTARTS:-} ]] || rendezvous+=(--max-restarts "$MAX_RESTARTS")
+    # After a restart the processes must not find the addresses of the killed ones in the store.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
     exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
         "$TOOLS/$script" "$@" --launcher pytorch
 }

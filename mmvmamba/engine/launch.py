@@ -9,7 +9,7 @@ import inspect
 import os
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from mmvmamba.models.checkpoint_file import use_safe_loader
@@ -138,6 +138,23 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
     if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
         raise UserError(f'checkpoint {path!r} does not exist')
     _add_hook(cfg, dict(type='mmvmamba.CheckpointFitHook', whole=whole))
+
+
+def resume_from(cfg: Config, path: str) -> None:
+    """Makes a run go on from a checkpoint.
+
+    Args:
+        cfg (Config): The whole config.
+        path (str): The checkpoint; 'auto' is the last whole one in the work folder and, as long as
+            there is none, a begin with the config's ``load_from``.
+    """
+    cfg.resume = True
+    if path == 'auto':
+        hooks = cfg.setdefault('default_hooks', ConfigDict())
+        hook = hooks.setdefault('resume', ConfigDict(type='mmvmamba.ResumeHook'))
+        hook.load_from = cfg.get('load_from')
+        path = None
+    cfg.load_from = path
 
 
 def use_amp(cfg: Config) -> None:

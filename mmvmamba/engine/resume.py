@@ -63,11 +63,16 @@ class ResumeHook(Hook):
     with an infinite sampler; the model draws its own from (seed, iteration, rank). A checkpoint
     holds the position among the batches and gradients that wait for others. ``resume=True`` alone
     finds the last checkpoint that is whole.
+
+    Args:
+        load_from (str, optional): The weights to begin with where there is no checkpoint to resume
+            from yet; the train tool passes the config's. Defaults to None.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self) -> None:
+    def __init__(self, load_from: str | None = None) -> None:
+        self.load_from = load_from
         self._seed = 0
         self._epoch = 0  # of the batches, also in an iteration-based loop
         self._batches = 0  # done in that epoch
@@ -85,6 +90,7 @@ class ResumeHook(Hook):
         runner._load_from = found[0]
         if found[0] is None:
             runner._resume = False
+            runner._load_from = self.load_from
             runner.logger.warning(f'no checkpoint to resume from in {runner.work_dir!r}')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:

@@ -223,3 +223,13 @@ def run_here(monkeypatch, tmp_path, capfd):
         raise AssertionError(f'{name} did not exit')
 
     return run
+
+
+@pytest.fixture(scope='session')
+def server():
+    """Forks runs of the tools that are to be killed; see fault_server.py."""
+    from .fault_jobs import FaultServer
+
+    server = FaultServer()
+    yield server
+    server.close()

@@ -1,0 +1,166 @@
+"""Imports everything once, then forks a process for every run of a tool that it is asked for.
+
+Each line on stdin is a JSON object, each answer one on stdout. ``start`` answers the process id,
+``wait`` the exit status (a negative one is a signal's number) or null after ``timeout`` seconds.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def preload():
+    """What takes seconds; nothing of it starts a thread or a runner."""
+    import torch
+    from mmengine.config import config
+
+    for package in ('mmdet', 'mmseg', 'mmpretrain'):
+        for part in ('models', 'datasets', 'evaluation', 'engine', 'visualization'):
+            importlib.import_module(f'{package}.{part}')
+    for part in ('engine', 'models'):
+        importlib.import_module(f'mmvmamba.{part}')
+    torch.set_num_threads(1)
+    # The layout of a config that is kept takes longer than a run of this size.
+    config.FormatCode = lambda text, *args, **kwargs: (text, False)
+
+
+class DyingFile:
+    """A file whose process is killed after some of its bytes are written."""
+
+    def __init__(self, file, fraction):
+        self.file, self.fraction = file, fraction
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: int(len(data) * self.fraction)])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_writing(nth, fraction):
+    """Kills this process in its n-th checkpoint: while writing it or, at 1.0, before renaming."""
+    from mmvmamba.engine import checkpoint_files
+
+    seen = []
+
+    def is_nth(path):
+        seen.append(path)
+        return len(seen) == nth
+
+    def open_file(path, mode, *args, **kwargs):
+        file = open(path, mode, *args, **kwargs)
+        checkpoint = '.pth' in os.fspath(path) and mode == 'wb'
+        return DyingFile(file, fraction) if checkpoint and is_nth(path) else file
+
+    def replace(source, target):
+        if os.fspath(target).endswith('.pth') and is_nth(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    rename = os.replace
+    if fraction < 1:
+        checkpoint_files.open = open_file
+    else:
+        os.replace = replace
+
+
+def limit_files(size):
+    """A disk on which no file can grow beyond some bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def poison_losses(first, last, gradients):
+    """Makes the losses of some iterations, or their gradients, not a number."""
+    from mmengine.model import BaseModel
+
+    parse = BaseModel.parse_losses
+    seen = []
+
+    def parse_losses(self, losses):
+        seen.append(None)
+        total, variables = parse(self, losses)
+        if first <= len(seen) <= last:
+            if gradients:
+                total.register_hook(lambda gradient: gradient * float('nan'))
+            else:
+                total = total * float('nan')
+                variables['loss'] = total
+        return total, variables
+
+    BaseModel.parse_losses = parse_losses
+
+
+FAULTS = dict(die=die_while_writing, limit=limit_files, poison=poison_losses)
+
+
+def run_child(job):
+    os.setpgid(0, 0)
+    log = os.open(job['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(job['env'])
+    os.chdir(job['cwd'])
+    sys.argv = [job['tool'], *job['args']]
+    for name, arguments in job['faults'].items():
+        FAULTS[name](*arguments)
+    try:
+        runpy.run_path(str(ROOT / 'tools' / job['tool']), run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def wait(pid, timeout):
+    end = time.monotonic() + timeout
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.005)
+
+
+def main():
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # some imports print
+    preload()
+    answers.write('{}\n')
+    answers.flush()
+    for line in sys.stdin:
+        job = json.loads(line)
+        if job['do'] == 'start':
+            answer = os.fork()
+            if answer == 0:
+                run_child(job)
+        else:
+            answer = wait(job['pid'], job['timeout'])
+        answers.write(json.dumps(answer) + '\n')
+        answers.flush()
+
+
+if __name__ == '__main__':
+    main()

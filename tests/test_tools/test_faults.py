@@ -1,0 +1,331 @@
+"""Runs that are killed, interrupted or out of disk, and resumed; with real processes.
+
+Every iteration that a resumed run logs must equal, to the last bit, that of a run that nothing has
+interrupted. ``CHAOS_KILLS`` sets the number of random kills of the campaign (``make chaos``).
+"""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .fault_jobs import (
+    DETECTION,
+    SEGMENTATION,
+    assert_same_losses,
+    assert_same_state,
+    last_checkpoint,
+    losses,
+    output,
+)
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get('CHAOS_KILLS', '20'))
+SEED = int(os.environ.get('CHAOS_SEED', '0'))
+END = dict(detection=16, segmentation=14)  # iterations
+LAST = dict(detection='epoch_4.pth', segmentation='iter_14.pth')
+TASKS = tuple(END)
+
+
+@pytest.fixture(scope='module')
+def configs(detection_config, segmentation_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('faults')
+    found = {}
+    for task, base, text in (
+        ('detection', detection_config, DETECTION),
+        ('segmentation', segmentation_config, SEGMENTATION),
+    ):
+        found[task] = folder / f'{task}.py'
+        found[task].write_text(f'_base_ = {str(base)!r}\n{text}')
+    return found
+
+
+@pytest.fixture(scope='module')
+def reference(server, configs, tmp_path_factory):
+    """Of each task: the folder, the losses and the seconds of a run from begin to end."""
+    found = {}
+    for task in TASKS:
+        work_dir = tmp_path_factory.mktemp('reference') / 'run'
+        begin = time.monotonic()
+        assert server.run(configs[task], work_dir) == 0, output(work_dir)
+        seconds = time.monotonic() - begin
+        logged = losses(work_dir)
+        assert sorted(logged) == list(range(1, END[task] + 1))
+        found[task] = work_dir, logged, seconds
+    return found
+
+
+@pytest.fixture
+def finish(server, configs, reference):
+    """Resumes until the end and compares all with the uninterrupted run."""
+
+    def finish(task, work_dir, *args):
+        assert server.run(configs[task], work_dir, '--resume', *args) == 0, output(work_dir)
+        stock, logged, _ = reference[task]
+        assert_same_losses(work_dir, logged)
+        assert END[task] in losses(work_dir)
+        assert_same_state(work_dir / LAST[task], stock / LAST[task])
+
+    return finish
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_two_runs_are_equal_and_random(server, configs, reference, task, tmp_path):
+    """Also with workers; and neither data nor model draw the same in every iteration."""
+    workers = ('--cfg-options', 'train_dataloader.num_workers=2')
+    assert server.run(configs[task], tmp_path / 'run', *workers) == 0
+    stock, logged, _ = reference[task]
+    assert_same_losses(tmp_path / 'run', logged)
+    assert_same_state(tmp_path / 'run' / LAST[task], stock / LAST[task])
+    assert len({entries[0]['loss'] for entries in logged.values()}) == END[task]
+
+
+def kills():
+    """Seeded: which task, when, and whether inside a checkpoint (which one, how much of it)."""
+    rng = random.Random(SEED)
+    inside = [0.0, 0.1, 0.5, 0.9, 1.0]
+    for number in range(KILLS):
+        task = TASKS[number % 2]
+        if number % 4 == 3 or number % 10 == 0:
+            yield task, None, (rng.randint(1, 2), inside[number % 5])
+        else:
+            yield task, rng.random(), None
+
+
+def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
+    """kill -9 at random times, and in the middle of writing checkpoints; then the rest."""
+    inside = 0
+    began = dict.fromkeys(TASKS, 0)
+    for task, moment, writing in kills():
+        work_dir = tmp_path / task
+        if (work_dir / LAST[task]).exists():
+            began[task] += 1
+            work_dir.rename(tmp_path / f'{task}{began[task]}')
+        # Whoever starts a run again does not change the command.
+        args = [] if writing is None else ['--cfg-options', 'train_dataloader.num_workers=1']
+        faults = {} if writing is None else dict(die=writing)
+        pid = server.start(configs[task], work_dir, '--resume', *args, faults=faults)
+        status = server.wait(pid, 120 if moment is None else moment * reference[task][2])
+        if status is None:
+            assert moment is not None, output(work_dir)
+            status = server.kill(pid)
+        assert status in (0, -signal.SIGKILL), output(work_dir)
+        inside += writing is not None and status == -signal.SIGKILL
+        assert_same_losses(work_dir, reference[task][1])
+    assert inside >= min(5, KILLS // 4)
+    for task in TASKS:
+        finish(task, tmp_path / task)
+        for number in range(1, began[task] + 1):
+            old = tmp_path / f'{task}{number}' / LAST[task]
+            assert_same_state(old, reference[task][0] / LAST[task])
+        assert not list((tmp_path / task).glob('.*writing'))
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_the_last_whole_checkpoint_stays(server, configs, finish, task, tmp_path):
+    """The third is cut off while the folder may hold two; the second is not removed for it."""
+    work_dir = tmp_path / 'run'
+    assert server.run(configs[task], work_dir, faults=dict(die=(3, 0.5))) == -signal.SIGKILL
+    names = ['epoch_1.pth', 'epoch_2.pth']
+    if task == 'segmentation':
+        names = ['iter_3.pth', 'iter_6.pth']
+    assert sorted(p.name for p in work_dir.glob('*.pth')) == names
+    assert last_checkpoint(work_dir).name == names[1]
+    finish(task, work_dir)
+    assert len(list(work_dir.glob('*.pth'))) == 2
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_full_disk(server, configs, finish, task, tmp_path):
+    """The run stops with a sentence, leaves nothing, and goes on when there is room."""
+    work_dir = tmp_path / 'run'
+    assert server.run(configs[task], work_dir, faults=dict(die=(2, 1.0))) == -signal.SIGKILL
+    before = last_checkpoint(work_dir)
+    limit = before.stat().st_size // 2
+    assert server.run(configs[task], work_dir, '--resume', faults=dict(limit=(limit,))) == 2
+    assert 'cannot be written: File too large; what was saved before is kept' in output(work_dir)
+    assert last_checkpoint(work_dir) == before
+    assert not list(work_dir.glob('.*'))
+    finish(task, work_dir)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_sigterm(server, configs, reference, finish, task, tmp_path):
+    """Saves between two checkpoints, exits with 0, and the next batch is that of the same order."""
+    work_dir = tmp_path / 'run'
+    pid = server.start(configs[task], work_dir)
+    while not any(step >= 5 for step in losses(work_dir)):
+        assert server.wait(pid, 0.002) is None, output(work_dir)
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait(pid) == 0
+    done = max(losses(work_dir))
+    assert 5 <= done < END[task]
+    assert last_checkpoint(work_dir).name == 'interrupted.pth'
+    assert f'after iteration {done} and stopped; go on with --resume' in output(work_dir)
+    finish(task, work_dir)
+    assert not (work_dir / 'interrupted.pth').exists()
+    # None was done twice and none left out.
+    assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * END[task]
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_loss_that_is_not_finite(server, configs, finish, task, tmp_path):
+    """Stops before anything is saved and names the images; the checkpoint before it is good."""
+    work_dir = tmp_path / 'run'
+    assert server.run(configs[task], work_dir, faults=dict(poison=(6, 6, False))) == 2
+    found = re.search(r"iteration 6: \{'loss': nan\} not finite, images \[(.*)\]", output(work_dir))
+    assert found is not None, output(work_dir)
+    assert re.fullmatch(r"('.*/images/\d\.png'(, )?)+", found[1])
+    name = dict(detection='epoch_1.pth', segmentation='iter_3.pth')[task]
+    assert f'the last good checkpoint is {last_checkpoint(work_dir)}' in output(work_dir)
+    assert last_checkpoint(work_dir).name == name
+    finish(task, work_dir)
+
+
+def test_weights_that_are_not_finite_are_not_saved(server, configs, finish, tmp_path):
+    """The gradient of the last iteration before a checkpoint spoils the weights, not the loss."""
+    work_dir = tmp_path / 'run'
+    options = ('--cfg-options', 'optim_wrapper.clip_grad=None')
+    faults = dict(poison=(6, 6, True))
+    assert server.run(configs['segmentation'], work_dir, *options, faults=faults) == 2
+    assert re.search(r'iteration 6: \d+ tensors are not finite', output(work_dir))
+    assert last_checkpoint(work_dir).name == 'iter_3.pth'
+    finish('segmentation', work_dir)
+
+
+def test_a_scaler_that_skips_steps(server, configs, tmp_path):
+    work_dir = tmp_path / 'run'
+    options = (
+        '--cfg-options',
+        'optim_wrapper.type=mmvmamba.CPUAmpOptimWrapper',
+        'optim_wrapper.dtype=float16',
+        'default_hooks.non_finite.max_skipped_steps=4',
+    )
+    config = configs['segmentation']
+    # Four are not too many, nor is a fifth after a good one.
+    for faults, status in (((2, 5, True), 0), ((4, 14, True), 2)):
+        run = work_dir / str(status)
+        assert server.run(config, run, *options, faults=dict(poison=faults)) == status, output(run)
+    words = r'iteration 8: the gradient scaler skipped 5 steps in a row, the last with images \['
+    assert re.search(words, output(run))
+    assert last_checkpoint(run).name == 'iter_6.pth'
+
+
+def test_accumulated_gradients(server, configs, tmp_path):
+    """Checkpoints fall between two batches of one step."""
+    options = ('--cfg-options', 'optim_wrapper.accumulative_counts=2')
+    stock, killed = tmp_path / 'stock', tmp_path / 'killed'
+    assert server.run(configs['segmentation'], stock, *options) == 0, output(stock)
+    faults = dict(die=(2, 0.5))
+    config = configs['segmentation']
+    assert server.run(config, killed, *options, faults=faults) == -signal.SIGKILL
+    assert last_checkpoint(killed).name == 'iter_3.pth'
+    assert server.run(config, killed, '--resume', *options) == 0, output(killed)
+    assert_same_losses(killed, losses(stock))
+    assert_same_state(killed / 'iter_14.pth', stock / 'iter_14.pth')
+
+
+def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
+    """The first start of a command that is started again and again."""
+    work_dir = tmp_path / 'run'
+    assert server.run(configs['segmentation'], work_dir, '--resume') == 0
+    assert 'no checkpoint to resume from' in output(work_dir)
+    assert_same_losses(work_dir, reference['segmentation'][1])
+
+
+# ---- several processes ----
+
+
+def start_ranks(server, config, work_dir, *args):
+    """Two processes of one run, as torchrun starts them."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    args = ('--launcher', 'pytorch', *args)
+    return [
+        server.start(config, work_dir, *args, env=dict(env, RANK=rank, LOCAL_RANK=rank))
+        for rank in '01'
+    ]
+
+
+@pytest.fixture(scope='module')
+def reference_of_two(server, configs, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('two') / 'run'
+    pids = start_ranks(server, configs['segmentation'], work_dir)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    return losses(work_dir)
+
+
+def wait_for_iteration(server, pid, work_dir, iteration):
+    while not any(step >= iteration for step in losses(work_dir)):
+        assert server.wait(pid, 0.002) is None, output(work_dir)
+
+
+@pytest.mark.parametrize('killed', [(1,), (0,), (0, 1)])
+def test_ranks_are_killed(server, configs, reference_of_two, killed, tmp_path):
+    """The one that is left does not wait for ever, and both go on."""
+    work_dir = tmp_path / 'run'
+    pids = start_ranks(server, configs['segmentation'], work_dir)
+    wait_for_iteration(server, pids[0], work_dir, 5)
+    for rank in killed:
+        assert server.kill(pids[rank]) == -signal.SIGKILL
+    for rank in {0, 1}.difference(killed):
+        assert server.wait(pids[rank], 60) not in (0, None)
+    pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert_same_losses(work_dir, reference_of_two)
+    assert max(losses(work_dir)) == END['segmentation']
+
+
+def test_sigterm_to_one_rank(server, configs, reference_of_two, tmp_path):
+    """Both stop after the same iteration."""
+    work_dir = tmp_path / 'run'
+    options = ('--cfg-options', 'default_hooks.preemption.interval=2')
+    pids = start_ranks(server, configs['segmentation'], work_dir, *options)
+    wait_for_iteration(server, pids[0], work_dir, 4)
+    os.kill(pids[1], signal.SIGTERM)
+    assert [server.wait(pid, 60) for pid in pids] == [0, 0], output(work_dir)
+    assert last_checkpoint(work_dir).name == 'interrupted.pth'
+    pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert_same_losses(work_dir, reference_of_two)
+    assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
+
+
+@pytest.mark.slow
+def test_torchrun_restarts(configs, tmp_path):
+    """A worker is killed; torchrun starts both again with the same command."""
+    work_dir = tmp_path / 'run'
+    command = ['bash', ROOT / 'tools' / 'dist_train.sh', configs['segmentation'], '2', '--resume']
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', MAX_RESTARTS='1')
+    env['PYTHON'] = sys.executable
+    with open(tmp_path / 'output.txt', 'w') as log:
+        process = subprocess.Popen(
+            [*command, '--work-dir', work_dir], cwd=tmp_path, env=env, stdout=log, stderr=log
+        )
+        wait_for = time.monotonic() + 120
+        while not any(step >= 5 for step in losses(work_dir)):
+            assert process.poll() is None, (tmp_path / 'output.txt').read_text()
+            assert time.monotonic() < wait_for
+            time.sleep(0.01)
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        workers = [
+            pid for pid in children if b'train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()
+        ]
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        try:
+            assert process.wait(120) == 0, (tmp_path / 'output.txt').read_text()
+        finally:
+            process.terminate()
+    logged = losses(work_dir)
+    assert sorted(logged) == list(range(1, END['segmentation'] + 1))
+    for entries in logged.values():
+        assert all(values == entries[0] for values in entries)

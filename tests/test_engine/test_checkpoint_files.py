@@ -1,0 +1,84 @@
+"""Files that are whole or not there."""
+
+import errno
+import os
+import time
+
+import pytest
+import torch
+
+from mmvmamba.engine.checkpoint_files import AtomicBackend, is_whole, last_whole_checkpoint
+from mmvmamba.engine.checkpoint_hook import _LateRemoval
+from mmvmamba.engine.errors import UserError
+
+
+def save(path, iteration, optimizer=True):
+    content = dict(meta=dict(iter=iteration), message_hub={}, state_dict=dict(w=torch.ones(999)))
+    if optimizer:
+        content['optimizer'] = {}
+    torch.save(content, path)
+    time.sleep(0.01)  # modification times differ
+
+
+@pytest.mark.parametrize('call', ['fsync', 'replace'])
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / 'folder' / 'file.pth'
+    AtomicBackend().put(b'old', path)
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(UserError, match=r"file\.pth' \(3 bytes\).*No space left on device"):
+        AtomicBackend().put(b'new', path)
+    assert path.read_bytes() == b'old'
+    assert os.listdir(path.parent) == ['file.pth']
+
+
+def test_whole(tmp_path):
+    path = tmp_path / 'a.pth'
+    save(path, 1)
+    content = path.read_bytes()
+    assert is_whole(path)
+    for broken in (content[:-1], content[: len(content) // 2], b'', b'text'):
+        path.write_bytes(broken)
+        assert not is_whole(path)
+    middle = content.find(torch.ones(4).numpy().tobytes())
+    path.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
+    assert not is_whole(path)
+    assert not is_whole(tmp_path / 'nothing.pth')
+
+
+def test_last_whole_checkpoint(tmp_path):
+    folder = str(tmp_path)
+    assert last_whole_checkpoint(folder) is None
+    pointer = tmp_path / 'last_checkpoint'
+    names = [str(tmp_path / f'iter_{i}.pth') for i in range(4)]
+    save(names[3], 30)  # of an older run
+    save(names[0], 1)
+    save(names[1], 2)
+    pointer.write_text(names[1])
+    assert last_whole_checkpoint(folder) == names[1]
+    save(tmp_path / 'best_iter_3.pth', 3, optimizer=False)
+    assert last_whole_checkpoint(folder) == names[1]
+    save(names[2], 3)  # killed before the pointer was written
+    assert last_whole_checkpoint(folder) == names[2]
+    (tmp_path / 'iter_2.pth').write_bytes(b'half')
+    assert last_whole_checkpoint(folder) == names[1]
+    pointer.write_text('')
+    assert last_whole_checkpoint(folder) == names[1]
+    pointer.write_text('/moved/from/iter_0.pth')
+    assert last_whole_checkpoint(folder) == names[1]
+
+
+def test_late_removal(tmp_path):
+    """What is removed stays until the flush, unless it was written again."""
+    paths = [str(tmp_path / name) for name in 'ab']
+    for path in paths:
+        AtomicBackend().put(b'', path)
+    backend = _LateRemoval(AtomicBackend())
+    for path in paths:
+        backend.remove(path)
+        assert backend.isfile(path)
+    backend.flush(keep={paths[0]})
+    assert os.listdir(tmp_path) == ['a']

@@ -14,6 +14,7 @@ from mmengine.dataset import InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from .errors import UserError
+from .sample_check import is_truncated
 
 #: So many replacements of one sample fail before something else than the data must be wrong.
 _MAX_REPLACEMENTS = 20
@@ -195,8 +196,7 @@ class SampleReader:
             except MemoryError:
                 raise
             except Exception as error:  # whatever a decoder or a transform raises
-                reason = f'{type(error).__name__}: ' if not isinstance(error, UserError) else ''
-                message = f'bad sample {sample_files(self.dataset, int(index))}: {reason}{error}'
+                message = _describe(self.dataset, int(index), error)
                 if not self.skip or len(bad) == _MAX_REPLACEMENTS:
                     raise BadSampleError(message) from error
                 bad.append(message)
@@ -206,11 +206,17 @@ class SampleReader:
         return sample
 
 
-def sample_files(dataset: Any, index: int) -> str:
-    """The image and the label map of a sample, or its number where they are not known."""
+def _describe(dataset: Any, index: int, error: Exception) -> str:
+    """The image and the label map of a sample, or its number, and what is wrong with it."""
     info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
-    paths = [info[k] for k in ('img_path', 'seg_map_path') if info.get(k)]
-    return ', '.join(repr(os.fspath(p)) for p in paths) or f'number {index}'
+    paths = [os.fspath(info[k]) for k in ('img_path', 'seg_map_path') if info.get(k)]
+    name = ', '.join(map(repr, paths)) or f'number {index}'
+    if isinstance(error, UserError):
+        return f'bad sample {name}: {error}'
+    cut = [
+        f'{path!r} is cut off: ' for path in paths if os.path.isfile(path) and is_truncated(path)
+    ]
+    return f'bad sample {name}: {"".join(f"{p!r} is cut off: " for p in cut)}{type(error).__name__}: {error}'
 
 
 def reader_of(dataset: Any) -> SampleReader:

@@ -213,10 +213,9 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     name = ', '.join(map(repr, paths)) or f'number {index}'
     if isinstance(error, UserError):
         return f'bad sample {name}: {error}'
-    cut = [
-        f'{path!r} is cut off: ' for path in paths if os.path.isfile(path) and is_truncated(path)
-    ]
-    return f'bad sample {name}: {"".join(f"{p!r} is cut off: " for p in cut)}{type(error).__name__}: {error}'
+    cut = [repr(path) for path in paths if os.path.isfile(path) and is_truncated(path)]
+    reason = f'{" and ".join(cut)} is cut off: ' if cut else ''
+    return f'bad sample {name}: {reason}{type(error).__name__}: {error}'
 
 
 def reader_of(dataset: Any) -> SampleReader:

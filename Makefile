@@ -2,6 +2,7 @@
 #   make demo      train and test a small detector and a small segmentor on the demo data
 #   make test      the fast tests            make test-all   all tests
 #   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
+#   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make setup     the set-up alone          make clean      remove builds and caches, keep $(VENV)
 
@@ -10,6 +11,8 @@ VENV ?= .venv
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
+CHAOS_KILLS ?= 200
+CHAOS_SEED ?= 0
 WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
 export MAX_JOBS
@@ -25,10 +28,10 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint format bench sanitize clean
+.PHONY: help setup demo test test-all chaos lint format bench sanitize clean
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 
@@ -40,6 +43,10 @@ test: $(STAMPS)/package $(STAMPS)/test
 
 test-all: $(STAMPS)/package $(STAMPS)/test
 	$(BIN)/pytest tests -m "" $(PYTEST_ARGS)
+
+chaos: $(STAMPS)/package $(STAMPS)/test
+	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_SEED=$(CHAOS_SEED) \
+		$(BIN)/pytest tests/test_tools/test_faults.py -m "" $(PYTEST_ARGS)
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check .

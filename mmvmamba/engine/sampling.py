@@ -129,8 +129,13 @@ class PositionedBatchSampler:
                 yield [SampleIndex(i, (self.seed, step, int(i))) for i in batch]
 
 
-def restart_sampler(sampler: Any, seed: int) -> None:
+def restart_sampler(batch_sampler: BatchSampler, seed: int) -> None:
     """Puts a sampler to its begin, with the seed of the run that is resumed."""
+    # MMEngine's releases begin to read in the loop's constructor; mmdet's batch sampler then keeps
+    # the images that wait for others of their shape.
+    for bucket in getattr(batch_sampler, '_aspect_ratio_buckets', ()):
+        bucket.clear()
+    sampler = batch_sampler.sampler
     if isinstance(sampler, InfiniteSampler):
         # It goes through its indices once; a data loader may have begun to.
         InfiniteSampler.__init__(sampler, sampler.dataset, sampler.shuffle, seed)
@@ -147,7 +152,7 @@ def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> 
         epoch (int): The epoch of the first pass.
         first (int): The batches of the first pass to leave out.
     """
-    restart_sampler(loader.batch_sampler.sampler, seed)
+    restart_sampler(loader.batch_sampler, seed)
     batches = PositionedBatchSampler(loader.batch_sampler, seed, epoch, first)
     options = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
     return DataLoader(loader.dataset, batch_sampler=batches, **options)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from .fault_jobs import (
     DETECTION,
@@ -32,6 +33,11 @@ SEED = int(os.environ.get('CHAOS_SEED', '0'))
 END = dict(detection=16, segmentation=14)  # iterations
 LAST = dict(detection='epoch_4.pth', segmentation='iter_14.pth')
 TASKS = tuple(END)
+
+
+def one_fast(task):
+    """Both tasks, of which the other takes the time of `make test-all` only."""
+    return [task, *(pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != task)]
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +134,7 @@ def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
         assert not list((tmp_path / task).glob('.*writing'))
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', one_fast('detection'))
 def test_the_last_whole_checkpoint_stays(server, configs, finish, task, tmp_path):
     """The third is cut off while the folder may hold two; the second is not removed for it."""
     work_dir = tmp_path / 'run'
@@ -142,7 +148,7 @@ def test_the_last_whole_checkpoint_stays(server, configs, finish, task, tmp_path
     assert len(list(work_dir.glob('*.pth'))) == 2
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', one_fast('segmentation'))
 def test_a_full_disk(server, configs, finish, task, tmp_path):
     """The run stops with a sentence, leaves nothing, and goes on when there is room."""
     work_dir = tmp_path / 'run'
@@ -175,7 +181,7 @@ def test_sigterm(server, configs, reference, finish, task, tmp_path):
     assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * END[task]
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', one_fast('detection'))
 def test_a_loss_that_is_not_finite(server, configs, finish, task, tmp_path):
     """Stops before anything is saved and names the images; the checkpoint before it is good."""
     work_dir = tmp_path / 'run'
@@ -240,6 +246,19 @@ def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
     assert_same_losses(work_dir, reference['segmentation'][1])
 
 
+def test_another_batch_size(server, configs, tmp_path):
+    """Goes on at the same sample and says that this is not the same run any more."""
+    work_dir, config = tmp_path / 'run', configs['segmentation']
+    assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
+    options = ('--cfg-options', 'train_dataloader.batch_size=3')
+    assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
+    assert 'another batch size: training goes on at the same sample' in output(work_dir)
+    state = torch.load(work_dir / LAST['segmentation'], weights_only=False)
+    position = state['meta']['position']
+    # 3 batches of 2 are 2 of 3; then 11 more.
+    assert (position['batches'], position['samples']) == (13, 39)
+
+
 # ---- several processes ----
 
 
@@ -269,7 +288,9 @@ def wait_for_iteration(server, pid, work_dir, iteration):
         assert server.wait(pid, 0.002) is None, output(work_dir)
 
 
-@pytest.mark.parametrize('killed', [(1,), (0,), (0, 1)])
+@pytest.mark.parametrize(
+    'killed', [(1,), *(pytest.param(k, marks=pytest.mark.slow) for k in ((0,), (0, 1)))]
+)
 def test_ranks_are_killed(server, configs, reference_of_two, killed, tmp_path):
     """The one that is left does not wait for ever, and both go on."""
     work_dir = tmp_path / 'run'

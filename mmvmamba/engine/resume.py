@@ -114,7 +114,7 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Takes the position of a run that is resumed."""
         if runner._resume:
-            self._saved = checkpoint['meta'].get(_KEY)
+            self._saved = checkpoint.get('meta', {}).get(_KEY)
             self._gradients = checkpoint.get('gradients', {})
 
     # ---- the data ----

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 #: Settings common to all runs: short, random in data and model, every iteration logged as it is.
-COMMON = """
-val_cfg = val_dataloader = val_evaluator = None
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+NO_VALIDATION = 'val_cfg = val_dataloader = val_evaluator = None\n'
+COMMON = f"""
+{NO_VALIDATION}optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)]
 custom_hooks = [dict(type='EMAHook', momentum=0.1)]
 log_processor = dict(window_size=1, mean_pattern='^$')

@@ -105,7 +105,22 @@ def poison_losses(first, last, gradients):
     BaseModel.parse_losses = parse_losses
 
 
-FAULTS = dict(die=die_while_writing, limit=limit_files, poison=poison_losses)
+def preempt_validation():
+    """Sends SIGTERM to itself with the first batch of a validation."""
+    from mmengine.runner import ValLoop
+
+    run_iter = ValLoop.run_iter
+
+    def signalled(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run_iter(self, *args)
+
+    ValLoop.run_iter = signalled
+
+
+FAULTS = dict(
+    die=die_while_writing, limit=limit_files, poison=poison_losses, preempt=preempt_validation
+)
 
 
 def run_child(job):

@@ -19,6 +19,7 @@ import torch
 
 from .fault_jobs import (
     DETECTION,
+    NO_VALIDATION,
     SEGMENTATION,
     assert_same_losses,
     assert_same_state,
@@ -238,12 +239,37 @@ def test_accumulated_gradients(server, configs, tmp_path):
     assert_same_state(killed / 'iter_14.pth', stock / 'iter_14.pth')
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
+    """The averaged weights stand in the model's place there, and must not be saved in it."""
+    work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
+    config.write_text(configs[task].read_text().replace(NO_VALIDATION, ''))
+    interval = dict(detection=2, segmentation=5)[task]
+    options = ('--cfg-options', f'train_cfg.val_interval={interval}')
+    assert server.run(config, work_dir, *options, faults=dict(preempt=())) == 0, output(work_dir)
+    assert last_checkpoint(work_dir).name == 'interrupted.pth'
+    assert max(losses(work_dir)) == dict(detection=8, segmentation=5)[task]
+    finish(task, work_dir)
+
+
 def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
     """The first start of a command that is started again and again."""
     work_dir = tmp_path / 'run'
     assert server.run(configs['segmentation'], work_dir, '--resume') == 0
     assert 'no checkpoint to resume from' in output(work_dir)
     assert_same_losses(work_dir, reference['segmentation'][1])
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path):
+    """One that MMEngine's own hooks wrote; the position follows from its counts."""
+    work_dir = tmp_path / 'run'
+    assert server.run(configs[task], work_dir, faults=dict(die=(3, 0.5))) == -signal.SIGKILL
+    path = last_checkpoint(work_dir)
+    state = torch.load(path, weights_only=False)
+    del state['meta']['position']
+    torch.save(state, path)
+    finish(task, work_dir)
 
 
 def test_another_batch_size(server, configs, tmp_path):

@@ -146,6 +146,21 @@ def test_frozen_stages(stages):
     assert all((p.grad is None) == (stages >= 0) for p in net.patch_embed.parameters())
 
 
+@pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
+@pytest.mark.parametrize('indices', [(0,), (1,), (2,), (3,), (0, 2), (1, 3)], ids=str)
+def test_only_weights_that_run_expect_a_gradient(name, indices):
+    """DistributedDataParallel waits for the gradient of all others."""
+    net = thin(name, out_indices=indices, pos_embed_size=32).train()
+    sum(y.square().mean() for y in net(torch.randn(1, 3, 64, 64))).backward()
+    expected = {key: p.requires_grad for key, p in net.named_parameters()}
+    assert {key: p.grad is not None for key, p in net.named_parameters()} == expected
+    # All of the file's tensors are still there.
+    assert set(thin(name, out_indices=(0, 1, 2, 3)).state_dict()) - set(net.state_dict()) <= {
+        f'outnorm{i}.{part}' for i in range(4) for part in ('weight', 'bias')
+    }
+    assert any(expected.values()) and all(expected.values()) == (3 in indices)
+
+
 def test_checkpointing_changes_no_gradient():
     images, grads = torch.randn(2, 3, 33, 40), []
     for with_cp in (False, True):

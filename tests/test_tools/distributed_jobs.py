@@ -8,6 +8,7 @@ saved as ``FOLDER/RANK.pt``.
 import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import socket
@@ -238,14 +239,13 @@ def run_job(job):
     for process in ranks:
         process.start()
     try:
-        waiting = list(ranks)
+        waiting = {process.sentinel: process for process in ranks}
         while waiting:
-            multiprocessing.connection.wait([p.sentinel for p in waiting], timeout=TIMEOUT)
-            done = [p for p in waiting if not p.is_alive()]
+            ready = multiprocessing.connection.wait(list(waiting), timeout=TIMEOUT)
+            done = [waiting.pop(sentinel) for sentinel in ready]
             for process in done:
                 process.join()
-            waiting = [p for p in waiting if p not in done]
-            if not done or any(p.exitcode for p in done):
+            if not done or any(process.exitcode for process in done):
                 return
     finally:
         for process in ranks:
@@ -255,8 +255,6 @@ def run_job(job):
 
 
 def main():
-    import multiprocessing.connection  # noqa: F401
-
     register_config_packages()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run_job(job)

@@ -22,7 +22,8 @@ TRAINING = dict(
     NO_VALIDATION,
     **{
         'randomness': dict(seed=0, diff_rank_seed=True),
-        'default_hooks.checkpoint': None,
+        'default_hooks.checkpoint.interval': 1000,
+        'default_hooks.checkpoint.save_last': False,
         'default_hooks.logger': None,
     },
 )
@@ -69,7 +70,7 @@ def plan(classification, detection, segmentation, fsdp, folder):
     sharded = {
         'train_dataloader.batch_size': 2,
         'train_cfg.max_epochs': 3,
-        'default_hooks.checkpoint': dict(type='CheckpointHook', interval=3),
+        'default_hooks.checkpoint.interval': 3,
         'load_from': str(folder / 'detect_2' / 'before.pth'),
     }
     jobs['fsdp'] = ('fsdp', 2, train(fsdp, 2, **sharded)[2])

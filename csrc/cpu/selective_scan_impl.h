@@ -182,6 +182,24 @@ struct SelectiveScan {
     }
   }
 
+  // The gradient of the gate, from the output before it; turns gy into that output's gradient.
+  template <typename WC>
+  static void gate_backward(int64_t length, int64_t S, const V* u, V skip, WC C,
+                            const ChunkRoom<V>& room, const V* z, V* gy, V* gz) {
+    for (int64_t t = 0; t < length; ++t) {
+      V sum[kSideBySide] = {};  // as scan_chunk adds them
+      for_each_block(S, [&](auto block, int64_t first) {
+        for (int v = 0; v < decltype(block)::value; ++v) {
+          const int64_t i = first + v;
+          sum[v] = sum[v] + room.h[(t + 1) * S + i] * C.at(t, i, S);
+        }
+      });
+      const V y = skip * u[t] + add_up(sum), gate = sigmoid(z[t]);
+      gz[t] = gy[t] * y * gate * (T(1) + z[t] * (T(1) - gate));
+      gy[t] = gy[t] * (z[t] * gate);
+    }
+  }
+
   template <int kStates, typename WB, typename WC>
   static void backward(const SelectiveBackward& p, int64_t begin, int64_t end) {
     const SelectiveSizes& s = p.sizes;
@@ -214,9 +232,6 @@ struct SelectiveScan {
             static_cast<V*>(p.grad_params) + (item.sample * blocks + item.packed(b)) * at.size;
         for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
         for (int64_t i = 0; i < S; ++i) grad_h[i] = V{};
-        ChunkRoom<V> out = room;
-        if (!shared_B) out.grad_B = grad + at.B;
-        if (!shared_C) out.grad_C = grad + at.C;
         for (int64_t g = chunks - 1; g >= 0; --g) {
           const int64_t start = g * kChunk, length = std::min(kChunk, s.length - start);
           const T* saved = static_cast<const T*>(p.states) +
@@ -234,18 +249,10 @@ struct SelectiveScan {
           recompute_chunk<kStates>(length, S, u, dt, block, weights_B, room);
           if (p.z.data != nullptr) {
             read(p.z, item.sample, channel, lanes, start, length, z);
-            for (int64_t t = 0; t < length; ++t) {
-              V y = block[at.D] * u[t];
-              for (int64_t i = 0; i < S; ++i) {
-                y = y + room.h[(t + 1) * S + i] * weights_C.at(t, i, S);
-              }
-              const V gate = sigmoid(z[t]);
-              gz[t] = gy[t] * y * gate * (T(1) + z[t] * (T(1) - gate));
-              gy[t] = gy[t] * (z[t] * gate);
-            }
+            gate_backward(length, S, u, block[at.D], weights_C, room, z, gy, gz);
             write(p.grad_z, s, item.sample, channel, lanes, start, length, gz);
           }
-          scan_chunk_backward<kStates>(length, S, u, dt, block, weights_B, weights_C, gy, out,
+          scan_chunk_backward<kStates>(length, S, u, dt, block, weights_B, weights_C, gy, room,
                                        grad_h, grad, gu, gdt);
           V grad_bias{}, grad_D{};
           for (int64_t t = 0; t < length; ++t) {
@@ -260,6 +267,13 @@ struct SelectiveScan {
           write(p.grad_delta, s, item.sample, channel, lanes, start, length, gdt);
           write_weights(room.grad_B, s, item, start, length, sums, p.grad_B);
           write_weights(room.grad_C, s, item, start, length, sums, p.grad_C);
+          // Constant weights have one sum for each state; over chunks it is a sum of sums.
+          for (int64_t i = 0; i < S && !shared_B; ++i) {
+            grad[at.B + i] = grad[at.B + i] + room.grad_B[i];
+          }
+          for (int64_t i = 0; i < S && !shared_C; ++i) {
+            grad[at.C + i] = grad[at.C + i] + room.grad_C[i];
+          }
         }
       }
     }

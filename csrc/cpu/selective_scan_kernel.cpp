@@ -10,8 +10,6 @@
 namespace mmvmamba {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 const void* pointer(const OptionalTensor& value) {
   return value.has_value() ? value->const_data_ptr() : nullptr;
 }
@@ -44,20 +42,6 @@ struct Inputs {
   int64_t blocks;  // of one group
 };
 
-// B or C (batch, groups, states, length), or (channels, states) in the sums' type.
-void check_weights(const char* name, const at::Tensor& value, const at::Tensor& u,
-                   const at::Tensor& A) {
-  if (value.dim() == 2) {
-    check_param(name, value, {u.size(1), A.size(1)}, acc_type(u.scalar_type()));
-    return;
-  }
-  TORCH_CHECK_VALUE(value.dim() == 4, name, " must have 2 or 4 dimensions, but got ",
-                    value.sizes());
-  TORCH_CHECK_VALUE(value.size(1) > 0 && u.size(1) % value.size(1) == 0, name, " has ",
-                    value.size(1), " groups, which must divide the ", u.size(1), " channels of u");
-  check_param(name, value, {u.size(0), value.size(1), A.size(1), u.size(2)}, u.scalar_type());
-}
-
 at::Tensor pack(const Inputs& in) {
   const auto& s = in.sizes;
   at::Tensor params =
@@ -72,22 +56,7 @@ at::Tensor pack(const Inputs& in) {
 Inputs check_inputs(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
                     const at::Tensor& B, const at::Tensor& C, const OptionalTensor& D,
                     const OptionalTensor& z, const OptionalTensor& delta_bias, bool softplus) {
-  TORCH_CHECK_VALUE(u.dim() == 3, "u must have 3 dimensions (B, D, L), but got ", u.sizes());
-  TORCH_CHECK_VALUE(A.dim() == 2 && A.size(1) > 0, "A must have shape (D, N), N at least 1, got ",
-                    A.sizes());
-  const auto io = u.scalar_type(), acc = acc_type(io);
-  check_param("u", u, u.sizes(), io);
-  check_param("delta", delta, u.sizes(), io);
-  check_param("A", A, {u.size(1), A.size(1)}, acc);
-  check_weights("B", B, u, A);
-  check_weights("C", C, u, A);
-  TORCH_CHECK_VALUE(B.dim() == 2 || C.dim() == 2 || B.size(1) == C.size(1),
-                    "B and C must have the same number of groups, but have ", B.size(1), " and ",
-                    C.size(1));
-  if (D.has_value()) check_param("D", *D, {u.size(1)}, acc);
-  if (z.has_value()) check_param("z", *z, u.sizes(), io);
-  if (delta_bias.has_value()) check_param("delta_bias", *delta_bias, {u.size(1)}, acc);
-
+  check_selective_scan(u, delta, A, B, C, D, z, delta_bias, at::kCPU);
   Inputs in;
   in.u = along_length(u);
   in.delta = along_length(delta);
@@ -97,9 +66,9 @@ Inputs check_inputs(const at::Tensor& u, const at::Tensor& delta, const at::Tens
   in.D = dense(D);
   if (z.has_value()) in.z = along_length(*z);
   in.delta_bias = dense(delta_bias);
-  in.kernels = best_kernels(io_of(io));
+  in.kernels = best_kernels(io_of(u.scalar_type()));
   const int64_t groups = B.dim() == 4 ? B.size(1) : C.dim() == 4 ? C.size(1) : 1;
-  const int64_t channels = std::max<int64_t>(1, u.size(1));
+  const int64_t channels = std::max(groups, u.size(1));  // at least one block
   in.blocks = ceil_div(channels / groups, in.kernels.lanes);
   const int64_t units = std::max<int64_t>(1, u.size(0) * groups);
   int64_t parts = std::min(in.blocks, ceil_div(kItems, units));
@@ -157,7 +126,7 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
   const Inputs in = check_inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const auto& s = in.sizes;
   const auto io = u.scalar_type();
-  check_param("grad_out", grad_out, u.sizes(), io);
+  check_param("grad_out", grad_out, u.sizes(), io, u.device());
   const auto none = [&] { return at::empty({0}, u.options()); };
   if (u.numel() == 0) {
     const auto zeros = [&](const OptionalTensor& v) { return v ? at::zeros_like(*v) : none(); };
@@ -166,7 +135,7 @@ Gradients selective_scan_backward(const at::Tensor& grad_out, const at::Tensor& 
             zeros(z),          zeros(delta_bias)};
   }
   check_param("states", states, {s.batch * ceil_div(s.length, kChunk) * s.states * s.channels},
-              acc_type(io));
+              acc_type(io), u.device());
   const at::Tensor grad = along_length(grad_out), saved = states.contiguous();
   at::Tensor grad_u = at::empty(u.sizes(), u.options());
   at::Tensor grad_delta = at::empty(u.sizes(), u.options());

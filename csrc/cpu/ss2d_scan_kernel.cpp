@@ -21,26 +21,8 @@ struct Inputs {
 Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tensor& dt_weight,
                     const at::Tensor& dt_bias, const at::Tensor& A, const at::Tensor& D,
                     at::IntArrayRef orders) {
-  TORCH_CHECK_VALUE(x.dim() == 4, "x must have 4 dimensions (N, H, W, C), but got ", x.sizes());
-  TORCH_CHECK_VALUE(dt_weight.dim() == 3 && A.dim() == 3,
-                    "dt_weight and A must have 3 dimensions, but got ", dt_weight.sizes(), " and ",
-                    A.sizes());
-  TORCH_CHECK_VALUE(!orders.empty(), "orders must not be empty");
-  for (int64_t order : orders) {
-    TORCH_CHECK_VALUE(order >= 0 && order <= 3, "orders must be 0, 1, 2 or 3, but got ", order);
-  }
+  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, at::kCPU);
   const int64_t K = orders.size(), C = x.size(3), R = dt_weight.size(2), S = A.size(2);
-  TORCH_CHECK_VALUE(x.size(1) > 0 && x.size(2) > 0 && C > 0 && R > 0 && S > 0,
-                    "height, width, channels, rank and states must be at least 1, but got x ",
-                    x.sizes(), ", dt_weight ", dt_weight.sizes(), " and A ", A.sizes());
-  const auto io = x.scalar_type(), acc = acc_type(io);
-  check_param("x", x, x.sizes(), io);
-  check_param("proj", proj, {x.size(0), x.size(1), x.size(2), K, R + 2 * S}, io);
-  check_param("dt_weight", dt_weight, {K, C, R}, acc);
-  check_param("dt_bias", dt_bias, {K, C}, acc);
-  check_param("A", A, {K, C, S}, acc);
-  check_param("D", D, {K, C}, acc);
-
   Inputs in;
   in.x = x.contiguous();
   in.proj = proj.contiguous();
@@ -49,7 +31,7 @@ Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tenso
   in.A = A.contiguous();
   in.D = D.contiguous();
   in.orders = orders.vec();
-  in.kernels = best_kernels(io_of(io));
+  in.kernels = best_kernels(io_of(x.scalar_type()));
   in.blocks = ceil_div(C, in.kernels.lanes);
   const int64_t N = std::max<int64_t>(1, x.size(0));
   in.sizes = {
@@ -75,9 +57,8 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
                                              bool save_states) {
   const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
   const auto& s = in.sizes;
-  const auto io = x.scalar_type(), acc = acc_type(io);
-  TORCH_CHECK_TYPE(out_dtype == io || out_dtype == acc, "out_dtype must be ", io, " or ", acc,
-                   ", but got ", out_dtype);
+  const auto acc = acc_type(x.scalar_type());
+  check_ss2d_scan_out_dtype(x, out_dtype);
   const int64_t chunks = save_states ? ceil_div(s.height * s.width, kChunk) : 0;
   // (batch, directions, chunks, states, channels) in one dimension: torch.compile would compile
   // again for maps of one chunk, where that dimension is 1.
@@ -109,17 +90,15 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
   const auto& s = in.sizes;
   const auto io = x.scalar_type(), acc = acc_type(io);
-  TORCH_CHECK_VALUE(grad_y.sizes() == x.sizes(), "grad_y must have x's shape ", x.sizes(),
-                    ", but got ", grad_y.sizes());
-  TORCH_CHECK_TYPE(grad_y.scalar_type() == io || grad_y.scalar_type() == acc, "grad_y must be ", io,
-                   " or ", acc, ", but is ", grad_y.scalar_type());
+  check_ss2d_scan_grad_y(x, grad_y);
   if (x.numel() == 0) {
     return {at::zeros_like(x),       at::zeros_like(proj), at::zeros_like(dt_weight),
             at::zeros_like(dt_bias), at::zeros_like(A),    at::zeros_like(D)};
   }
   check_param(
       "states", states,
-      {s.batch * s.directions * ceil_div(s.height * s.width, kChunk) * s.states * s.channels}, acc);
+      {s.batch * s.directions * ceil_div(s.height * s.width, kChunk) * s.states * s.channels}, acc,
+      x.device());
   const at::Tensor grad = grad_y.contiguous(), saved = states.contiguous();
   const auto options = in.x.options().dtype(acc);
   at::Tensor grad_x = at::empty(in.x.sizes(), in.x.options());

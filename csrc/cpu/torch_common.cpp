@@ -1,7 +1,10 @@
 // What the torch faces of the CPU kernels share.
 #include "torch_common.h"
 
+#include <torch/library.h>
+
 #include <algorithm>
+#include <string>
 
 namespace mmvmamba {
 
@@ -16,16 +19,6 @@ Io io_of(c10::ScalarType type) {
     default:
       TORCH_CHECK_TYPE(false, "the CPU kernels take float32, bfloat16 or float64, not ", type);
   }
-}
-
-void check_param(const char* name, const at::Tensor& value, at::IntArrayRef shape,
-                 at::ScalarType type) {
-  TORCH_CHECK_VALUE(value.sizes() == shape, name, " must have shape ", shape, ", but got ",
-                    value.sizes());
-  TORCH_CHECK_TYPE(value.scalar_type() == type, name, " must be ", type, ", but is ",
-                   value.scalar_type());
-  TORCH_CHECK_VALUE(value.device().is_cpu(), name, " must be on the CPU, but is on ",
-                    value.device());
 }
 
 namespace {
@@ -64,6 +57,10 @@ at::Tensor sum_first(const at::Tensor& parts, at::ScalarType type) {
               out.mutable_data_ptr<float>());
   }
   return out;
+}
+
+TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
+  m.def("cpu_isa() -> str", [] { return std::string(best_isa()); });
 }
 
 }  // namespace mmvmamba

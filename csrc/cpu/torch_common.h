@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "../checks.h"
 #include "kernels.h"
 
 namespace mmvmamba {
@@ -11,16 +12,8 @@ namespace mmvmamba {
 // Items of work that a call is split into, at least, where there are that many blocks of channels.
 constexpr int64_t kItems = 16;
 
-inline c10::ScalarType acc_type(c10::ScalarType type) {
-  return type == c10::kDouble ? c10::kDouble : c10::kFloat;
-}
-
 // The kernels' name for a dtype; a TypeError where they do not take it.
 Io io_of(c10::ScalarType type);
-
-// Checks shape, dtype and device of an argument.
-void check_param(const char* name, const at::Tensor& value, at::IntArrayRef shape,
-                 at::ScalarType type);
 
 // The sum over the first dimension as a tensor of a dtype; adds in a fixed order, whatever the
 // threads.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._extension import has_kernel, load_extension, warn_no_kernel
+from ._extension import has_kernel, load_extension, missing_architecture, warn_no_kernel
 
 Backend = Literal['auto', 'native', 'reference']
 BACKENDS = ('auto', 'native', 'reference')
@@ -41,7 +41,7 @@ def check_tensor(
     shape: tuple[int | str | None, ...],
     device: torch.device | None = None,
 ) -> None:
-    """Checks that an argument is a floating point tensor of a shape on a device.
+    """Checks that an argument is a tensor of a dtype of the scans, of a shape, on a device.
 
     Args:
         name (str): The argument's name, for the message.
@@ -50,13 +50,15 @@ def check_tensor(
         device (torch.device, optional): Where the tensor must be. Defaults to None, anywhere.
 
     Raises:
-        TypeError: If ``value`` is no tensor or not of a floating point dtype.
+        TypeError: If ``value`` is no tensor or of another dtype than the four of the scans.
         ValueError: If shape or device differ.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f'{name} must be a torch.Tensor, but got {type(value).__name__}')
-    if not value.is_floating_point():
-        raise TypeError(f'{name} must be of a floating point dtype, but got {value.dtype}')
+    if value.dtype not in NATIVE_DTYPES['cuda']:
+        raise TypeError(
+            f'{name} must be float32, float16, bfloat16 or float64, but got {value.dtype}'
+        )
     if value.dim() != len(shape):
         raise ValueError(
             f'{name} must have {len(shape)} dimensions {_shape_text(shape)}, but got shape '
@@ -140,6 +142,12 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
         reason = load_extension() or f'the extension was built without {device} kernels'
     elif differentiates_functionally():
         reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
+    elif (
+        device == 'cuda'
+        and not torch.compiler.is_compiling()
+        and missing_architecture(value.device.index)
+    ):
+        reason = missing_architecture(value.device.index)
     elif value.dtype not in NATIVE_DTYPES[device]:
         names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])
         reason = f'the {device} kernels take {names}, not {value.dtype}'

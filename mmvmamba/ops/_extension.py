@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
+import re
 import warnings
 from pathlib import Path
 
 import torch
-
-logger = logging.getLogger('mmvmamba')
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -19,19 +17,19 @@ class ExtensionUnavailableWarning(UserWarning):
     """The native kernels cannot be used and a slower PyTorch form runs in their place."""
 
 
-def _build_error() -> str | None:
-    """The reason that setup.py recorded when it could not build the extension."""
+def build_info() -> dict:
+    """What setup.py recorded, if it did: ``torch``, ``cuda``, ``arch_list``, ``error``."""
     if importlib.util.find_spec('mmvmamba._build_info') is None:
-        return None
+        return {}
     from mmvmamba import _build_info
 
-    return getattr(_build_info, 'BUILD_INFO', {}).get('error')
+    return getattr(_build_info, 'BUILD_INFO', {})
 
 
 def _load() -> str | None:
     libraries = sorted(p for p in _PACKAGE.glob('_C*') if p.suffix in ('.so', '.pyd', '.dll'))
     if not libraries:
-        reason = _build_error()
+        reason = build_info().get('error')
         return f'it was not built ({reason})' if reason else 'it was not built'
     try:
         torch.ops.load_library(str(libraries[0]))
@@ -66,6 +64,39 @@ def load_extension() -> str | None:
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the loaded extension holds a kernel of ``mmvmamba::op`` for a device type."""
     return (op, device_type) in _KERNELS
+
+
+def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
+    """Whether a build for ``arch_list`` has code for a GPU.
+
+    Args:
+        capability (tuple[int, int]): The GPU's compute capability.
+        arch_list (list[str]): As in TORCH_CUDA_ARCH_LIST: machine code for 8.6 runs on 8.6 and
+            later of the same major version, '9.0+PTX' on all from 9.0 on. An empty list is of an
+            unknown build and counts as one that does.
+    """
+    for arch in arch_list:
+        match = re.fullmatch(r'(\d+)\.(\d+)[af]?(\+PTX)?', arch)
+        if match is None:  # a name such as Hopper: not compared
+            return True
+        built = int(match[1]), int(match[2])
+        if built <= capability and (match[3] or built[0] == capability[0]):
+            return True
+    return not arch_list
+
+
+@functools.cache
+def missing_architecture(index: int | None) -> str | None:
+    """Why the CUDA kernels do not run on a GPU, as a sentence, or None where they do."""
+    arch_list = build_info().get('arch_list', [])
+    capability = torch.cuda.get_device_capability(index)
+    if torch.version.hip is not None or runs_on(capability, arch_list):
+        return None
+    arch = f'{capability[0]}.{capability[1]}'
+    return (
+        f'the kernels were built for the architectures {", ".join(arch_list)}, this GPU has '
+        f'{arch}: build them with TORCH_CUDA_ARCH_LIST="{arch}"'
+    )
 
 
 @functools.cache

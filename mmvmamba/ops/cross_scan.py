@@ -66,7 +66,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
     Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
 
     Args:
-        x (Tensor): The map (N, C, H, W), of any floating point dtype and strides.
+        x (Tensor): The map (N, C, H, W), float32, float16, bfloat16 or float64, of any strides.
         pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order
             of each of K directions. Defaults to 'cross'.
 

@@ -34,7 +34,8 @@ def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tu
     for t in range(L):
         h = decay[:, t] * h + drive[:, t]
         ys.append((h * C[:, t]).sum(-1))
-    return (torch.stack(ys, dim=1) if ys else drive.sum(-1)), h
+    # Without positions there is nothing to stack; the sum keeps every input's gradient, zeros.
+    return (torch.stack(ys, dim=1) if ys else (decay * drive * C).sum(-1)), h
 
 
 def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,15 @@ import torch
 from mmvmamba.ops import has_kernel, selective_scan
 from mmvmamba.ops.selective_scan import scan_chunked, selective_scan_reference
 
-from . import definition
+from . import definition, test_ss2d_scan
 from .cases import REGIMES, assert_as_exact_as_eager, case_id, pairwise, run, selective_inputs
 
 native_only = pytest.mark.skipif(not has_kernel('selective_scan', 'cpu'), reason='no native kernel')
 FORMS = ['shared', 'grouped', 'all', 'constant']
 FACTORS = {
-    'length': [0, 1, 2, 31, 49, 127, 129, 196, 784, 1050, 3136, 4200, 16700],
+    'length': [1, 2, 31, 49, 127, 129, 196, 784, 1050, 3136, 4200, 16700],
     'd_state': [1, 2, 8, 16, 17, 256],
-    'batch': [0, 1, 3],
+    'batch': [1, 3],  # empty ones compute nothing: test_empty
     'channels': [2, 6, 34, 40],
     'B': FORMS,
     'C': FORMS,
@@ -32,13 +32,33 @@ FACTORS = {
 }
 
 
-def _small(case):
+def small(case):
     return case['length'] * case['d_state'] * case['batch'] * case['channels'] <= 1e5
 
 
-def reference(delta_softplus, length, **inputs):
-    scan = {'scan': scan_chunked} if length > 64 else {}
-    return selective_scan_reference(**inputs, delta_softplus=delta_softplus, **scan)[0]
+def draws(case):
+    """How many draws of a case are compared together, see test_ss2d_scan."""
+    return test_ss2d_scan.draws(case | {'size': (1, case['length'])})
+
+
+def reference(form, **inputs):
+    return form(**inputs)[0]
+
+
+chunked = functools.partial(
+    reference, functools.partial(selective_scan_reference, scan=scan_chunked)
+)
+sequential = functools.partial(reference, selective_scan_reference)
+
+
+def exact_form(length):
+    """What is run in float64."""
+    return sequential if length <= 64 else chunked
+
+
+def eager_forms(results, length):
+    """The results of the forms in the inputs' precision, see test_ss2d_scan."""
+    yield from map(results, [chunked, sequential][length <= 1000 :])
 
 
 @pytest.mark.parametrize(('B', 'C'), itertools.product(FORMS, FORMS))
@@ -67,23 +87,22 @@ def test_optional_inputs_by_the_definition(left_out, backend):
 @pytest.mark.parametrize('length', [0, 1, 2, 3, 50, 129])
 def test_chunked_form_is_the_reference(length):
     inputs = selective_inputs(length=length, d_state=3)
-    chunked = functools.partial(selective_scan_reference, scan=scan_chunked)
-    y, state = chunked(**inputs, delta_softplus=True)
+    y, state = selective_scan_reference(**inputs, delta_softplus=True, scan=scan_chunked)
     want, want_state = selective_scan_reference(**inputs, delta_softplus=True)
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(state, want_state, rtol=1e-10, atol=1e-12)
 
 
 @native_only
-@pytest.mark.parametrize('case', pairwise(FACTORS, _small), ids=case_id)
+@pytest.mark.parametrize('case', pairwise(FACTORS, small), ids=case_id)
 def test_native_is_as_exact_as_eager(case):
-    inputs = selective_inputs(**case)
+    inputs = [selective_inputs(**case, seed=seed) for seed in range(draws(case))]
     # The z of a long sequence times a number at the type's limit overflows in the exact result
     # too; places where it does are not compared.
     options = {'delta_softplus': case['softplus']}
-    exact = run(reference, inputs, torch.float64, length=case['length'], **options)
-    eager = run(reference, inputs, length=case['length'], **options)
-    native = run(selective_scan, inputs, backend='native', **options)
+    exact = [run(exact_form(case['length']), i, torch.float64, **options) for i in inputs]
+    native = [run(selective_scan, i, backend='native', **options) for i in inputs]
+    eager = eager_forms(lambda form: [run(form, i, **options) for i in inputs], case['length'])
     assert_as_exact_as_eager(native, eager, exact)
 
 
@@ -93,10 +112,10 @@ def test_native_is_as_exact_as_eager(case):
 def test_native_on_long_sequences(length, d_state):
     inputs = selective_inputs(length, d_state, 1, 4, dtype=torch.float32)
     options = {'delta_softplus': True}
-    exact = run(reference, inputs, torch.float64, length=length, **options)
-    eager = run(reference, inputs, length=length, **options)
+    exact = run(chunked, inputs, torch.float64, **options)
+    eager = run(chunked, inputs, **options)
     native = run(selective_scan, inputs, backend='native', **options)
-    assert_as_exact_as_eager(native, eager, exact)
+    assert_as_exact_as_eager([native], [[eager]], [exact])
 
 
 @native_only
@@ -127,3 +146,20 @@ def test_different_groups_of_B_and_C(B, C):
     want = run(selective_scan, inputs, backend='reference')
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize('backend', ['native', 'reference'])
+@pytest.mark.parametrize('form', ['shared', 'grouped', 'constant'])
+@pytest.mark.parametrize('empty', ['batch', 'channels', 'length'])
+def test_empty(empty, form, backend):
+    """Nothing to compute: an empty output, and gradients of zeros for every input."""
+    if backend == 'native' and not has_kernel('selective_scan', 'cpu'):
+        pytest.skip('no native kernel')
+    inputs = selective_inputs(B=form, C=form, **{empty: 0})
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+    y, state = selective_scan(**leaves, return_last_state=True, backend=backend)
+    y.sum().backward()
+    assert y.shape == inputs['u'].shape
+    assert torch.equal(state, torch.zeros(state.shape, dtype=state.dtype))
+    for name, value in leaves.items():
+        assert torch.equal(value.grad, torch.zeros_like(value)), name

@@ -1,0 +1,5 @@
+#include "scan_backward.cuh"
+
+namespace mmvmamba {
+MMVMAMBA_BACKWARD(float);
+}  // namespace mmvmamba

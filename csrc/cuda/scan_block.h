@@ -1,0 +1,293 @@
+// What the blocks of the forward and the backward share: their place in the work, the positions of
+// a chunk, rows of shared values, time steps.
+//
+// A block is `lanes` threads over neighbouring channels times kWalkers threads over the positions
+// of a chunk, kTile positions each. Its body is written in phases, `block.each(f)`: f runs for each
+// thread, then all wait for each other. On the GPU the threads run side by side; the host harness
+// of the tests runs them one after the other, in either order, with these very functions. So no
+// phase may read what another thread writes in the same phase, and no instruction exchanges values
+// inside of a warp: its size is not assumed.
+#pragma once
+
+#include "scan_args.h"
+#include "scan_math.h"
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define MMVMAMBA_BLOCK __device__ __forceinline__
+#define MMVMAMBA_UNROLL _Pragma("unroll")
+#else
+#define MMVMAMBA_BLOCK inline
+#define MMVMAMBA_UNROLL
+#endif
+
+namespace mmvmamba {
+
+constexpr int kSteps = static_cast<int>(kChunk);
+constexpr int kRowStride =
+    kSteps + 4;  // of shared rows over a chunk: 16 bytes aligned, few conflicts
+// Ranks that are in shared memory at a time.
+template <typename T>
+constexpr int kPanel = sizeof(T) == 8 ? 32 : 64;
+
+MMVMAMBA_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What a block works on.
+struct Item {
+  int64_t sample, direction, segment, group, part, channel, width;
+
+  // `index` counts blocks of channels fastest, then groups, segments, samples, directions.
+  MMVMAMBA_HD Item(const ScanSizes& s, int64_t index) {
+    const int64_t groups = s.channels / s.group_channels;
+    part = index % s.group_blocks;
+    index /= s.group_blocks;
+    group = index % groups;
+    index /= groups;
+    segment = index % s.segments;
+    index /= s.segments;
+    sample = index % s.batch;
+    direction = index / s.batch;
+    channel = group * s.group_channels + part * s.lanes;
+    width = smaller(s.lanes, s.group_channels - part * s.lanes);
+  }
+};
+
+// A thread's place in its block. Lanes beyond the block's channels compute the first channel once
+// more and write nothing.
+struct Place {
+  int lane, walker;
+  bool active;
+  int64_t channel;
+
+  MMVMAMBA_HD Place(const ScanSizes& s, const Item& item, int thread) {
+    lane = thread % static_cast<int>(s.lanes);
+    walker = thread / static_cast<int>(s.lanes);
+    active = lane < item.width;
+    channel = item.channel + (active ? lane : 0);
+  }
+};
+
+// A chunk of a walk: `length` steps whose positions stand in shared memory.
+struct Chunk {
+  int64_t index;
+  int length;
+  const int32_t* position;
+};
+
+MMVMAMBA_HD Chunk make_chunk(const ScanSizes& s, int64_t index, const int32_t* position) {
+  return {index, static_cast<int>(smaller(kChunk, s.length - index * kChunk)), position};
+}
+
+// The positions of a chunk's steps, in the order of the walk.
+template <class Block>
+MMVMAMBA_BLOCK void locate(Block& block, const ScanSizes& s, int order, const Chunk& chunk,
+                           int32_t* position) {
+  block.each([&](int thread, auto&) {
+    for (int l = thread; l < chunk.length; l += block.threads()) {
+      const int64_t first = is_reversed(order) ? s.length - chunk.index * kChunk - chunk.length
+                                               : chunk.index * kChunk;
+      position[l] = WalkOf<int32_t>(order, static_cast<int32_t>(first + l),
+                                    static_cast<int32_t>(s.height), static_cast<int32_t>(s.width))
+                        .position();
+    }
+  });
+}
+
+// Where rows of a sample, group and direction begin; in elements.
+MMVMAMBA_HD int64_t row_offset(const RowView& v, const Item& item, int64_t direction) {
+  return item.sample * v.batch + item.group * v.group + direction * v.direction;
+}
+
+// Copies items [first, first + count) of a chunk's rows to `rows` [count][kRowStride], zero where
+// there is no position. Part of a phase.
+template <typename io_t, typename T>
+MMVMAMBA_BLOCK void stage(const RowView& v, int64_t offset, int64_t first, int64_t count,
+                          const Chunk& chunk, int thread, int threads, T* rows) {
+  const io_t* from = static_cast<const io_t*>(v.data) + offset + first * v.item;
+  const bool items_adjoin = v.item == 1;
+  const int n = static_cast<int>(count);
+  for (int index = thread; index < n * kSteps; index += threads) {
+    const int i = items_adjoin ? index % n : index / kSteps;
+    const int l = items_adjoin ? index / n : index % kSteps;
+    rows[i * kRowStride + l] =
+        l < chunk.length ? static_cast<T>(from[chunk.position[l] * v.position + i * v.item]) : T(0);
+  }
+}
+
+// The reverse: writes `rows` to a map of acc values.
+template <typename T>
+MMVMAMBA_BLOCK void unstage(const RowView& v, int64_t offset, int64_t first, int64_t count,
+                            const Chunk& chunk, int thread, int threads, const T* rows) {
+  T* to = static_cast<T*>(v.data) + offset + first * v.item;
+  const bool items_adjoin = v.item == 1;
+  const int n = static_cast<int>(count);
+  for (int index = thread; index < n * kSteps; index += threads) {
+    const int i = items_adjoin ? index % n : index / kSteps;
+    const int l = items_adjoin ? index / n : index % kSteps;
+    if (l < chunk.length)
+      to[chunk.position[l] * v.position + i * v.item] = rows[i * kRowStride + l];
+  }
+}
+
+// A thread's tile of a shared row, in pieces of 16 bytes.
+template <int kTile, typename T>
+MMVMAMBA_BLOCK void load_tile(const T* row, T (&tile)[kTile]) {
+  constexpr int piece = 16 / sizeof(T);
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; t += piece) {
+    __builtin_memcpy(tile + t, __builtin_assume_aligned(row + t, 16), 16);
+  }
+}
+template <int kTile, typename T>
+MMVMAMBA_BLOCK void fill_tile(T value, T (&tile)[kTile]) {
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) tile[t] = value;
+}
+
+// Elements of a map at a tile's positions; zero where there is none.
+template <typename io_t, int kTile, typename T>
+MMVMAMBA_BLOCK void read_map(const MapView& v, int64_t sample, int64_t channel, const Chunk& chunk,
+                             int first, T (&tile)[kTile]) {
+  const io_t* from = static_cast<const io_t*>(v.data) + sample * v.batch + channel * v.channel;
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    const int l = first + t;
+    tile[t] = l < chunk.length ? static_cast<T>(from[chunk.position[l] * v.position]) : T(0);
+  }
+}
+
+// Sets or adds to the sum over directions; the last direction may write a narrower type instead.
+template <typename io_t, int kTile, typename T>
+MMVMAMBA_BLOCK void write_map(const MapView& sum, const MapView& narrow, bool first_direction,
+                              bool last_direction, int64_t sample, int64_t channel,
+                              const Chunk& chunk, int first, const T (&tile)[kTile]) {
+  T* total = static_cast<T*>(sum.data) + sample * sum.batch + channel * sum.channel;
+  const bool to_narrow = last_direction && narrow.data != nullptr;
+  io_t* out = static_cast<io_t*>(narrow.data) + sample * narrow.batch + channel * narrow.channel;
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    const int l = first + t;
+    if (l >= chunk.length) continue;
+    const int64_t p = chunk.position[l];
+    const T value = first_direction ? tile[t] : total[p * sum.position] + tile[t];
+    if (to_narrow) {
+      out[p * narrow.position] = static_cast<io_t>(value);
+    } else {
+      total[p * sum.position] = value;
+    }
+  }
+}
+
+// Adds a panel of ranks to a tile's time steps before softplus. `low` are its rows.
+template <int kTile, typename T>
+MMVMAMBA_BLOCK void add_ranks(const ScanSizes& s, const T* weight, int64_t direction,
+                              int64_t channel, int64_t first_rank, int64_t count, const T* low,
+                              int first, T (&dt)[kTile]) {
+  weight += (direction * s.rank + first_rank) * s.channels + channel;
+  for (int64_t r = 0; r < count; ++r) {
+    const T w = weight[r * s.channels];
+    T tile[kTile];
+    load_tile(low + r * kRowStride + first, tile);
+    MMVMAMBA_UNROLL
+    for (int t = 0; t < kTile; ++t) dt[t] += w * tile[t];
+  }
+}
+
+// Where the states of a walk's segment or chunk lie: [batch][directions][count][states][channels].
+MMVMAMBA_HD int64_t state_offset(const ScanSizes& s, int64_t sample, int64_t direction,
+                                 int64_t count, int64_t index) {
+  return ((sample * s.directions + direction) * count + index) * s.states * s.channels;
+}
+// Elements of one of the two halves of a carry buffer.
+MMVMAMBA_HD int64_t carry_half(const ScanSizes& s) {
+  return s.batch * s.directions * s.segments * s.states * s.channels;
+}
+
+// The time steps of a chunk for the block's threads, in `thread.dt`, with their slopes where the
+// thread has room for them; padded steps are zero. Leaves the last panel of ranks in `low` and the
+// first group of B and C in `rows`. Ends inside of a phase: `then` is its rest.
+template <class Scan, class Args, class Block, class Shared, class Then>
+MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, int64_t k,
+                               const Chunk& chunk, const Shared& shared, Then then) {
+  using T = typename Scan::T;
+  using io_t = typename Scan::io;
+  const ScanSizes& s = a.sizes;
+  const int64_t panels = s.rank == 0 ? 1 : ceil_div(s.rank, kPanel<T>);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t first = panel * kPanel<T>, count = smaller(kPanel<T>, s.rank - first);
+    block.each([&](int thread, auto&) {
+      if (s.rank > 0) {
+        stage<io_t>(a.low, row_offset(a.low, item, k), first, count, chunk, thread, block.threads(),
+                    shared.low);
+      }
+      if (panel == 0) {
+        Scan::stage_weights(a, item, k, 0, chunk, thread, block.threads(), shared);
+      }
+    });
+    block.each([&](int thread, auto& own) {
+      const Place place(s, item, thread);
+      const int begin = place.walker * Scan::kTile;
+      if (panel == 0) fill_tile(T(0), own.dt);
+      if (s.rank > 0) {
+        add_ranks(s, static_cast<const T*>(a.params.dt_weight), k, place.channel, first, count,
+                  shared.low, begin, own.dt);
+      } else {
+        T delta[Scan::kTile];
+        read_map<io_t>(a.delta, item.sample, place.channel, chunk, begin, delta);
+        MMVMAMBA_UNROLL
+        for (int t = 0; t < Scan::kTile; ++t) own.dt[t] += delta[t];
+      }
+      if (panel + 1 < panels) return;
+      // The bias comes last: a sum of small terms loses fewer digits.
+      const T* biases = static_cast<const T*>(a.params.dt_bias);
+      const T bias = biases == nullptr ? T(0) : biases[k * s.channels + place.channel];
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < Scan::kTile; ++t) {
+        T slope = T(1);
+        const T sum = own.dt[t] + bias;
+        const T step = s.softplus ? softplus(sum, &slope) : sum;
+        const bool valid = begin + t < chunk.length;
+        own.dt[t] = valid ? step : T(0);
+        Scan::keep_slope(own, t, valid ? slope : T(0));
+      }
+      then(place, own);
+    });
+  }
+}
+
+// B or C of a state at a tile's positions.
+template <int kTile, typename T>
+MMVMAMBA_BLOCK void weight_tile(const void* constant, const ScanSizes& s, int64_t state,
+                                int64_t channel, const T* row, int first, T (&tile)[kTile]) {
+  if (constant != nullptr) {
+    fill_tile(static_cast<const T*>(constant)[state * s.channels + channel], tile);
+  } else {
+    load_tile(row + first, tile);
+  }
+}
+
+// The state before each segment, from the segments' ends; one thread for each index, which counts
+// channels fastest, then states, samples, directions.
+template <typename T>
+MMVMAMBA_BLOCK void combine_segments(const ScanCarry& a, int64_t index) {
+  const ScanSizes& s = a.sizes;
+  const int64_t channel = index % s.channels, state = index / s.channels % s.states;
+  const int64_t sample = index / (s.channels * s.states) % s.batch;
+  const int64_t which = index / (s.channels * s.states * s.batch);
+  const int64_t k = a.directions.index[which];
+  const T rate = static_cast<const T*>(a.A)[(k * s.states + state) * s.channels + channel];
+  T* carry = static_cast<T*>(a.carry) + state_offset(s, sample, k, s.segments, 0) +
+             state * s.channels + channel;
+  const T* dt = static_cast<const T*>(a.segment_dt) +
+                (sample * s.directions + k) * s.segments * s.channels + channel;
+  const bool descending = is_reversed(a.directions.order[which]) != a.backward;
+  T h = 0;
+  for (int64_t j = 0; j < s.segments; ++j) {
+    const int64_t segment = descending ? s.segments - 1 - j : j;
+    T& end = carry[segment * s.states * s.channels];
+    const T next = exp_of(rate * dt[segment * s.channels]) * h + end;
+    end = h;
+    h = next;
+  }
+}
+
+}  // namespace mmvmamba

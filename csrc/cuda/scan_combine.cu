@@ -1,0 +1,66 @@
+// The kernel that combines segments, and the choice of a kernel by I/O type.
+#include <cuda_runtime.h>
+
+#include "scan_block.h"
+#include "scan_kernels.h"
+
+namespace mmvmamba {
+
+// Defined in scan_forward_*.cu and scan_backward_*.cu.
+template <typename io_t>
+cudaError_t launch_forward_io(const ScanForward&, bool summary, cudaStream_t);
+template <typename io_t>
+cudaError_t launch_backward_io(const ScanBackward&, bool summary, cudaStream_t);
+
+namespace {
+
+template <typename T>
+__global__ void combine_kernel(const ScanCarry args, int64_t count) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index < count) combine_segments<T>(args, index);
+}
+
+}  // namespace
+
+cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStream_t stream) {
+  switch (args.io) {
+    case DeviceIo::kFloat:
+      return launch_forward_io<float>(args, summary, stream);
+    case DeviceIo::kHalf:
+      return launch_forward_io<c10::Half>(args, summary, stream);
+    case DeviceIo::kBFloat16:
+      return launch_forward_io<c10::BFloat16>(args, summary, stream);
+    case DeviceIo::kDouble:
+      return launch_forward_io<double>(args, summary, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaStream_t stream) {
+  switch (args.io) {
+    case DeviceIo::kFloat:
+      return launch_backward_io<float>(args, summary, stream);
+    case DeviceIo::kHalf:
+      return launch_backward_io<c10::Half>(args, summary, stream);
+    case DeviceIo::kBFloat16:
+      return launch_backward_io<c10::BFloat16>(args, summary, stream);
+    case DeviceIo::kDouble:
+      return launch_backward_io<double>(args, summary, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t launch_combine_kernel(const ScanCarry& args, cudaStream_t stream) {
+  constexpr int64_t kThreads = 128;
+  const ScanSizes& s = args.sizes;
+  const int64_t count = s.channels * s.states * s.batch * args.directions.count;
+  const unsigned blocks = static_cast<unsigned>(ceil_div(count, kThreads));
+  if (args.io == DeviceIo::kDouble) {
+    combine_kernel<double><<<blocks, kThreads, 0, stream>>>(args, count);
+  } else {
+    combine_kernel<float><<<blocks, kThreads, 0, stream>>>(args, count);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace mmvmamba

@@ -1,0 +1,230 @@
+// The forward of a block: every chunk of its segment, for each direction of the launch.
+#pragma once
+
+#include "scan_block.h"
+
+namespace mmvmamba {
+
+// kGroup: the states that are worked on at a time; 1 keeps a single state's decays in registers.
+// kSummary: only the states at the segments' ends and the sums of their time steps, for segments
+// that are worked on side by side.
+template <typename io_t, int kGroup_, bool kSummary>
+struct ForwardScan {
+  using io = io_t;
+  using T = typename Accumulate<io_t>::type;
+  using Args = ScanForward;
+  static constexpr int kGroup = kGroup_, kTile = 16, kWalkers = kSteps / kTile;
+
+  struct Thread {
+    T dt[kTile];  // one state: its decays, after their sum
+    T x[kTile];   // dt x
+    T y[kTile];
+    T part[kTile];  // of y, of a group of states; unused where there is one
+  };
+
+  struct Shared {
+    T* low;             // [min(rank, kPanel)][kRowStride]
+    T* rows;            // [2 kGroup][kRowStride], B then C
+    T* end;             // [kWalkers][kGroup][lanes]
+    T* dt;              // [kWalkers][lanes]
+    int32_t* position;  // [kSteps]
+    MMVMAMBA_HD Shared(const ScanSizes& s, void* memory) {
+      low = static_cast<T*>(memory);
+      rows = low + smaller(s.rank, kPanel<T>) * kRowStride;
+      end = rows + 2 * kGroup * kRowStride;
+      dt = end + kWalkers * kGroup * s.lanes;
+      position = reinterpret_cast<int32_t*>(dt + kWalkers * s.lanes);
+    }
+    static int64_t size(const ScanSizes& s) {  // bytes
+      return sizeof(T) * (smaller(s.rank, kPanel<T>) * kRowStride + 2 * kGroup * kRowStride +
+                          kWalkers * (kGroup + 1) * s.lanes) +
+             sizeof(int32_t) * kSteps;
+    }
+  };
+
+  static MMVMAMBA_HD void keep_slope(Thread&, int, T) {}
+
+  static MMVMAMBA_BLOCK void stage_weights(const Args& a, const Item& item, int64_t k,
+                                           int64_t first, const Chunk& chunk, int thread,
+                                           int threads, const Shared& shared) {
+    const int64_t count = smaller(kGroup, a.sizes.states - first);
+    if (a.B.data != nullptr) {
+      stage<io_t>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
+    }
+    if (a.C.data != nullptr && !kSummary) {
+      stage<io_t>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
+                  shared.rows + kGroup * kRowStride);
+    }
+  }
+
+  static MMVMAMBA_BLOCK T rate_of(const Args& a, int64_t k, int64_t state, int64_t channel) {
+    const ScanSizes& s = a.sizes;
+    return static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + channel];
+  }
+
+  // The state at the end of each thread's tile, from zero.
+  static MMVMAMBA_BLOCK void scan_tiles(const Args& a, int64_t k, int64_t first, const Place& place,
+                                        const Shared& shared, Thread& own) {
+    const ScanSizes& s = a.sizes;
+    const int begin = place.walker * kTile;
+    const int64_t count = smaller(kGroup, s.states - first);
+    for (int i = 0; i < count; ++i) {
+      const T rate = rate_of(a, k, first + i, place.channel);
+      T B[kTile], h = 0;
+      weight_tile(a.params.B, s, first + i, place.channel, shared.rows + i * kRowStride, begin, B);
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < kTile; ++t) {
+        const T decay = exp_of(own.dt[t] * rate);
+        if (kGroup == 1 && s.states == 1) own.dt[t] = decay;
+        h = decay * h + own.x[t] * B[t];
+      }
+      shared.end[(place.walker * kGroup + i) * s.lanes + place.lane] = h;
+    }
+  }
+
+  // Scans the tiles again from the states that come in, and carries the chunk's end on.
+  static MMVMAMBA_BLOCK void finish_tiles(const Args& a, const Item& item, int64_t k, int64_t first,
+                                          int64_t done, const Chunk& chunk, const Place& place,
+                                          const Shared& shared, Thread& own) {
+    const ScanSizes& s = a.sizes;
+    const int begin = place.walker * kTile;
+    const int64_t count = smaller(kGroup, s.states - first), half = carry_half(s);
+    for (int i = 0; i < count; ++i) {
+      const int64_t state = first + i, at = state * s.channels + place.channel;
+      const T rate = rate_of(a, k, state, place.channel);
+      T* carry =
+          static_cast<T*>(a.carry) + state_offset(s, item.sample, k, s.segments, item.segment) + at;
+      // Threads of the block still read what came in while the first walker carries on: two halves.
+      const T came_in = done == 0 && (s.segments == 1 || kSummary)
+                            ? T(0)
+                            : carry[kSummary ? 0 : (done & 1) * half];
+      if (place.walker == 0) {
+        T h = came_in;
+        for (int j = 0; j < kWalkers; ++j) {
+          h = exp_of(rate * shared.dt[j * s.lanes + place.lane]) * h +
+              shared.end[(j * kGroup + i) * s.lanes + place.lane];
+        }
+        if (place.active) {
+          carry[kSummary ? 0 : (1 - (done & 1)) * half] = h;
+          if (!kSummary) save_states(a, item, k, chunk, state, place.channel, came_in, h);
+        }
+      }
+      if (kSummary) continue;
+      T h = came_in;
+      for (int j = 0; j < place.walker; ++j) {
+        h = exp_of(rate * shared.dt[j * s.lanes + place.lane]) * h +
+            shared.end[(j * kGroup + i) * s.lanes + place.lane];
+      }
+      T B[kTile], C[kTile];
+      weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
+      weight_tile(a.params.C, s, state, place.channel, shared.rows + (kGroup + i) * kRowStride,
+                  begin, C);
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < kTile; ++t) {
+        const T decay = kGroup == 1 && s.states == 1 ? own.dt[t] : exp_of(own.dt[t] * rate);
+        h = decay * h + own.x[t] * B[t];
+        if (kGroup == 1) {
+          own.y[t] += C[t] * h;
+        } else {
+          own.part[t] = i == 0 ? C[t] * h : own.part[t] + C[t] * h;
+        }
+      }
+    }
+    if (kGroup == 1 || kSummary) return;
+    MMVMAMBA_UNROLL
+    for (int t = 0; t < kTile; ++t) own.y[t] += own.part[t];  // a long sum loses digits
+  }
+
+  static MMVMAMBA_BLOCK void save_states(const Args& a, const Item& item, int64_t k,
+                                         const Chunk& chunk, int64_t state, int64_t channel,
+                                         T before, T after) {
+    const ScanSizes& s = a.sizes;
+    if (a.states != nullptr) {
+      static_cast<T*>(a.states)[state_offset(s, item.sample, k, s.chunks, chunk.index) +
+                                state * s.channels + channel] = before;
+    }
+    // Only a 1-D sequence has it, whose walk ends with the last chunk.
+    if (a.last_state != nullptr && chunk.index + 1 == s.chunks) {
+      static_cast<T*>(a.last_state)[(item.sample * s.channels + channel) * s.states + state] =
+          after;
+    }
+  }
+
+  template <class Block>
+  static MMVMAMBA_BLOCK void scan_chunk(Block& block, const Args& a, const Item& item, int which,
+                                        int64_t index, int64_t done, const Shared& shared) {
+    const ScanSizes& s = a.sizes;
+    const int64_t k = a.directions.index[which];
+    const Chunk chunk = make_chunk(s, index, shared.position);
+    locate(block, s, a.directions.order[which], chunk, shared.position);
+    time_steps<ForwardScan>(block, a, item, k, chunk, shared, [&](const Place& place, Thread& own) {
+      read_map<io_t>(a.x, item.sample, place.channel, chunk, place.walker * kTile, own.x);
+      const T* D = static_cast<const T*>(a.params.D);
+      const T skip = D == nullptr ? T(0) : D[k * s.channels + place.channel];
+      T sum = 0;
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < kTile; ++t) {
+        sum += own.dt[t];
+        own.y[t] = skip * own.x[t];
+        own.x[t] *= own.dt[t];
+      }
+      shared.dt[place.walker * s.lanes + place.lane] = sum;
+      scan_tiles(a, k, 0, place, shared, own);
+    });
+    for (int64_t first = 0; first < s.states; first += kGroup) {
+      if (first > 0) {
+        block.each([&](int thread, Thread&) {
+          stage_weights(a, item, k, first, chunk, thread, block.threads(), shared);
+        });
+        block.each([&](int thread, Thread& own) {
+          scan_tiles(a, k, first, Place(s, item, thread), shared, own);
+        });
+      }
+      block.each([&](int thread, Thread& own) {
+        const Place place(s, item, thread);
+        if (kSummary && place.walker != 0) return;
+        finish_tiles(a, item, k, first, done, chunk, place, shared, own);
+        if (!place.active || first + kGroup < s.states) return;
+        if (kSummary) {
+          add_segment_dt(a, item, k, done, place, shared);
+        } else {
+          write_map<io_t>(a.sum, a.y, a.directions.begin && which == 0,
+                          a.directions.end && which + 1 == a.directions.count, item.sample,
+                          place.channel, chunk, place.walker * kTile, own.y);
+        }
+      });
+    }
+  }
+
+  static MMVMAMBA_BLOCK void add_segment_dt(const Args& a, const Item& item, int64_t k,
+                                            int64_t done, const Place& place,
+                                            const Shared& shared) {
+    const ScanSizes& s = a.sizes;
+    T& total = static_cast<T*>(
+        a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) * s.channels +
+                      place.channel];
+    T sum = done == 0 ? T(0) : total;
+    for (int j = 0; j < kWalkers; ++j) sum += shared.dt[j * s.lanes + place.lane];
+    total = sum;
+  }
+
+  // Block `index` of the launch. A summary has a block for each direction too.
+  template <class Block>
+  static MMVMAMBA_BLOCK void run(Block& block, const Args& a, int64_t index, void* memory) {
+    const ScanSizes& s = a.sizes;
+    const Item item(s, index);
+    const Shared shared(s, memory);
+    const int64_t begin = item.segment * s.segment_chunks;
+    const int64_t end = smaller(s.chunks, begin + s.segment_chunks);
+    const int first = kSummary ? static_cast<int>(item.direction) : 0;
+    const int last = kSummary ? first + 1 : a.directions.count;
+    for (int which = first; which < last; ++which) {
+      const bool reversed = is_reversed(a.directions.order[which]);
+      for (int64_t done = 0; done < end - begin; ++done) {
+        scan_chunk(block, a, item, which, reversed ? end - 1 - done : begin + done, done, shared);
+      }
+    }
+  }
+};
+
+}  // namespace mmvmamba

@@ -1,0 +1,5 @@
+#include "scan_forward.cuh"
+
+namespace mmvmamba {
+MMVMAMBA_FORWARD(float);
+}  // namespace mmvmamba

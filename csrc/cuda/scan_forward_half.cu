@@ -1,0 +1,5 @@
+#include "scan_forward.cuh"
+
+namespace mmvmamba {
+MMVMAMBA_FORWARD(c10::Half);
+}  // namespace mmvmamba

@@ -1,0 +1,49 @@
+// One kernel for all scans: a block of the grid runs a block of the scan.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "scan_args.h"
+
+namespace mmvmamba {
+
+constexpr int kMaxThreads = 512;
+
+// A block of threads that run side by side; see scan_block.h.
+template <class Thread>
+struct DeviceBlock {
+  Thread own;
+  __device__ __forceinline__ int threads() const { return static_cast<int>(blockDim.x); }
+  template <class F>
+  __device__ __forceinline__ void each(F f) {
+    f(static_cast<int>(threadIdx.x), own);
+    __syncthreads();
+  }
+};
+
+template <class Scan>
+__global__ void __launch_bounds__(kMaxThreads) scan_kernel(const typename Scan::Args args) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  DeviceBlock<typename Scan::Thread> block;
+  Scan::run(block, args, static_cast<int64_t>(blockIdx.x), memory);
+}
+
+template <class Scan>
+cudaError_t launch_scan(const typename Scan::Args& args, bool summary, int64_t shared,
+                        cudaStream_t stream) {
+  const ScanSizes& s = args.sizes;
+  const int64_t blocks = s.batch * s.segments * (s.channels / s.group_channels) * s.group_blocks *
+                         (summary ? args.directions.count : 1);
+  // More than a grid has would need 2^31 blocks of 64 positions or more: 2^37 elements.
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  // Above 48 KB a kernel must ask for its shared memory.
+  const cudaError_t status = cudaFuncSetAttribute(
+      scan_kernel<Scan>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (status != cudaSuccess) return status;
+  scan_kernel<Scan>
+      <<<static_cast<unsigned>(blocks), static_cast<unsigned>(s.lanes * Scan::kWalkers),
+         static_cast<size_t>(shared), stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace mmvmamba

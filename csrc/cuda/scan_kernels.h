@@ -1,0 +1,15 @@
+// The launches that scan_{forward,backward,combine}.cu define. A status is returned and not thrown:
+// nvcc need not see torch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "scan_args.h"
+
+namespace mmvmamba {
+
+cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStream_t stream);
+cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaStream_t stream);
+cudaError_t launch_combine_kernel(const ScanCarry& args, cudaStream_t stream);
+
+}  // namespace mmvmamba

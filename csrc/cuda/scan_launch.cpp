@@ -1,0 +1,124 @@
+// How a call is split into blocks and launches.
+#include "scan_launch.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "scan_backward.h"
+#include "scan_forward.h"
+
+namespace mmvmamba {
+namespace {
+
+// The largest shared memory of any kernel that a call needs. Backwards, the sums of grad dt_weight
+// go to memory where they do not fit.
+template <typename T>
+int64_t least_shared(const ScanSizes& s, ScanKind kind) {
+  if (kind == ScanKind::kForward) {
+    return s.states == 1 ? ForwardScan<T, 1, false>::Shared::size(s)
+                         : ForwardScan<T, kForwardGroup, false>::Shared::size(s);
+  }
+  return s.states == 1 ? BackwardScan<T, 1, false>::Shared::size(s, false)
+                       : BackwardScan<T, kBackwardGroup, false>::Shared::size(s, false);
+}
+
+int64_t least_shared(const ScanSizes& s, ScanKind kind, at::ScalarType io) {
+  return io == at::kDouble ? least_shared<double>(s, kind) : least_shared<float>(s, kind);
+}
+
+// Directions of one axis may share a launch, as their segments hold the same positions; with a
+// single segment, all may.
+std::vector<ScanDirections> batches(const ScanSizes& s, at::IntArrayRef orders) {
+  std::vector<ScanDirections> out;
+  const auto add = [&](int64_t k) {
+    const bool full = out.empty() || out.back().count == kMaxDirections;
+    const bool other_axis =
+        !full && s.segments > 1 && along_columns(out.back().order[0]) != along_columns(orders[k]);
+    if (full || other_axis) out.emplace_back();
+    ScanDirections& last = out.back();
+    last.index[last.count] = static_cast<int32_t>(k);
+    last.order[last.count++] = static_cast<int32_t>(orders[k]);
+  };
+  const int64_t K = orders.size();
+  for (int64_t k = 0; k < K; ++k) {
+    if (!along_columns(orders[k])) add(k);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    if (along_columns(orders[k])) add(k);
+  }
+  out.front().begin = true;
+  out.back().end = true;
+  return out;
+}
+
+template <typename Args, typename Launch>
+void launch(const ScanDevice& device, Args args, at::IntArrayRef orders, bool backward,
+            Launch run) {
+  const auto all = batches(args.sizes, orders);
+  if (args.sizes.segments > 1) {
+    for (const ScanDirections& directions : all) {
+      args.directions = directions;
+      run(args, true);
+      device.combine(
+          {args.sizes, args.io, directions, args.params.A, args.carry, args.segment_dt, backward});
+    }
+  }
+  for (const ScanDirections& directions : all) {
+    args.directions = directions;
+    run(args, false);
+  }
+}
+
+}  // namespace
+
+void split_scan(ScanSizes& s, ScanKind kind, at::ScalarType io, const ScanDevice& device) {
+  TORCH_CHECK_VALUE(s.length < std::numeric_limits<int32_t>::max(),
+                    "a sequence must have less than 2^31 positions, but got ", s.length);
+  // At most 512 threads in a block.
+  const int64_t widest = (kind == ScanKind::kForward ? 128 : 64) / (io == at::kDouble ? 2 : 1);
+  int64_t lanes = widest;
+  for (;; lanes /= 2) {
+    s.group_blocks = ceil_div(s.group_channels, lanes);
+    s.lanes = ceil_div(ceil_div(s.group_channels, s.group_blocks), 32) * 32;
+    if (least_shared(s, kind, io) <= device.max_shared()) break;
+    TORCH_CHECK_VALUE(lanes > 32, "the scan needs ", least_shared(s, kind, io),
+                      " bytes of shared memory for ", s.states, " states and rank ", s.rank,
+                      ", the device has ", device.max_shared());
+  }
+  s.chunks = ceil_div(s.length, kChunk);
+  const int64_t blocks = s.batch * s.channels / s.group_channels * s.group_blocks;
+  const int64_t wanted = std::clamp<int64_t>(ceil_div(device.target_blocks(), blocks), 1, s.chunks);
+  s.segment_chunks = ceil_div(s.chunks, wanted);
+  s.segments = ceil_div(s.chunks, s.segment_chunks);
+}
+
+void launch_forward(const ScanDevice& device, ScanForward args, at::IntArrayRef orders) {
+  launch(device, args, orders, false,
+         [&](const ScanForward& a, bool summary) { device.forward(a, summary); });
+}
+
+void launch_backward(const ScanDevice& device, ScanBackward args, at::IntArrayRef orders) {
+  const ScanSizes& s = args.sizes;
+  const auto fits = [&](auto zero) {
+    using T = decltype(zero);
+    return (s.states == 1 ? BackwardScan<T, 1, false>::Shared::size(s, true)
+                          : BackwardScan<T, kBackwardGroup, false>::Shared::size(s, true)) <=
+           device.max_shared();
+  };
+  args.keep_weight_on_chip = s.rank > 0 && (args.io == DeviceIo::kDouble ? fits(0.0) : fits(0.0f));
+  launch(device, args, orders, true,
+         [&](const ScanBackward& a, bool summary) { device.backward(a, summary); });
+}
+
+ScanScratch::ScanScratch(const ScanSizes& s, const at::TensorOptions& acc)
+    : carry(at::empty({2, s.batch, s.directions, s.segments, s.states, s.channels}, acc)),
+      segment_dt(at::empty({s.batch, s.directions, s.segments, s.channels}, acc)) {}
+
+MapView map_nhwc(const at::Tensor& v) {
+  return {v.data_ptr(), v.size(1) * v.size(2) * v.size(3), v.size(3), 1};
+}
+MapView map_ncl(const at::Tensor& v) {
+  return {v.data_ptr(), v.stride(0), v.stride(2), v.stride(1)};
+}
+
+}  // namespace mmvmamba

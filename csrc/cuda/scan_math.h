@@ -1,0 +1,54 @@
+// The scan's mathematics, element by element, for host and device alike.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "../scan_common.h"
+
+namespace mmvmamba {
+
+// The type of states and sums for an I/O type.
+template <typename io_t>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+// The exact function and not exp2(x log2(e)): rounding that product costs as many digits as the
+// exponent has.
+MMVMAMBA_HD float exp_of(float x) { return ::expf(x); }
+MMVMAMBA_HD double exp_of(double x) { return ::exp(x); }
+
+// log(1 + e) for 0 <= e <= 1: e times a polynomial through Chebyshev nodes, so that a small e keeps
+// its digits; relative error 1.6e-7 with the rounding. No special function: the units that compute
+// those are what limits the scan.
+MMVMAMBA_HD float log1p_of(float e) {
+  float p = -3.1760570127516985e-3f;
+  p = p * e + 1.9542526453733444e-2f;
+  p = p * e - 5.6373611092567444e-2f;
+  p = p * e + 0.10543623566627502f;
+  p = p * e - 0.1526966691017151f;
+  p = p * e + 0.1966327428817749f;
+  p = p * e - 0.24951615929603577f;
+  p = p * e + 0.33329710364341736f;
+  p = p * e - 0.49999892711639404f;
+  return (p * e) * e + e;  // rounded once where e is small
+}
+MMVMAMBA_HD double log1p_of(double e) { return ::log1p(e); }
+
+// log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
+template <typename T>
+MMVMAMBA_HD T softplus(T x, T* slope) {
+  const T e = exp_of(x < 0 ? x : -x);  // in (0, 1]: no overflow
+  *slope = x > T(20) ? T(1) : (x < 0 ? e : T(1)) / (T(1) + e);
+  return x > T(20) ? x : (x < 0 ? T(0) : x) + log1p_of(e);
+}
+
+}  // namespace mmvmamba

@@ -1,0 +1,114 @@
+"""What is installed and what will run: ``python -m mmvmamba.info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+from .ops import has_kernel, load_extension
+from .ops._checks import NATIVE_DTYPES
+from .ops._extension import build_info, missing_architecture
+from .version import __version__
+
+#: The packages whose versions matter, by import name: distributions that provide each.
+PACKAGES = {
+    'torchvision': ('torchvision',),
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
+
+
+def _installed(distributions: tuple[str, ...]) -> str:
+    for name in distributions:
+        try:
+            return f'{importlib.metadata.version(name)} ({name})'
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return 'not installed'
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those around it."""
+    cuda = torch.version.cuda or torch.version.hip or 'none'
+    return {
+        'mmvmamba': __version__,
+        'python': platform.python_version(),
+        'torch': f'{torch.__version__} (CUDA: {cuda})',
+        **{name: _installed(distributions) for name, distributions in PACKAGES.items()},
+    }
+
+
+def extension() -> dict[str, str]:
+    """Whether the extension is loaded, why not, and what it was built for."""
+    info = build_info()
+    reason = load_extension()
+    built = {
+        'loaded': 'yes' if reason is None else f'no: {reason}',
+        'built with torch': info.get('torch') or 'unknown',
+        'CUDA kernels': 'no',
+    }
+    if has_kernel('ss2d_scan', 'cuda'):
+        architectures = ', '.join(info.get('arch_list', [])) or 'unknown'
+        built['CUDA kernels'] = f'CUDA {info.get("cuda")}, architectures {architectures}'
+    return built
+
+
+def machine() -> dict[str, str]:
+    """The processor and the GPUs of this machine."""
+    out = {
+        'system': f'{platform.system()} {platform.machine()}',
+        'CPU': f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}',
+    }
+    if load_extension() is None:
+        out['CPU kernels'] = torch.ops.mmvmamba.cpu_isa()
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        out[f'GPU {index}'] = f'{torch.cuda.get_device_name(index)}, architecture {major}.{minor}'
+    if not torch.cuda.is_available():
+        out['GPU'] = 'none that PyTorch sees'
+    return out
+
+
+def backends() -> dict[str, str]:
+    """What ``backend='auto'`` runs on each device, and for which dtypes."""
+    devices = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
+    return {name: _backend(torch.device(name)) for name in devices}
+
+
+def _backend(device: torch.device) -> str:
+    slow = 'the chunked PyTorch form'
+    if not has_kernel('ss2d_scan', device.type):
+        return f'{slow}: {load_extension() or f"built without {device.type} kernels"}'
+    if device.type == 'cuda' and (reason := missing_architecture(device.index)):
+        return f'{slow}: {reason}'
+    names = ', '.join(str(dtype).removeprefix('torch.') for dtype in NATIVE_DTYPES[device.type])
+    return f'native kernels for {names}; {slow} for others'
+
+
+def report() -> str:
+    """All of it as text."""
+    parts = {
+        'versions': versions(),
+        'extension': extension(),
+        'machine': machine(),
+        'what runs the scan': backends(),
+    }
+    lines = []
+    for title, values in parts.items():
+        lines += [title, *(f'  {name:<17} {value}' for name, value in values.items())]
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Writes the report to the standard output."""
+    sys.stdout.write(report() + '\n')
+
+
+if __name__ == '__main__':
+    main()

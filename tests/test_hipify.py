@@ -1,0 +1,47 @@
+"""The kernels' sources for ROCm: PyTorch's translation, and what it cannot translate."""
+
+import re
+from pathlib import Path
+
+import pytest
+from torch.utils.hipify import hipify_python
+
+CSRC = Path(__file__).resolve().parents[1] / 'csrc'
+SOURCES = sorted(p for p in CSRC.rglob('*') if p.suffix in ('.cu', '.cuh', '.h', '.cpp'))
+
+
+def test_hipify_runs_clean(tmp_path):
+    result = hipify_python.hipify(
+        project_directory=str(CSRC),
+        output_directory=str(tmp_path / 'csrc'),
+        includes=['*'],
+        header_include_dirs=[],
+        extensions=('.cu', '.cuh', '.h', '.cpp'),
+        show_detailed=False,
+        is_pytorch_extension=True,
+    )
+    kernels = {p for p in result if p.endswith(('.cu', '.cuh'))}
+    assert len(kernels) == len(list((CSRC / 'cuda').glob('*.cu*')))
+    for path, outcome in result.items():
+        assert outcome.status in (
+            '[ok]',
+            '[skipped, no changes]',
+            '[ignored, not to be hipified]',
+        ), (
+            path,
+            outcome.status,
+        )
+        text = Path(outcome.hipified_path or path).read_text()
+        # Nothing of CUDA's runtime is left in what a ROCm build compiles; torch's own `c10::cuda`
+        # and `kCUDA` are its names on ROCm too.
+        left = re.findall(r'\bcuda(?:Error|Stream|Func|Get|Device|Dev|Success)\w*', text)
+        if path.endswith(('.cu', '.cuh')) or 'cuda/kernels.cpp' in path:
+            assert not left, (path, left)
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_nothing_assumes_a_warp_of_32(path):
+    """No instruction inside of a warp, no inline PTX: neither is the same on every GPU."""
+    text = re.sub(r'//.*', '', path.read_text(encoding='utf-8'))
+    for word in ('__shfl', '__ballot', '__syncwarp', 'warpSize', 'asm volatile', 'asm('):
+        assert word not in text, f'{word} in {path.name}'

@@ -1,0 +1,96 @@
+"""``python -m mmvmamba.info`` and what it knows about builds."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mmvmamba
+from mmvmamba import info
+from mmvmamba.ops import _checks, _extension, load_extension
+
+
+def test_the_command_prints_the_report():
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmvmamba.info'], capture_output=True, text=True, check=True
+    )
+    assert f'mmvmamba          {mmvmamba.__version__}' in result.stdout
+    assert f'torch             {torch.__version__}' in result.stdout
+    assert result.stdout.splitlines()[0] == 'versions'
+    for title in ('extension', 'machine', 'what runs the scan'):
+        assert f'\n{title}\n' in result.stdout
+
+
+def test_versions_name_the_distribution(monkeypatch):
+    installed = {'mmcv': '2.1.0'}
+
+    def version(name):
+        if name not in installed:
+            raise info.importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(info.importlib.metadata, 'version', version)
+    versions = info.versions()
+    assert versions['mmcv'] == '2.1.0 (mmcv)'
+    assert versions['mmdet'] == 'not installed'
+
+
+def test_extension_that_did_not_load(monkeypatch):
+    monkeypatch.setattr(info, 'load_extension', lambda: 'it was not built (no compiler)')
+    monkeypatch.setattr(info, 'has_kernel', lambda op, device: False)
+    assert info.extension()['loaded'] == 'no: it was not built (no compiler)'
+    assert info.backends()['cpu'].startswith('the chunked PyTorch form: it was not built')
+
+
+@pytest.mark.skipif(load_extension() is not None, reason='no native extension')
+def test_extension_that_loaded():
+    assert info.extension()['loaded'] == 'yes'
+    assert info.machine()['CPU kernels'] in ('avx512', 'avx2', 'default')
+    assert 'bfloat16' in info.backends()['cpu']
+
+
+@pytest.mark.parametrize(
+    ('capability', 'archs', 'runs'),
+    [
+        ((9, 0), ['9.0'], True),
+        ((9, 0), ['8.0'], False),
+        ((8, 6), ['8.0'], True),  # machine code runs on later GPUs of its major version
+        ((8, 0), ['8.6'], False),
+        ((10, 0), ['9.0+PTX'], True),  # and the intermediate form on all later ones
+        ((8, 0), ['9.0+PTX'], False),
+        ((9, 0), ['8.0', '9.0a'], True),
+        ((9, 0), [], True),
+        ((9, 0), ['Hopper'], True),
+    ],
+)
+def test_architectures_that_a_build_runs_on(capability, archs, runs):
+    assert _extension.runs_on(capability, archs) is runs
+
+
+@pytest.fixture
+def old_build(monkeypatch):
+    """A build with CUDA kernels for another GPU than the one there is."""
+    monkeypatch.setattr(_extension, 'build_info', lambda: {'arch_list': ['8.0']})
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: (9, 0))
+    monkeypatch.setattr(_checks, 'has_kernel', lambda op, device: True)
+    monkeypatch.setattr(_checks, 'load_extension', lambda: None)
+    _extension.missing_architecture.cache_clear()
+    _extension.warn_no_kernel.cache_clear()
+    yield
+    _extension.missing_architecture.cache_clear()
+    _extension.warn_no_kernel.cache_clear()
+
+
+class OnGpu:
+    """What the choice of a backend asks of a tensor."""
+
+    device = torch.device('cuda:0')
+    dtype = torch.float32
+
+
+def test_an_architecture_that_was_not_built_for(old_build):
+    with pytest.warns(_extension.ExtensionUnavailableWarning, match='TORCH_CUDA_ARCH_LIST="9.0"'):
+        assert _checks.choose_backend('ss2d_scan', 'auto', OnGpu()) == 'chunked'
+    with pytest.raises(RuntimeError, match='built for the architectures 8.0, this GPU has 9.0'):
+        _checks.choose_backend('ss2d_scan', 'native', OnGpu())

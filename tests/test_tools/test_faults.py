@@ -239,7 +239,7 @@ def test_accumulated_gradients(server, configs, tmp_path):
     assert_same_state(killed / 'iter_14.pth', stock / 'iter_14.pth')
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', one_fast('detection'))
 def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
     """The averaged weights stand in the model's place there, and must not be saved in it."""
     work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
@@ -260,7 +260,7 @@ def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
     assert_same_losses(work_dir, reference['segmentation'][1])
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', one_fast('detection'))
 def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path):
     """One that MMEngine's own hooks wrote; the position follows from its counts."""
     work_dir = tmp_path / 'run'
@@ -272,6 +272,7 @@ def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path
     finish(task, work_dir)
 
 
+@pytest.mark.slow
 def test_another_batch_size(server, configs, tmp_path):
     """Goes on at the same sample and says that this is not the same run any more."""
     work_dir, config = tmp_path / 'run', configs['segmentation']

@@ -86,7 +86,8 @@ def build_runner(cfg: Config) -> Runner:
             :class:`mmengine.runner.Runner`.
 
     Raises:
-        UserError: If ``runner_type`` is not registered, or its strategy needs a launcher.
+        UserError: If ``runner_type`` is not registered, or its strategy does not go with the
+            rest.
     """
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
@@ -102,6 +103,11 @@ def build_runner(cfg: Config) -> Runner:
 def _prepare_strategy(cfg: Config) -> None:
     """What the mixin does for a Runner, for a runner whose strategy starts and wraps."""
     strategy = (cfg.get('strategy') or {}).get('type', '')
+    if strategy.endswith('FSDPStrategy') and (cfg.get('optim_wrapper') or {}).get('clip_grad'):
+        raise UserError(
+            f'{strategy} does not go with optim_wrapper.clip_grad: each process would clip by the '
+            'norm of its own shard; set optim_wrapper.clip_grad=None'
+        )
     if cfg.get('launcher', 'none') != 'none':
         if runs_on_cpu() and not is_distributed():
             use_cpu_strategy(cfg)

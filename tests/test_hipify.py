@@ -23,14 +23,7 @@ def test_hipify_runs_clean(tmp_path):
     kernels = {p for p in result if p.endswith(('.cu', '.cuh'))}
     assert len(kernels) == len(list((CSRC / 'cuda').glob('*.cu*')))
     for path, outcome in result.items():
-        assert outcome.status in (
-            '[ok]',
-            '[skipped, no changes]',
-            '[ignored, not to be hipified]',
-        ), (
-            path,
-            outcome.status,
-        )
+        assert outcome.status == '[ok]' or outcome.status.startswith(('[skipped', '[ignored'))
         text = Path(outcome.hipified_path or path).read_text()
         # Nothing of CUDA's runtime is left in what a ROCm build compiles; torch's own `c10::cuda`
         # and `kCUDA` are its names on ROCm too.

@@ -15,6 +15,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     'relu': nn.ReLU,
     'sigmoid': nn.Sigmoid,
 }
+#: The activations in the memory of their input.
+IN_PLACE = {nn.SiLU: torch.ops.aten.silu_, nn.GELU: torch.ops.aten.gelu_, nn.ReLU: torch.relu_}
 #: The norms of stem, blocks, downsampling and outputs.
 NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
 
@@ -128,8 +130,16 @@ class Mlp(nn.Module):
             x, z = x.chunk(2, dim=-1)
             x = x * self.act(z)
         else:
-            x = self.drop(self.act(x))
+            x = self.drop(self._activate(x))
         return self.drop(self.fc2(x))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        """The activation, in the memory of the first layer's result where nobody keeps that."""
+        in_place = IN_PLACE.get(type(self.act))
+        kept = (x.requires_grad and torch.is_grad_enabled()) or self.fc1._forward_hooks
+        if kept or in_place is None or self.act._forward_hooks or self.act._forward_pre_hooks:
+            return self.act(x)
+        return in_place(x)
 
 
 def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -> list[nn.Module]:

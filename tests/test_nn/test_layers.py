@@ -116,3 +116,27 @@ def test_linear_loads_1x1_convolutions():
     assert torch.equal(layer.weight, source.weight.flatten(1))
     with pytest.raises(RuntimeError, match='size mismatch'):
         layer.load_state_dict({**state, 'weight': torch.zeros(5, 3, 3, 3)})
+
+
+@pytest.mark.parametrize('act', ['gelu', 'silu', 'relu', 'sigmoid'])
+def test_mlp_is_the_same_with_and_without_gradients(act):
+    """Without them the activation takes the memory of the first layer's result."""
+    mlp = Mlp(4, 7, act)
+    x = torch.randn(2, 3, 5, 4)
+    before = x.clone()
+    with torch.no_grad():
+        got = mlp(x)
+    assert torch.equal(got, mlp(x))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('layer', ['fc1', 'act'])
+def test_a_hook_sees_what_its_layer_of_the_mlp_gave(layer):
+    mlp, seen = Mlp(4, 7), []
+    getattr(mlp, layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
+    x = torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        mlp(x)
+        hidden = torch.nn.functional.linear(x, mlp.fc1.weight, mlp.fc1.bias)
+        want = hidden if layer == 'fc1' else torch.nn.functional.gelu(hidden)
+    torch.testing.assert_close(seen[0], want)

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
-from mmvmamba.models.checkpoint_file import use_safe_loader
+from mmvmamba.models.checkpoint_file import is_local, use_safe_loader
 
 from .datasets import check_dataset_paths
 from .distributed import runs_on_cpu
@@ -133,9 +133,10 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
 
     Raises:
         UserError: If the file does not exist.
+        ValueError: If it is an address of an unknown kind.
     """
     path = cfg.get('load_from')
-    if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+    if path and is_local(path) and not os.path.isfile(os.path.expanduser(path)):
         raise UserError(f'checkpoint {path!r} does not exist')
     _add_hook(cfg, dict(type='mmvmamba.CheckpointFitHook', whole=whole))
 

@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 import torch
@@ -64,12 +65,12 @@ def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Fit:
     return fit
 
 
-def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) -> None:
+def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
     """Loads a file into a backbone; anything but a whole fit is an error.
 
     Args:
         model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
-        filename (str): What :func:`read_checkpoint` takes.
+        filename (str | PathLike): What :func:`read_checkpoint` takes.
         prefix (str, optional): The part of a larger model that is taken, e.g. 'backbone'.
             Defaults to None, the whole or what stands behind 'backbone.'.
 
@@ -78,6 +79,7 @@ def load_pretrained(model: nn.Module, filename: str, prefix: str | None = None) 
         ValueError: If the file cannot be read, nothing or not all of the model is in it, or a
             shape differs.
     """
+    filename = str(filename)
     tensors = state_dict_of(read_checkpoint(filename), filename)
     if prefix is not None:
         start = prefix.rstrip('.') + '.'

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from torch import Tensor
 
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
 from .checkpoint import check_backbone, load_pretrained, name_classifier
+
+_PRETRAINED = 'Pretrained'
 
 
 @MODELS.register_module()
@@ -36,9 +39,10 @@ class VMamba(VMambaNet, BaseModule):
             Defaults to False.
         in_channels (int): Channels of the images. Defaults to 3.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
-        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` takes a
-            released file, a classifier's, detector's or segmentor's; ``prefix`` names the part of
-            a larger model that is taken. Other types are MMEngine's. Defaults to None.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``
+            takes a released file, a classifier's, detector's or segmentor's; ``prefix`` names the
+            part of a larger model that is taken. Other types are MMEngine's; of a list they come
+            first. Defaults to None.
         **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``, e.g.
             ``scan='bidirectional'``.
 
@@ -56,11 +60,12 @@ class VMamba(VMambaNet, BaseModule):
         with_cp: bool = False,
         in_channels: int = 3,
         backend: str = 'auto',
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> None:
         if out_indices is None:
             raise TypeError('out_indices must be a sequence of int, but got None')
+        check_init_cfg(init_cfg)
         super().__init__(
             arch,
             in_channels=in_channels,
@@ -128,8 +133,40 @@ class VMamba(VMambaNet, BaseModule):
             FileNotFoundError: If the file does not exist.
             ValueError: If it is no checkpoint, is truncated, or does not fit.
         """
-        if self.is_init or not (self.init_cfg and self.init_cfg.get('type') == 'Pretrained'):
+        given = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
+        files = [cfg for cfg in given if cfg['type'] == _PRETRAINED]
+        if self.is_init or not files:
             super().init_weights()
             return
-        load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix'))
+        initialize(self, [cfg for cfg in given if cfg['type'] != _PRETRAINED])
+        for cfg in files:
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
         self._is_init = True
+
+
+def check_init_cfg(init_cfg: Any) -> None:
+    """Checks that ``init_cfg`` is one that MMEngine takes, and that a file in it is named.
+
+    Args:
+        init_cfg (Any): What a config gives.
+
+    Raises:
+        TypeError: If it is no dict or list of dict, or a file's name is no path.
+        ValueError: If a type or a file is missing.
+    """
+    if not init_cfg:
+        return
+    several = isinstance(init_cfg, Sequence) and not isinstance(init_cfg, str)
+    for cfg in init_cfg if several else [init_cfg]:
+        if not isinstance(cfg, Mapping):
+            raise TypeError(f'init_cfg must be a dict or a list of dict, but got {init_cfg!r}')
+        if not cfg.get('type'):
+            raise ValueError(f'init_cfg must have a type, e.g. {_PRETRAINED!r}, but got {cfg}')
+        if cfg['type'] != _PRETRAINED:
+            continue
+        if 'checkpoint' not in cfg:
+            raise ValueError(f'init_cfg must name a checkpoint, but got {cfg}')
+        if not isinstance(cfg['checkpoint'], str | PathLike):
+            raise TypeError(f'checkpoint in init_cfg must be a path or a URL, but got {cfg}')
+        if not isinstance(cfg.get('prefix'), str | None):
+            raise TypeError(f'prefix in init_cfg must be a str, but got {cfg}')

@@ -18,7 +18,7 @@ from mmengine.runner import load_checkpoint
 from mmvmamba.models import VMamba
 from mmvmamba.models.checkpoint import adapt_state_dict, as_logged, check_fit
 from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.nn import VMambaNet
+from mmvmamba.nn import VMambaNet, convert_state_dict
 
 from ..spellings import convolution_weights, january_names, one_file_names
 
@@ -339,6 +339,17 @@ def test_plain_network_takes_every_spelling():
     net = VMambaNet(dict(THIN, pos_embed_size=64), num_classes=5)
     net.load_state_dict({**net.state_dict(), 'pos_embed': torch.ones(1, 8, 5, 7)})
     torch.testing.assert_close(net.pos_embed.detach(), torch.ones(1, 8, 16, 16))
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+def test_plain_network_takes_prefixes_with_convert_state_dict(prefix):
+    net, outputs = VMambaNet(THIN, num_classes=5), VMambaNet(THIN, out_indices=(0, 3))
+    for model, state in ((net, classifier_state()), (outputs, outputs.state_dict())):
+        file = {prefix + key: value for key, value in january_names(state).items()}
+        model.load_state_dict(convert_state_dict(file))
+        assert_same(model.state_dict(), state)
+    with pytest.raises(RuntimeError, match='Missing key.*outnorm0'):
+        outputs.load_state_dict(convert_state_dict(classifier_state()))
 
 
 def log_lines(monkeypatch):

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS, check_choice
-from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS, check_conv_kernel
-
-MAX_STATE = 256
+from .settings import as_tuple, check_conv_kernel, check_setting, check_width
+from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,10 @@ class Arch:
         pos_embed_size (int, optional): Side of the images (pixels) that a learned position
             embedding is made for; None for no embedding.
         drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
+
+    Raises:
+        TypeError: If a setting has a wrong type.
+        ValueError: If a name or a number is not allowed.
     """
 
     dims: tuple[int, ...] = (96, 192, 384, 768)
@@ -72,8 +75,10 @@ class Arch:
     drop_path_rate: float = 0.2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'dims', tuple(self.dims))
-        object.__setattr__(self, 'depths', tuple(self.depths))
+        for name in ('dims', 'depths'):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        for field in dataclasses.fields(self):
+            check_setting(field.name, getattr(self, field.name))
         for name, allowed in (
             ('gate', GATES),
             ('act', ACTIVATIONS),
@@ -86,25 +91,28 @@ class Arch:
             ('downsample', DOWNSAMPLES),
         ):
             check_choice(name, getattr(self, name), allowed)
-        if len(self.dims) != len(self.depths) or not self.dims or min(self.dims) < 1:
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Checks what is right or wrong only beside another setting."""
+        if len(self.dims) != len(self.depths) or not self.dims:
             raise ValueError(
-                f'dims and depths must name the same stages, at least one and with positive '
-                f'numbers, but got dims={self.dims} and depths={self.depths}'
+                f'dims and depths must name the same stages, at least one, but got '
+                f'dims={self.dims} and depths={self.depths}'
             )
-        if min(self.depths) < 1:
-            raise ValueError(f'depths must be at least 1 in each stage, but got {self.depths}')
-        if not 1 <= self.d_state <= MAX_STATE:
-            raise ValueError(f'd_state must be in [1, {MAX_STATE}], but got {self.d_state}')
         check_conv_kernel(self.conv_kernel)
-        for name in ('drop_path_rate', 'ssm_drop_rate', 'mlp_drop_rate'):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f'{name} must be in [0, 1), but got {getattr(self, name)}')
-        if self.ssm_ratio != 0 and int(self.ssm_ratio * min(self.dims)) < 1:
-            raise ValueError(f'ssm_ratio must leave at least one channel, but got {self.ssm_ratio}')
-        if self.mlp_ratio < 0:
-            raise ValueError(f'mlp_ratio must be at least 0, but got {self.mlp_ratio}')
+        for name in ('ssm_ratio', 'mlp_ratio'):
+            if getattr(self, name):
+                check_width(name, getattr(self, name), min(self.dims))
+        if self.stem == 'conv' and self.dims[0] < 2:
+            raise ValueError(f"dims[0] must be at least 2 for stem 'conv', but got {self.dims[0]}")
         if self.patch_size % 2:
             raise ValueError(f'patch_size must be even, but got {self.patch_size}')
+        if self.pos_embed_size is not None and self.pos_embed_size < self.patch_size:
+            raise ValueError(
+                f'pos_embed_size must be at least patch_size {self.patch_size}, but got '
+                f'{self.pos_embed_size}'
+            )
 
     @property
     def ssm_settings(self) -> dict[str, Any]:

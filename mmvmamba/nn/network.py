@@ -14,6 +14,7 @@ from .arch import Arch, resolve_arch
 from .block import VSSBlock
 from .checkpoint import rename_tensors, resize_pos_embed
 from .layers import DOWNSAMPLES, NORMS, STEMS, Linear, apply_norm, channels_first
+from .settings import as_tuple, check_setting
 
 
 class VSSStage(nn.Sequential):
@@ -66,8 +67,9 @@ class VMambaNet(nn.Module):
         super().__init__()
         self.settings = arch = resolve_arch(arch, **settings)
         stages = len(arch.dims)
-        if not -1 <= frozen_stages <= stages:
-            raise ValueError(f'frozen_stages must be in [-1, {stages}], but got {frozen_stages}')
+        check_setting('frozen_stages', frozen_stages, stages)
+        check_setting('in_channels', in_channels)
+        check_setting('num_classes', num_classes)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.out_indices = None if out_indices is None else _stage_indices(out_indices, stages)
@@ -246,11 +248,11 @@ def _classifier(arch: Arch, num_classes: int) -> nn.Sequential:
 
 
 def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
-    if isinstance(out_indices, int) or not all(isinstance(i, int) for i in out_indices):
+    out_indices = as_tuple('out_indices', out_indices)
+    if not all(isinstance(i, int) for i in out_indices):
         raise TypeError(f'out_indices must be a sequence of int, but got {out_indices!r}')
     if not out_indices or any(not -stages <= i < stages for i in out_indices):
         raise ValueError(
-            f'out_indices must be in [{-stages}, {stages - 1}], at least one, but got '
-            f'{tuple(out_indices)}'
+            f'out_indices must be in [{-stages}, {stages - 1}], at least one, but got {out_indices}'
         )
     return tuple(sorted({i % stages for i in out_indices}))

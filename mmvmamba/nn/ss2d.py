@@ -13,6 +13,7 @@ from mmvmamba.ops._checks import BACKENDS
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
 from .layers import ACTIVATIONS, Linear, channels_first, channels_last, check_choice
+from .settings import check_conv_kernel, check_setting, check_width
 
 DIRECTIONS = 4
 SCANS = (*SCAN_PATTERNS, 'cascade')
@@ -51,12 +52,6 @@ def build_out_norm(name: str, dim: int) -> nn.Module:
 OUT_NORMS = ('ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax', 'sigmoid')
 
 
-def check_conv_kernel(size: int) -> None:
-    """Raises ValueError where the depthwise convolution would change the size of the map."""
-    if size < 0 or (size and size % 2 == 0):
-        raise ValueError(f'conv_kernel must be 0 or odd, but got {size}')
-
-
 class SS2D(nn.Module):
     """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
 
@@ -83,6 +78,7 @@ class SS2D(nn.Module):
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If a name or a number is not allowed.
     """
 
@@ -113,7 +109,18 @@ class SS2D(nn.Module):
             ('backend', backend, BACKENDS),
         ):
             check_choice(name, value, allowed)
+        for name, value in (
+            ('dim', dim),
+            ('d_state', d_state),
+            ('ssm_ratio', ssm_ratio),
+            ('dt_rank', dt_rank),
+            ('conv_bias', conv_bias),
+            ('out_act', out_act),
+            ('drop_rate', drop_rate),
+        ):
+            check_setting(name, value)
         check_conv_kernel(conv_kernel)
+        check_width('ssm_ratio', ssm_ratio, dim)
         self.dim = dim
         self.d_state = d_state
         self.d_inner = int(ssm_ratio * dim)
@@ -171,7 +178,13 @@ class SS2D(nn.Module):
             self.A_logs.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, d) -> (N, H, W, d)."""
+        """Maps (N, H, W, d) -> (N, H, W, d).
+
+        Raises:
+            TypeError: If ``x`` is no tensor.
+            ValueError: If ``x`` is not 4-D or has other channels.
+        """
+        self._check_map(x)
         z = None
         if self.gate == 'none':
             x = self.in_proj(x)
@@ -191,6 +204,13 @@ class SS2D(nn.Module):
         if z is not None:
             y = y * (self.act(z) if self.gate == 'act' else z)
         return self.drop(self.out_proj(y))
+
+    def _check_map(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f'x must be a torch.Tensor, but got {type(x).__name__}')
+        # A trace of torch.jit would record the comparison of a size.
+        if x.dim() != 4 or (not torch.jit.is_tracing() and x.shape[-1] != self.dim):
+            raise ValueError(f'x must have shape (N, H, W, {self.dim}), but got {tuple(x.shape)}')
 
     def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
         """Projects a map to the SSM's input-dependent parameters and scans it.

@@ -83,7 +83,7 @@ def test_bad_images(image, error):
         (dict(arch=3), TypeError, 'arch must be a str, dict or Arch'),
         (dict(arch=dict(width=3)), ValueError, r"unknown architecture settings \['width'\]"),
         (dict(arch=dict(dims=(8,), depths=(1, 1))), ValueError, 'dims and depths'),
-        (dict(arch=dict(dims=(8,), depths=(0,))), ValueError, 'depths must be at least 1'),
+        (dict(arch=dict(dims=(8,), depths=(0,))), ValueError, r'depths\[0\] must be at least 1'),
         (dict(d_state=0), ValueError, 'd_state must be in'),
         (dict(d_state=257), ValueError, 'd_state must be in'),
         (dict(gate='yes'), ValueError, 'gate must be one of'),

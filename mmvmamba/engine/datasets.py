@@ -44,18 +44,16 @@ def check_dataset_paths(cfg: Mapping[str, Any], where: str) -> None:
 
 
 def check_annotations(cfg: Mapping[str, Any]) -> None:
-    """Checks that the annotation files are COCO's, to be called after a data set failed.
+    """Checks the files of mmdet's COCO data sets, to be called after a data set failed.
 
     Args:
         cfg (Mapping): The data set's config, wrappers included.
 
     Raises:
-        UserError: If one is not.
+        UserError: If one is not COCO's.
     """
-    for leaf in leaf_datasets(cfg):
-        path = annotation_file(leaf)
-        if path and path.endswith('.json') and os.path.isfile(path):
-            check_coco_file(path)
+    for path in _coco_files(cfg).values():
+        check_coco_file(path)
 
 
 def check_coco_file(path: str) -> None:
@@ -86,24 +84,43 @@ def check_coco_file(path: str) -> None:
 
 def describe_empty(cfg: Mapping[str, Any]) -> str:
     """Says why a data set may have no image, with its classes and its file's categories."""
-    for leaf in leaf_datasets(cfg):
+    leaves = list(leaf_datasets(cfg))
+    for index, path in _coco_files(cfg).items():
+        with open(path, encoding='utf-8') as file:
+            names = [category.get('name') for category in json.load(file).get('categories', [])]
+        return (
+            f'{leaves[index].get("type")} has no image to use: annotation file {path!r} has the '
+            f'categories {names[:12]}, the data set has the classes {_classes(leaves[index])[:12]}'
+        )
+    paths = [path for leaf in leaves for _, path in _local_paths(leaf)]
+    return f'{" and ".join(str(leaf.get("type")) for leaf in leaves)} has no image in {paths}'
+
+
+def _coco_files(cfg: Mapping[str, Any]) -> dict[int, str]:
+    """The annotation files of the leaves, by number, that mmdet reads with COCO's API."""
+    files = {}
+    for index, leaf in enumerate(leaf_datasets(cfg)):
         path = annotation_file(leaf)
-        if path and path.endswith('.json') and os.path.isfile(path):
-            with open(path, encoding='utf-8') as file:
-                names = [category.get('name') for category in json.load(file)['categories']]
-            return (
-                f'{leaf.get("type")} has no image to use: annotation file {path!r} has the '
-                f'categories {names[:12]}, the data set has the classes {_classes(leaf)[:12]}'
-            )
-    return f'{cfg.get("type")} has no image in {[path for _, path in _local_paths(cfg)]}'
+        # Others, such as mmpretrain's, have JSON of their own.
+        coco = hasattr(_class_of(leaf), 'COCOAPI')
+        if coco and path and path.endswith('.json') and os.path.isfile(path):
+            files[index] = path
+    return files
 
 
 def _classes(cfg: Mapping[str, Any]) -> list[str]:
     """The classes that a config gives a data set, else those of its class."""
     given = (cfg.get('metainfo') or {}).get('classes')
     if given is None:
-        given = getattr(DATASETS.get(cfg['type']), 'METAINFO', {}).get('classes', ())
+        given = getattr(_class_of(cfg), 'METAINFO', {}).get('classes', ())
     return list(given)
+
+
+def _class_of(cfg: Mapping[str, Any]) -> type | None:
+    """The class of a data set in the scope of the run, as MMEngine looks it up to build it."""
+    kind = cfg.get('type')
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def annotation_file(cfg: Mapping[str, Any]) -> str | None:

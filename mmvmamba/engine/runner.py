@@ -72,8 +72,9 @@ class ToolRunnerMixin:
             return super().build_evaluator(evaluator)
         except Exception:
             metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-            for path in (m.get('ann_file') for m in metrics if isinstance(m, dict)):
-                if isinstance(path, str) and path.endswith('.json'):
+            for metric in (m for m in metrics if isinstance(m, dict)):
+                path = metric.get('ann_file')
+                if 'Coco' in str(metric.get('type')) and str(path).endswith('.json'):
                     check_coco_file(path)
             raise
 

@@ -87,7 +87,7 @@ def use_tta(cfg: Config) -> None:
         UserError: If the model is one for which there is no way to merge the predictions.
     """
     if task_of(cfg) == 'mmdet':
-        if _predicts_masks(cfg.model):
+        if _predicts_masks(cfg.model) or _evaluates_masks(cfg):
             raise UserError(
                 '--tta merges boxes only: mmdet has no test-time augmentation for instance masks, '
                 f'and {cfg.model.type} predicts them'
@@ -119,6 +119,12 @@ def _predicts_masks(model: Mapping[str, Any]) -> bool:
         key in ('mask_head', 'panoptic_head', 'mask_roi_extractor') and value is not None
         for key, value in _items(model)
     ) or str(model.get('type', '')).startswith(('Mask', 'SOLO', 'YOLACT', 'CondInst', 'BoxInst'))
+
+
+def _evaluates_masks(cfg: Config) -> bool:
+    """For models of other names: their metric would miss the masks after the whole inference."""
+    wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
+    return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
 
 
 def _items(node: Any) -> Iterator[tuple[str, Any]]:

@@ -124,6 +124,13 @@ def test_mask_rcnn_has_no_tta(detection_run, detection_config, run_here):
     assert '--tta merges boxes only' in err
 
 
+def test_masks_by_another_name_have_no_tta(run_here, tmp_path):
+    """RTMDet-Ins has no mask_head and a name without one; its metric asks for masks."""
+    path = tmp_path / 'ins.py'
+    path.write_text("_base_ = 'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py'\n")
+    assert_mistake(run_here('test.py', path, 'none.pth', '--tta'), '--tta merges boxes only')
+
+
 BOXES = """
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 model = dict(

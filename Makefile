@@ -4,6 +4,7 @@
 #   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make sanitize-cuda  the tests on a GPU under compute-sanitizer
 #   make setup     the set-up alone          make clean      remove builds and caches, keep $(VENV)
 
 PYTHON ?= python3
@@ -28,10 +29,10 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all chaos lint format bench sanitize clean
+.PHONY: help setup demo test test-all chaos lint format bench sanitize sanitize-cuda clean
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 
@@ -82,6 +83,14 @@ sanitize: $(STAMPS)/package $(STAMPS)/test
 	@$(SANITIZE_ENV) $(BIN)/python -c \
 		"import sys; del sys.path[0]; import mmvmamba as m; assert '$(SANITIZE_DIR)' in m.__file__, m"
 	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
+
+# On a machine with a GPU, for which the extension was built.
+sanitize-cuda: $(STAMPS)/package $(STAMPS)/test
+	for tool in memcheck racecheck initcheck synccheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest tests/test_ops/test_cuda.py -k "not deterministic" $(PYTEST_ARGS) \
+			|| exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info mmvmamba/_C.* mmvmamba/_build_info.py mmvmamba/.mim

@@ -39,6 +39,8 @@ struct ScanSizes {
 
 constexpr int kMaxDirections = 8;  // of one launch
 
+constexpr int kMaxLanes = 64;  // of a block
+
 // States that are worked on at a time where there are several.
 constexpr int kForwardGroup = 8, kBackwardGroup = 4;
 

@@ -284,7 +284,7 @@ struct BackwardScan {
       });
     }
     block.each([&](int thread, Thread& own) {
-      if (kGroup > 1) {  // sums of sums: a long one loses digits
+      if constexpr (kGroup > 1) {  // sums of sums: a long one loses digits
         MMVMAMBA_UNROLL
         for (int t = 0; t < kTile; ++t) {
           own.grad_x[t] += own.part_x[t];

@@ -130,9 +130,10 @@ struct ForwardScan {
         }
       }
     }
-    if (kGroup == 1 || kSummary) return;
-    MMVMAMBA_UNROLL
-    for (int t = 0; t < kTile; ++t) own.y[t] += own.part[t];  // a long sum loses digits
+    if constexpr (kGroup > 1 && !kSummary) {  // sums of sums: a long one loses digits
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < kTile; ++t) own.y[t] += own.part[t];
+    }
   }
 
   static MMVMAMBA_BLOCK void save_states(const Args& a, const Item& item, int64_t k,

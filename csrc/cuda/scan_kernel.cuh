@@ -7,8 +7,6 @@
 
 namespace mmvmamba {
 
-constexpr int kMaxThreads = 512;
-
 // A block of threads that run side by side; see scan_block.h.
 template <class Thread>
 struct DeviceBlock {
@@ -21,8 +19,14 @@ struct DeviceBlock {
   }
 };
 
+// 512 threads for a multiprocessor at the least, which leaves 128 registers to each. Two blocks
+// rather than one: one computes while the other waits for its threads.
 template <class Scan>
-__global__ void __launch_bounds__(kMaxThreads) scan_kernel(const typename Scan::Args args) {
+constexpr int kThreads = kMaxLanes * Scan::kWalkers;
+
+template <class Scan>
+__global__ void __launch_bounds__(kThreads<Scan>, 512 / kThreads<Scan>)
+    scan_kernel(const typename Scan::Args args) {
   extern __shared__ __align__(16) unsigned char memory[];
   DeviceBlock<typename Scan::Thread> block;
   Scan::run(block, args, static_cast<int64_t>(blockIdx.x), memory);

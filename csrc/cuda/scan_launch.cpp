@@ -10,6 +10,8 @@
 namespace mmvmamba {
 namespace {
 
+constexpr int64_t kLaneStep = 32;
+
 // The largest shared memory of any kernel that a call needs. Backwards, the sums of grad dt_weight
 // go to memory where they do not fit.
 template <typename T>
@@ -74,14 +76,20 @@ void launch(const ScanDevice& device, Args args, at::IntArrayRef orders, bool ba
 void split_scan(ScanSizes& s, ScanKind kind, at::ScalarType io, const ScanDevice& device) {
   TORCH_CHECK_VALUE(s.length < std::numeric_limits<int32_t>::max(),
                     "a sequence must have less than 2^31 positions, but got ", s.length);
-  // At most 512 threads in a block.
-  const int64_t widest = (kind == ScanKind::kForward ? 128 : 64) / (io == at::kDouble ? 2 : 1);
-  int64_t lanes = widest;
-  for (;; lanes /= 2) {
+  // The widest block without idle lanes, else the one with the fewest.
+  s.lanes = 0;
+  for (int64_t lanes = kMaxLanes; lanes > 0; lanes -= kLaneStep) {
+    const ScanSizes before = s;
+    s.lanes = lanes;
     s.group_blocks = ceil_div(s.group_channels, lanes);
-    s.lanes = ceil_div(ceil_div(s.group_channels, s.group_blocks), 32) * 32;
-    if (least_shared(s, kind, io) <= device.max_shared()) break;
-    TORCH_CHECK_VALUE(lanes > 32, "the scan needs ", least_shared(s, kind, io),
+    const bool fits = least_shared(s, kind, io) <= device.max_shared();
+    const bool better =
+        before.lanes == 0 || s.lanes * s.group_blocks < before.lanes * before.group_blocks;
+    if (!fits || !better) s = before;
+  }
+  if (s.lanes == 0) {
+    s.lanes = kLaneStep;
+    TORCH_CHECK_VALUE(false, "the scan needs ", least_shared(s, kind, io),
                       " bytes of shared memory for ", s.states, " states and rank ", s.rank,
                       ", the device has ", device.max_shared());
   }

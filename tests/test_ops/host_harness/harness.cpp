@@ -45,7 +45,7 @@ template <class Scan>
 void run(const typename Scan::Args& args, bool summary, int64_t shared) {
   const ScanSizes& s = args.sizes;
   TORCH_CHECK(shared <= settings.max_shared, "a block asks for ", shared, " bytes");
-  TORCH_CHECK(s.lanes * Scan::kWalkers <= 512, "a block asks for too many threads");
+  TORCH_CHECK(s.lanes <= kMaxLanes, "a block asks for too many threads");
   const int64_t blocks = s.batch * s.segments * (s.channels / s.group_channels) * s.group_blocks *
                          (summary ? args.directions.count : 1);
   ++settings.launches;

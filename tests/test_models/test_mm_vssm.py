@@ -69,11 +69,16 @@ def test_released_models(arch, given):
 
 def test_defaults_are_the_authors():
     with torch.device('meta'):
-        settings = MM_VSSM().settings
+        model = MM_VSSM()
+    settings = model.settings
     assert settings.depths == (2, 2, 9, 2)
     assert (settings.d_state, settings.ssm_ratio, settings.gate) == (16, 2.0, 'act')
     assert (settings.stem, settings.downsample, settings.conv_bias) == ('patch', 'conv2x2', True)
     assert settings.drop_path_rate == 0.1
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert shapes['patch_embed.0.weight'] == (96, 3, 4, 4)
+    assert shapes['layers.0.downsample.1.weight'] == (192, 96, 2, 2)
+    assert shapes['layers.2.downsample.3.weight'] == (768,)
 
 
 @pytest.mark.parametrize(

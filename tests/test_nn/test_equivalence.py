@@ -84,6 +84,31 @@ def test_activations_and_convolutions(act, conv_kernel, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize('act', ['gelu', 'relu'])
+def test_gated_mlps(act, dtype):
+    arch = thin('tiny_s1l8', depths=(1, 1), dims=(8, 16), mlp_gate=True, mlp_act=act)
+    assert difference(arch, dtype, (27, 22)) < BOUNDS[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize('stem', ['conv', 'patch'])
+@pytest.mark.parametrize('downsample', ['conv', 'conv2x2', 'merging'])
+@pytest.mark.parametrize('stem_norm', [True, False])
+def test_stems_and_downsamplings(stem, downsample, stem_norm, dtype):
+    changes = dict(stem=stem, downsample=downsample, stem_norm=stem_norm)
+    arch = thin('tiny_s1l8', depths=(1, 1, 1), dims=(8, 12, 16), **changes)
+    assert difference(arch, dtype, (45, 38), (0, 1, 2)) < BOUNDS[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize('side', [32, 24, 48])
+def test_position_embedding(side, dtype):
+    arch = thin('tiny_s1l8', depths=(1, 1), dims=(8, 16), pos_embed_size=side)
+    assert difference(arch, dtype, (32, 32)) < BOUNDS[dtype]
+    assert difference(arch, dtype, (27, 50)) < BOUNDS[dtype]
+
+
+@DTYPES
 @pytest.mark.parametrize('size', [(1, 1), (3, 50), (61, 2), (32, 32)], ids=str)
 def test_sizes(size, dtype):
     assert difference(thin('tiny_s1l8'), dtype, size) < BOUNDS[dtype]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mmvmamba.nn import VSSBlock
@@ -11,6 +12,7 @@ from mmvmamba.nn.layers import (
     Linear,
     Mlp,
     PatchMerging,
+    conv2x2_downsample,
     conv_downsample,
     conv_stem,
     patch_stem,
@@ -98,6 +100,13 @@ def test_conv_downsample_gives_ceil_sizes(size):
     assert y.shape == (2, -(-size[0] // 2), -(-size[1] // 2), 10)
 
 
+@pytest.mark.parametrize('size', [(4, 4), (5, 3), (2, 7)], ids=str)
+def test_conv2x2_downsample_gives_floor_sizes(size):
+    layer = conv2x2_downsample(6, 10)
+    assert layer[1].weight.shape == (10, 6, 2, 2)
+    assert layer(torch.randn(2, *size, 6)).shape == (2, size[0] // 2, size[1] // 2, 10)
+
+
 def test_mlp():
     torch.manual_seed(0)
     layer = Mlp(3, 7, 'relu')
@@ -106,6 +115,37 @@ def test_mlp():
     hidden = np.maximum(x.numpy() @ weights[0].T + weights[1], 0)
     want = hidden @ weights[2].T + weights[3]
     np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_gated_mlp():
+    """The second half of the first layer's channels is the gate."""
+    torch.manual_seed(0)
+    layer = Mlp(3, 7, 'relu', gate=True)
+    x = torch.randn(2, 4, 3)
+    weights = [p.detach().numpy() for p in layer.parameters()]
+    assert weights[0].shape == (14, 3)
+    value = x.numpy() @ weights[0][:7].T + weights[1][:7]
+    gate = np.maximum(x.numpy() @ weights[0][7:].T + weights[1][7:], 0)
+    want = (value * gate) @ weights[2].T + weights[3]
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('gate', [False, True])
+def test_dropout_of_the_mlp(gate):
+    torch.manual_seed(0)
+    layer = Mlp(3, 7, gate=gate, drop_rate=0.4)
+    x = torch.randn(50, 40, 3)
+    torch.manual_seed(1)
+    got = layer(x)
+    assert (got == 0).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    torch.manual_seed(1)
+    hidden = layer.fc1(x)
+    if gate:
+        hidden = hidden[..., :7] * F.gelu(hidden[..., 7:])
+    else:
+        hidden = F.dropout(F.gelu(hidden), 0.4)
+    torch.testing.assert_close(got, F.dropout(layer.fc2(hidden), 0.4))
+    assert not (layer.eval()(x) == 0).any()
 
 
 def test_linear_loads_1x1_convolutions():

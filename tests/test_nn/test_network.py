@@ -136,14 +136,17 @@ def test_linear_layers_are_initialised():
 
 @pytest.mark.parametrize('stages', [-1, 0, 2, 4])
 def test_frozen_stages(stages):
-    net = thin('tiny', out_indices=(0, 1, 2, 3), frozen_stages=stages).train()
+    settings = dict(frozen_stages=stages, pos_embed_size=32)
+    net = thin('tiny', out_indices=(0, 1, 2, 3), **settings).train()
     image = torch.randn(1, 3, 32, 32, requires_grad=True)
     sum(y.sum() for y in net(image)).backward()
     for i, stage in enumerate(net.layers):
         for module in stage.modules():
             assert module.training == (i >= stages)
         assert all((p.grad is None) == (i < stages) for p in stage.blocks.parameters())
-    assert all((p.grad is None) == (stages >= 0) for p in net.patch_embed.parameters())
+    stem = [net.pos_embed, *net.patch_embed.parameters()]
+    assert all((p.grad is None) == (stages >= 0) for p in stem)
+    assert all(p.requires_grad == (stages < 0) for p in stem)
 
 
 @pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
@@ -172,17 +175,18 @@ def test_checkpointing_changes_no_gradient():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_position_embedding_fits_any_image():
-    net = thin('tiny', pos_embed_size=32, out_indices=(0,))
-    assert net.pos_embed.shape == (1, 8, 8, 8)
-    with torch.no_grad():
-        net.pos_embed.normal_()
-    image = torch.randn(1, 3, 48, 40)
-    got = net(image)[0]
-    assert got.shape == (1, 8, 12, 10)
-    with torch.no_grad():
-        net.pos_embed.zero_()
-    assert not torch.allclose(net(image)[0], got)
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_checkpointing_runs_each_block_again_in_a_training(with_cp, training):
+    net = thin('tiny', with_cp=with_cp).train(training)
+    calls = []
+    for module in net.modules():
+        if isinstance(module, VSSBlock):
+            module.register_forward_pre_hook(lambda block, _: calls.append(block))
+    scores = net(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 5
+    scores.sum().backward()
+    assert len(calls) == (10 if with_cp and training else 5)
 
 
 @pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])

@@ -102,6 +102,38 @@ def test_samples_do_not_mix():
         torch.testing.assert_close(layer(x)[i : i + 1], layer(x[i : i + 1]))
 
 
+def test_dropout():
+    layer = make_layer(drop_rate=0.3)
+    x = torch.randn(4, 9, 10, 6, dtype=torch.float64)
+    full = layer.eval()(x)
+    assert not (full == 0).any()
+    torch.manual_seed(1)
+    got = layer.train()(x)
+    assert (got == 0).double().mean().item() == pytest.approx(0.3, abs=0.03)
+    torch.manual_seed(1)
+    torch.testing.assert_close(got, torch.nn.functional.dropout(full, 0.3))
+
+
+def test_the_sum_of_four_directions_may_exceed_float16():
+    torch.manual_seed(0)
+    layer = SS2D(8, conv_kernel=0).eval()
+    with torch.no_grad():
+        layer.in_proj.weight.copy_(torch.eye(8))
+        layer.Ds.fill_(3e4)
+    x = torch.rand(1, 3, 4, 8) + 0.5
+    largest = np.finfo(np.float16).max
+    with torch.no_grad():
+        want = layer(x)
+        with torch.autocast('cpu', torch.float16):
+            y = layer.core(layer.act(x).half(), 'cross')
+            got = layer(x)
+    # Each direction fits.
+    assert y.dtype == torch.float32
+    assert y.abs().max() / 4 < largest < y.abs().max()
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ('settings', 'name'),
     [

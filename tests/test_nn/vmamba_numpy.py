@@ -3,6 +3,8 @@
 Slow and plain. Maps are (N, H, W, C); ``p`` holds the tensors of a model by their names.
 """
 
+import math
+
 import numpy as np
 
 from . import definition
@@ -15,6 +17,9 @@ def part(p, prefix):
 
 
 def norm(x, p):
+    """No norm where there are no weights of one."""
+    if not p:
+        return x
     return definition.layer_norm(x, p['weight'], p['bias'])
 
 
@@ -60,7 +65,27 @@ def merge_patches(x, p):
 def downsample(x, kind, p):
     if kind == 'merging':
         return merge_patches(x, p)
-    return norm(convolve(x, part(p, '1'), 2, 1), part(p, '3'))
+    padding = 0 if kind == 'conv2x2' else 1
+    return norm(convolve(x, part(p, '1'), 2, padding), part(p, '3'))
+
+
+def cubic(size, new):
+    """Keys' cubic convolution with a = -0.75, the border repeated, as a matrix (new, size)."""
+    out = np.zeros((new, size))
+    for i in range(new):
+        centre = (i + 0.5) * size / new - 0.5
+        for j in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            t = abs(centre - j)
+            inner = 1.25 * t**3 - 2.25 * t**2 + 1
+            outer = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            out[i, min(max(j, 0), size - 1)] += inner if t <= 1 else outer
+    return out
+
+
+def resize(x, size):
+    """Maps (N, C, h, w) to ``size`` (H, W)."""
+    rows, columns = (cubic(old, new) for old, new in zip(x.shape[2:], size, strict=True))
+    return np.einsum('Hh,nchw,Ww->ncHW', rows, x, columns)
 
 
 def block(x, p, settings):
@@ -68,12 +93,16 @@ def block(x, p, settings):
     if 'norm2.weight' not in p:
         return x
     hidden = linear(norm(x, part(p, 'norm2')), part(p, 'mlp.fc1'))
-    return x + linear(definition.activate(settings['mlp_act'], hidden), part(p, 'mlp.fc2'))
+    value, gate = np.split(hidden, 2, axis=-1) if settings['mlp_gate'] else (1.0, hidden)
+    hidden = value * definition.activate(settings['mlp_act'], gate)
+    return x + linear(hidden, part(p, 'mlp.fc2'))
 
 
 def stages(images, p, settings):
     """Images (N, 3, H, W) -> the map of each stage before its downsampling."""
     x = stem(images.transpose(0, 2, 3, 1), settings['stem'], part(p, 'patch_embed'))
+    if 'pos_embed' in p:
+        x = x + resize(p['pos_embed'], x.shape[1:3]).transpose(0, 2, 3, 1)
     for i, depth in enumerate(settings['depths']):
         for j in range(depth):
             x = block(x, part(p, f'layers.{i}.blocks.{j}'), settings)

@@ -69,7 +69,7 @@ bench: $(STAMPS)/package $(STAMPS)/test
 # and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no
 # leak of ours. The tests see a copy of the package that holds the sanitized extension: PYTHONPATH
 # comes before the editable installation.
-SANITIZE_ENV = PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

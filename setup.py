@@ -154,8 +154,6 @@ def find_sources(with_cuda):
 
 def want_cuda(torch, cuda_home):
     """Decide as torchvision does: a visible GPU and a toolkit, or FORCE_CUDA=1."""
-    if not any((ROOT / 'csrc' / 'cuda').glob('*.cu')):
-        return False
     if not env_flag('FORCE_CUDA'):
         return torch.cuda.is_available() and (
             torch.version.hip is not None or cuda_home is not None

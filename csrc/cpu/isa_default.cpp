@@ -1,9 +1,5 @@
 // The CPU kernels built for what every processor of the compiler's target has (SSE2 on x86-64, NEON
 // on 64-bit Arm).
-//
-// The instruction set is switched on for this file's own functions only, after every header that
-// other files share: an inline function of the standard library compiled for it here could be the
-// one that the linker keeps for all, and would crash an older processor.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

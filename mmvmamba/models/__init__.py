@@ -1,7 +1,6 @@
 """What OpenMMLab's configs see."""
 
-from mmvmamba.analysis import flop_handles as flop_handles
-
+from . import flop_handles as flop_handles
 from .mm_vssm import MM_VSSM
 from .vmamba import VMamba
 

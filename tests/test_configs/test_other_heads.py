@@ -1,17 +1,21 @@
 """One training step and one prediction of each config with another head."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
 import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
 from mmvmamba.models import VMamba
+
+from .test_recipes import without
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = {
@@ -138,6 +142,25 @@ def test_detectors_step(name):
     assert 0 < len(found) <= 5
     assert (found.labels < 80).all()
     assert not with_masks or found.masks.shape[1:] == (SIZE, SIZE)
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    pytest.importorskip('mmdet')
+    text = (CONFIGS.parent / 'README.md').read_text().split('## Use it in your own config')[1]
+    (tmp_path / 'own.py').write_text(text.split('```python\n')[1].split('```')[0])
+    name = 'retinanet/retinanet_vmamba-t_fpn_1x_coco.py'
+    cfg, model = build(tmp_path / 'own.py', COCO[name])
+    step(cfg, model, detection_data(False))
+    ours = Config.fromfile(CONFIGS / name)
+    for key in ('optim_wrapper', 'param_scheduler'):
+        assert without(cfg[key]) == without(ours[key])
+    levels = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'log', lambda level, *args: levels.append(level))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for schedule in cfg.param_scheduler:
+        PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=optimizer))
+    assert max(levels) < logging.WARNING  # of a scope that MMEngine does not find
 
 
 @pytest.mark.parametrize('name', ADE20K)

@@ -1,0 +1,19 @@
+"""Dependencies point one way: ops <- nn <- models <- engine, analysis."""
+
+import subprocess
+import sys
+
+import pytest
+
+ORDER = ('mmvmamba.ops', 'mmvmamba.nn', 'mmvmamba.models')
+LATER = ('mmvmamba.engine', 'mmvmamba.analysis')
+
+
+@pytest.mark.parametrize('name', ORDER)
+def test_nothing_later_is_imported(name):
+    later = (*ORDER[ORDER.index(name) + 1 :], *LATER)
+    if name != ORDER[-1]:
+        later += ('mmengine', 'mmcv')
+    code = f'import sys, {name}; print([m for m in {later} if m in sys.modules])'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout.strip() == '[]', result.stdout + result.stderr

@@ -1,5 +1,6 @@
 """Parameters and FLOPs against the figures of the paper and of the authors' repository."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmvmamba
@@ -167,6 +169,46 @@ def test_heads_that_depend_on_values_are_counted_on_the_cpu(name):
     alone = count_multiply_adds(backbone.to('meta'), torch.zeros(1, 3, 64, 64, device='meta'))
     assert result.by_op['ss2d_scan'] == alone.counts['ss2d_scan']
     assert result.flops > 2 * alone.total
+
+
+#: Layers on a map (2, 4, 3, 5), and the multiply-adds of each.
+LAYERS = [
+    (nn.Conv2d(4, 6, 3, padding=1, groups=2), 2 * 15 * 6 * 2 * 9),
+    (nn.ConvTranspose2d(4, 6, 2, 2), 2 * 15 * 4 * 6 * 4),
+    (nn.Linear(5, 7), 2 * 12 * 5 * 7),
+    (nn.LayerNorm(5), 5 * 120),
+    (nn.LayerNorm(5, elementwise_affine=False), 4 * 120),
+    (nn.GroupNorm(2, 4), 5 * 120),
+    (nn.GroupNorm(2, 4, affine=False), 4 * 120),
+    (nn.BatchNorm2d(4), 2 * 120),
+    (nn.BatchNorm2d(4, affine=False), 120),
+    (nn.AdaptiveAvgPool2d(1), 120),
+    (nn.AdaptiveAvgPool2d(2), 120),
+    (nn.Upsample(scale_factor=2), 480),
+    (nn.Upsample(scale_factor=2, mode='bilinear'), 4 * 480),
+    (nn.GELU(), 0),
+]
+DEVICES = pytest.mark.parametrize('device', ['cpu', 'meta'])
+
+
+@DEVICES
+@pytest.mark.parametrize(('layer', 'cost'), LAYERS, ids=str)
+def test_layers(layer, cost, device):
+    counter = count_multiply_adds(
+        copy.deepcopy(layer).to(device), torch.rand(2, 4, 3, 5).to(device)
+    )
+    assert counter.total == cost
+
+
+@DEVICES
+@pytest.mark.parametrize('weights', [True, False])
+def test_attention(weights, device):
+    """5 queries and 7 keys of 8 channels in 2 heads: two products, and four linear layers."""
+    layer = nn.MultiheadAttention(8, 2, batch_first=True).to(device)
+    query, key = torch.rand(3, 5, 8, device=device), torch.rand(3, 7, 8, device=device)
+    counter = count_multiply_adds(layer, query, key, key, need_weights=weights)
+    products = 3 * 5 * 7 * 8 * 2
+    assert counter.total == products + 3 * (5 + 7 + 7 + 5) * 8 * 8
 
 
 def test_shapes_are_checked_and_padded():

@@ -139,7 +139,7 @@ def test_drop_path_grows_linearly_to_the_rate(arch, rate):
         model = VMamba(arch)
     depth = sum(model.settings.depths)
     blocks = [block for stage in model.layers for block in stage.blocks]
-    rates = [getattr(b.drop_path, 'drop_prob', getattr(b.drop_path, 'p', 0.0)) for b in blocks]
+    rates = [block.drop_path.p for block in blocks]
     assert rates == pytest.approx([rate * i / (depth - 1) for i in range(depth)], abs=1e-6)
 
 
@@ -284,24 +284,6 @@ def test_every_parameter_gets_a_gradient():
     model = VMamba(THIN).train()
     sum(out.square().mean() for out in model(torch.randn(1, 3, 32, 32))).backward()
     assert [k for k, p in model.named_parameters() if p.grad is None] == []
-
-
-def test_output_independent_of_threads():
-    torch.manual_seed(0)
-    model = VMamba(THIN).eval()
-    images = torch.randn(3, 3, 53, 71)
-    before = torch.get_num_threads()
-    outs = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.no_grad():
-                outs.append(model(images))
-    finally:
-        torch.set_num_threads(before)
-    for other in outs[1:]:
-        for a, b in zip(outs[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_output_independent_of_the_batch():

@@ -83,19 +83,6 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Linear(nn.Linear):
-    """A linear layer that also loads 1x1 convolution weights (out, in, 1, 1).
-
-    Released files of early March 2024 hold its weights in that shape.
-    """
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        weight = state_dict.get(prefix + 'weight')
-        if weight is not None and weight.dim() == 4 and weight.shape[2:] == (1, 1):
-            state_dict[prefix + 'weight'] = weight.flatten(1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension.
 
@@ -119,9 +106,9 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = gate
-        self.fc1 = Linear(dim, hidden_dim * (2 if gate else 1))
+        self.fc1 = nn.Linear(dim, hidden_dim * (2 if gate else 1))
         self.act = ACTIVATIONS[act]()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,7 +194,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int, norm: str = 'ln') -> None:
         super().__init__()
         self.norm = NORMS[norm](4 * dim)
-        self.reduction = Linear(4 * dim, out_dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, ceil(H/2), ceil(W/2), out_dim)."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .arch import Arch, resolve_arch
 from .block import VSSBlock
 from .checkpoint import rename_tensors, resize_pos_embed
-from .layers import DOWNSAMPLES, NORMS, STEMS, Linear, apply_norm, channels_first
+from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, channels_first
 from .settings import as_tuple, check_setting
 
 
@@ -241,7 +241,7 @@ def _classifier(arch: Arch, num_classes: int) -> nn.Sequential:
     first = {'norm': norm, 'permute': permute}
     if arch.norm == 'bn':
         first = {'permute': permute, 'norm': norm}
-    head = Linear(arch.dims[-1], num_classes)
+    head = nn.Linear(arch.dims[-1], num_classes)
     return nn.Sequential(
         OrderedDict(first, avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1), head=head)
     )

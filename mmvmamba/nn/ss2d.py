@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvmamba.ops import ss2d_scan
-from mmvmamba.ops._checks import BACKENDS
+from mmvmamba.ops._checks import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .layers import ACTIVATIONS, Linear, channels_first, channels_last, check_choice
+from .layers import ACTIVATIONS, channels_first, channels_last, check_choice
 from .settings import check_conv_kernel, check_setting, check_width
 
 DIRECTIONS = 4
@@ -129,7 +129,7 @@ class SS2D(nn.Module):
         self.scan = scan
         self.backend = backend
 
-        self.in_proj = Linear(dim, self.d_inner * (1 if gate == 'none' else 2), bias=False)
+        self.in_proj = nn.Linear(dim, self.d_inner * (1 if gate == 'none' else 2), bias=False)
         self.act = ACTIVATIONS[act]()
         self.conv2d = None
         if conv_kernel > 1:
@@ -149,7 +149,7 @@ class SS2D(nn.Module):
         self.Ds = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner))
         self.out_norm = build_out_norm(out_norm, self.d_inner)
         self.out_act = nn.GELU() if out_act else nn.Identity()
-        self.out_proj = Linear(self.d_inner, dim, bias=False)
+        self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.reset_ssm_parameters(ssm_init)
 
@@ -226,7 +226,7 @@ class SS2D(nn.Module):
         """
         count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
         part = slice(first, first + count)
-        acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+        acc = accumulate_dtype(x.dtype)
         # The projection commutes with any reordering of positions: once, in image order.
         proj = F.linear(x, self.x_proj_weight[part].flatten(0, 1))
         A = -self.A_logs.to(acc).exp().view(DIRECTIONS, self.d_inner, self.d_state)[part]

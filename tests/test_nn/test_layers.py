@@ -9,7 +9,6 @@ from torch import nn
 from mmvmamba.nn import VSSBlock
 from mmvmamba.nn.layers import (
     DropPath,
-    Linear,
     Mlp,
     PatchMerging,
     conv2x2_downsample,
@@ -146,16 +145,6 @@ def test_dropout_of_the_mlp(gate):
         hidden = F.dropout(F.gelu(hidden), 0.4)
     torch.testing.assert_close(got, F.dropout(layer.fc2(hidden), 0.4))
     assert not (layer.eval()(x) == 0).any()
-
-
-def test_linear_loads_1x1_convolutions():
-    source = nn.Conv2d(3, 5, 1)
-    layer = Linear(3, 5)
-    state = source.state_dict()
-    layer.load_state_dict(state)
-    assert torch.equal(layer.weight, source.weight.flatten(1))
-    with pytest.raises(RuntimeError, match='size mismatch'):
-        layer.load_state_dict({**state, 'weight': torch.zeros(5, 3, 3, 3)})
 
 
 @pytest.mark.parametrize('act', ['gelu', 'silu', 'relu', 'sigmoid'])

@@ -39,13 +39,19 @@ def draw_predictions(
         interval (int): Draw every n-th image. Defaults to 1.
 
     Raises:
-        UserError: If the config has no visualization hook.
+        UserError: If the config has no visualization hook, or the interval is below 1.
     """
+    if interval < 1:
+        raise UserError(f'--interval must be at least 1, but got {interval}')
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserError('--show and --show-dir need default_hooks.visualization in the config')
     hook.update(interval=interval, show=show, wait_time=wait_time)
     hook['enable' if task_of(cfg) == 'mmpretrain' else 'draw'] = True
+    if interval > 1 and hook.type == 'DetVisualizationHook':
+        from . import visualization  # noqa: F401  (registers it; mmdet is there)
+
+        hook.type = 'mmvmamba.IntervalDetVisualizationHook'
     if folder is None:
         return
     if task_of(cfg) == 'mmdet':

@@ -9,9 +9,10 @@ import sys
 import threading
 import types
 
+import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 
@@ -225,6 +226,31 @@ def test_nothing_is_executed(tmp_path):
     with pytest.raises(ValueError, match='open'):
         read_checkpoint(str(path))
     assert not (tmp_path / 'made').exists()
+
+
+class Asks:
+    """A pickle of it asks getattr, which MMEngine's files use for their HistoryBuffer."""
+
+    def __init__(self, owner, name):
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name', 'words'),
+    [
+        (np.ndarray, 'tofile', 'needs ndarray.tofile'),
+        (HistoryBuffer, '__init__', 'needs HistoryBuffer.__init__'),
+    ],
+)
+def test_no_attribute_of_anything_else_is_read(tmp_path, owner, name, words):
+    allowed = save(tmp_path, {'extra': Asks(HistoryBuffer, 'mean')})
+    assert read_checkpoint(allowed)['extra'] is HistoryBuffer.mean
+    path = save(tmp_path, {'extra': Asks(owner, name)})
+    with pytest.raises(ValueError, match=words):
+        read_checkpoint(path)
 
 
 def test_runner_state_is_read(tmp_path):

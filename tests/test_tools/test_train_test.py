@@ -83,6 +83,16 @@ def test_resume_from_a_file_without_state(detection_run, detection_config, run_h
     assert "'weights.pth' holds weights but no state of a run" in err
 
 
+def test_resume_from_a_file_of_part_of_the_model(
+    detection_run, detection_config, run_here, tmp_path
+):
+    content = torch.load(detection_run[0] / 'epoch_1.pth', weights_only=False)
+    del content['state_dict']['roi_head.mask_head.conv_logits.bias']
+    torch.save(content, tmp_path / 'part.pth')
+    result = run_here('train.py', detection_config, '--resume', 'part.pth')
+    assert_mistake(result, r'does not fit MaskRCNN: .*missing roi_head\.mask_head\.conv_logits')
+
+
 # ---- testing ----
 
 
@@ -93,10 +103,11 @@ def test_test_detector(detection_run, detection_config, run_script, tmp_path):
         detection_config,
         checkpoint,
         *('--work-dir', 'out', '--show-dir', 'shown', '--out', 'predictions.pkl'),
+        *('--interval', '2'),
         cwd=tmp_path,
     )
     assert 'coco/segm_mAP' in result.stdout + result.stderr
-    assert len(list((tmp_path / 'shown').glob('*.png'))) == 4
+    assert sorted(path.name for path in (tmp_path / 'shown').glob('*.png')) == ['1.png', '3.png']
     with open(tmp_path / 'predictions.pkl', 'rb') as file:
         predictions = pickle.load(file)
     assert len(predictions) == 4

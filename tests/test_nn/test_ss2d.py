@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvmamba.nn import SS2D
 
@@ -112,6 +113,44 @@ def test_dropout():
     assert (got == 0).double().mean().item() == pytest.approx(0.3, abs=0.03)
     torch.manual_seed(1)
     torch.testing.assert_close(got, torch.nn.functional.dropout(full, 0.3))
+
+
+class CountsCasts(TorchDispatchMode):
+    """Counts the copies of tensors of a shape to another dtype."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('gate', ['none', 'act'])
+def test_autocast_casts_the_input_once(gate):
+    torch.manual_seed(0)
+    layer = SS2D(8, ssm_ratio=2.0, gate=gate, conv_kernel=0, out_norm='none')
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    want = layer(x)
+    with torch.autocast('cpu', torch.bfloat16), CountsCasts(x.shape) as casts:
+        got = layer(x)
+    assert casts.count == 1
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.05 * want.abs().max().item())
+    (gradient,) = torch.autograd.grad(got.float().square().sum(), x)
+    (expected,) = torch.autograd.grad(want.square().sum(), x)
+    assert (gradient - expected).norm() < 0.05 * expected.norm()
+
+
+def test_autocast_leaves_float64():
+    layer = make_layer(gate='act')
+    x = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    want = layer(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = layer(x)
+    assert torch.equal(got, want)
 
 
 def test_the_sum_of_four_directions_may_exceed_float16():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -209,7 +208,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logger.setLevel(logging.INFO)
-    warnings.simplefilter('ignore')
     args = parse_args(argv)
     # The visualizer of mmdet varies the colours of the instances at random.
     np.random.seed(0)

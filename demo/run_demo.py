@@ -273,11 +273,24 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def source_digest(repo: Path = REPO) -> str:
+    """SHA-256 of what trains: the package, its kernels and the tool."""
+    files = [*(repo / 'mmvmamba').rglob('*.py'), *(repo / 'csrc').rglob('*')]
+    files += [repo / 'setup.py', repo / 'tools/train.py']
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = path.relative_to(repo)
+        # .mim holds links to configs and tools, which installing makes.
+        if path.is_file() and '.mim' not in name.parts:
+            digest.update(f'{name.as_posix()} {file_digest(path)}\n'.encode())
+    return digest.hexdigest()
+
+
 def training_key(task: Task, data_root: Path) -> str:
-    """What a trained model depends on, as a digest: the config, the data and the version."""
+    """What a trained model depends on, as a digest: the config, the data and the code."""
     cfg = Config.fromfile(REPO / task.config).to_dict()
     manifest = (data_root / 'manifest.json').read_text(encoding='utf-8')
-    content = [cfg, manifest, mmvmamba.__version__]
+    content = [cfg, manifest, source_digest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -44,16 +44,22 @@ class KeyValueAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool with a config takes; :func:`load_config` has all that it needs."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
+    )
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what training and testing have in common."""
-    parser.add_argument('config', help='config file')
+    add_config_arguments(parser)
     parser.add_argument(
         '--work-dir',
         help="folder of logs and checkpoints; by default the config's work_dir, else "
         'work_dirs/<name of the config>',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
     )
     parser.add_argument(
         '--launcher',
@@ -71,7 +77,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config, merges ``--cfg-options`` and sets launcher and work folder.
 
     Args:
-        args (argparse.Namespace): What :func:`add_common_arguments` defined.
+        args (argparse.Namespace): What :func:`add_config_arguments` defined.
 
     Raises:
         UserError: If the file does not exist, cannot be read, or an option does not fit it.

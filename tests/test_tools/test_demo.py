@@ -168,13 +168,35 @@ def test_training_is_used_again_only_if_it_is_whole(run_demo, tmp_path):
     assert run_demo.finished_training(tmp_path, 'k') is None
 
 
-def test_training_key_depends_on_config_and_data(run_demo, data_root, tmp_path):
+def test_source_digest_depends_on_every_source(run_demo, tmp_path):
+    names = ('mmvmamba/nn/arch.py', 'csrc/cpu/vec.h', 'tools/train.py', 'setup.py')
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('x')
+    digests = {run_demo.source_digest(tmp_path)}
+    for name in names:
+        (tmp_path / name).write_text('y')
+        digests.add(run_demo.source_digest(tmp_path))
+    (tmp_path / 'csrc/cpu/vec.h').rename(tmp_path / 'csrc/cpu/vector.h')
+    digests.add(run_demo.source_digest(tmp_path))
+    assert len(digests) == len(names) + 2
+    (tmp_path / 'mmvmamba/.mim/tools').mkdir(parents=True)
+    (tmp_path / 'mmvmamba/.mim/tools/train.py').write_text('x')
+    (tmp_path / 'mmvmamba/cached.pyc').write_text('x')
+    assert run_demo.source_digest(tmp_path) in digests
+
+
+def test_training_key_depends_on_config_data_and_sources(
+    run_demo, data_root, tmp_path, monkeypatch
+):
     detection, segmentation = run_demo.TASKS
     key = run_demo.training_key(detection, data_root)
     assert key == run_demo.training_key(detection, data_root)
     assert key != run_demo.training_key(segmentation, data_root)
     (tmp_path / 'manifest.json').write_text('{}')
     assert key != run_demo.training_key(detection, tmp_path)
+    monkeypatch.setattr(run_demo, 'source_digest', lambda: 'other')
+    assert key != run_demo.training_key(detection, data_root)
 
 
 def test_failing_tool_is_an_error_with_the_end_of_its_output(run_demo, tmp_path):

@@ -304,6 +304,13 @@ def assert_mistake(result, *words):
         assert re.search(word, message[1]), message[1]
 
 
+def test_a_count_takes_no_options_of_a_run(run_here, detection_config):
+    options = ('--launcher', 'slurm', '--work-dir', 'out', '--local-rank', '1')
+    code, err = run_here('analysis_tools/get_flops.py', detection_config, *options)
+    assert code == 2
+    assert 'unrecognized arguments: ' + ' '.join(options) in err
+
+
 def test_missing_config(run_here, detection_config):
     near = detection_config.with_name('detectoin.py')
     assert_mistake(run_here('train.py', near), 'detectoin.py', "did you mean '.*detection.py'")

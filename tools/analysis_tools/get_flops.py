@@ -8,7 +8,7 @@ from mmvmamba.engine import errors, launch
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_common_arguments(parser)
+    launch.add_config_arguments(parser)
     parser.add_argument(
         '--shape',
         type=int,

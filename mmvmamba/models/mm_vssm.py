@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mmvmamba.nn import Arch
 from mmvmamba.nn.layers import ACTIVATIONS, check_choice
+from mmvmamba.nn.settings import as_tuple
 from mmvmamba.registry import MODELS
 
 from .vmamba import VMamba
@@ -130,20 +132,20 @@ class MM_VSSM(VMamba):  # noqa: N801
         _warn_of(ignored)
         norm = _choice('norm_layer', norm_layer, _NORM_LAYERS)
         ssm = dict(
-            ssm_ratio=max(ssm_ratio, 0.0),
+            ssm_ratio=_at_least_0('ssm_ratio', ssm_ratio),
             d_state=ssm_d_state,
             dt_rank=_dt_rank(ssm_dt_rank),
             act=_choice('ssm_act_layer', ssm_act_layer, {name: name for name in ACTIVATIONS}),
-            conv_kernel=max(ssm_conv, 0),
+            conv_kernel=_at_least_0('ssm_conv', ssm_conv),
             conv_bias=ssm_conv_bias,
             ssm_drop_rate=ssm_drop_rate,
             ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS, fold=False),
         )
         arch = Arch(
-            dims=_dims(dims, len(depths)),
+            dims=_dims(dims, len(as_tuple('depths', depths))),
             depths=depths,
             **(ssm | scan_settings(forward_type, norm_layer)),
-            mlp_ratio=max(mlp_ratio, 0.0),
+            mlp_ratio=_at_least_0('mlp_ratio', mlp_ratio),
             mlp_act=_choice('mlp_act_layer', mlp_act_layer, {name: name for name in ACTIVATIONS}),
             mlp_gate=gmlp,
             mlp_drop_rate=mlp_drop_rate,
@@ -237,7 +239,14 @@ def _choice(name: str, value: str, allowed: Mapping[str, str], fold: bool = True
 def _dims(dims: int | Sequence[int], stages: int) -> tuple[int, ...]:
     if isinstance(dims, int):
         return tuple(dims * 2**i for i in range(stages))
-    return tuple(dims)
+    return as_tuple('dims', dims)
+
+
+def _at_least_0(name: str, value: float) -> float:
+    """The authors' code takes a number below 0 for 0."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f'{name} must be a number, but got {value!r}')
+    return max(value, 0)
 
 
 def _dt_rank(rank: int | str) -> int | None:

@@ -143,12 +143,18 @@ def test_forward_type_that_the_authors_cannot_run(forward_type, words):
         (dict(ssm_act_layer='tanh'), ValueError, "ssm_act_layer must .* 'tanh'"),
         (dict(ssm_dt_rank='full'), ValueError, "ssm_dt_rank must be 'auto'"),
         (dict(ssm_drop_rate=1.0), ValueError, 'ssm_drop_rate must be in'),
+        (dict(depths=4), TypeError, 'depths must be a sequence of int, but got 4'),
+        (dict(dims=2.5), TypeError, 'dims must be a sequence of int, but got 2.5'),
+        (dict(ssm_ratio='2'), TypeError, "ssm_ratio must be a number, but got '2'"),
+        (dict(mlp_ratio=None), TypeError, 'mlp_ratio must be a number, but got None'),
+        (dict(ssm_conv='3'), TypeError, "ssm_conv must be a number, but got '3'"),
+        (dict(ssm_d_state=1.5), TypeError, 'd_state must be of type int'),
         (dict(_SS2D=object), ValueError, '_SS2D must be left out'),
     ],
 )
 def test_bad_arguments(given, error, words):
     with pytest.raises(error, match=words):
-        MM_VSSM(**THIN, **given)
+        MM_VSSM(**(THIN | given))
 
 
 OTHERS = dict(

@@ -4,14 +4,7 @@ _base_ = [
     '../_base_/safety.py',
 ]
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvmamba.VMamba',
-        arch='tiny',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.2,
-        init_cfg=_base_.backbone.init_cfg,
-    ),
+    backbone=dict(_base_.backbone, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[192, 384, 768]),
 )
 default_hooks = _base_.safety

@@ -6,14 +6,7 @@ _base_ = [
 ]
 # The FPN begins at stride 8; a map of stride 4 would leave its norm without a gradient.
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvmamba.VMamba',
-        arch='tiny',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.2,
-        init_cfg=_base_.backbone.init_cfg,
-    ),
+    backbone=dict(_base_.backbone, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[192, 384, 768], start_level=0),
 )
 optim_wrapper = _base_.adamw

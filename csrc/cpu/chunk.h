@@ -173,6 +173,26 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
   }
 }
 
+// A sum over the chunks of a sequence, in a few sums by the chunks' numbers: one alone would lose
+// the digits of as many additions as there are chunks.
+template <typename V>
+class ChunkSum {
+ public:
+  MMVMAMBA_INLINE void add(int64_t chunk, V value) {
+    V& part = parts_[chunk % kParts];
+    part = part + value;
+  }
+  MMVMAMBA_INLINE V total() const {
+    V sum{};
+    for (const V& part : parts_) sum = sum + part;
+    return sum;
+  }
+
+ private:
+  static constexpr int64_t kParts = 16;
+  V parts_[kParts] = {};
+};
+
 // Aligned scratch memory of one thread, handed out in pieces; not initialised.
 template <typename V>
 class Scratch {

@@ -232,6 +232,7 @@ struct SelectiveScan {
             static_cast<V*>(p.grad_params) + (item.sample * blocks + item.packed(b)) * at.size;
         for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
         for (int64_t i = 0; i < S; ++i) grad_h[i] = V{};
+        ChunkSum<V> sum_bias, sum_D;
         for (int64_t g = chunks - 1; g >= 0; --g) {
           const int64_t start = g * kChunk, length = std::min(kChunk, s.length - start);
           const T* saved = static_cast<const T*>(p.states) +
@@ -261,8 +262,8 @@ struct SelectiveScan {
             grad_D = grad_D + gy[t] * u[t];
             gu[t] = gu[t] + block[at.D] * gy[t];
           }
-          grad[at.bias] = grad[at.bias] + grad_bias;
-          grad[at.D] = grad[at.D] + grad_D;
+          sum_bias.add(g, grad_bias);
+          sum_D.add(g, grad_D);
           write(p.grad_u, s, item.sample, channel, lanes, start, length, gu);
           write(p.grad_delta, s, item.sample, channel, lanes, start, length, gdt);
           write_weights(room.grad_B, s, item, start, length, sums, p.grad_B);
@@ -275,6 +276,8 @@ struct SelectiveScan {
             grad[at.C + i] = grad[at.C + i] + room.grad_C[i];
           }
         }
+        grad[at.bias] = sum_bias.total();
+        grad[at.D] = sum_D.total();
       }
     }
   }

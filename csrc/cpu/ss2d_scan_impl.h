@@ -328,6 +328,7 @@ struct SS2D {
     for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
     for (int64_t i = 0; i < S; ++i) room.grad_h[i] = V{};
     transpose_weight(s, params, room.transposed);
+    ChunkSum<V> sum_bias, sum_D;
     for (int64_t g = ceil_div(s.height * s.width, kChunk) - 1; g >= 0; --g) {
       read_chunk(s, static_cast<const io_t*>(p.proj), item.sample, k, g * kChunk, chunk);
       const T* saved = saved_states(p, item.sample, k, g, block);
@@ -352,12 +353,14 @@ struct SS2D {
         grad_bias = grad_bias + room.grad_dt[t];
         grad_D = grad_D + room.grad_y[t] * room.x[t];
       }
-      grad[at.bias] = grad[at.bias] + grad_bias;
-      grad[at.D] = grad[at.D] + grad_D;
+      sum_bias.add(g, grad_bias);
+      sum_D.add(g, grad_D);
       add_to_map(chunk, room.grad_x, params[at.D], room.grad_y, k == 0, room.grad_x_map);
       time_steps_backward(s, chunk, room.grad_dt, room.transposed, grad, room.grad_low);
       write_grad_proj(p, item, k, block == item.first, room);
     }
+    grad[at.bias] = sum_bias.total();
+    grad[at.D] = sum_D.total();
   }
 
   // weight[r][channel] -> [channel][r], r padded to whole vectors.

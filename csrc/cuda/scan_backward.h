@@ -472,14 +472,9 @@ struct BackwardScan {
             a.params.A)[(k * s.states + first + i) * s.channels + place.channel];
         gradient_in(a, item, k, first + i, i, done, rate, place, shared);
       }
-      if (!place.active || first > 0) return;
-      T& total = static_cast<T*>(
-          a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) *
-                            s.channels +
-                        place.channel];
-      T sum = done == 0 ? T(0) : total;
-      for (int j = 0; j < kWalkers; ++j) sum += shared.dt[j * s.lanes + place.lane];
-      total = sum;
+      if (place.active && first == 0) {
+        add_segment_dt<BackwardScan>(a, item, k, done, place, shared);
+      }
     });
   }
 

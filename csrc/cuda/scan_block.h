@@ -265,6 +265,20 @@ MMVMAMBA_BLOCK void weight_tile(const void* constant, const ScanSizes& s, int64_
   }
 }
 
+// A summary adds a chunk's time steps, in shared memory by tile, to those of its segment.
+template <class Scan, class Args, class Shared>
+MMVMAMBA_BLOCK void add_segment_dt(const Args& a, const Item& item, int64_t k, int64_t done,
+                                   const Place& place, const Shared& shared) {
+  using T = typename Scan::T;
+  const ScanSizes& s = a.sizes;
+  T& total = static_cast<T*>(
+      a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) * s.channels +
+                    place.channel];
+  T sum = done == 0 ? T(0) : total;
+  for (int j = 0; j < Scan::kWalkers; ++j) sum += shared.dt[j * s.lanes + place.lane];
+  total = sum;
+}
+
 // The state before each segment, from the segments' ends; one thread for each index, which counts
 // channels fastest, then states, samples, directions.
 template <typename T>

@@ -187,7 +187,7 @@ struct ForwardScan {
         finish_tiles(a, item, k, first, done, chunk, place, shared, own);
         if (!place.active || first + kGroup < s.states) return;
         if (kSummary) {
-          add_segment_dt(a, item, k, done, place, shared);
+          add_segment_dt<ForwardScan>(a, item, k, done, place, shared);
         } else {
           write_map<io_t>(a.sum, a.y, a.directions.begin && which == 0,
                           a.directions.end && which + 1 == a.directions.count, item.sample,
@@ -195,18 +195,6 @@ struct ForwardScan {
         }
       });
     }
-  }
-
-  static MMVMAMBA_BLOCK void add_segment_dt(const Args& a, const Item& item, int64_t k,
-                                            int64_t done, const Place& place,
-                                            const Shared& shared) {
-    const ScanSizes& s = a.sizes;
-    T& total = static_cast<T*>(
-        a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) * s.channels +
-                      place.channel];
-    T sum = done == 0 ? T(0) : total;
-    for (int j = 0; j < kWalkers; ++j) sum += shared.dt[j * s.lanes + place.lane];
-    total = sum;
   }
 
   // Block `index` of the launch. A summary has a block for each direction too.

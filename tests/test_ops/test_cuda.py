@@ -1,5 +1,7 @@
 """The CUDA kernels on a GPU: the CPU's grid, and what only a GPU can show."""
 
+import functools
+
 import pytest
 import torch
 
@@ -10,8 +12,6 @@ from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
-    Maker,
-    assert_as_exact_as_eager,
     case_id,
     pairwise,
     run,
@@ -46,15 +46,8 @@ def run_on_gpu(function, inputs, device='cuda', **options):
 
 @pytest.mark.parametrize('case', pairwise(ss2d.FACTORS | HALF, ss2d.small), ids=case_id)
 def test_ss2d_scan_is_as_exact_as_eager(case):
-    seeds, length = range(ss2d.draws(case)), case['size'][0] * case['size'][1]
-    case = dict(case)
-    height, width = case.pop('size')
-    options = {'pattern': case['pattern'], 'out_dtype': Maker(case['dtype']).acc}
-    inputs = [ss2d_inputs(height, width, seed=seed, **case) for seed in seeds]
-    exact = [run(ss2d.exact_form(length), i, torch.float64, **options) for i in inputs]
-    native = [run_on_gpu(ss2d_scan, i, backend='native', **options) for i in inputs]
-    eager = ss2d.eager_forms(lambda form: [run(form, i, **options) for i in inputs], length)
-    assert_as_exact_as_eager(native, eager, exact)
+    native = functools.partial(run_on_gpu, ss2d_scan, backend='native')
+    ss2d.compare_with_eager(case, native)
 
 
 SELECTIVE = pairwise(selective.FACTORS | HALF, selective.small)
@@ -62,13 +55,8 @@ SELECTIVE = pairwise(selective.FACTORS | HALF, selective.small)
 
 @pytest.mark.parametrize('case', SELECTIVE, ids=case_id)
 def test_selective_scan_is_as_exact_as_eager(case):
-    seeds, length = range(selective.draws(case)), case['length']
-    options = {'delta_softplus': case['softplus']}
-    inputs = [selective_inputs(**case, seed=seed) for seed in seeds]
-    exact = [run(selective.exact_form(length), i, torch.float64, **options) for i in inputs]
-    native = [run_on_gpu(selective_scan, i, backend='native', **options) for i in inputs]
-    eager = selective.eager_forms(lambda form: [run(form, i, **options) for i in inputs], length)
-    assert_as_exact_as_eager(native, eager, exact)
+    native = functools.partial(run_on_gpu, selective_scan, backend='native')
+    selective.compare_with_eager(case, native)
 
 
 @BOTH

@@ -4,6 +4,7 @@ What this cannot show is what happens when threads run at the same time, save on
 that changes with the order of the threads would be a race.
 """
 
+import functools
 import re
 import shutil
 import subprocess
@@ -18,7 +19,6 @@ from . import on_host
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
-    Maker,
     assert_as_exact_as_eager,
     case_id,
     pairwise,
@@ -42,29 +42,14 @@ def settings(case):
 
 @pytest.mark.parametrize('case', pairwise(ss2d.FACTORS | HALF | SPLITS, ss2d.small), ids=case_id)
 def test_ss2d_scan_is_as_exact_as_eager(case):
-    seeds, length = range(ss2d.draws(case)), case['size'][0] * case['size'][1]
-    case = settings(case)
-    height, width = case.pop('size')
-    options = {'pattern': case['pattern'], 'out_dtype': Maker(case['dtype']).acc}
-    inputs = [ss2d_inputs(height, width, seed=seed, **case) for seed in seeds]
-    exact = [run(ss2d.exact_form(length), i, torch.float64, **options) for i in inputs]
-    native = [run(on_host.ss2d_scan, i, **options) for i in inputs]
-    eager = ss2d.eager_forms(lambda form: [run(form, i, **options) for i in inputs], length)
-    assert_as_exact_as_eager(native, eager, exact)
+    ss2d.compare_with_eager(settings(case), functools.partial(run, on_host.ss2d_scan))
 
 
 @pytest.mark.parametrize(
     'case', pairwise(selective.FACTORS | HALF | SPLITS, selective.small), ids=case_id
 )
 def test_selective_scan_is_as_exact_as_eager(case):
-    seeds, length = range(selective.draws(case)), case['length']
-    case = settings(case)
-    options = {'delta_softplus': case['softplus']}
-    inputs = [selective_inputs(**case, seed=seed) for seed in seeds]
-    exact = [run(selective.exact_form(length), i, torch.float64, **options) for i in inputs]
-    native = [run(on_host.selective_scan, i, **options) for i in inputs]
-    eager = selective.eager_forms(lambda form: [run(form, i, **options) for i in inputs], length)
-    assert_as_exact_as_eager(native, eager, exact)
+    selective.compare_with_eager(settings(case), functools.partial(run, on_host.selective_scan))
 
 
 @pytest.mark.parametrize('blocks', [1, 512])

@@ -98,12 +98,17 @@ def test_chunked_form_is_the_reference(length):
 @native_only
 @pytest.mark.parametrize('case', pairwise(FACTORS, small), ids=case_id)
 def test_native_is_as_exact_as_eager(case):
+    compare_with_eager(case, lambda i, **kw: run(selective_scan, i, backend='native', **kw))
+
+
+def compare_with_eager(case, run_native):
+    """As in test_ss2d_scan."""
     inputs = [selective_inputs(**case, seed=seed) for seed in range(draws(case))]
     # The z of a long sequence times a number at the type's limit overflows in the exact result
     # too; places where it does are not compared.
     options = {'delta_softplus': case['softplus']}
     exact = [run(exact_form(case['length']), i, torch.float64, **options) for i in inputs]
-    native = [run(selective_scan, i, backend='native', **options) for i in inputs]
+    native = [run_native(i, **options) for i in inputs]
     eager = eager_forms(lambda form: [run(form, i, **options) for i in inputs], case['length'])
     assert_as_exact_as_eager(native, eager, exact)
 

@@ -90,12 +90,17 @@ def test_chunked_form_is_the_reference(size):
 @native_only
 @pytest.mark.parametrize('case', pairwise(FACTORS, small), ids=case_id)
 def test_native_is_as_exact_as_eager(case):
+    compare_with_eager(case, lambda i, **kw: run(ss2d_scan, i, backend='native', **kw))
+
+
+def compare_with_eager(case, run_native):
+    """Compares ``run_native(inputs, **options)`` with the references over the draws of a case."""
     case, seeds = dict(case), range(draws(case))
     height, width = case.pop('size')
     options = {'pattern': case['pattern'], 'out_dtype': Maker(case['dtype']).acc}
     inputs = [ss2d_inputs(height, width, seed=seed, **case) for seed in seeds]
     exact = [run(exact_form(height * width), i, torch.float64, **options) for i in inputs]
-    native = [run(ss2d_scan, i, backend='native', **options) for i in inputs]
+    native = [run_native(i, **options) for i in inputs]
     eager = eager_forms(lambda form: [run(form, i, **options) for i in inputs], height * width)
     assert_as_exact_as_eager(native, eager, exact)
 

@@ -1,14 +1,17 @@
 # Each target sets up what it needs in $(VENV) by itself; a second run re-uses what is there.
+# STACK=openmmlab: with the open-mmlab releases, in $(VENV) = .venv-openmmlab; the default is onedl.
 #   make demo      train and test a small detector and a small segmentor on the demo data
 #   make test      the fast tests            make test-all   all tests
 #   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make sanitize-cuda  the tests on a GPU under compute-sanitizer
-#   make setup     the set-up alone          make clean      remove builds and caches, keep $(VENV)
+#   make setup     the set-up alone          make clean      remove builds and caches, keep .venv*
 
 PYTHON ?= python3
-VENV ?= .venv
+# The family of OpenMMLab packages: a folder of requirements/.
+STACK ?= onedl
+VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
@@ -18,6 +21,11 @@ WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
 export MAX_JOBS
 
+STACKS := $(notdir $(patsubst %/torch.txt,%,$(wildcard requirements/*/torch.txt)))
+ifeq ($(filter $(STACKS),$(STACK)),)
+$(error STACK is '$(STACK)', allowed: $(STACKS))
+endif
+REQUIREMENTS := requirements/$(STACK)
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -32,7 +40,7 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 .PHONY: help setup demo test test-all chaos lint format bench sanitize sanitize-cuda clean
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 
@@ -93,13 +101,13 @@ sanitize-cuda: $(STAMPS)/package $(STAMPS)/test
 	done
 
 clean:
-	rm -rf build dist *.egg-info mmvmamba/_C.* mmvmamba/_build_info.py mmvmamba/.mim
-	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov $(STAMPS)/package
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info mmvmamba/_C* mmvmamba/_build_info*.py mmvmamba/.mim
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov .venv*/.stamps/package $(STAMPS)/package
+	find . -name __pycache__ -not -path './.venv*/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # ---- set-up ----------------------------------------------------------------------------------------
 
-$(STAMPS)/venv: requirements/build.txt
+$(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
 	$(call say,1/6 virtual environment in $(VENV))
@@ -109,20 +117,20 @@ $(STAMPS)/venv: requirements/build.txt
 	$(INSTALL) -r $<
 	@touch $@
 
-$(STAMPS)/torch: requirements/torch.txt | $(STAMPS)/venv
+$(STAMPS)/torch: $(REQUIREMENTS)/torch.txt | $(STAMPS)/venv
 	$(call say,2/6 PyTorch: a download of about 3 GB where pip has none in its cache)
 	$(INSTALL) -r $<
 	@touch $@
 
 # With a GPU mmcv builds its CUDA ops, which needs nvcc; without nvcc it is told not to see the GPU.
-$(STAMPS)/mmcv: requirements/mmcv.txt $(STAMPS)/torch
+$(STAMPS)/mmcv: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
 	$(call say,3/6 mmcv: compiles its ops the first time (6 to 7 minutes on 2 cores))
 	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		MMCV_WITH_OPS=1 $(INSTALL) --no-build-isolation -r $<
 	@touch $@
 
 # opencv-python needs libGL; on a machine without it the headless build of the same version serves.
-$(STAMPS)/onedl: requirements/onedl.txt $(STAMPS)/mmcv
+$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt $(STAMPS)/mmcv
 	$(call say,4/6 mmdet mmseg and mmpretrain: about 1 minute)
 	$(INSTALL) -r $<
 	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \
@@ -133,12 +141,12 @@ $(STAMPS)/onedl: requirements/onedl.txt $(STAMPS)/mmcv
 		$(BIN)/python -c "import cv2"; }
 	@touch $@
 
-$(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/onedl
+$(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/packages
 	$(call say,5/6 mmvmamba: compiles its extension (up to 3 minutes on 2 cores))
 	MMVMAMBA_BUILD_EXT=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(STAMPS)/test: requirements/test.txt $(STAMPS)/onedl
+$(STAMPS)/test: requirements/test.txt $(STAMPS)/packages
 	$(call say,6/6 test tools)
 	$(INSTALL) -r $<
 	@touch $@

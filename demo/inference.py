@@ -25,7 +25,8 @@ from torch import nn
 from mmvmamba.engine import errors, launch
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
-from mmvmamba.models.checkpoint_file import read_checkpoint, state_dict_of
+from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.nn.checkpoint_file import state_dict_of
 
 logger = logging.getLogger('inference')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')

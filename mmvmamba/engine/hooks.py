@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.models.checkpoint import adapt_state_dict, as_logged, check_fit
-from mmvmamba.models.checkpoint_file import state_dict_of
+from mmvmamba.nn.checkpoint_file import state_dict_of
 from mmvmamba.registry import HOOKS
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmvmamba.nn import VMambaNet, convert_state_dict
-from mmvmamba.nn.checkpoint import resize_pos_embed, to_image_classifier
+from mmvmamba.nn.checkpoint import to_image_classifier
+from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.nn.fit import Fit, compare, listing, load_tensors, surprising, with_resized
 
-from .checkpoint_file import read_checkpoint, state_dict_of
+from .checkpoint_file import read_checkpoint
 
-#: What a classification file lacks in a backbone, and the other way round.
-_EXPECTED_MISSING = re.compile(r'(backbone\.)?outnorm\d+\.')
-_EXPECTED_UNEXPECTED = re.compile(r'(backbone\.)?classifier\.')
 #: Why a file of the authors' classifier leaves a backbone in a whole model empty.
 _NO_PREFIX = (
     '; no key has the prefix of this backbone: tools/model_converters/convert_vmamba.py gives a '
@@ -28,41 +24,6 @@ _NO_PREFIX = (
 )
 #: The mark of :func:`as_logged`.
 _LOGGED = 'fit_is_logged'
-#: Counters of BatchNorm, which older files lack.
-_COUNTER = 'num_batches_tracked'
-
-
-@dataclass
-class Fit:
-    """How a state dict fits a model: names of tensors."""
-
-    own: int = 0
-    found: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return (
-            f'{len(self.found)} of {self.own} tensors found; missing {_listing(self.missing)}; of '
-            f'another shape {_listing(self.differing)}; unexpected {_listing(self.unexpected)}'
-        )
-
-
-def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Fit:
-    """Compares a model's tensors with a file's by name and shape."""
-    unexpected = [k for k in tensors if k not in own and not _EXPECTED_UNEXPECTED.match(k)]
-    fit = Fit(own=len(own), unexpected=unexpected)
-    for key, value in own.items():
-        if key not in tensors:
-            if not key.endswith(_COUNTER):
-                fit.missing.append(key)
-        elif tensors[key].shape != value.shape:
-            shapes = f'{tuple(tensors[key].shape)} instead of {tuple(value.shape)}'
-            fit.differing.append(f'{key} {shapes}')
-        else:
-            fit.found.append(key)
-    return fit
 
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
@@ -86,14 +47,7 @@ def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | No
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if not tensors:
             raise ValueError(f'checkpoint {filename!r} holds nothing with the prefix {prefix!r}')
-    own = model.state_dict()
-    tensors = _resized(convert_state_dict(tensors), own, 'pos_embed')
-    fit = compare(own, tensors)
-    if not fit.found or fit.differing or _surprising(fit.missing):
-        raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
-    with torch.no_grad():
-        for key in fit.found:
-            own[key].copy_(tensors[key])
+    fit = load_tensors(model, tensors, filename)
     MMLogger.get_current_instance().info(f'{filename}: {fit}')
 
 
@@ -115,7 +69,7 @@ def check_backbone(
     if any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
         return  # FSDP's names and shapes say nothing about a file
     fit = compare(own, tensors)
-    if not fit.found or fit.differing or _surprising(fit.missing):
+    if not fit.found or fit.differing or surprising(fit.missing):
         hint = '' if tensors else _NO_PREFIX
         raise ValueError(f'the state dict does not fit {type(model).__name__}: {fit}{hint}')
     if _LOGGED not in metadata:
@@ -143,10 +97,10 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
         if isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
             last = max(model.backbone.out_indices)
             tensors = to_image_classifier(convert_state_dict(inside), last)
-            return _resized(tensors, dict(model.named_parameters()), 'backbone.pos_embed')
+            return with_resized(tensors, dict(model.named_parameters()), 'backbone.pos_embed')
     inside = {f'backbone.{key}': value for key, value in convert_state_dict(inside).items()}
     # Of a model in shards, state_dict() would gather them.
-    return _resized(inside | others, dict(model.named_parameters()), 'backbone.pos_embed')
+    return with_resized(inside | others, dict(model.named_parameters()), 'backbone.pos_embed')
 
 
 def name_classifier(backbone: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
@@ -178,7 +132,7 @@ def name_classifier(backbone: nn.Module, state_dict: dict[str, Any], prefix: str
     ]
     if lacking:
         raise ValueError(
-            f'the state dict is that of a backbone and lacks {_listing(lacking)}; to train a new '
+            f'the state dict is that of a backbone and lacks {listing(lacking)}; to train a new '
             "head, name the file in the backbone's init_cfg"
         )
     for key in inside:
@@ -202,7 +156,7 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], filename: str, wh
     fit = compare(model.state_dict(), tensors)
     wrong = [*fit.missing, *fit.differing] if whole else []
     if not whole and isinstance(getattr(model, 'backbone', None), VMambaNet):
-        wrong = _surprising(k for k in fit.missing + fit.differing if k.startswith('backbone.'))
+        wrong = surprising(k for k in fit.missing + fit.differing if k.startswith('backbone.'))
     if wrong or not fit.found:
         raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
     return fit
@@ -216,20 +170,3 @@ def as_logged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state_dict = OrderedDict(tensors)
     state_dict._metadata = OrderedDict(backbone={_LOGGED: True})
     return state_dict
-
-
-def _surprising(missing: Iterable[str]) -> list[str]:
-    return [key for key in missing if not _EXPECTED_MISSING.match(key)]
-
-
-def _resized(tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    if name in tensors and name in own and own[name].dim() == 4:
-        tensors = {**tensors, name: resize_pos_embed(tensors[name], own[name].shape[2:])}
-    return tensors
-
-
-def _listing(keys: list[str], limit: int = 8) -> str:
-    if not keys:
-        return 'none'
-    more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
-    return ', '.join(keys[:limit]) + more

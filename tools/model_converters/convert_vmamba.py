@@ -5,8 +5,9 @@ import os
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.models.checkpoint_file import read_checkpoint, state_dict_of
+from mmvmamba.models.checkpoint_file import read_checkpoint
 from mmvmamba.models.convert import KINDS, TARGETS, convert, kind_of, to_bytes, write_file
+from mmvmamba.nn.checkpoint_file import state_dict_of
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,8 +5,9 @@ import hashlib
 import os
 
 from mmvmamba.engine import errors
-from mmvmamba.models.checkpoint_file import read_checkpoint, state_dict_of
+from mmvmamba.models.checkpoint_file import read_checkpoint
 from mmvmamba.models.convert import strip_checkpoint, to_bytes, write_file
+from mmvmamba.nn.checkpoint_file import state_dict_of
 
 #: Hexadecimal digits in the name, which torch.hub checks after a download.
 _DIGITS = 8

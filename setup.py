@@ -1,4 +1,8 @@
-"""Build of mmvmamba: the native extension ``mmvmamba._C`` and the ``.mim`` folder.
+"""Build of mmvmamba: the native extension ``mmvmamba._C_<torch>`` and the ``.mim`` folder.
+
+An editable installation puts the extension into the source tree, which several environments may
+share: its file carries the version of the torch that it was built for, and so does the record of
+the build.
 
 Environment variables:
     MMVMAMBA_BUILD_EXT  0 leaves the extension out, 1 makes a failure to build it fatal; by default
@@ -165,6 +169,11 @@ def want_cuda(torch, cuda_home):
     return True
 
 
+def build_tag(torch_version):
+    """Return a torch version as a part of a module's name: 2.12.1+cu130 gives 2_12_1_cu130."""
+    return re.sub(r'\W', '_', torch_version)
+
+
 def make_extension(info):
     """Return the extension, or None where there is nothing to compile; fills ``info``."""
     import torch
@@ -197,7 +206,7 @@ def make_extension(info):
                 flags['nvcc'] += gencode_flags(info['arch_list'])
     cls = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     return cls(
-        f'{PACKAGE}._C',
+        f'{PACKAGE}._C_{build_tag(torch.__version__)}',
         sources,
         include_dirs=[str(ROOT / 'csrc')],
         define_macros=macros,
@@ -221,6 +230,7 @@ def make_build_ext(info):
     """Return the command class that builds the extension and records how that went."""
     from torch.utils.cpp_extension import BuildExtension
 
+    tag = build_tag(info['torch'])
     fatal = bool(env_flag('MMVMAMBA_BUILD_EXT') or env_flag('FORCE_CUDA'))
 
     class BuildExt(BuildExtension):
@@ -230,13 +240,17 @@ def make_build_ext(info):
             # The file is loaded by torch.ops.load_library and is no Python module.
             super().__init__(*args, no_python_abi_suffix=True, **kwargs)
 
+        def finalize_options(self):
+            super().finalize_options()
+            self.build_temp = os.path.join(self.build_temp, tag)
+
         def run(self):
             inplace = bool(self.inplace)
             folder = ROOT / PACKAGE if inplace else Path(self.build_lib) / PACKAGE
             if inplace:
                 provide_mim(folder, link=True)
-            for stale in folder.glob('_C.*'):
-                stale.unlink()
+            # The builds of other environments in the source tree stay; a wheel holds its own alone.
+            remove_builds(folder, tag if inplace else '*')
             super().run()
             write_build_info(folder, info)
 
@@ -267,12 +281,23 @@ def warn_not_built(reason):
     logger.warning(NOT_BUILT.format(line='*' * 90, reason=reason))
 
 
+def remove_builds(folder, tag):
+    """Remove the extension and the record of a build for one torch, or for all with ``*``."""
+    for name in (f'_C_{tag}.*', f'_build_info_{tag}.py', '_build_info.py'):
+        for stale in folder.glob(name):
+            stale.unlink()
+
+
 def write_build_info(folder, info):
-    """Write ``_build_info.py``: what the extension was built for, or why it was not."""
+    """Write what the extension was built for, or why it was not.
+
+    The file is ``_build_info_<torch>.py``; where no torch was looked at, ``_build_info.py``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = pprint.pformat(info, width=80, compact=True, sort_dicts=False)
     doc = '"""Written by setup.py: how the native extension was built, or why it was not."""'
-    path = folder / '_build_info.py'
+    suffix = f'_{build_tag(info["torch"])}' if info['torch'] else ''
+    path = folder / f'_build_info{suffix}.py'
     path.write_text(f'{doc}\n\nBUILD_INFO = {text}\n', encoding='utf-8')
 
 
@@ -315,6 +340,7 @@ def make_build_py(info, with_ext):
             folder = ROOT / PACKAGE if editable else Path(self.build_lib) / PACKAGE
             provide_mim(folder, link=editable)
             if not with_ext:
+                remove_builds(folder, '*')
                 write_build_info(folder, info)
 
     return BuildPy

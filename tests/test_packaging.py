@@ -207,12 +207,27 @@ class TestFindCudaHome:
 # ---- what the installation writes ----------------------------------------------------------------
 
 
-def test_build_info_round_trip(build, tmp_path):
-    info = {'torch': '2.12.1', 'cuda': None, 'arch_list': ['9.0'], 'error': "it said 'no'\n"}
+@pytest.mark.parametrize(
+    ('torch', 'name'),
+    [('2.12.1+cu130', '_build_info_2_12_1_cu130.py'), (None, '_build_info.py')],
+)
+def test_build_info_round_trip(build, tmp_path, torch, name):
+    info = {'torch': torch, 'cuda': None, 'arch_list': ['9.0'], 'error': "it said 'no'\n"}
     build.write_build_info(tmp_path / 'pkg', info)
     namespace = {}
-    exec((tmp_path / 'pkg' / '_build_info.py').read_text(encoding='utf-8'), namespace)
+    exec((tmp_path / 'pkg' / name).read_text(encoding='utf-8'), namespace)
     assert namespace['BUILD_INFO'] == info
+
+
+def test_builds_of_other_environments_stay_in_the_source_tree(build, tmp_path):
+    names = ['_build_info_2_12_1_cu130.py', '_build_info_2_4_1_cu121.py', '_checks.py']
+    names += ['_C_2_12_1_cu130.so', '_C_2_4_1_cu121.pyd', '_C_2_4_1_cu121.so']
+    for name in names + ['_build_info.py']:
+        (tmp_path / name).touch()
+    build.remove_builds(tmp_path, build.build_tag('2.4.1+cu121'))
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2], names[3]}
+    build.remove_builds(tmp_path, '*')
+    assert [path.name for path in tmp_path.iterdir()] == ['_checks.py']
 
 
 @pytest.mark.parametrize('link', [True, False])

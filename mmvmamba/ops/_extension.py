@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
 import warnings
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+#: The name under which setup.py files what it builds for this torch.
+_TAG = re.sub(r'\W', '_', torch.__version__)
 
 
 class ExtensionUnavailableWarning(UserWarning):
@@ -19,22 +22,26 @@ class ExtensionUnavailableWarning(UserWarning):
 
 def build_info() -> dict:
     """What setup.py recorded, if it did: ``torch``, ``cuda``, ``arch_list``, ``error``."""
-    if importlib.util.find_spec('mmvmamba._build_info') is None:
-        return {}
-    from mmvmamba import _build_info
-
-    return getattr(_build_info, 'BUILD_INFO', {})
+    for name in (f'mmvmamba._build_info_{_TAG}', 'mmvmamba._build_info'):
+        if importlib.util.find_spec(name) is not None:
+            return getattr(importlib.import_module(name), 'BUILD_INFO', {})
+    return {}
 
 
 def _load() -> str | None:
-    libraries = sorted(p for p in _PACKAGE.glob('_C*') if p.suffix in ('.so', '.pyd', '.dll'))
-    if not libraries:
+    # A source tree may hold the builds of several environments, each for its own torch.
+    libraries = [p for p in _PACKAGE.glob('_C_*') if p.suffix in ('.so', '.pyd', '.dll')]
+    library = next((p for p in libraries if p.stem == f'_C_{_TAG}'), None)
+    if library is None:
         reason = build_info().get('error')
+        if reason is None and libraries:
+            names = ', '.join(sorted(p.name for p in libraries))
+            reason = f'not for torch {torch.__version__}, there is {names}'
         return f'it was not built ({reason})' if reason else 'it was not built'
     try:
-        torch.ops.load_library(str(libraries[0]))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        return f'{libraries[0].name} did not load with torch {torch.__version__}: {error}'
+        return f'{library.name} did not load with torch {torch.__version__}: {error}'
     return None
 
 
@@ -53,7 +60,7 @@ _KERNELS = _find_kernels() if _REASON is None else frozenset()
 
 
 def load_extension() -> str | None:
-    """Whether ``mmvmamba/_C*.so`` was loaded, at import.
+    """Whether ``mmvmamba/_C_<torch>.so`` was loaded, at import.
 
     Returns:
         None when the extension is loaded, else the reason why it is not, as a sentence.

@@ -378,7 +378,7 @@ def test_stock_tools(package, native, tmp_path):
     cfg.dump(tmp_path / 'config.py')
     env = {}
     if not native:
-        ignored = shutil.ignore_patterns('_C*', '_build_info.py', '.mim', '__pycache__')
+        ignored = shutil.ignore_patterns('_C*', '_build_info*.py', '.mim', '__pycache__')
         shutil.copytree(Path(mmvmamba.__file__).parent, tmp_path / 'mmvmamba', ignore=ignored)
         env['PYTHONPATH'] = str(tmp_path)
     tool = folder / '.mim/tools/analysis_tools/get_flops.py'

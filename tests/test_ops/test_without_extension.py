@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmvmamba
 from mmvmamba.ops import has_kernel
 
 PACKAGE = Path(mmvmamba.__file__).parent
+TAG = torch.__version__.replace('.', '_').replace('+', '_')
 BODY = """
 import warnings
 import torch
@@ -55,21 +57,22 @@ def copy_package(folder):
     shutil.copytree(
         PACKAGE,
         folder / 'mmvmamba',
-        ignore=shutil.ignore_patterns('_C*', '_build_info.py', '.mim', '__pycache__'),
+        ignore=shutil.ignore_patterns('_C*', '_build_info*.py', '.mim', '__pycache__'),
     )
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    import torch
-
     loaded = {}
-    for kind in ('missing', 'broken', 'installed'):
+    for kind in ('missing', 'other', 'broken', 'installed'):
         folder = tmp_path_factory.mktemp(kind)
         if kind != 'installed':
             copy_package(folder)
         if kind == 'broken':
-            (folder / 'mmvmamba' / '_C.so').write_bytes(b'not a library')
+            name = f'_C_{TAG}.so'
+            (folder / 'mmvmamba' / name).write_bytes(b'not a library')
+        if kind == 'other':  # the build of another environment, for another torch
+            (folder / 'mmvmamba' / '_C_1_13_1_cpu.so').write_bytes(b'not a library')
         file = folder / 'result.pt'
         result = run_python(BODY.format(file=str(file)), folder)
         assert result.returncode == 0, result.stderr
@@ -78,7 +81,12 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'reason'), [('missing', 'it was not built'), ('broken', '_C.so did not load')]
+    ('kind', 'reason'),
+    [
+        ('missing', 'it was not built'),
+        ('other', 'it was not built (not for torch'),
+        ('broken', f'_C_{TAG}.so did not load'),
+    ],
 )
 def test_runs_with_one_warning_that_says_why(results, kind, reason):
     (message,) = results[kind]['seen']
@@ -90,8 +98,6 @@ def test_runs_with_one_warning_that_says_why(results, kind, reason):
 @pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')
 @pytest.mark.parametrize('kind', ['missing', 'broken'])
 def test_same_numbers_as_with_the_extension(results, kind):
-    import torch
-
     assert results['installed']['seen'] == []
     for name in ('y', 'grads'):
         torch.testing.assert_close(

@@ -1,0 +1,331 @@
+"""Any model by one word: an architecture of ours, a name of mmpretrain, a config or a callable."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmvmamba.models.checkpoint import adapt_state_dict
+from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.nn import ARCHS, VMambaNet, convert_state_dict
+from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.nn.layers import apply_norm
+from mmvmamba.registry import register_config_packages
+
+from .model_flops import build_model
+
+OUTPUTS = ('scores', 'map')
+#: ImageNet's mean and deviation of R, G and B in 0 ... 255.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+#: A checkpoint by this name is the file that mmpretrain's model index names.
+PUBLISHED = 'pretrained'
+#: The value of ``window_size`` that grows with the image: 7 at 224 px.
+SCALED = 'scaled'
+MODEL_HELP = (
+    'an architecture of ours (tiny, vanilla_base, ...), a model name of mmpretrain, a config '
+    '(a path or mmvmamba::...) or package.module:callable; +key=value after it sets an argument '
+    'of the backbone or of the callable: tiny+ssm_init=zero, swin-tiny_16xb64_in1k+window_size='
+    'scaled'
+)
+CHECKPOINT_HELP = "a file or a URL, 'pretrained' for the weights that mmpretrain publishes"
+
+
+class AnalysisModel(nn.Module):
+    """A model in eval mode as the tools see it.
+
+    Args:
+        name (str): What it is called in figures.
+        net (nn.Module): The network, whole.
+        run (Callable): Maps images to the output.
+        mean (Sequence[float]): Mean of R, G and B in 0 ... 255. Defaults to ImageNet's.
+        std (Sequence[float]): Their standard deviation. Defaults to ImageNet's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        run: Callable[[Tensor], Any],
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.net = net
+        self._run = run
+        for key, value in (('mean', mean), ('std', std)):
+            self.register_buffer(key, torch.tensor(value).view(-1, 1, 1), persistent=False)
+        self.eval()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB images (N, 3, H, W) in 0 ... 255, of any dtype -> what the network takes."""
+        return (images.to(self.mean) - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Any:
+        return self._run(images)
+
+
+def load_model(
+    spec: str,
+    checkpoint: str | None = None,
+    *,
+    output: str = 'scores',
+    size: Sequence[int] | None = None,
+) -> AnalysisModel:
+    """Builds a model, with weights from a file or initialised as its authors do.
+
+    Args:
+        spec (str): A key of :data:`mmvmamba.nn.ARCHS`; a model name of mmpretrain; a config, as a
+            path or as ``mmvmamba::...``; or ``package.module:callable``, which returns a module.
+            ``+key=value`` after it, once or more, sets an argument of the architecture, of the
+            config's backbone (dots go deeper) or of the callable. ``+window_size=scaled`` lets a
+            Swin's windows grow with the image, from 7 at 224 px.
+        checkpoint (str, optional): A file, a URL, or 'pretrained' for the weights that mmpretrain
+            publishes under this name. Defaults to None, random weights of torch's current seed.
+        output (str): 'scores', what the model gives for images without losses and
+            post-processing, or 'map', the last map of its backbone, (N, C, h, w). Of a detector
+            or a segmentor both are the backbone's. Defaults to 'scores'.
+        size (Sequence[int], optional): Height and width of the images, which a model with a fixed
+            size (an argument ``img_size``) is built for. Defaults to None, the model's own.
+
+    Raises:
+        ValueError: If there is no such model or argument, or the checkpoint does not fit.
+        TypeError: If the callable returns no module.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f'output must be one of {OUTPUTS}, but got {output!r}')
+    target, *settings = re.split(r'\+(?=[A-Za-z_][\w.]*=)', spec)
+    options = dict(_parse_setting(text, size) for text in settings)
+    if re.fullmatch(r'[\w.]+:[\w.]+', target):
+        net = _build_callable(target, options, size)
+        model = AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
+    elif target in ARCHS:
+        net = VMambaNet(target, **options)
+        model = AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
+    else:
+        model, published = _load_config_model(spec, target, options, output, size)
+        checkpoint = published if checkpoint == PUBLISHED and published else checkpoint
+    if checkpoint == PUBLISHED:
+        raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
+    if checkpoint is not None:
+        _load_weights(model, checkpoint, output)
+    return model
+
+
+def _parse_setting(text: str, size: Sequence[int] | None) -> tuple[str, Any]:
+    key, _, value = text.partition('=')
+    if key == 'window_size' and value == SCALED:
+        return key, math.ceil(min(size or (224, 224)) / 32)
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | None) -> nn.Module:
+    """Imports ``package.module:callable`` and calls it."""
+    module, _, path = target.partition(':')
+    try:
+        build = importlib.import_module(module)
+        for name in path.split('.'):
+            build = getattr(build, name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f'model {target!r} cannot be imported: {error}; the folder of a module of your own '
+            'must be on PYTHONPATH'
+        ) from error
+    if not callable(build):
+        raise ValueError(f'model {target!r} must be callable, but is a {type(build).__name__}')
+    if size is not None and 'img_size' in _parameters(build):
+        options = dict(img_size=tuple(size)) | options
+    _check_options(target, build, options)
+    net = build(**options)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f'model {target!r} must give an nn.Module, but gave {type(net).__name__}')
+    _initialise(net)
+    return net
+
+
+def _initialise(net: nn.Module) -> None:
+    """As its config and its authors say; MMEngine would log each parameter."""
+    if not hasattr(net, 'init_weights'):
+        return
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        net.init_weights()
+    finally:
+        logger.setLevel(level)
+
+
+def _parameters(build: Callable) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(build).parameters
+    except ValueError:  # a builtin, which is no model
+        return {}
+
+
+def _check_options(target: str, build: Callable, options: Mapping[str, Any]) -> None:
+    known = _parameters(build)
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    unknown = sorted({key.split('.')[0] for key in options} - set(known))
+    if unknown:
+        raise ValueError(f'model {target!r} has no arguments {unknown}; it has {sorted(known)}')
+
+
+def _load_config_model(
+    spec: str, target: str, options: dict[str, Any], output: str, size: Sequence[int] | None
+) -> tuple[AnalysisModel, str | None]:
+    """A model of a config or of mmpretrain's index, and where its weights are published."""
+    if '::' in target or target.endswith('.py'):
+        cfg, published = _read_config(target), None
+        spec = spec.replace(target, Path(target.partition('::')[2] or target).stem)
+    else:
+        cfg, published = _find_published(target)
+    cfg.model.backbone = _adapted_backbone(target, cfg, options, output, size)
+    net = build_model(cfg)
+    _initialise(net)
+    is_classifier = cfg.get('default_scope') == 'mmpretrain'
+    # A backbone's maps; of a classifier without losses, the head's scores.
+    run = net if is_classifier and output == 'scores' else net.backbone
+    if output == 'map':
+        run = _last_map(net.backbone)
+    prep = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    mean, std = prep.get('mean') or MEAN, prep.get('std') or STD
+    return AnalysisModel(spec, net, run, mean, std), published
+
+
+def _read_config(target: str) -> Config:
+    register_config_packages()
+    if '::' not in target and not Path(target).is_file():
+        raise ValueError(f'config {target!r} does not exist')
+    try:
+        if '::' in target:
+            cfg = Config.fromstring(f'_base_ = {target!r}', '.py')
+        else:
+            cfg = Config.fromfile(target)
+    except Exception as error:  # whatever the Python code of a config raises
+        raise ValueError(
+            f'config {target!r} cannot be read: {type(error).__name__}: {error}'
+        ) from error
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise ValueError(f'config {target!r} must have a model with a backbone')
+    return cfg
+
+
+def _find_published(name: str) -> tuple[Config, str | None]:
+    """The config of a name of mmpretrain's model index, and the address of its weights."""
+    try:
+        from mmpretrain import list_models
+        from mmpretrain.apis import ModelHub
+    except ImportError as error:
+        raise ValueError(
+            f'model {name!r} is none of ours ({", ".join(sorted(ARCHS))}), and mmpretrain, whose '
+            f'models have other names, cannot be imported: {error}'
+        ) from error
+    names = list_models()
+    if name.lower() not in (known.lower() for known in names):
+        near = difflib.get_close_matches(name, [*ARCHS, *names], n=4, cutoff=0.4)
+        hint = f'; did you mean {" or ".join(near)}?' if near else ''
+        raise ValueError(
+            f'model {name!r} is no architecture of ours ({", ".join(sorted(ARCHS))}), no model '
+            f'name of mmpretrain, no config and no module:callable{hint}'
+        )
+    found = ModelHub.get(name)
+    return found.config, found.weights
+
+
+def _adapted_backbone(
+    target: str, cfg: Config, options: dict[str, Any], output: str, size: Sequence[int] | None
+) -> dict[str, Any]:
+    """The backbone's config with the user's settings, for images of this size and this output."""
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
+        build = registry.get(cfg.model.backbone.type)
+    if build is None:
+        raise ValueError(f'{target!r}: there is no backbone {cfg.model.backbone.type!r}')
+    _check_options(target, build, options)
+    known = _parameters(build)
+    changes: dict[str, Any] = {}
+    if size is not None and 'img_size' in known:
+        changes['img_size'] = tuple(size)
+    if 'pad_small_map' in known:
+        changes['pad_small_map'] = True  # a map smaller than a window is an error without
+    if output == 'map' and 'out_type' in known:
+        changes['out_type'] = 'featmap'
+    if output == 'map' and 'gap_before_final_norm' in known:
+        changes['gap_before_final_norm'] = False
+    backbone = cfg.model.backbone.to_dict()
+    for key, value in (changes | options).items():
+        *path, last = key.split('.')
+        place = backbone
+        for name in path:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return backbone
+
+
+def _last_map(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The last map (N, C, h, w) of a network."""
+
+    def run(images: Tensor) -> Tensor:
+        if not isinstance(net, VMambaNet):
+            out = getattr(net, 'forward_features', net)(images)
+        elif net.out_indices is not None:
+            out = net(images)
+        else:
+            out = apply_norm(net.classifier.norm, net.forward_features(images))
+            out = out.permute(0, 3, 1, 2)
+        while isinstance(out, Sequence | Mapping) and out:
+            out = (list(out.values()) if isinstance(out, Mapping) else out)[-1]
+        if not isinstance(out, Tensor) or out.dim() != 4:
+            got = f'shape {tuple(out.shape)}' if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f'{type(net).__name__} must give maps (N, C, H, W), from forward_features or '
+                f'forward, but gave {got}'
+            )
+        return out
+
+    return run
+
+
+def _load_weights(model: AnalysisModel, checkpoint: str, output: str) -> None:
+    """Loads what the output needs, all of it."""
+    net = model.net
+    tensors = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+    if isinstance(net, VMambaNet):
+        tensors = convert_state_dict(tensors)
+    else:
+        tensors = adapt_state_dict(net, tensors)
+    try:
+        result = net.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # another shape
+        raise ValueError(f'checkpoint {checkpoint!r} does not fit {model.name}: {error}') from error
+    # Buffers are constants that follow from the arguments, which older files may lack.
+    own = {key for key, _ in net.named_parameters()}
+    if output == 'map' and hasattr(net, 'backbone'):
+        own = {key for key in own if key.startswith('backbone.')}
+    missing = [key for key in result.missing_keys if key in own]
+    if missing:
+        raise ValueError(
+            f'checkpoint {checkpoint!r} does not fit {model.name}: {len(missing)} of {len(own)} '
+            f'parameters are missing in it: {", ".join(missing[:8])}'
+        )
+    MMLogger.get_current_instance().info(
+        f'{model.name}: {checkpoint}, {len(result.unexpected_keys)} tensors of it not needed'
+    )

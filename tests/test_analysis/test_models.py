@@ -1,0 +1,194 @@
+"""Models by name, config and callable."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmvmamba.analysis.models import MEAN, STD, load_model
+from mmvmamba.nn import VMambaNet
+
+CLASSIFIER = 'mmvmamba::vmamba/vmamba-t_8xb128_in1k.py'
+ARCH = dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
+THIN = '+dims=(8,16,24,32)+depths=(1,1,1,1)'
+
+
+class Plain(nn.Module):
+    """A network of a user's own."""
+
+    def __init__(self, width=4, img_size=None):
+        super().__init__()
+        self.img_size = img_size
+        self.conv = nn.Conv2d(3, width, 4, 4)
+
+    def forward_features(self, x):
+        return dict(first=x, last=self.conv(x))
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+def no_module():
+    return 3
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """The classes above under a name that a command could use."""
+    monkeypatch.setitem(sys.modules, 'user_models', sys.modules[__name__])
+    return 'user_models'
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A thin classifier's config in a file."""
+    path = tmp_path / 'thin.py'
+    path.write_text(
+        f"_base_ = '{CLASSIFIER}'\n"
+        'model = dict(backbone=dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)), '
+        'head=dict(in_channels=32))\n'
+    )
+    return path
+
+
+def test_scores_and_last_map_of_ours(config):
+    images = torch.rand(1, 3, 64, 96)
+    for spec in (f'tiny{THIN}', f'{config}+scan=bidirectional'):
+        with torch.no_grad():
+            assert load_model(spec)(images).shape == (1, 1000)
+            assert load_model(spec, output='map')(images).shape == (1, 32, 2, 3)
+    assert load_model(f'{config}+scan=bidirectional').name == 'thin+scan=bidirectional'
+
+
+@pytest.mark.parametrize(
+    'spec, shape',
+    [
+        ('resnet18_8xb32_in1k', (1, 512, 2, 2)),
+        ('convnext-v2-atto_fcmae-pre_3rdparty_in1k', (1, 320, 2, 2)),
+        ('deit-tiny_4xb256_in1k', (1, 192, 4, 4)),
+    ],
+)
+def test_last_map_of_mmpretrains(spec, shape):
+    with torch.no_grad():
+        assert (
+            load_model(spec, output='map', size=(64, 64))(torch.rand(1, 3, 64, 64)).shape == shape
+        )
+
+
+def test_external_configs_and_detectors():
+    model = load_model(f'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py{THIN}', output='map')
+    assert model.name == f'mask-rcnn_vmamba-t_fpn_1x_coco{THIN}' and not model.training
+    assert hasattr(model.net, 'roi_head')
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 32, 2, 2)
+
+
+def test_a_callable_with_arguments(importable):
+    model = load_model(f'{importable}:Plain+width=6', size=(32, 64))
+    images = torch.rand(2, 3, 32, 64)
+    assert model(images).shape == (2, 6) and model.net.img_size == (32, 64)
+    assert load_model(f'{importable}:Plain', output='map')(images).shape == (2, 4, 8, 16)
+
+
+@pytest.mark.parametrize('size, window', [(None, 7), ((224, 224), 7), ((384, 512), 12)])
+def test_scaled_windows(size, window):
+    model = load_model(f'swin-tiny_16xb64_in1k+window_size=scaled+arch={ARCH}', size=size)
+    table = model.net.backbone.stages[0].blocks[0].attn.w_msa.relative_position_bias_table
+    assert table.shape == ((2 * window - 1) ** 2, 1)
+
+
+def test_normalises_as_the_config_says(importable):
+    images = torch.tensor(MEAN).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    model = load_model(f'{importable}:Plain')
+    assert model.normalise(images).abs().max() < 1e-5
+    torch.testing.assert_close(
+        model.normalise(images + torch.tensor(STD).view(3, 1, 1)), torch.ones(1, 3, 2, 2)
+    )
+
+
+def test_names_what_is_near():
+    with pytest.raises(ValueError, match=r'did you mean .*swin-tiny_16xb64_in1k'):
+        load_model('swin-tiny_16xb64')
+
+
+def test_loads_a_whole_file_and_nothing_less(tmp_path, config):
+    torch.manual_seed(1)
+    net = VMambaNet('tiny', dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)).eval()
+    whole, part = tmp_path / 'whole.pth', tmp_path / 'part.pth'
+    torch.save(dict(model=net.state_dict()), whole)
+    weights = {k: v for k, v in net.state_dict().items() if not k.startswith('layers.2')}
+    torch.save(dict(model=weights), part)
+    images = torch.rand(1, 3, 64, 64)
+    for spec in (f'tiny{THIN}', str(config)):
+        model = load_model(spec, str(whole))
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), net(images))
+        with pytest.raises(ValueError, match='does not fit'):
+            load_model(spec, str(part))
+    with pytest.raises(ValueError, match='does not fit'):
+        load_model('tiny+dims=(16,16,24,32)+depths=(1,1,1,1)', str(whole))
+
+
+def test_a_map_needs_no_head(tmp_path):
+    model = load_model('resnet18_8xb32_in1k')
+    backbone = {k: v for k, v in model.net.state_dict().items() if k.startswith('backbone.')}
+    torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
+    file = str(tmp_path / 'backbone.pth')
+    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
+    with pytest.raises(ValueError, match='head'):
+        load_model('resnet18_8xb32_in1k', file)
+
+
+def test_published_weights_are_those_of_the_index(monkeypatch):
+    from mmvmamba.analysis import models
+
+    asked = []
+
+    def read(filename):
+        asked.append(filename)
+        raise FileNotFoundError(filename)
+
+    monkeypatch.setattr(models, 'read_checkpoint', read)
+    with pytest.raises(FileNotFoundError):
+        load_model('resnet18_8xb32_in1k', 'pretrained')
+    assert asked[0].startswith('https://') and 'resnet18' in asked[0]
+    with pytest.raises(ValueError, match='no published weights'):
+        load_model(f'tiny{THIN}', 'pretrained')
+
+
+@pytest.mark.parametrize(
+    'spec, message',
+    [
+        ('tinny', r"'tinny' is no architecture .*did you mean tiny"),
+        ('tiny+scan=spiral', 'spiral'),
+        ('tiny+colour=red', 'colour'),
+        ('swin-tiny_16xb64_in1k+colour=red', r"no arguments \['colour'\].*window_size"),
+        ('missing.py', 'does not exist'),
+        ('mmvmamba::vmamba/missing.py', 'cannot be read'),
+        ('no_such_module:Net', 'cannot be imported.*PYTHONPATH'),
+        ('torch.nn:NoSuchClass', 'cannot be imported'),
+        ('torch:pi', 'must be callable'),
+        ('torch.nn:Identity+dim=x+in=3', None),
+    ],
+)
+def test_refuses_by_name(spec, message):
+    if message is None:  # a class that takes any argument
+        assert isinstance(load_model(spec).net, nn.Identity)
+        return
+    with pytest.raises(ValueError, match=message):
+        load_model(spec)
+
+
+def test_refuses_what_is_no_model(importable, tmp_path):
+    with pytest.raises(TypeError, match='must give an nn.Module, but gave int'):
+        load_model(f'{importable}:no_module')
+    with pytest.raises(ValueError, match='output'):
+        load_model('tiny', output='features')
+    config = tmp_path / 'empty.py'
+    config.write_text('x = 1\n')
+    with pytest.raises(ValueError, match='model with a backbone'):
+        load_model(str(config))
+    with pytest.raises(ValueError, match=r'maps \(N, C, H, W\).*shape \(1, 5\)'):
+        load_model('torch.nn:Flatten', output='map')(torch.rand(1, 5, 1, 1))

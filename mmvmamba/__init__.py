@@ -1,9 +1,20 @@
 """VMamba for OpenMMLab: the backbone, its selective-scan ops for CPU and CUDA.
 
 ``mmvmamba``, ``mmvmamba.ops`` and ``mmvmamba.nn`` need torch alone; ``mmvmamba.models`` and
-``mmvmamba.registry`` need MMEngine.
+``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.
 """
+
+from typing import Any
 
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'create_model']
+
+
+def __getattr__(name: str) -> Any:
+    # The ops can be used without the network.
+    if name == 'create_model':
+        from .nn import create_model
+
+        return create_model
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

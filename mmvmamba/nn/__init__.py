@@ -3,6 +3,7 @@
 from .arch import ARCHS, Arch, resolve_arch
 from .block import VSSBlock
 from .checkpoint import convert_state_dict
+from .factory import create_model
 from .network import VMambaNet, VSSStage
 from .ss2d import SS2D
 
@@ -14,5 +15,6 @@ __all__ = [
     'VSSBlock',
     'VSSStage',
     'convert_state_dict',
+    'create_model',
     'resolve_arch',
 ]

@@ -28,6 +28,13 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
 
 
+def reset_linear(layer: nn.Linear) -> None:
+    """Initialises a linear layer as the authors do."""
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples (stochastic depth, arXiv 1603.09382).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from .arch import Arch, resolve_arch
 from .block import VSSBlock
 from .checkpoint import rename_tensors, resize_pos_embed
-from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, channels_first
-from .settings import as_tuple, check_setting
+from .head import build_classifier
+from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, reset_linear
+from .settings import check_setting, stage_indices
+from .timm_methods import TimmMethods
 
 
 class VSSStage(nn.Sequential):
@@ -26,7 +27,7 @@ class VSSStage(nn.Sequential):
         self.downsample = downsample
 
 
-class VMambaNet(nn.Module):
+class VMambaNet(TimmMethods, nn.Module):
     """VMamba as a classifier or, with ``out_indices``, as a backbone.
 
     Parameter names are those of the released files.
@@ -35,7 +36,7 @@ class VMambaNet(nn.Module):
         arch (str | dict | Arch): A key of :data:`mmvmamba.nn.ARCHS`, or settings of
             :class:`mmvmamba.nn.Arch`. Defaults to 'tiny'.
         in_channels (int): Channels of the images. Defaults to 3.
-        num_classes (int): Classes of the classifier. Defaults to 1000.
+        num_classes (int): Classes of the classifier; 0 for its pooled input. Defaults to 1000.
         out_indices (Sequence[int], optional): The stages whose normalised maps a backbone
             returns; a negative one counts from the last. Those after the last one of them do not
             run and get no gradient. Defaults to None, a classifier.
@@ -44,6 +45,9 @@ class VMambaNet(nn.Module):
             0 the stem. Defaults to -1.
         with_cp (bool): Whether to recompute each block in the backward instead of keeping its
             activations (non-reentrant checkpointing). Defaults to False.
+        global_pool (str): How a classifier pools: 'avg', 'max' or '', not at all.
+            Defaults to 'avg'.
+        drop_rate (float): Dropout before a classifier's linear layer. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
         **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``; None
             leaves one as it is.
@@ -61,6 +65,8 @@ class VMambaNet(nn.Module):
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
         backend: str = 'auto',
         **settings: Any,
     ) -> None:
@@ -72,7 +78,7 @@ class VMambaNet(nn.Module):
         check_setting('num_classes', num_classes)
         self.in_channels = in_channels
         self.num_classes = num_classes
-        self.out_indices = None if out_indices is None else _stage_indices(out_indices, stages)
+        self.out_indices = None if out_indices is None else stage_indices(out_indices, stages)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
@@ -86,7 +92,7 @@ class VMambaNet(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.layers = nn.ModuleList(self._build_stages(arch, backend))
         if self.out_indices is None:
-            self.classifier = _classifier(arch, num_classes)
+            self.classifier = build_classifier(arch, num_classes, global_pool, drop_rate)
         else:
             for i in self.out_indices:
                 self.add_module(f'outnorm{i}', NORMS[arch.norm](arch.dims[i]))
@@ -125,9 +131,7 @@ class VMambaNet(nn.Module):
     def _reset_linear_layers(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                reset_linear(module)
 
     def _freeze_stages(self) -> None:
         self._freeze_unused_stages()
@@ -231,28 +235,5 @@ class VMambaNet(nn.Module):
             ValueError: If ``x`` is not 4-D, has other channels or is smaller than a patch.
         """
         if self.out_indices is None:
-            return self.classifier(self.forward_features(x))
+            return self.forward_head(self.forward_features(x))
         return self.forward_stages(x)
-
-
-def _classifier(arch: Arch, num_classes: int) -> nn.Sequential:
-    """Norm, average over the map and linear layer, by the released files' names."""
-    norm, permute = NORMS[arch.norm](arch.dims[-1]), channels_first()
-    first = {'norm': norm, 'permute': permute}
-    if arch.norm == 'bn':
-        first = {'permute': permute, 'norm': norm}
-    head = nn.Linear(arch.dims[-1], num_classes)
-    return nn.Sequential(
-        OrderedDict(first, avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1), head=head)
-    )
-
-
-def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
-    out_indices = as_tuple('out_indices', out_indices)
-    if not all(isinstance(i, int) for i in out_indices):
-        raise TypeError(f'out_indices must be a sequence of int, but got {out_indices!r}')
-    if not out_indices or any(not -stages <= i < stages for i in out_indices):
-        raise ValueError(
-            f'out_indices must be in [{-stages}, {stages - 1}], at least one, but got {out_indices}'
-        )
-    return tuple(sorted({i % stages for i in out_indices}))

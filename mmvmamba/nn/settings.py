@@ -31,7 +31,7 @@ _TABLE: dict[str, tuple[type, float, float]] = {
     'pos_embed_size': (int, 1, math.inf),
     'drop_path_rate': _RATE,
     'in_channels': (int, 1, math.inf),
-    'num_classes': (int, 1, math.inf),
+    'num_classes': (int, 0, math.inf),
     'frozen_stages': (int, -1, math.inf),
 }
 _SEQUENCES = ('dims', 'depths')
@@ -81,6 +81,23 @@ def as_tuple(name: str, value: Any) -> tuple:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f'{name} must be a sequence of int, but got {value!r}')
     return tuple(value)
+
+
+def stage_indices(indices: Any, stages: int, name: str = 'out_indices') -> tuple[int, ...]:
+    """Checks the stages whose maps are asked for, and sorts them; -1 is the last one.
+
+    Raises:
+        TypeError: If they are no sequence of int.
+        ValueError: If there are none, or one is out of range.
+    """
+    indices = as_tuple(name, indices)
+    if not all(isinstance(i, int) for i in indices):
+        raise TypeError(f'{name} must be a sequence of int, but got {indices!r}')
+    if not indices or any(not -stages <= i < stages for i in indices):
+        raise ValueError(
+            f'{name} must be in [{-stages}, {stages - 1}], at least one, but got {indices}'
+        )
+    return tuple(sorted({i % stages for i in indices}))
 
 
 def check_width(name: str, ratio: float, dim: int) -> None:

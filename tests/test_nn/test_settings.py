@@ -51,7 +51,7 @@ OUT_OF_RANGE = [
     (dict(pos_embed_size=0), 'pos_embed_size must be at least 1'),
     (dict(pos_embed_size=2), 'pos_embed_size must be at least patch_size 4, but got 2'),
     (dict(in_channels=0), 'in_channels must be at least 1'),
-    (dict(num_classes=0), 'num_classes must be at least 1'),
+    (dict(num_classes=-1), 'num_classes must be at least 0'),
     (dict(frozen_stages=-2), r'frozen_stages must be in \[-1, 2\]'),
 ]
 

@@ -1,0 +1,69 @@
+"""Networks by timm's names and arguments. Needs torch alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .arch import ARCHS
+from .checkpoint_file import read_local_checkpoint, state_dict_of
+from .fit import load_tensors
+from .network import VMambaNet
+
+_logger = logging.getLogger(__name__)
+#: The models, by architecture.
+MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
+
+
+def create_model(
+    model_name: str,
+    pretrained: str | os.PathLike | bool = False,
+    num_classes: int = 1000,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    in_chans: int = 3,
+    **kwargs: Any,
+) -> VMambaNet:
+    """Creates a classifier, or with ``features_only`` a backbone, by timm's names.
+
+    Args:
+        model_name (str): 'vmamba_' and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
+            'vmamba_small', 'vmamba_base', 'vmamba_vanilla_tiny', ...
+        pretrained (str | PathLike | bool): A released file or one of a training; its last layer is
+            left out where it has another number of classes. Defaults to False, random weights.
+        num_classes (int): Classes; 0 for the pooled map (N, C). Defaults to 1000.
+        features_only (bool): Whether to return the stages' normalised maps (N, C, H, W), as
+            detectors and segmentors take them, instead of scores. Defaults to False.
+        out_indices (Sequence[int], optional): The stages whose maps are returned; a negative one
+            counts from the last. Defaults to None, all.
+        in_chans (int): Channels of the images. Defaults to 3.
+        **kwargs: Other arguments of :class:`mmvmamba.nn.VMambaNet`, e.g. ``drop_path_rate``.
+
+    Returns:
+        VMambaNet: The network in training mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If an argument has a wrong type.
+        ValueError: If a name or a number is not allowed, the file cannot be read or does not fit.
+    """
+    if model_name not in MODEL_NAMES:
+        raise ValueError(f'model_name must be one of {sorted(MODEL_NAMES)}, but got {model_name!r}')
+    if not isinstance(pretrained, str | os.PathLike) and pretrained is not False:
+        raise TypeError(f'pretrained must be the path of a file or False, but got {pretrained!r}')
+    if out_indices is not None and not features_only:
+        raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
+    arch = MODEL_NAMES[model_name]
+    if features_only:
+        if out_indices is None:
+            out_indices = range(len(kwargs.get('dims') or ARCHS[arch].dims))
+        net = VMambaNet(arch, in_chans, out_indices=out_indices, **kwargs)
+    else:
+        net = VMambaNet(arch, in_chans, num_classes, **kwargs)
+    if pretrained:
+        filename = os.fspath(pretrained)
+        tensors = state_dict_of(read_local_checkpoint(filename), filename)
+        _logger.info('%s: %s', filename, load_tensors(net, tensors, filename, new_head=True))
+    return net

@@ -1,0 +1,106 @@
+"""The entry points and settings of the models in timm."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from mmvmamba.nn import ARCHS, VMambaNet, convert_state_dict
+from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.nn.factory import MODEL_NAMES
+from mmvmamba.nn.fit import compare, other_head, with_resized
+
+_RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
+#: The released ImageNet classifiers, by architecture.
+_FILES = {
+    'tiny_s1l8': '%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth',
+    'tiny_s2l5': '%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth',
+    'small_s2l15': '%23v2cls/vssm_small_0229_ckpt_epoch_222.pth',
+    'small_s1l20': '%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth',
+    'base_s2l15': '%23v2cls/vssm_base_0229_ckpt_epoch_237.pth',
+    'base_s1l20': '%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth',
+    'vanilla_tiny': '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth',
+    'vanilla_small': '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth',
+    'vanilla_base': '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth',
+}
+_FIRST_CONV = 'patch_embed.0'
+
+
+def _url(arch: str) -> str:
+    """The address of an architecture's file; 'tiny' and 'tiny_s1l8' are the same."""
+    released = next(name for name in _FILES if ARCHS[name] == ARCHS[arch])
+    return f'{_RELEASES}/{_FILES[released]}'
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f'{name}.in1k': dict(
+            url=_url(arch),
+            # The authors' test: resize to 256, centre crop of 224.
+            crop_pct=0.875,
+            interpolation='bicubic',
+            pool_size=(7, 7),
+            first_conv=_FIRST_CONV,
+            classifier='classifier.head',
+            paper_ids='arXiv:2401.10166',
+            paper_name='VMamba: Visual State Space Model',
+            origin_url='https://github.com/MzeroMiko/VMamba',
+        )
+        for name, arch in MODEL_NAMES.items()
+    }
+)
+
+
+def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[str, Tensor]:
+    """Translates what timm has read to a model's names, and refuses what is not whole.
+
+    timm itself adapts the first convolution to other channels and leaves out a classifier's last
+    layer of other classes, after this; where it does, it loads whatever else there is.
+
+    Raises:
+        ValueError: If nothing fits, a part of the backbone is missing or a shape differs.
+    """
+    own = model.state_dict()
+    tensors = with_resized(convert_state_dict(state_dict_of(content, 'for timm')), own)
+    adapted = {f'{_FIRST_CONV}.weight', *other_head(tensors, own)}
+    fit = compare(own, {key: value for key, value in tensors.items() if key not in adapted})
+    adapted |= {key for key in own if key.startswith('classifier.')}
+    missing = [key for key in fit.missing if key not in adapted]
+    if not fit.found or fit.differing or missing or f'{_FIRST_CONV}.weight' not in tensors:
+        raise ValueError(f'the checkpoint does not fit {type(model).__name__}: {fit}')
+    return {key: value for key, value in tensors.items() if key in own}
+
+
+def _network(arch: str, in_chans: int = 3, **kwargs: Any) -> VMambaNet:
+    return VMambaNet(arch, in_channels=in_chans, **kwargs)
+
+
+def _create(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VMamba; the arguments are those of :class:`mmvmamba.nn.VMambaNet` and of timm."""
+    arch = MODEL_NAMES[model_name]
+    stages = len(kwargs.get('dims') or ARCHS[arch].dims)
+    return build_model_with_cfg(
+        functools.partial(_network, arch),
+        model_name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=tuple(range(stages)), feature_cls='getter'),
+        **kwargs,
+    )
+
+
+def _register(model_name: str) -> None:
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(model_name, pretrained, **kwargs)
+
+    entry_point.__name__ = entry_point.__qualname__ = model_name
+    entry_point.__doc__ = _create.__doc__
+    globals()[model_name] = register_model(entry_point)
+
+
+for _name in MODEL_NAMES:
+    _register(_name)

@@ -1,0 +1,278 @@
+"""Every model through everything that timm asks of a model."""
+
+import numpy as np
+import pytest
+import torch
+
+timm = pytest.importorskip('timm')
+
+import mmvmamba.timm  # noqa: E402, F401  (registers the models)
+from mmvmamba.models import VMamba  # noqa: E402
+from mmvmamba.nn import ARCHS, VMambaNet  # noqa: E402
+
+DIMS = (8, 16, 24, 32)
+THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
+MODELS = pytest.mark.parametrize('name', [f'vmamba_{arch}' for arch in ARCHS])
+
+
+def thin(name='vmamba_tiny', **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**THIN, 'num_classes': 5, **kwargs})
+
+
+def images(*size, channels=3):
+    return torch.randn(2, channels, *(size or (32, 64)), generator=torch.Generator().manual_seed(1))
+
+
+@MODELS
+def test_listed(name):
+    assert timm.is_model(name)
+    assert name in timm.list_models('vmamba*')
+    assert f'{name}.in1k' in timm.list_pretrained('vmamba*')
+
+
+@MODELS
+def test_default_cfg(name):
+    model = thin(name)
+    cfg = model.default_cfg
+    assert cfg['architecture'] == name
+    assert (cfg['num_classes'], cfg['input_size'], cfg['crop_pct']) == (1000, (3, 224, 224), 0.875)
+    assert isinstance(model.get_submodule(cfg['first_conv']), torch.nn.Conv2d)
+    assert model.get_submodule(cfg['classifier']) is model.get_classifier()
+    released = dict(v0cls='vanilla' in name, v2cls='vanilla' not in name)
+    assert [tag for tag, there in released.items() if there and f'%23{tag}/' in cfg['url']]
+
+
+def test_addresses_differ_where_architectures_do():
+    urls = {name: timm.get_pretrained_cfg(f'vmamba_{name}').url for name in ARCHS}
+    for a, arch in ARCHS.items():
+        for b, other in ARCHS.items():
+            assert (urls[a] == urls[b]) == (arch == other), (a, b)
+
+
+@MODELS
+def test_forward_and_backward(name):
+    model, x = thin(name, drop_rate=0.1, drop_path_rate=0.1), images()
+    scores = model(x)
+    assert scores.shape == (2, 5)
+    scores.square().sum().backward()
+    for key, value in model.named_parameters():
+        assert value.grad is not None and value.grad.isfinite().all(), key
+
+
+@MODELS
+def test_features_and_head(name):
+    model, x = thin(name).eval(), images()
+    features = model.forward_features(x)
+    assert features.shape == (2, 1, 2, 32) and model.output_fmt == 'NHWC'
+    assert (model.num_features, model.head_hidden_size, model.in_chans) == (32, 32, 3)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, 32)
+    torch.testing.assert_close(model.get_classifier()(pooled), model(x))
+    torch.testing.assert_close(model.forward_head(features), model(x))
+
+
+@MODELS
+def test_reset_classifier(name):
+    model, x = thin(name).eval(), images()
+    head, features = model.get_classifier(), model.forward_features(x)
+    pooled = model.forward_head(features, pre_logits=True)
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7) and model.num_classes == 7
+    assert model.get_classifier() is not head
+    assert model.get_classifier().weight.std() < 0.03 and not model.get_classifier().bias.any()
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), pooled)
+    model.reset_classifier(0, '')
+    unpooled = model(x)
+    assert unpooled.shape == features.shape
+    torch.testing.assert_close(unpooled.mean((1, 2)), pooled)
+    model.reset_classifier(0, 'max')
+    torch.testing.assert_close(model(x), unpooled.amax((1, 2)))
+    model.reset_classifier(3, 'avg', reset_other=True)
+    assert not list(model.classifier.norm.parameters())
+    torch.testing.assert_close(
+        model(x), model.get_classifier()(features.mean((1, 2))), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_head_of_another_type_of_number():
+    model = thin().double()
+    model.reset_classifier(4)
+    assert model(images().double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize('pool', ['avg', 'max', ''])
+def test_created_without_classes(pool):
+    y = thin(num_classes=0, global_pool=pool)(images())
+    assert y.shape == ((2, 32) if pool else (2, 1, 2, 32))
+
+
+@MODELS
+@pytest.mark.parametrize('indices', [None, 1, 3, (0,), (-1,), (2, 0), (0, 1, 2, 3)], ids=str)
+def test_forward_intermediates(name, indices):
+    model, x = thin(name).eval(), images()
+    stages = {None: range(4), 1: [3], 3: [1, 2, 3], (-1,): [3], (2, 0): [0, 2]}.get(
+        indices, indices
+    )
+    inside = {}
+    for i in range(4):
+        module = model.get_submodule(model.feature_info[i]['module'])
+        module.register_forward_hook(lambda *args, i=i: inside.update({i: args[-1]}))
+    final, maps = model.forward_intermediates(x, indices=indices)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert len(maps) == len(stages)
+    for i, y in zip(stages, maps, strict=True):
+        info = model.feature_info[i]
+        assert info['num_chs'] == DIMS[i] and info['reduction'] == 4 * 2**i
+        assert y.shape == (2, DIMS[i], 32 // info['reduction'], 64 // info['reduction'])
+        assert y.is_contiguous()
+        torch.testing.assert_close(y, inside[i].permute(0, 3, 1, 2))
+    last = max(stages)
+    inside.clear()
+    early = model.forward_intermediates(
+        x, indices=indices, stop_early=True, output_fmt='NHWC', intermediates_only=True
+    )
+    assert set(inside) == set(range(last + 1))
+    for y, want in zip(early, maps, strict=True):
+        torch.testing.assert_close(y.permute(0, 3, 1, 2), want)
+
+
+@MODELS
+def test_norm_of_the_last_map(name):
+    model, x = thin(name).eval(), images()
+    (plain,) = model.forward_intermediates(x, indices=1, intermediates_only=True)
+    (normed,) = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+    want = torch.nn.functional.layer_norm(plain.permute(0, 2, 3, 1), (32,))
+    torch.testing.assert_close(normed, want.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
+
+
+@MODELS
+@pytest.mark.parametrize('indices', [(0,), (1, 2), (-1,), (3, 1), 2, None], ids=str)
+def test_features_only(name, indices):
+    kwargs = {} if indices is None else dict(out_indices=indices)
+    model, x = thin(name, features_only=True, **kwargs), images(33, 50)
+    stages = {None: range(4), 2: [2, 3], (-1,): [3], (3, 1): [1, 3]}.get(indices, indices)
+    assert model.feature_info.channels() == [DIMS[i] for i in stages]
+    assert model.feature_info.reduction() == [4 * 2**i for i in stages]
+    sum(y.square().mean() for y in model(x)).backward()
+    # DistributedDataParallel waits for the gradient of every parameter.
+    assert all(p.grad is not None for p in model.parameters())
+    maps, whole = model.eval()(x), thin(name).eval()
+    assert [y.shape[1] for y in maps] == model.feature_info.channels()
+    want = whole.forward_intermediates(x, list(stages), intermediates_only=True)
+    for y, z in zip(maps, want, strict=True):
+        torch.testing.assert_close(y, z)
+
+
+def test_features_by_hooks():
+    x, kwargs = images(), dict(features_only=True, out_indices=(0, 2))
+    hooks, getter = thin(feature_cls='hook', **kwargs).eval(), thin(**kwargs).eval()
+    for y, want in zip(hooks(x), getter(x), strict=True):
+        torch.testing.assert_close(y.permute(0, 3, 1, 2), want)
+
+
+@MODELS
+def test_group_matcher(name):
+    """The layers of this package's own layer-wise decay, counted by other code."""
+    from timm.models import group_parameters
+
+    model = thin(name, pos_embed_size=32)
+    reference = VMamba(name.removeprefix('vmamba_'), **THIN, pos_embed_size=32)
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    count = 1 + sum(THIN['depths']) + 1
+    for key, layer in layers.items():
+        expected = (count - 1, count)
+        if not key.startswith('classifier.'):
+            expected = reference.get_layer_depth(key)
+        assert (layer, count) == expected, key
+    assert set(layers.values()) == set(range(count))
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    for key, layer in coarse.items():
+        first, stage = key.split('.')[:2] if '.' in key else (key, None)
+        expected = {'patch_embed': 0, 'pos_embed': 0, 'classifier': 5}.get(first)
+        assert layer == (int(stage) + 1 if expected is None else expected), key
+
+
+@MODELS
+def test_optimizer_groups(name):
+    from timm.optim import create_optimizer_v2
+
+    model = thin(name, pos_embed_size=32)
+    optimizer = create_optimizer_v2(model, 'adamw', lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    names = {id(p): key for key, p in model.named_parameters()}
+    found = {
+        names[id(p)]: (group['lr_scale'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for p in group['params']
+    }
+    assert found.keys() == set(names.values())
+    # The stem, five blocks, the classifier.
+    assert found['patch_embed.0.weight'] == (0.5**6, 0.05)
+    assert found['pos_embed'] == (0.5**6, 0.0)
+    assert found['layers.0.blocks.0.op.in_proj.weight'] == (0.5**5, 0.05)
+    assert found['layers.2.blocks.1.op.in_proj.weight'] == (0.5**2, 0.05)
+    assert found['classifier.head.weight'] == (1.0, 0.05)
+    # The authors' recipe decays the states' matrix and the time steps' biases, not Ds.
+    assert found['layers.0.blocks.0.op.A_logs'][1] == 0.05
+    assert found['layers.0.blocks.0.op.dt_projs_bias'][1] == 0.05
+    assert found['layers.0.blocks.0.op.Ds'][1] == 0.0
+    assert found['layers.0.blocks.0.norm.weight'][1] == 0.0
+
+
+@MODELS
+def test_grad_checkpointing(name):
+    x, grads, calls = images(), [], []
+    for enable in (False, True):
+        model = thin(name, drop_path_rate=0.0)
+        model.set_grad_checkpointing(enable)
+        block = model.layers[2].blocks[1]
+        block.register_forward_pre_hook(lambda *args, enable=enable: calls.append(enable))
+        model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert calls == [False, True, True]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    model.set_grad_checkpointing(False)
+    assert model.with_cp is False
+
+
+@MODELS
+def test_trace(name):
+    model, x = thin(name).eval(), images()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x + 1), model(x + 1))
+
+
+@MODELS
+@pytest.mark.parametrize('features_only', [False, True])
+def test_state_dict_round_trip(name, features_only, tmp_path):
+    source = thin(name, features_only=features_only)
+    for value in source.state_dict().values():
+        value.add_(torch.randn_like(value) * 0.1)
+    torch.save(source.state_dict(), tmp_path / 'file.pth')
+    torch.manual_seed(7)
+    target = timm.create_model(name, **THIN, num_classes=5, features_only=features_only)
+    target.load_state_dict(torch.load(tmp_path / 'file.pth', weights_only=True))
+    x = images()
+    for a, b in zip(source.eval()(x), target.eval()(x), strict=True):
+        assert torch.equal(a, b)
+
+
+@MODELS
+def test_names_are_those_of_the_released_files(name):
+    model = thin(name)
+    net = VMambaNet(name.removeprefix('vmamba_'), **THIN, num_classes=5)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in net.state_dict().items()
+    }
+
+
+def test_other_channels_and_data_config():
+    from timm.data import resolve_data_config
+
+    model = thin(in_chans=4)
+    assert model(images(channels=4)).shape == (2, 5) and model.in_chans == 4
+    config = resolve_data_config({}, model=thin())
+    np.testing.assert_allclose(config['mean'], (0.485, 0.456, 0.406))
+    assert (config['input_size'], config['crop_pct']) == ((3, 224, 224), 0.875)

@@ -17,16 +17,17 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import common
 import torch
-from common import MIB, Call, Row, logger
+from common import logger
 from torch import nn
 
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.measure import MIB, Row
 from mmvmamba.nn import SS2D, VMambaNet
 
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
@@ -112,52 +113,7 @@ def build_models(
     return models
 
 
-# ---- measurement ---------------------------------------------------------------------------------
-
-
-def _total(outputs: torch.Tensor | Sequence) -> torch.Tensor:
-    if isinstance(outputs, torch.Tensor):
-        return outputs.float().sum()
-    return sum(_total(output) for output in outputs)
-
-
-def _autocast(precision: str, device: torch.device) -> Callable:
-    if precision == 'fp32':
-        return contextlib.nullcontext
-    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
-    return lambda: torch.autocast(device.type, dtype)
-
-
-def make_call(
-    model: nn.Module, images: torch.Tensor, train: bool, precision: str, run: str
-) -> Call:
-    """One inference or training step of a model as a function without arguments."""
-    forward = torch.compile(model, dynamic=False) if run == 'compiled' else model
-    autocast = _autocast(precision, images.device)
-
-    def infer():
-        with torch.no_grad(), autocast():
-            return forward(images)
-
-    def train_step():
-        with autocast():
-            loss = _total(forward(images))
-        loss.backward()
-        for parameter in model.parameters():
-            parameter.grad = None
-
-    return train_step if train else infer
-
-
-def _allow_recompilation() -> None:
-    """Each block of a model that breaks the graph is a variant of the same code to torch.compile.
-
-    The default limit would leave the later blocks of such a model in eager mode without a word.
-    """
-    torch._dynamo.reset()
-    config = torch._dynamo.config
-    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
-    setattr(config, limit, 256)
+# ---- measurement --------------------------------------------------------------------------------
 
 
 def compare(
@@ -170,27 +126,30 @@ def compare(
     run: str,
 ) -> list[Row]:
     """Times all models in turn at one setting, then measures each one's memory."""
-    where = dict(size=common.size_text(*size), batch=batch, mode=mode, precision=precision, run=run)
+    where = dict(
+        size=measure.size_text(*size), batch=batch, mode=mode, precision=precision, run=run
+    )
     logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
     if run == 'compiled':
         logger.info('  compiling, which can take a minute for each model')
-        _allow_recompilation()
+        measure.allow_recompilation()
     train = mode == 'train'
     models = build_models(args.models, size, train, device)
     images = torch.randn(batch, 3, *size, device=device)
     calls = {
-        name: make_call(model, images, train, precision, run) for name, model in models.items()
+        name: measure.make_call(model, images, train, precision, run)
+        for name, model in models.items()
     }
-    times = common.interleave(calls, device, args.seconds, args.min_rounds)
+    times = measure.interleave(calls, device, args.seconds, args.min_rounds)
     rows = []
     for name, samples in times.items():
-        row = dict(model=name, height=size[0], width=size[1], **where, **common.summarise(samples))
+        row = dict(model=name, height=size[0], width=size[1], **where, **measure.summarise(samples))
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)
         row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
         if not args.no_memory:
-            extra = common.extra_memory(calls[name], device)
-            weights = common.model_bytes(models[name])
+            extra = measure.extra_memory(calls[name], device)
+            weights = measure.model_bytes(models[name])
             row['extra_mib'] = round(extra / MIB, 2)
             row['peak_mib'] = round((extra + weights) / MIB, 2)
         rows.append(row)
@@ -256,7 +215,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     names = model_names()
     add('--models', nargs='+', choices=names, metavar='MODEL', help=f'of {", ".join(names)}')
-    add('--sizes', nargs='+', type=common.parse_size, help='e.g. 224 800x1333')
+    add('--sizes', nargs='+', type=measure.parse_size, help='e.g. 224 800x1333')
     add('--batch-sizes', nargs='+', type=int, help='images at a time')
     add('--modes', nargs='+', choices=('inference', 'train'))
     add('--precisions', nargs='+', choices=('fp32', 'amp'))

@@ -16,8 +16,11 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from common import MIB, Call, Row, logger
+from common import logger
 from torch import nn
+
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.measure import MIB, Call, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -119,17 +122,17 @@ def compare(
 ) -> list[Row]:
     """Times the detectors in turn."""
     images, samples = build_batch(args.size, args.batch_size, device)
-    where = dict(size=common.size_text(*args.size), batch=args.batch_size, mode=mode)
+    where = dict(size=measure.size_text(*args.size), batch=args.batch_size, mode=mode)
     logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
     calls = {name: make_call(model, images, samples, mode) for name, model in models.items()}
-    times = common.interleave(calls, device, args.seconds, args.min_rounds)
+    times = measure.interleave(calls, device, args.seconds, args.min_rounds)
     rows = []
     for name, samples_of_time in times.items():
-        row = dict(model=name, **where, **common.summarise(samples_of_time))
+        row = dict(model=name, **where, **measure.summarise(samples_of_time))
         if not args.no_memory:
-            extra = common.extra_memory(calls[name], device)
+            extra = measure.extra_memory(calls[name], device)
             row['extra_mib'] = round(extra / MIB, 1)
-            row['peak_mib'] = round((extra + common.model_bytes(models[name])) / MIB, 1)
+            row['peak_mib'] = round((extra + measure.model_bytes(models[name])) / MIB, 1)
         rows.append(row)
     common.add_ratios(rows, 'model', 'swin-t')
     return rows
@@ -140,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=60)
     add = parser.add_argument
     add('--models', nargs='+', choices=CONFIGS, default=list(CONFIGS))
-    add('--size', type=common.parse_size, help='of the image, 800x1333 if not --quick: 320x512')
+    add('--size', type=measure.parse_size, help='of the image, 800x1333 if not --quick: 320x512')
     add('--batch-size', type=int, default=1)
     add('--modes', nargs='+', choices=('inference', 'train'), default=['inference', 'train'])
     add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')

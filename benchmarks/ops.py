@@ -27,9 +27,11 @@ from collections.abc import Callable, Sequence
 import common
 import torch
 import torch.nn.functional as F
-from common import MIB, Call, Row, logger
+from common import logger
 from torch import Tensor
 
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import ARCHS, SS2D
 from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan_reference
 from mmvmamba.ops.selective_scan import scan_chunked
@@ -234,19 +236,19 @@ def compare(
         value = x if name in ('native', 'reference') else x.permute(0, 3, 1, 2).contiguous()
         calls[name] = make_calls(core, module, value, precision)
     where = dict(
-        size=common.size_text(*size),
+        size=measure.size_text(*size),
         stage=stage,
-        map=common.size_text(*shape),
+        map=measure.size_text(*shape),
         channels=module.d_inner,
         d_state=module.d_state,
         batch=batch,
         precision=precision,
     )
     logger.info('image %(size)s, stage %(stage)d: map %(map)s x %(channels)d', where)
-    return measure(args, device, calls, x.numel(), module, where)
+    return measure_calls(args, device, calls, x.numel(), module, where)
 
 
-def measure(
+def measure_calls(
     args: argparse.Namespace,
     device: torch.device,
     calls: dict[str, tuple[Call, Call, Call]],
@@ -256,19 +258,19 @@ def measure(
 ) -> list[Row]:
     """One row for each candidate."""
     budget = (device, args.seconds / 2, args.min_rounds)
-    forward = common.interleave({name: call[0] for name, call in calls.items()}, *budget)
-    training = common.interleave({name: calls[name][2] for name in forward}, *budget)
+    forward = measure.interleave({name: call[0] for name, call in calls.items()}, *budget)
+    training = measure.interleave({name: calls[name][2] for name in forward}, *budget)
     map_bytes = elements * torch.empty((), dtype=DTYPES[where['precision']]).element_size()
     inner = 4 * (module.dt_rank + 2 * module.d_state)
     rows = []
     for name in training:
         row = dict(candidate=name, **where)
-        stats, training_stats = common.summarise(forward[name]), common.summarise(training[name])
+        stats, training_stats = measure.summarise(forward[name]), measure.summarise(training[name])
         row.update(forward_ms=stats['median_ms'], training_ms=training_stats['median_ms'])
         row.update(forward_spread=stats['spread'], training_spread=training_stats['spread'])
         row['training_over_forward'] = round(row['training_ms'] / row['forward_ms'], 3)
         row['ns_per_element'] = round(row['forward_ms'] * 1e6 / elements, 4)
-        forward_bytes, saved, peak = (common.extra_memory(c, device) for c in calls[name])
+        forward_bytes, saved, peak = (measure.extra_memory(c, device) for c in calls[name])
         row.update(forward_mib=round(forward_bytes / MIB, 3), training_mib=round(peak / MIB, 3))
         row['saved_maps'] = round(saved / map_bytes, 3)
         row['low_rank_maps'] = round(inner / module.d_inner, 3)
@@ -317,7 +319,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=4)
     add = parser.add_argument
     add('--arch', default='tiny', choices=sorted(ARCHS), help='whose stages')
-    add('--sizes', nargs='+', type=common.parse_size, help='of the image, e.g. 224 800x1333')
+    add('--sizes', nargs='+', type=measure.parse_size, help='of the image, e.g. 224 800x1333')
     add('--batch-sizes', nargs='+', type=int, default=[1])
     add('--stages', nargs='+', type=int, default=[0, 1, 2, 3], choices=range(4))
     add('--precisions', nargs='+', choices=DTYPES, default=['fp32'], help='bf16, fp16: autocast')
@@ -325,7 +327,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.sizes is None:
         names = ('224', '512') if args.quick else ('224', '512', '800x1333', '1024', '2048')
-        args.sizes = [common.parse_size(name) for name in names]
+        args.sizes = [measure.parse_size(name) for name in names]
     if args.quick:
         args.seconds = min(args.seconds, 2)
         args.min_rounds = min(args.min_rounds, 3)

@@ -18,7 +18,10 @@ from collections.abc import Sequence
 import backbone
 import common
 import torch
-from common import Call, Row, logger
+from common import logger
+
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.measure import Call, Row
 
 #: The first kind one of whose words is in an operator's name is taken.
 KINDS = {
@@ -87,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=10)
     add = parser.add_argument
     add('--model', default='vmamba-t', choices=backbone.model_names(), metavar='MODEL')
-    add('--sizes', nargs='+', type=common.parse_size, default=[(224, 224)])
+    add('--sizes', nargs='+', type=measure.parse_size, default=[(224, 224)])
     add('--batch-size', type=int, default=1)
     add('--modes', nargs='+', choices=('inference', 'train'), default=['inference', 'train'])
     add('--precision', choices=('fp32', 'amp'), default='fp32')
@@ -103,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     all_rows, summary = [], []
     for size in args.sizes:
         for mode in args.modes:
-            where = dict(model=args.model, size=common.size_text(*size), mode=mode)
+            where = dict(model=args.model, size=measure.size_text(*size), mode=mode)
             logger.info('%(model)s at %(size)s, %(mode)s', where)
             model = backbone.build_models([args.model], size, mode == 'train', device)[args.model]
             images = torch.randn(args.batch_size, 3, *size, device=device)
-            call = backbone.make_call(model, images, mode == 'train', args.precision, 'eager')
+            call = measure.make_call(model, images, mode == 'train', args.precision, 'eager')
             rows = [where | row for row in profile_passes(call, device, steps)]
             kinds = [where | row for row in add_by_kind(rows)]
             common.write_table(rows[:30] if args.detail else kinds, COLUMNS)

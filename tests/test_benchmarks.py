@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmvmamba.analysis import measure
+
 FOLDER = Path(__file__).resolve().parents[1] / 'benchmarks'
 SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot')
 HEAD = {'benchmark', 'date', 'device', 'machine', 'versions', 'results', 'summary'}
@@ -44,31 +46,31 @@ def test_help_describes_the_options(name):
     assert '--out' in done.stdout
 
 
-def test_summary_is_median_and_interquartile_range(common):
-    row = common.summarise([0.004, 0.001, 0.002, 0.003, 0.100])
+def test_summary_is_median_and_interquartile_range():
+    row = measure.summarise([0.004, 0.001, 0.002, 0.003, 0.100])
     assert row['median_ms'] == 3 and row['min_ms'] == 1 and row['rounds'] == 5
     assert row['spread'] == pytest.approx(2 / 3, abs=1e-4)
-    assert common.summarise([0.5]) == dict(median_ms=500, min_ms=500, spread=0, rounds=1)
+    assert measure.summarise([0.5]) == dict(median_ms=500, min_ms=500, spread=0, rounds=1)
 
 
-def test_interleaves_the_calls(common):
+def test_interleaves_the_calls(monkeypatch):
     order = []
     calls = {name: lambda name=name: order.append(name) for name in 'ab'}
-    common.MIN_SAMPLE = 0
-    times = common.interleave(calls, torch.device('cpu'), seconds=0, min_rounds=3)
+    monkeypatch.setattr(measure, 'MIN_SAMPLE', 0)
+    times = measure.interleave(calls, torch.device('cpu'), seconds=0, min_rounds=3)
     assert order == list('aabb' + 'ab' * 3)
     assert {name: len(samples) for name, samples in times.items()} == dict(a=3, b=3)
 
 
-def test_extra_memory_counts_results_and_temporaries(common):
+def test_extra_memory_counts_results_and_temporaries():
     x = torch.zeros(1000)
-    assert common.extra_memory(lambda: (x + 1) * 2, torch.device('cpu')) in range(8000, 8200)
+    assert measure.extra_memory(lambda: (x + 1) * 2, torch.device('cpu')) in range(8000, 8200)
 
 
 @pytest.mark.parametrize('text', ['224x', 'x', '0', '-1', 'big'])
-def test_refuses_what_is_no_size(common, text):
+def test_refuses_what_is_no_size(text):
     with pytest.raises(Exception, match='800x1333'):
-        common.parse_size(text)
+        measure.parse_size(text)
 
 
 def test_ratios_refer_to_the_baseline(common):

@@ -1,0 +1,131 @@
+"""What the tools that draw share: their options, and a picture with its numbers beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.logging import MMLogger
+from mmengine.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
+
+from .measure import describe_run
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+DPI = 110
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds ``--out``, ``--device`` and ``--seed``, which :func:`set_up` reads.
+
+    Args:
+        parser (argparse.ArgumentParser): The tool's.
+        out (str): The default of ``--out``.
+    """
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path(out),
+        metavar='PNG',
+        help=f'the picture; the numbers come beside it as .json (default: {out})',
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the weights that are not loaded (default: 0)'
+    )
+
+
+def set_up(args: argparse.Namespace) -> torch.device:
+    """Starts the log, seeds the weights and returns the device.
+
+    Raises:
+        ValueError: If the device is not here, or the picture is no PNG.
+    """
+    MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    if args.out.suffix.lower() != '.png':
+        raise ValueError(f'--out must end in .png, but got {str(args.out)!r}')
+    torch.manual_seed(args.seed)
+    name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'--device {name!r} cannot be used: {reason}') from error
+    return device
+
+
+def write_figure(
+    figure: Figure, out: Path, device: torch.device, results: Mapping[str, Any]
+) -> None:
+    """Writes a picture, and beside it a JSON file of the numbers, the machine and the versions.
+
+    Args:
+        figure (Figure): What is drawn.
+        out (Path): The PNG file; the numbers are in a file of its name with the suffix .json.
+        device (torch.device): Where the numbers were computed.
+        results (Mapping): The numbers.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=DPI)
+    numbers = out.with_suffix('.json')
+    text = json.dumps(dict(describe_run(device), **results), indent=1)
+    numbers.write_text(text + '\n', encoding='utf-8')
+    MMLogger.get_current_instance().info(f'wrote {out} and {numbers}')
+
+
+def track(items: Sequence[Any]) -> Iterator[Any]:
+    """Yields the items and shows a bar of those that are done."""
+    bar = ProgressBar(len(items))
+    for item in items:
+        yield item
+        bar.update()
+    bar.file.write('\n')
+
+
+def find_images(folder: Path, count: int) -> list[Path]:
+    """The first images of a folder and those inside it, in the order of their paths.
+
+    Raises:
+        ValueError: If the folder does not exist or holds none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f'the folder of images {str(folder)!r} does not exist')
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f'{str(folder)!r} holds no image with one of {SUFFIXES}')
+    return found[:count]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads an image as RGB.
+
+    Raises:
+        ValueError: If it does not exist or cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert('RGB')
+    except OSError as error:
+        raise ValueError(f'image {str(path)!r} cannot be read: {error}') from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A picture as an RGB tensor (1, 3, H, W), uint8."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
+
+
+def rounded(values: Tensor, digits: int = 6) -> list:
+    """A tensor as nested lists of numbers with so many significant digits."""
+    if values.dim() > 1:
+        return [rounded(row, digits) for row in values]
+    return [float(f'{value:.{digits}g}') for value in values.tolist()]

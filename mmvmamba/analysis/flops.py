@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import floor, prod
+from math import floor, log2, prod
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ aten = torch.ops.aten
 NORM_COST, PLAIN_NORM_COST = 5, 4
 BATCH_NORM_COST, PLAIN_BATCH_NORM_COST = 2, 1
 BILINEAR_COST = 4
+#: A multiply-add is two operations.
+FFT_COST = 1.25
 
 
 def _convolution(out: Tensor, x: Tensor, weight: Tensor, *args: Any) -> int:
@@ -72,6 +74,19 @@ def _nearest(out: Tensor, *args: Any, **kwargs: Any) -> int:
     return out.numel()
 
 
+def _real_fft(real: Tensor, dims: Sequence[int]) -> int:
+    """The usual estimate for a real transform of n points: 2.5 n log2(n) operations."""
+    return round(FFT_COST * real.numel() * log2(prod(real.shape[d] for d in dims)))
+
+
+def _fft_of_real(out: Tensor, x: Tensor, dims: Sequence[int], *args: Any) -> int:
+    return _real_fft(x, dims)
+
+
+def _fft_to_real(out: Tensor, x: Tensor, dims: Sequence[int], *args: Any) -> int:
+    return _real_fft(out, dims)
+
+
 def _ss2d_scan(out: Any, x: Tensor, proj: Tensor, dt_weight: Tensor, *args: Any) -> int:
     return ss2d_scan_cost(x.shape, dt_weight.shape, args[1].shape)
 
@@ -108,6 +123,8 @@ _COSTS: dict[Any, Callable[..., int]] = {
     aten.cudnn_batch_norm: _batch_norm,
     aten._adaptive_avg_pool2d: _average_pool,
     aten.mean: _mean,
+    aten._fft_r2c: _fft_of_real,
+    aten._fft_c2r: _fft_to_real,
     aten.upsample_bilinear2d: _bilinear,
     aten.grid_sampler_2d: _bilinear,
     aten.upsample_nearest2d: _nearest,

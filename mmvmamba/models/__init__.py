@@ -2,6 +2,8 @@
 
 from . import flop_handles as flop_handles
 from .mm_vssm import MM_VSSM
+from .s4nd_convnext import S4NDConvNeXt
+from .vim import Vim
 from .vmamba import VMamba
 
-__all__ = ['MM_VSSM', 'VMamba']
+__all__ = ['MM_VSSM', 'S4NDConvNeXt', 'VMamba', 'Vim']

@@ -1,0 +1,264 @@
+"""Vision Mamba (Vim), the plain bidirectional network that VMamba is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmvmamba.nn.layers import DropPath, check_choice
+from mmvmamba.nn.settings import as_tuple, check_setting
+from mmvmamba.ops import selective_scan
+from mmvmamba.registry import MODELS
+
+from .vmamba import check_init_cfg
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
+CONV_KERNEL = 4
+EXPANSION = 2
+#: What is added to the names of the parameters of the scans from the first token and the last.
+DIRECTIONS = ('', '_b')
+OUT_TYPES = ('featmap', 'cls_token')
+
+
+class BidirectionalMamba(nn.Module):
+    """A Mamba mixer that scans the tokens from both ends (arXiv 2401.09417, Alg. 1).
+
+    Each direction has a causal convolution and an SSM of its own; the projections in and out and
+    the gate are shared, and the mean of both directions is taken.
+
+    Args:
+        dim (int): Channels d of a token; inside there are E = 2 d.
+        d_state (int): States N for each inner channel. Defaults to 16.
+        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+    """
+
+    def __init__(self, dim: int, d_state: int = 16, backend: str = 'auto') -> None:
+        super().__init__()
+        inner, self.rank, self.d_state = EXPANSION * dim, math.ceil(dim / 16), d_state
+        self.backend = backend
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        for end in DIRECTIONS:
+            conv = nn.Conv1d(inner, inner, CONV_KERNEL, groups=inner, padding=CONV_KERNEL - 1)
+            self.add_module(f'conv1d{end}', conv)
+            x_proj = nn.Linear(inner, self.rank + 2 * d_state, bias=False)
+            self.add_module(f'x_proj{end}', x_proj)
+            self.add_module(f'dt_proj{end}', _dt_projection(self.rank, inner))
+            states = torch.arange(1.0, d_state + 1).log().repeat(inner, 1)
+            self.register_parameter(f'A{end}_log', nn.Parameter(states))
+            self.register_parameter(f'D{end}', nn.Parameter(torch.ones(inner)))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, d) -> (N, L, d)."""
+        x, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (N, E, L) each
+        ahead = self.scan(x, z, '')
+        back = self.scan(x.flip(-1), z.flip(-1), '_b').flip(-1)
+        return self.out_proj((ahead + back).transpose(1, 2) / 2)
+
+    def scan(self, x: Tensor, z: Tensor, end: str) -> Tensor:
+        """Convolves, scans and gates in one direction, (N, E, L) -> (N, E, L)."""
+        x = F.silu(getattr(self, f'conv1d{end}')(x)[..., : x.shape[-1]])
+        params = getattr(self, f'x_proj{end}')(x.transpose(1, 2))
+        dt, B, C = params.transpose(1, 2).split((self.rank, self.d_state, self.d_state), dim=1)
+        dt_proj = getattr(self, f'dt_proj{end}')
+        delta = F.linear(dt.transpose(1, 2), dt_proj.weight).transpose(1, 2)
+        A = -getattr(self, f'A{end}_log').float().exp()
+        # In autocast the projections are of a shorter type than the convolution may be.
+        x, B, C, z = (v.to(delta.dtype) for v in (x, B, C, z))
+        skip = getattr(self, f'D{end}')
+        return selective_scan(
+            x, delta, A, B, C, skip, z, dt_proj.bias, delta_softplus=True, backend=self.backend
+        )
+
+
+def _dt_projection(rank: int, inner: int) -> nn.Linear:
+    """The projection of the time steps, which begin log-uniformly in [DT_MIN, DT_MAX]."""
+    proj = nn.Linear(rank, inner)
+    nn.init.uniform_(proj.weight, -(rank**-0.5), rank**-0.5)
+    log_dt = torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+    dt = log_dt.exp().clamp(min=DT_FLOOR)
+    proj.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    return proj
+
+
+class VimBlock(nn.Module):
+    """x + DropPath(mixer(norm(x)))."""
+
+    def __init__(self, dim: int, d_state: int, drop_path: float, backend: str) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = BidirectionalMamba(dim, d_state, backend)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, d) -> (N, L, d)."""
+        return x + self.drop_path(self.mixer(self.norm(x)))
+
+
+@MODELS.register_module()
+class Vim(BaseModule):
+    """Vision Mamba: tokens of 16x16 pixels, a class token in their middle, one width throughout.
+
+    A PyTorch implementation of: `Vision Mamba: Efficient Visual Representation Learning with
+    Bidirectional State Space Model <https://arxiv.org/abs/2401.09417>`_, on
+    :func:`mmvmamba.ops.selective_scan`. With a linear layer for 1000 classes 'small' has 25.8 M
+    parameters (26 M in the paper).
+
+    Args:
+        arch (str | dict): 'tiny', 'small', 'base', or a dict with ``embed_dims``, ``num_layers``
+            and, if it is not 16, ``d_state``. Defaults to 'small'.
+        img_size (int | tuple[int, int]): Side, or height and width (pixels), of the images that
+            the position embedding is made for; it is resized for others, and a square one of a
+            file to this. Defaults to 224.
+        patch_size (int): Side (pixels) of a token. Defaults to 16.
+        in_channels (int): Channels of the images. Defaults to 3.
+        out_type (str): 'featmap', the map (N, d, H/16, W/16), or 'cls_token', the class token
+            (N, d) for a classifier. Defaults to 'featmap'.
+        drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
+            Defaults to 0.1.
+        with_cp (bool): Whether to recompute blocks in the backward to save memory.
+            Defaults to False.
+        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        init_cfg (dict | list[dict], optional): As MMEngine takes it. Defaults to None.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If a name or a number is not allowed.
+    """
+
+    ARCHS = {
+        'tiny': dict(embed_dims=192, num_layers=24),
+        'small': dict(embed_dims=384, num_layers=24),
+        'base': dict(embed_dims=768, num_layers=24),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, int] = 'small',
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        out_type: str = 'featmap',
+        drop_path_rate: float = 0.1,
+        with_cp: bool = False,
+        backend: str = 'auto',
+        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        check_init_cfg(init_cfg)
+        super().__init__(init_cfg)
+        dim, depth, d_state = self._resolve(arch)
+        for name, value in (
+            ('patch_size', patch_size),
+            ('in_channels', in_channels),
+            ('drop_path_rate', drop_path_rate),
+        ):
+            check_setting(name, value)
+        check_choice('out_type', out_type, OUT_TYPES)
+        self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
+        self.grid = _grid(img_size, patch_size)
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid) + 1, dim))
+        rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
+        self.layers = nn.ModuleList(VimBlock(dim, d_state, rate, backend) for rate in rates)
+        self.norm_f = nn.RMSNorm(dim, eps=1e-5)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for block in self.layers:  # so that the residual sum does not grow with the depth
+            block.mixer.out_proj.weight.data.div_(math.sqrt(depth))
+
+    def _resolve(self, arch: str | Mapping[str, int]) -> tuple[int, int, int]:
+        if isinstance(arch, str):
+            check_choice('arch', arch, self.ARCHS)
+            arch = self.ARCHS[arch]
+        allowed = ('embed_dims', 'num_layers', 'd_state')
+        if not isinstance(arch, Mapping):
+            raise TypeError(f'arch must be a str or a dict, but got {type(arch).__name__}')
+        if set(arch) - set(allowed) or not {'embed_dims', 'num_layers'} <= set(arch):
+            raise ValueError(f'arch must be a dict with {allowed}, but got {dict(arch)}')
+        settings = {'d_state': 16, **arch}
+        for name, known in (('embed_dims', 'dim'), ('num_layers', 'dim'), ('d_state', 'd_state')):
+            try:
+                check_setting(known, settings[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(f'arch: {name}: {error}') from None
+        return tuple(settings[name] for name in allowed)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Images (N, 3, H, W) -> one map (N, d, H/16, W/16), floor, or one class token (N, d).
+
+        Raises:
+            ValueError: If the images are no such tensor or smaller than a token.
+        """
+        conv = self.patch_embed.proj
+        if x.dim() != 4 or x.shape[1] != conv.in_channels or min(x.shape[2:]) < self.patch_size:
+            raise ValueError(
+                f'the images must have shape (N, {conv.in_channels}, H, W) with sides of at least '
+                f'{self.patch_size} pixels, but got {tuple(x.shape)}'
+            )
+        x = conv(x)
+        H, W = x.shape[2:]
+        x, middle = x.flatten(2).transpose(1, 2), H * W // 2
+        token = self.cls_token.expand(len(x), -1, -1).to(x.dtype)
+        x = torch.cat((x[:, :middle], token, x[:, middle:]), dim=1)
+        # In autocast the residual sum stays in float32.
+        x = x + resize_positions(self.pos_embed, self.grid, (H, W))
+        for block in self.layers:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        x = self.norm_f(x)
+        if self.out_type == 'cls_token':
+            return (x[:, middle],)
+        x = torch.cat((x[:, :middle], x[:, middle + 1 :]), dim=1)
+        return (x.transpose(1, 2).unflatten(2, (H, W)).contiguous(),)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Resizes the position embedding of a file for square images of another size."""
+        given = state_dict.get(f'{prefix}pos_embed')
+        if given is not None and given.shape != self.pos_embed.shape and given.dim() == 3:
+            side = math.isqrt(given.shape[1] - 1)
+            if side**2 + 1 == given.shape[1]:
+                state_dict[f'{prefix}pos_embed'] = resize_positions(given, (side, side), self.grid)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    sides = (img_size, img_size) if isinstance(img_size, int) else as_tuple('img_size', img_size)
+    if len(sides) != 2 or any(not isinstance(v, int) or v < patch_size for v in sides):
+        raise ValueError(
+            f'img_size must be an int or two, of at least patch_size {patch_size}, but got '
+            f'{img_size!r}'
+        )
+    return sides[0] // patch_size, sides[1] // patch_size
+
+
+def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resizes a position embedding bicubically.
+
+    Args:
+        pos_embed (Tensor): The embedding (1, h * w + 1, d), with the class token's in the middle.
+        old (tuple[int, int]): Its map (h, w).
+        new (tuple[int, int]): The map (H, W) that it is for.
+
+    Returns:
+        Tensor: (1, H * W + 1, d), with the class token's as it was, in the middle.
+    """
+    if old == new:
+        return pos_embed
+    middle = math.prod(old) // 2
+    sizes = (middle, 1, math.prod(old) - middle)
+    before, token, after = pos_embed.split(sizes, dim=1)
+    grid = torch.cat((before, after), dim=1).transpose(1, 2).unflatten(2, old)
+    grid = F.interpolate(grid, new, mode='bicubic', align_corners=False)
+    grid, middle = grid.flatten(2).transpose(1, 2), math.prod(new) // 2
+    return torch.cat((grid[:, :middle], token, grid[:, middle:]), dim=1)

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,44 @@ class AtomicBackend(LocalBackend):
         Raises:
             UserError: If it cannot be written, on a full disk for example.
         """
-        folder, name = os.path.split(os.path.abspath(filepath))
-        part = os.path.join(folder, f'.{name}{_WRITING}')
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with open(part, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, filepath)
-            _sync_folder(folder)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.remove(part)
-            raise UserError(
-                f'{os.fspath(filepath)!r} ({len(obj)} bytes) cannot be written: {error.strerror}; '
-                'what was saved before is kept'
-            ) from error
+        with whole_file(filepath, len(obj)) as part, open(part, 'wb') as file:
+            file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Writes text; see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
+
+
+@contextlib.contextmanager
+def whole_file(filepath: str | Path, size: int | None = None) -> Iterator[str]:
+    """Gives the hidden name under which a file is to be written; then puts it to its place.
+
+    Args:
+        filepath (str or Path): The place; missing folders are made.
+        size (int, optional): The bytes that will be written, for the message. Defaults to None.
+
+    Yields:
+        str: The name to write to.
+
+    Raises:
+        UserError: If it cannot be written, on a full disk for example.
+    """
+    folder, name = os.path.split(os.path.abspath(filepath))
+    part = os.path.join(folder, f'.{name}{_WRITING}')
+    try:
+        os.makedirs(folder, exist_ok=True)
+        yield part
+        with open(part, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(part, filepath)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        what = repr(os.fspath(filepath)) + ('' if size is None else f' ({size} bytes)')
+        raise UserError(
+            f'{what} cannot be written: {error.strerror}; what was saved before is kept'
+        ) from error
 
 
 register_backend(ATOMIC, AtomicBackend, force=True)

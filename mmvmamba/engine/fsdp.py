@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
+from mmengine.dist import is_main_process
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from mmvmamba.nn.block import VSSBlock
 from mmvmamba.registry import FUNCTIONS, STRATEGIES
 
+from .checkpoint_files import whole_file
+
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """MMEngine's strategy, which can resume too: PyTorch 2.1 changed the order of arguments."""
+    """MMEngine's strategy, whose checkpoints are whole or not there, and which can resume.
+
+    Checkpoints of ``state_dict_cfg='local'``, a folder with a file of each process, are written as
+    MMEngine does it.
+    """
+
+    def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
+        """Writes the file beside its place, flushes it to the disk and renames it.
+
+        Args:
+            filename (str): The checkpoint.
+            **kwargs: The arguments of MMEngine's strategy.
+        """
+        one_file = self.state_dict_type == StateDictType.FULL_STATE_DICT and '://' not in filename
+        if not (one_file and is_main_process()):
+            super().save_checkpoint(filename, **kwargs)
+            return
+        with whole_file(filename) as part:
+            super().save_checkpoint(part, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Gives each process its part of the optimizer's whole state.
+
+        PyTorch 2.1 changed the order of the arguments.
 
         Args:
             state_dict (dict): What a checkpoint holds.

@@ -3,13 +3,17 @@
 import errno
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine._strategy import FSDPStrategy as _FSDPStrategy
+from torch.distributed.fsdp import StateDictType
 
 from mmvmamba.engine.checkpoint_files import AtomicBackend, is_whole, last_whole_checkpoint
 from mmvmamba.engine.checkpoint_hook import _LateRemoval
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.fsdp import FSDPStrategy
 
 
 def save(path, iteration, optimizer=True):
@@ -33,6 +37,35 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call):
         AtomicBackend().put(b'new', path)
     assert path.read_bytes() == b'old'
     assert os.listdir(path.parent) == ['file.pth']
+
+
+@pytest.fixture
+def strategy(monkeypatch):
+    """Saves in shards; in place of the training there is a text, and perhaps a full disk."""
+
+    def save(self, filename, error=None):
+        Path(filename).write_text('new')
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(_FSDPStrategy, 'save_checkpoint', save)
+    strategy = object.__new__(FSDPStrategy)
+    strategy.state_dict_type = StateDictType.FULL_STATE_DICT
+    return strategy
+
+
+def test_the_checkpoint_of_a_sharded_run_is_whole_or_not_there(strategy, tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    path.write_text('old')
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError, match=r"epoch_1\.pth' cannot be written: No space left"):
+        strategy.save_checkpoint(str(path), error=error)
+    with pytest.raises(KeyboardInterrupt):  # as little as a kill does
+        strategy.save_checkpoint(str(path), error=KeyboardInterrupt())
+    assert path.read_text() == 'old'
+    strategy.save_checkpoint(str(path))
+    assert path.read_text() == 'new'
+    assert os.listdir(tmp_path) == ['epoch_1.pth']
 
 
 def test_whole(tmp_path):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+import torch.distributed as dist
+
 import mmvmamba
 
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(mmvmamba.__file__)) + os.sep
@@ -53,13 +55,18 @@ def explain(error: BaseException) -> str | None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Calls a tool's main function and exits: 0, or 2 after a user's mistake.
 
-    Other errors go through, with their traceback; so do all with ``MMVMAMBA_TRACEBACK=1``.
+    Other errors go through, with their traceback; so do all with ``MMVMAMBA_TRACEBACK=1``. A
+    process group that the tool started is ended with it.
 
     Args:
         main (Callable): The tool.
     """
     try:
         main()
+        _end_process_group()
+    except SystemExit:
+        _end_process_group()
+        raise
     except KeyboardInterrupt:
         sys.stderr.write('\ninterrupted\n')
         sys.exit(130)
@@ -73,6 +80,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         )
         sys.exit(2)
     sys.exit(0)
+
+
+def _end_process_group() -> None:
+    """Threads of gloo that still run when the process exits may abort it.
+
+    torchrun takes that for a failure, and on several nodes the other agents then wait for minutes.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _last_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -267,28 +268,44 @@ def start(tmp_path):
     def run(script, *arguments, **variables):
         env = {key: value for key, value in os.environ.items() if key not in VARIABLES}
         env.update(PYTHON=sys.executable, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **variables)
+        output = (tmp_path / f'output {len(processes)}').open('w+')
         process = subprocess.Popen(
             [TOOLS / script, *map(str, arguments)],
             cwd=tmp_path,
             env=env,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
-        processes.append(process)
-        return process
+        processes.append((process, output))
+        return process, output
 
     yield run
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    for process, output in processes:
+        kill(process)
+        output.close()
 
 
-def finish(*processes):
+def kill(process):
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finish(*started):
     """Waits for them all; returns what they wrote."""
-    texts = [process.communicate(timeout=300)[0] for process in processes]
+    processes = [process for process, _ in started]
+    end = time.monotonic() + 300
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        # torchrun waits five minutes for an agent that failed: tell at once what that one said.
+        if any(process.returncode for process in processes):
+            break
+        time.sleep(0.05)
+    texts = []
+    for process, output in started:
+        kill(process)
+        output.seek(0)
+        texts.append(output.read())
     assert [process.returncode for process in processes] == [0] * len(processes), texts
     return texts
 

@@ -75,7 +75,7 @@ def write_figure(
         results (Mapping): The numbers.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=DPI)
+    figure.savefig(out, dpi=DPI, bbox_inches='tight')
     numbers = out.with_suffix('.json')
     text = json.dumps(dict(describe_run(device), **results), indent=1)
     numbers.write_text(text + '\n', encoding='utf-8')

@@ -1,0 +1,112 @@
+"""Effective receptive fields (Luo et al., arXiv 1701.04128), as VMamba's paper computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ReceptiveField:
+    """What the centre of a network's last map depends on.
+
+    Args:
+        gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, not negative.
+        centre (tuple[float, float]): Row and column of the middle of the area whose place in the
+            last map is its centre, in pixels.
+    """
+
+    gradient: Tensor
+    centre: tuple[float, float]
+
+    def distances(self) -> Tensor:
+        """The distance (H, W) of each pixel's middle from the centre, in pixels."""
+        H, W = self.gradient.shape
+        y = torch.arange(H, dtype=torch.float64) - self.centre[0]
+        x = torch.arange(W, dtype=torch.float64) - self.centre[1]
+        return (y.square()[:, None] + x.square()).sqrt()
+
+    def share_within(self, radii: Sequence[float]) -> list[float]:
+        """The share of the gradient's mass within each distance of the centre.
+
+        Args:
+            radii (Sequence[float]): Distances in pixels.
+        """
+        distances, total = self.distances(), self.gradient.sum()
+        return [float(self.gradient[distances <= r].sum() / total) for r in radii]
+
+    def radius_of(self, share: float) -> float:
+        """The least distance from the centre, in pixels, within which a share of the mass lies.
+
+        Raises:
+            ValueError: If ``share`` is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f'share must be above 0 and at most 1, but got {share}')
+        distances, order = self.distances().flatten().sort()
+        mass = self.gradient.flatten()[order].cumsum(0)
+        # The last sum is the whole, whatever rounding says.
+        index = torch.searchsorted(mass, share * mass[-1]).clamp(max=len(mass) - 1)
+        return float(distances[index])
+
+    def picture(self) -> Tensor:
+        """The gradient to the power 0.2 over its maximum (H, W), as the paper draws it."""
+        picture = self.gradient.pow(0.2)
+        return picture / picture.max()
+
+
+def receptive_field(
+    features: Callable[[Tensor], Tensor], images: Iterable[Tensor]
+) -> ReceptiveField:
+    """Computes an effective receptive field.
+
+    For each image, the gradient of the positive features at the centre of the last map, summed over
+    channels, with respect to the image, of which the positive part is summed over the image's
+    channels; then the mean over images.
+
+    Args:
+        features (Callable): Maps images (N, c, H, W) to their last map (N, C, h, w).
+        images (Iterable[Tensor]): Images of one size, normalised as the network expects.
+
+    Raises:
+        ValueError: If there are no images, they differ in size, ``features`` gives no map, or no
+            pixel has a gradient.
+    """
+    total, count, centre = None, 0, (0.0, 0.0)
+    for batch in images:
+        gradient, centre = _gradient(features, batch)
+        if total is None:
+            total = torch.zeros_like(gradient)
+        if gradient.shape != total.shape:
+            raise ValueError(
+                f'images must be of one size, but are {tuple(total.shape)} and '
+                f'{tuple(gradient.shape)}'
+            )
+        total += gradient
+        count += len(batch)
+    if total is None:
+        raise ValueError('images must hold at least one batch, but is empty')
+    if not total.sum() > 0:
+        raise ValueError('the centre of the last map has no positive gradient in any image')
+    return ReceptiveField(total / count, centre)
+
+
+def _gradient(
+    features: Callable[[Tensor], Tensor], batch: Tensor
+) -> tuple[Tensor, tuple[float, float]]:
+    """The rectified gradient (H, W), summed over a batch, and the centre."""
+    batch = batch.detach().requires_grad_()
+    with torch.enable_grad():
+        maps = features(batch)
+        if maps.dim() != 4:
+            raise ValueError(f'features must give maps (N, C, h, w), but gave {tuple(maps.shape)}')
+        h, w = maps.shape[2:]
+        # Images of a batch do not depend on each other in eval mode.
+        (gradient,) = torch.autograd.grad(maps[:, :, h // 2, w // 2].relu().sum(), batch)
+    centre = tuple(
+        (n // 2 + 0.5) * side / n - 0.5 for n, side in zip((h, w), batch.shape[2:], strict=True)
+    )
+    return gradient.double().relu().sum((0, 1)).cpu(), centre

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -234,13 +235,23 @@ class SS2D(nn.Module):
             Tensor: The merged map (N, H, W, C); float32 for a float16 ``x``, which the sum of
             four directions could overflow.
         """
+        return ss2d_scan(
+            *self.scan_arguments(x, pattern, first),
+            out_dtype=torch.float32 if x.dtype == torch.float16 else None,
+            backend=self.backend,
+        )
+
+    def scan_arguments(
+        self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0
+    ) -> tuple[Any, ...]:
+        """What :meth:`core` scans: the first seven arguments of :func:`mmvmamba.ops.ss2d_scan`."""
         count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
         part = slice(first, first + count)
         acc = accumulate_dtype(x.dtype)
         # The projection commutes with any reordering of positions: once, in image order.
         proj = F.linear(x, self.x_proj_weight[part].flatten(0, 1))
         A = -self.A_logs.to(acc).exp().view(DIRECTIONS, self.d_inner, self.d_state)[part]
-        return ss2d_scan(
+        return (
             x,
             proj.to(x.dtype).unflatten(-1, (count, -1)),
             self.dt_projs_weight[part],
@@ -248,8 +259,6 @@ class SS2D(nn.Module):
             A,
             self.Ds.view(DIRECTIONS, self.d_inner)[part],
             pattern,
-            out_dtype=torch.float32 if x.dtype == torch.float16 else None,
-            backend=self.backend,
         )
 
     def cascade_core(self, x: Tensor) -> Tensor:

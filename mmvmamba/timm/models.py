@@ -66,11 +66,10 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
     """
     own = model.state_dict()
     tensors = with_resized(convert_state_dict(state_dict_of(content, 'for timm')), own)
-    adapted = {f'{_FIRST_CONV}.weight', *other_head(tensors, own)}
-    fit = compare(own, {key: value for key, value in tensors.items() if key not in adapted})
-    adapted |= {key for key in own if key.startswith('classifier.')}
-    missing = [key for key in fit.missing if key not in adapted]
-    if not fit.found or fit.differing or missing or f'{_FIRST_CONV}.weight' not in tensors:
+    adapted = {f'{_FIRST_CONV}.weight', *other_head(tensors, own)} & tensors.keys()
+    fit = compare({**own, **{key: tensors[key] for key in adapted}}, tensors)
+    missing = [key for key in fit.missing if not key.startswith('classifier.')]
+    if not fit.found or fit.differing or missing:
         raise ValueError(f'the checkpoint does not fit {type(model).__name__}: {fit}')
     return {key: value for key, value in tensors.items() if key in own}
 

@@ -1,0 +1,230 @@
+"""Networks by timm's names, with torch alone, and the files that they take."""
+
+import argparse
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mmvmamba
+from mmvmamba.nn import ARCHS, VMambaNet
+
+from ..spellings import january_names
+
+DIMS = (8, 16, 24, 32)
+THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
+NAMES = pytest.mark.parametrize('name', [f'vmamba_{arch}' for arch in ARCHS])
+
+
+def thin(name='vmamba_tiny', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return mmvmamba.create_model(name, **THIN, **kwargs)
+
+
+def image():
+    return torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
+
+
+def noisy_state(**kwargs):
+    """The state dict of a network of which nothing is left at its initial value."""
+    state = thin(seed=3, **kwargs).state_dict()
+    return {key: value + 0.1 * torch.randn_like(value) for key, value in state.items()}
+
+
+def save(folder, content):
+    torch.save(content, folder / 'file.pth')
+    return folder / 'file.pth'
+
+
+@NAMES
+def test_classifiers(name):
+    net, want = thin(name, num_classes=5), VMambaNet(name.removeprefix('vmamba_'), **THIN)
+    assert net.settings == want.settings
+    assert net(image()).shape == (1, 5)
+    assert thin(name, num_classes=0, in_chans=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 32)
+
+
+@NAMES
+@pytest.mark.parametrize('indices', [None, (0,), (-1,), (1, 3), (3, 0)], ids=str)
+def test_backbones(name, indices):
+    stages = sorted(i % 4 for i in indices) if indices else range(4)
+    net = thin(name, features_only=True, out_indices=indices).eval()
+    maps = net(image())
+    assert [y.shape for y in maps] == [(1, DIMS[i], 8 // 2**i, 16 // 2**i) for i in stages]
+    plain = net.forward_intermediates(image(), stages, output_fmt='NHWC', intermediates_only=True)
+    for i, y, x in zip(stages, maps, plain, strict=True):
+        want = F.layer_norm(x, (DIMS[i],)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+
+
+def test_all_stages_of_an_architecture_with_three():
+    net = mmvmamba.create_model(
+        'vmamba_tiny', features_only=True, dims=(8, 16, 24), depths=(1, 1, 1)
+    )
+    assert [y.shape[1] for y in net(image())] == [8, 16, 24]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'words'),
+    [
+        (dict(model_name='vmamba_huge'), ValueError, "model_name must be one of .*'vmamba_huge'"),
+        (dict(model_name='tiny'), ValueError, "model_name must be one of .*'tiny'"),
+        (dict(pretrained=True), TypeError, 'pretrained must be the path of a file or False.*True'),
+        (dict(pretrained=0), TypeError, 'pretrained must be the path of a file or False.*0'),
+        (dict(pretrained='nowhere.pth'), FileNotFoundError, "'nowhere.pth' does not exist"),
+        (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
+        (dict(features_only=True, out_indices=(4,)), ValueError, r'out_indices must be in \[-4'),
+        (dict(num_classes=-1), ValueError, 'num_classes must be at least 0'),
+        (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
+        (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
+        (dict(drop_rate=1.0), ValueError, 'drop_rate must be in'),
+        (dict(width=3), ValueError, r"unknown architecture settings \['width'\]"),
+    ],
+)
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        mmvmamba.create_model(**{'model_name': 'vmamba_tiny', **THIN, **kwargs})
+
+
+def test_no_other_attribute():
+    with pytest.raises(AttributeError, match="'mmvmamba' has no attribute 'create_models'"):
+        mmvmamba.create_models  # noqa: B018
+
+
+@pytest.mark.parametrize('wrap', [dict, lambda s: {'model': january_names(s)}], ids=['new', 'old'])
+def test_released_classifier(wrap, tmp_path):
+    state = noisy_state(num_classes=5)
+    path = save(tmp_path, wrap(state))
+    net = thin(pretrained=path, num_classes=5)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    backbone = thin(pretrained=str(path), features_only=True, out_indices=(2,))
+    assert torch.equal(backbone.layers[3].blocks[0].op.Ds, state['layers.3.blocks.0.op.Ds'])
+    features = thin(pretrained=path, num_classes=0)
+    assert torch.equal(features.classifier.norm.weight, state['classifier.norm.weight'])
+
+
+def test_other_classes(tmp_path, caplog):
+    state = noisy_state(num_classes=5)
+    fresh = thin(num_classes=3)
+    with caplog.at_level(logging.INFO, 'mmvmamba'):
+        net = thin(pretrained=save(tmp_path, state), num_classes=3)
+    assert f'{len(state) - 2} of {len(state)} tensors found; missing classifier.head' in caplog.text
+    for key, value in net.state_dict().items():
+        source = fresh.state_dict() if 'classifier.head' in key else state
+        assert torch.equal(value, source[key]), key
+
+
+def test_detector(tmp_path):
+    state = noisy_state(features_only=True)
+    file = {f'backbone.{key}': value for key, value in state.items()}
+    path = save(tmp_path, {'meta': {}, 'state_dict': {**file, 'neck.weight': torch.zeros(2)}})
+    net = thin(pretrained=path, features_only=True, out_indices=(1, 2))
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    with pytest.raises(ValueError, match=r'does not fit VMambaNet.*missing classifier\.norm'):
+        thin(pretrained=path)
+
+
+def without_a_block(state):
+    return {key: value for key, value in state.items() if 'layers.2.blocks.1.' not in key}
+
+
+def without_a_head(state):
+    return {key: value for key, value in state.items() if 'classifier.head' not in key}
+
+
+@pytest.mark.parametrize('classes', [5, 3])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (without_a_block, r'missing layers\.2\.blocks\.1\.norm\.weight'),
+        (without_a_head, r'missing classifier\.head\.weight, classifier\.head\.bias;'),
+        (lambda state: {'fc.weight': torch.zeros(2)}, r'0 of \d+ tensors found'),
+        (lambda state: {**state, 'patch_embed.0.bias': torch.zeros(9)}, r'\(9,\) instead of \(4,'),
+    ],
+)
+def test_what_does_not_fit(change, words, classes, tmp_path):
+    path = save(tmp_path, {'model': change(noisy_state(num_classes=5))})
+    with pytest.raises(ValueError, match=f'file.pth. does not fit VMambaNet: .*{words}'):
+        thin(pretrained=path, num_classes=classes)
+
+
+def test_files_of_other_train_scripts(tmp_path):
+    """timm's saves its arguments; MMEngine's runner its losses."""
+    state = noisy_state(num_classes=5)
+    content = {'state_dict': state, 'args': argparse.Namespace(lr=0.1, opt='adamw'), 'epoch': 3}
+    net = thin(pretrained=save(tmp_path, content), num_classes=5)
+    assert torch.equal(net.classifier.head.bias, state['classifier.head.bias'])
+    pytest.importorskip('mmengine')
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub('test_files_of_other_train_scripts')
+    hub.update_scalar('train/loss', 1.5)
+    path = save(tmp_path, {'state_dict': state, 'message_hub': hub.state_dict()})
+    assert torch.equal(
+        thin(pretrained=path, num_classes=5).classifier.head.bias, state['classifier.head.bias']
+    )
+
+
+def test_torch_is_enough(tmp_path):
+    path = save(tmp_path, {'model': noisy_state(num_classes=5)})
+    code = f"""
+import sys, torch, mmvmamba
+thin = dict(dims={DIMS}, depths=(1, 1, 2, 1))
+x = torch.zeros(1, 3, 32, 32)
+net = mmvmamba.create_model('vmamba_tiny', pretrained={str(path)!r}, num_classes=5, **thin)
+maps = mmvmamba.create_model('vmamba_tiny', features_only=True, out_indices=(0, -1), **thin)(x)
+net.forward_intermediates(x), net.group_matcher(), net.reset_classifier(3)
+print(*net(x).shape, len(maps))
+print([m for m in sys.modules if m.split('.')[0] in ('timm', 'mmengine', 'mmcv', 'torchvision')])
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert result.stdout.splitlines() == ['1 3 2', '[]'], result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda net: net.get_classifier(),
+        lambda net: net.reset_classifier(3),
+        lambda net: net.forward_head(torch.zeros(1, 1, 1, 32)),
+        lambda net: net.prune_intermediate_layers(),
+    ],
+)
+def test_a_backbone_has_no_classifier(call):
+    with pytest.raises(TypeError, match='with out_indices is a backbone and has no classifier'):
+        call(thin(features_only=True))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'words'),
+    [
+        (dict(indices=0), ValueError, 'indices must be 1 to 4 stages, but got 0'),
+        (dict(indices=5), ValueError, 'indices must be 1 to 4 stages, but got 5'),
+        (dict(indices=(4,)), ValueError, r'indices must be in \[-4, 3\].*\(4,\)'),
+        (dict(indices=()), ValueError, 'indices must be in'),
+        (dict(indices='01'), TypeError, 'indices must be a sequence'),
+        (dict(indices=(1.0,)), TypeError, 'indices must be a sequence of int'),
+        (dict(output_fmt='NLC'), ValueError, "output_fmt must be one of .*'NLC'"),
+    ],
+)
+def test_bad_intermediates(kwargs, error, words):
+    with pytest.raises(error, match=f'^{words}'):
+        thin().forward_intermediates(image(), **kwargs)
+
+
+@pytest.mark.parametrize('norm', ['ln', 'bn'])
+def test_pooling_of_both_norms(norm):
+    net = thin(norm=norm, num_classes=5).eval()
+    features = net.forward_features(image())
+    assert net.forward_head(features).shape == (1, 5)
+    net.reset_classifier(0, '')
+    assert net(image()).shape == features.shape
+    (normed,) = net.forward_intermediates(image(), 1, norm=True, output_fmt='NHWC')[1]
+    torch.testing.assert_close(normed, net(image()))

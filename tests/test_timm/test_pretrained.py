@@ -1,0 +1,140 @@
+"""Released files by timm's ways of loading: a file, an address, a checkpoint."""
+
+import functools
+import http.server
+import threading
+
+import pytest
+import torch
+
+timm = pytest.importorskip('timm')
+
+import mmvmamba.timm  # noqa: E402, F401  (registers the models)
+from mmvmamba.nn import VMambaNet  # noqa: E402
+
+from ..spellings import convolution_weights, january_names, one_file_names  # noqa: E402
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+
+
+def state_of(name='tiny', **kwargs):
+    """Of a network with ImageNet's classes, nothing of which is left at its initial value."""
+    torch.manual_seed(0)
+    state = VMambaNet(name, **THIN, **kwargs).state_dict()
+    return {key: value + 0.1 * torch.randn_like(value) for key, value in state.items()}
+
+
+def save(folder, content):
+    torch.save(content, folder / 'file.pth')
+    return folder / 'file.pth'
+
+
+def loaded(path, name='vmamba_tiny', **kwargs):
+    torch.manual_seed(99)
+    overlay = dict(file=str(path))
+    return timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, **THIN, **kwargs
+    )
+
+
+def assert_loaded(model, state, but=()):
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]) == (key not in but), key
+
+
+@pytest.mark.parametrize('spelling', [dict, january_names, one_file_names, convolution_weights])
+@pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
+def test_spellings(name, spelling, tmp_path):
+    state = state_of(name)
+    path = save(tmp_path, {'model': spelling(state)})
+    assert_loaded(loaded(path, f'vmamba_{name}'), state)
+    model = timm.create_model(f'vmamba_{name}', checkpoint_path=str(path), **THIN)
+    assert_loaded(model, state)
+
+
+def test_other_classes(tmp_path):
+    state = state_of()
+    model = loaded(save(tmp_path, {'model': state}), num_classes=5)
+    head = ('classifier.head.weight', 'classifier.head.bias')
+    body = {key: value for key, value in model.state_dict().items() if key not in head}
+    assert all(torch.equal(value, state[key]) for key, value in body.items())
+    assert model.get_classifier().weight.shape == (5, 32)
+    assert_loaded(loaded(save(tmp_path, {'model': state}), num_classes=0), state)
+
+
+def test_other_channels(tmp_path):
+    """timm adds up the first convolution's weights for a grey image."""
+    state = state_of()
+    model = loaded(save(tmp_path, state), in_chans=1)
+    weight = state['patch_embed.0.weight'].sum(1, keepdim=True)
+    torch.testing.assert_close(model.state_dict()['patch_embed.0.weight'], weight)
+    assert_loaded(model, {**state, 'patch_embed.0.weight': model.patch_embed[0].weight})
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'detector'])
+def test_features_only(kind, tmp_path):
+    state = state_of()
+    content = {'model': state}
+    if kind == 'detector':
+        state = state_of(out_indices=(0, 1, 2, 3))
+        content = {'state_dict': {f'backbone.{key}': value for key, value in state.items()}}
+    model = loaded(save(tmp_path, content), features_only=True, out_indices=(0, 2))
+    body = {key.removeprefix('model.'): value for key, value in model.state_dict().items()}
+    assert len(body) > 40 and all(torch.equal(value, state[key]) for key, value in body.items())
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=5), dict(features_only=True)])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing layers\.2\.blocks\.1\.norm'),
+        (lambda k: None if k == 'patch_embed.0.weight' else k, 'missing patch_embed.0.weight'),
+        (lambda k: f'stages.{k}', r'missing patch_embed\.0\.weight'),
+    ],
+    ids=['block', 'stem', 'names'],
+)
+def test_what_does_not_fit(change, words, kwargs, tmp_path):
+    state = {change(key): value for key, value in state_of().items()}
+    state.pop(None, None)
+    with pytest.raises(ValueError, match=f'does not fit VMambaNet.*{words}'):
+        loaded(save(tmp_path, {'model': state}), **kwargs)
+
+
+def test_another_width(tmp_path):
+    path = save(
+        tmp_path, {'model': VMambaNet(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1)).state_dict()}
+    )
+    with pytest.raises(ValueError, match=r'another shape patch_embed.0.bias \(8,\) instead of'):
+        loaded(path, num_classes=5)
+
+
+def test_backbone_for_a_classifier(tmp_path):
+    """With as many classes as ImageNet's timm awaits a classifier in the file."""
+    state = {f'backbone.{key}': value for key, value in state_of(out_indices=(3,)).items()}
+    path = save(tmp_path, {'state_dict': state})
+    with pytest.raises(RuntimeError, match=r'Missing key.*classifier\.norm\.weight'):
+        loaded(path)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_address(tmp_path, monkeypatch):
+    """A server on this machine stands for the one of the released files."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    state = state_of()
+    (tmp_path / '#v2cls').mkdir()
+    torch.save({'model': state}, tmp_path / '#v2cls' / 'tiny.pth')
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/%23v2cls/tiny.pth'
+        cfg = dict(url=url)
+        model = timm.create_model(
+            'vmamba_tiny', pretrained=True, pretrained_cfg_overlay=cfg, **THIN
+        )
+        server.shutdown()
+    assert_loaded(model, state)

@@ -68,3 +68,58 @@ def test_erf_before_and_after(run_here, data_root, weights, tmp_path, capfd):
 def test_erf_refuses(run_here, args, message):
     code, log = run_here('analysis_tools/erf.py', *args)
     assert code == 2 and message in log and 'Traceback' not in log
+
+
+@pytest.mark.parametrize('scan', ['cross', 'cascade'])
+def test_activation_map(run_here, weights, tmp_path, scan):
+    image = tmp_path / 'photo.jpg'
+    noise = torch.randint(0, 255, (40, 60, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.byte().numpy()).save(image)
+    arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=24)
+    compare = ('--compare', f'deit-tiny_4xb256_in1k+arch={arch}') if scan == 'cross' else ()
+    out = tmp_path / 'map.png'
+    code, log = run_here(
+        'analysis_tools/activation_map.py',
+        *(image, f'{THIN}+scan={scan}', weights, '--query', 39, 0, '--size', '64x96', '--stage', 0),
+        *(*compare, '--out', out, '--device', 'cpu'),
+    )
+    assert code == 0, log
+    ours, *others = read(out, 'activation_map')['results']
+    assert ours['shape'] == [16, 24] and ours['query'] == [15, 0] and 'thin.pth' in ours['model']
+    for form in ('qk', 'decay'):
+        images = torch.tensor(ours[form]['image_order'])
+        assert images.shape == (4, 16, 24)
+        along = [torch.tensor(path).numel() for path in ours[form]['path_order']]
+        # A line of a cascade is a path of its own.
+        assert along == [16 * 24] * 4 if scan == 'cross' else along == [24, 24, 16, 16]
+        if scan == 'cross':
+            summed = torch.tensor(ours[form]['summed'])
+            torch.testing.assert_close(images.sum(0), summed, rtol=1e-4, atol=1e-5)
+        assert torch.tensor(ours[form]['rollout']).sum() == pytest.approx(1, abs=1e-4)
+    if scan == 'cross':
+        (deit,) = others
+        assert deit['shape'] == [4, 6] and deit['query'] == [3, 0] and deit['block'] == 1
+        # The class token has the rest.
+        assert 0.5 < torch.tensor(deit['softmax']['summed']).sum() < 1
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('--query', '40', '0'), '--query must be in the image of 40x60 pixels, but got [40, 0]'),
+        (('--query', '0', '0', '--stage', '4'), 'stage must be in [-4, 3], but got 4'),
+        (('--query', '0', '0', '--block', '1'), '--block must be in [-1, 0], but got 1'),
+    ],
+)
+def test_activation_map_refuses(run_here, tmp_path, args, message):
+    Image.new('RGB', (60, 40)).save(tmp_path / 'photo.png')
+    command = ('analysis_tools/activation_map.py', tmp_path / 'photo.png', THIN, 'none', *args)
+    code, log = run_here(*command)
+    assert code == 2 and message in log and 'Traceback' not in log
+
+
+def test_activation_map_needs_an_image(run_here, tmp_path):
+    code, log = run_here(
+        'analysis_tools/activation_map.py', tmp_path / 'none.png', THIN, 'none', '--query', 0, 0
+    )
+    assert code == 2 and 'cannot be read' in log

@@ -1,0 +1,211 @@
+"""What a position of a map takes from the others: SS2D written as attention, and attention itself.
+
+A scan is a causal linear attention with a decay (VMamba, arXiv 2401.10166, Sec. 5.2): along its
+path, for channel c, y_t = sum over s <= t of M[t, s] v_s + D x_t, with v = dt x and
+M[t, s] = sum over states n of C_t[n] exp(sum of dt_j A[n] over s < j <= t) B_s[n]. The paper writes
+it as (Q w)(K / w)^T with w = exp(cumsum(dt A)), in which 1 / w overflows on long paths; here
+the exponent is the difference, which is never positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Elements of the largest tensor that a whole matrix is computed with.
+_CHUNK = 2**23
+
+
+@dataclass
+class Path:
+    """One scan direction of an SS2D: M sequences of L positions, C channels and S states.
+
+    Args:
+        index (Tensor): The place y * W + x of each position of the paths (M, L).
+        x (Tensor): What is scanned (M, L, C), as the others below in float64.
+        dt (Tensor): The time steps (M, L, C).
+        A (Tensor): The decay rates (C, S), not positive.
+        B (Tensor): The input weights, or keys (M, L, S).
+        C (Tensor): The output weights, or queries (M, L, S).
+        D (Tensor): The skip weights (C).
+        line (int): Positions in a row or column of the map, as the path walks it.
+    """
+
+    index: Tensor
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    line: int
+
+    def locate(self, query: int) -> tuple[int, int]:
+        """The sequence and the position in it of a place of the map."""
+        m, t = (self.index == query).nonzero()[0].tolist()
+        return m, t
+
+    def weights(self, m: int, t: int) -> Tensor:
+        """M[t, s] of sequence m for all s (L, C): what position t takes of v_s, by channel."""
+        L, C = self.dt.shape[1:]
+        # From t backwards, so that no large sum is subtracted from another.
+        steps = self.dt[m, 1 : t + 1].flip(0).cumsum(0).flip(0)
+        decay = F.pad(steps, (0, 0, 0, 1)).unsqueeze(-1) * self.A  # (t + 1, C, S)
+        found = ((self.C[m, t] * self.B[m, : t + 1]).unsqueeze(1) * decay.exp()).sum(-1)
+        return torch.cat([found, found.new_zeros(L - t - 1, C)])
+
+    def outputs(self, m: int, t: int) -> Tensor:
+        """y_t (C), as the definition above has it."""
+        v = self.dt[m] * self.x[m]
+        return (self.weights(m, t) * v).sum(0) + self.D * self.x[m, t]
+
+    def row(self, query: int, form: str) -> Tensor:
+        """The map of a query in the order of its path (L), a mean over channels."""
+        m, t = self.locate(query)
+        if form == 'qk':
+            row = self.B[m] @ self.C[m, t]
+            row[t + 1 :] = 0
+            return row
+        return self.weights(m, t).mean(-1)
+
+    def matrices(self, form: str) -> Tensor:
+        """The rows of all positions (M, L, L)."""
+        if form == 'qk':
+            return (self.C @ self.B.mT).tril()
+        L, S = self.dt.shape[1], self.A.shape[1]
+        out = self.dt.new_zeros(len(self.dt), L, L)
+        step = max(1, _CHUNK // L**2)
+        later = torch.ones(L, L, dtype=torch.bool, device=out.device).triu(1)
+        for m in range(len(self.dt)):
+            for n in range(S):
+                total = torch.zeros_like(out[m])
+                for dt, A in zip(self.dt[m].split(step, 1), self.A[:, n].split(step), strict=True):
+                    decay = (dt * A).cumsum(0).T  # (C, L)
+                    decay = decay.unsqueeze(2) - decay.unsqueeze(1)
+                    total += decay.masked_fill_(later, -torch.inf).exp_().sum(0)
+                out[m] += total / self.dt.shape[2] * torch.outer(self.C[m, :, n], self.B[m, :, n])
+        return out
+
+
+@dataclass
+class ScanMaps:
+    """The maps of one SS2D for one image.
+
+    Args:
+        shape (tuple[int, int]): Height and width of the map.
+        passes (list[list[Path]]): Directions whose outputs are added. The cascade has two passes,
+            rows and then columns, the others one.
+    """
+
+    forms = ('qk', 'decay')
+
+    shape: tuple[int, int]
+    passes: list[list[Path]] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The directions of all passes."""
+        return [path for paths in self.passes for path in paths]
+
+    def in_path_order(self, path: Path, query: int, form: str) -> Tensor:
+        """A direction's map of a query, a line of the path in each row, first line first."""
+        return path.row(query, form).view(-1, path.line)
+
+    def in_image_order(self, path: Path, query: int, form: str) -> Tensor:
+        """A direction's map of a query (H, W)."""
+        m, _ = path.locate(query)
+        out = path.dt.new_zeros(self.shape).flatten()
+        out[path.index[m]] = path.row(query, form)
+        return out.view(self.shape)
+
+    def summed(self, query: int, form: str) -> Tensor:
+        """The map of a query over all directions (H, W).
+
+        Of a cascade, that of the columns followed by that of the rows, without the norm between.
+        """
+        *before, last = self.passes
+        out = sum(self.in_image_order(path, query, form) for path in last).flatten()
+        for paths in reversed(before):
+            out = out @ _in_image_order(paths, form, out.numel())
+        return out.view(self.shape)
+
+    def matrix(self, form: str) -> Tensor:
+        """The summed maps of all queries (H * W, H * W)."""
+        size = self.shape[0] * self.shape[1]
+        out = None
+        for paths in self.passes:
+            matrix = _in_image_order(paths, form, size)
+            out = matrix if out is None else matrix @ out
+        return out
+
+
+def _in_image_order(paths: Sequence[Path], form: str, size: int) -> Tensor:
+    """The matrices of the directions of a pass, added in image order (size, size)."""
+    out = paths[0].dt.new_zeros(size, size)
+    for path in paths:
+        for index, matrix in zip(path.index, path.matrices(form), strict=True):
+            out[index[:, None], index] += matrix
+    return out
+
+
+@dataclass
+class AttentionMaps:
+    """The maps of one multi-head self-attention for one image, a mean over the heads.
+
+    Args:
+        shape (tuple[int, int]): Height and width of the map of patches.
+        q (Tensor): Queries (heads, L, d), of which the last H * W are the patches', float64.
+        k (Tensor): Keys of the same shape.
+    """
+
+    forms = ('qk', 'softmax')
+    paths = ()
+
+    shape: tuple[int, int]
+    q: Tensor
+    k: Tensor
+
+    def matrix(self, form: str) -> Tensor:
+        """The maps of all tokens (L, L), class token included."""
+        scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
+        return (scores if form == 'qk' else scores.softmax(-1)).mean(0)
+
+    def summed(self, query: int, form: str) -> Tensor:
+        """The map of a query over the patches (H, W)."""
+        size = self.shape[0] * self.shape[1]
+        return self.matrix(form)[query - size, -size:].view(self.shape)
+
+
+Maps = ScanMaps | AttentionMaps
+
+
+def rollout(blocks: Sequence[Maps], query: int, form: str) -> Tensor:
+    """The attention rollout of a query over blocks (Abnar and Zuidema, arXiv 2005.00928).
+
+    Each block is half itself, with its rows' absolute values divided by their sum, and half the
+    identity for the residual connection.
+
+    Args:
+        blocks (Sequence[ScanMaps | AttentionMaps]): The blocks in the order of the network.
+        query (int): The place y * W + x.
+        form (str): One of the blocks' ``forms``.
+
+    Returns:
+        Tensor: The map (H, W), which sums to 1 over all tokens.
+    """
+    shape = blocks[0].shape
+    size = shape[0] * shape[1]
+    row = None
+    for block in reversed(blocks):
+        matrix = block.matrix(form).abs()
+        sums = matrix.sum(-1, keepdim=True)
+        matrix = torch.where(sums > 0, matrix / sums, torch.eye(len(matrix)).to(matrix))
+        if row is None:
+            row = torch.zeros(len(matrix)).to(matrix)
+            row[query - size] = 1
+        row = (row + row @ matrix) / 2
+    return row[-size:].view(shape)

@@ -1,0 +1,143 @@
+"""Records what the blocks of a network scan or attend to, beside what they do anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvmamba.nn import SS2D, VMambaNet
+from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, resolve_pattern, to_sequence
+
+from .activation_map import AttentionMaps, Maps, Path, ScanMaps
+
+
+def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
+    """Runs a network on one image and keeps the maps of its blocks.
+
+    Args:
+        net (nn.Module): A VMamba, a Vision Transformer of mmpretrain, or a model with such a
+            backbone.
+        stage (int): The stage of a VMamba; a Vision Transformer has but one.
+        run (Callable): Runs the network, whose result is the one without recording.
+
+    Returns:
+        list[ScanMaps | AttentionMaps]: One for each block that has an SS2D or an attention.
+
+    Raises:
+        ValueError: If the network has neither, there is no such stage, or it does not run or sees
+            more than one image.
+    """
+    backbone = getattr(net, 'backbone', net)
+    recorder = _scans if isinstance(backbone, VMambaNet) else _attention
+    modules = _modules(backbone, stage)
+    records: list[Maps] = []
+    with torch.no_grad(), ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(recorder(module, backbone, records))
+        run()
+    if len(records) != len(modules):
+        raise ValueError(f'{len(modules)} blocks must run once each, but {len(records)} did')
+    return records
+
+
+def _modules(backbone: nn.Module, stage: int) -> list[nn.Module]:
+    if isinstance(backbone, VMambaNet):
+        stages = len(backbone.layers)
+        if not -stages <= stage < stages:
+            raise ValueError(f'stage must be in [{-stages}, {stages - 1}], but got {stage}')
+        modules = [b.op for b in backbone.layers[stage].blocks if b.op is not None]
+    else:
+        attentions = (getattr(b, 'attn', None) for b in getattr(backbone, 'layers', ()))
+        modules = [attn for attn in attentions if hasattr(attn, 'qkv')]
+    if not modules:
+        raise ValueError(
+            f'{type(backbone).__name__} has neither SS2D blocks nor the attention of a Vision '
+            'Transformer of mmpretrain'
+        )
+    return modules
+
+
+@contextmanager
+def _scans(module: SS2D, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
+    """Keeps what an SS2D scans, beside what it does anyway."""
+    original = module.core
+
+    def begin(_, args: tuple[Tensor]) -> None:
+        _check_single(args[0])
+        records.append(ScanMaps(tuple(args[0].shape[1:3])))
+
+    def core(x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
+        height, width = records[-1].shape
+        index = torch.arange(height * width, device=x.device).view(1, height, width, 1)
+        if module.scan == 'cascade':  # each line is a sample of its own
+            index = (index.transpose(1, 2) if first else index).reshape(*x.shape[:3], 1)
+        records[-1].passes.append(_paths(index, *module.scan_arguments(x, pattern, first)))
+        return original(x, pattern, first)
+
+    hook = module.register_forward_pre_hook(begin)
+    module.core = core
+    try:
+        yield
+    finally:
+        del module.core
+        hook.remove()
+
+
+def _paths(
+    index: Tensor,
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    pattern: str | tuple[int, ...],
+) -> list[Path]:
+    """The directions of one call of :func:`mmvmamba.ops.ss2d_scan`."""
+    rank, states = dt_weight.shape[2], A.shape[2]
+    x, proj, dt_weight, dt_bias, A, D = (
+        v.detach().double() for v in (x, proj, dt_weight, dt_bias, A, D)
+    )
+    paths = []
+    for k, order in enumerate(resolve_pattern(pattern)):
+        low, B, C = to_sequence(proj[:, :, :, k], order).split([rank, states, states], -1)
+        dt = F.softplus(low @ dt_weight[k].T + dt_bias[k])
+        line = x.shape[1] if order in (COLUMN, COLUMN_REVERSED) else x.shape[2]
+        places = to_sequence(index, order).squeeze(-1)
+        paths.append(Path(places, to_sequence(x, order), dt, A[k], B, C, D[k], line))
+    return paths
+
+
+@contextmanager
+def _attention(module: nn.Module, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
+    """Keeps the queries and keys of a multi-head self-attention of mmpretrain."""
+
+    def keep(_, args: tuple[Tensor], out: Tensor) -> None:
+        _check_single(out)
+        q, k, _ = out.double().view(out.shape[1], 3, module.num_heads, -1).permute(1, 2, 0, 3)
+        records.append(AttentionMaps(shape, q, k))
+
+    def find_shape(_, args: tuple[Tensor], out: tuple[Tensor, tuple[int, int]]) -> None:
+        nonlocal shape
+        shape = tuple(out[1])
+
+    shape = (0, 0)
+    hooks = [
+        module.qkv.register_forward_hook(keep),
+        backbone.patch_embed.register_forward_hook(find_shape),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_single(x: Tensor) -> None:
+    if len(x) != 1:
+        raise ValueError(f'a single image must be given, but got {len(x)}')

@@ -1,0 +1,258 @@
+"""Draws what a patch of an image takes from the others in a block of VMamba.
+
+The scan is written as attention: QK^T without its decay, and with it, for each scanning path, in
+the order of the path and of the image, and summed; then the rollout over the blocks of the stage.
+For comparison the attention of a DeiT is drawn. Red is positive, blue negative; what cannot be
+negative is drawn from dark to bright.
+
+Example:
+    python tools/analysis_tools/activation_map.py photo.jpg CONFIG epoch_300.pth --query 120 200
+    python tools/analysis_tools/activation_map.py photo.jpg tiny none --query 120 200 --stage 1 \
+        --compare deit-small_4xb256_in1k --compare-checkpoint pretrained
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from mmengine.logging import MMLogger
+from PIL import Image
+
+from mmvmamba.analysis import figures
+from mmvmamba.analysis.activation_map import Maps, rollout
+from mmvmamba.analysis.measure import parse_size, size_text
+from mmvmamba.analysis.models import CHECKPOINT_HELP, MODEL_HELP, load_model
+from mmvmamba.analysis.recording import record
+from mmvmamba.engine import errors
+from mmvmamba.engine.errors import UserError
+
+SHORT_SIDE, DIVISOR = 224, 32
+COLUMNS = 5
+TITLES = dict(qk='$QK^T$', decay='decayed', softmax='softmax')
+
+
+class Patch:
+    """The maps of a model's blocks, and the patch of an image that is asked about."""
+
+    def __init__(self, name: str, blocks: list[Maps], block: int, point: tuple[float, float]):
+        count = len(blocks)
+        if not -count <= block < count:
+            raise UserError(f'--block must be in [{-count}, {count - 1}], but got {block}')
+        self.name = name
+        self.blocks = blocks
+        self.block = block % count
+        self.maps = blocks[block]
+        height, width = self.maps.shape
+        self.y, self.x = int(point[0] * height), int(point[1] * width)
+        self.query = self.y * width + self.x
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('image', type=Path, help='a photograph')
+    add('config', help=MODEL_HELP)
+    add('checkpoint', help=f"{CHECKPOINT_HELP}; 'none' for random weights")
+    add(
+        '--query',
+        type=int,
+        nargs=2,
+        required=True,
+        metavar=('Y', 'X'),
+        help='the pixel of the photograph, from its upper left corner, whose patch is asked about',
+    )
+    add('--stage', type=int, default=2, help='the stage, from 0 (default: 2)')
+    add('--block', type=int, default=-1, help='the block in the stage (default: -1, the last)')
+    add(
+        '--size',
+        type=parse_size,
+        help=f'what the photograph is resized to: 224 or 224x320 (default: a short side of '
+        f'{SHORT_SIDE}, sides that {DIVISOR} divides)',
+    )
+    add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
+    add('--compare-checkpoint', default='none', help='its weights (default: none)')
+    add('--compare-block', type=int, default=-1, help='its block (default: -1, the last)')
+    figures.add_arguments(parser, 'work_dirs/activation_map.png')
+    return parser.parse_args()
+
+
+def image_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width near the image's own shape."""
+    scale = SHORT_SIDE / min(image.size)
+    width, height = (max(1, round(scale * side / DIVISOR)) * DIVISOR for side in image.size)
+    return height, width
+
+
+def check_query(query: list[int], image: Image.Image) -> tuple[float, float]:
+    """The query as shares of the image's height and width."""
+    sides = (image.height, image.width)
+    if any(not 0 <= q < side for q, side in zip(query, sides, strict=True)):
+        raise UserError(
+            f'--query must be in the image of {size_text(*sides)} pixels, but got {query}'
+        )
+    return tuple((q + 0.5) / side for q, side in zip(query, sides, strict=True))
+
+
+def find_maps(
+    args: argparse.Namespace, spec: str, checkpoint: str, block: int, image: Image.Image
+) -> Patch:
+    """Runs a model on the image."""
+    point = check_query(args.query, image)
+    height, width = size = args.size or image_size(image)
+    torch.manual_seed(args.seed)
+    file = None if checkpoint == 'none' else checkpoint
+    model = load_model(spec, file, output='map', size=size).to(args.device)
+    resized = figures.to_tensor(image.resize((width, height), Image.Resampling.BICUBIC))
+    pixels = model.normalise(resized.to(args.device))
+    blocks = record(model.net, args.stage, lambda: model(pixels))
+    state = 'random weights' if file is None else Path(checkpoint).name
+    name = f'{model.name}, {state}'
+    MMLogger.get_current_instance().info(f'{name}: a map of {size_text(*blocks[0].shape)}')
+    return Patch(name, blocks, block, point)
+
+
+def compute(patch: Patch) -> dict[str, Any]:
+    """All pictures of a patch, by name, with the numbers as tensors."""
+    maps, query = patch.maps, patch.query
+    pictures: dict[str, Any] = {}
+    for form in maps.forms:
+        pictures[form] = dict(
+            path_order=[maps.in_path_order(path, query, form) for path in maps.paths],
+            image_order=[maps.in_image_order(path, query, form) for path in maps.paths],
+            summed=maps.summed(query, form),
+        )
+    for form in figures.track(maps.forms):
+        pictures[form]['rollout'] = rollout(patch.blocks, query, form)
+    return pictures
+
+
+def draw_map(place: Axes, values: torch.Tensor, title: str) -> None:
+    """Red above 0, blue below, white at 0."""
+    values = values.cpu().numpy()
+    limit = np.abs(values).max() or 1.0
+    place.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
+    place.set_title(title, fontsize=8)
+
+
+def draw_positive(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
+    """A map in image order that cannot be negative; the patch itself does not set the scale."""
+    others = values.flatten().cpu().tolist()
+    others.pop(patch.query)
+    place.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
+    place.add_patch(frame(patch.x - 0.5, patch.y - 0.5, 1, 1))
+    place.set_title(title, fontsize=8)
+
+
+def draw_over(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
+    """A map in image order with the query's patch in a frame."""
+    draw_map(place, values, title)
+    place.add_patch(frame(patch.x - 0.5, patch.y - 0.5, 1, 1))
+
+
+def frame(x: float, y: float, width: float, height: float) -> Rectangle:
+    return Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2)
+
+
+def draw_image(place: Axes, image: Image.Image, patch: Patch) -> None:
+    """The photograph with the query's patch."""
+    place.imshow(image)
+    height, width = (
+        side / count
+        for side, count in zip((image.height, image.width), patch.maps.shape, strict=True)
+    )
+    place.add_patch(frame(patch.x * width - 0.5, patch.y * height - 0.5, width, height))
+    place.set_title(f'patch {patch.y}, {patch.x} of {size_text(*patch.maps.shape)}', fontsize=8)
+
+
+def draw_paths(axes: np.ndarray, patch: Patch, form: str, pictures: dict[str, Any]) -> None:
+    """Two rows: the paths in path order; in image order and summed."""
+    title = TITLES[form]
+    found = pictures[form]
+    for k in range(COLUMNS - 1):
+        draw_map(axes[0, k], found['path_order'][k], f'{title}, path {k + 1}, path order')
+        draw_over(axes[1, k], found['image_order'][k], patch, f'{title}, path {k + 1}')
+    axes[0, -1].set_axis_off()
+    draw_over(axes[1, -1], found['summed'], patch, f'{title}, sum of the paths')
+
+
+def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
+    """After the photograph, for each form the map of the block and the rollout of the stage."""
+    places = iter(axes)
+    for form in patch.maps.forms:
+        title = f'{TITLES[form]}, block {patch.block}'
+        draw = draw_positive if form == 'softmax' else draw_over
+        draw(next(places), pictures[form]['summed'], patch, title)
+        title = f'{TITLES[form]}, rollout'
+        draw_positive(next(places), pictures[form]['rollout'], patch, title)
+
+
+def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Figure:
+    """For each model a row with the photograph, then its maps."""
+    rows = sum(1 if not patch.maps.paths else 2 * len(patch.maps.forms) + 1 for patch, _ in results)
+    ratio = image.height / image.width
+    figure = Figure(figsize=(2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows))
+    figure.set_layout_engine('constrained')
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    for place in axes.flat:
+        place.set_xticks([])
+        place.set_yticks([])
+    row = 0
+    for patch, pictures in results:
+        draw_image(axes[row, 0], image, patch)
+        axes[row, 0].set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
+        draw_summary(axes[row, 1:], patch, pictures)
+        row += 1
+        for form in patch.maps.forms if patch.maps.paths else ():
+            draw_paths(axes[row : row + 2], patch, form, pictures)
+            row += 2
+    return figure
+
+
+def numbers(patch: Patch, pictures: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file says of a model."""
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [listed(part) for part in value]
+        return figures.rounded(value)
+
+    return dict(
+        model=patch.name,
+        block=patch.block,
+        shape=patch.maps.shape,
+        query=[patch.y, patch.x],
+        **listed(pictures),
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    args.device = figures.set_up(args)
+    image = figures.read_image(args.image)
+    patches = [find_maps(args, args.config, args.checkpoint, args.block, image)]
+    if args.compare:
+        patches.append(
+            find_maps(args, args.compare, args.compare_checkpoint, args.compare_block, image)
+        )
+    found = [(patch, compute(patch)) for patch in patches]
+    results = dict(
+        tool='activation_map',
+        image=args.image.name,
+        query=args.query,
+        stage=args.stage,
+        results=[numbers(patch, pictures) for patch, pictures in found],
+    )
+    figures.write_figure(draw(image, found), args.out, args.device, results)
+
+
+if __name__ == '__main__':
+    errors.run(main)

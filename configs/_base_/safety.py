@@ -5,6 +5,7 @@ safety = dict(
     checkpoint=dict(type='mmvmamba.AtomicCheckpointHook'),
     resume=dict(type='mmvmamba.ResumeHook'),
     preemption=dict(type='mmvmamba.PreemptionHook'),
+    validation=dict(type='mmvmamba.RepeatValidationHook'),
     bad_data=dict(type='mmvmamba.BadDataHook', action='skip'),
     non_finite=dict(type='mmvmamba.NonFiniteLossHook'),
 )

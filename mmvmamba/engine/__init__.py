@@ -12,6 +12,7 @@ from .optim_wrapper import CPUAmpOptimWrapper
 from .preemption import PreemptionHook
 from .resume import ResumeHook
 from .sample_check import CheckSample
+from .validation import RepeatValidationHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -24,6 +25,7 @@ __all__ = [
     'MixedSizesHook',
     'NonFiniteLossHook',
     'PreemptionHook',
+    'RepeatValidationHook',
     'ResumeHook',
     'vss_block_policy',
 ]

@@ -24,8 +24,8 @@ class PreemptionHook(Hook):
     Args:
         signals (Sequence[str]): Names of the signals to heed; a Slurm job with
             ``--signal=USR1@120`` needs ``('SIGTERM', 'SIGUSR1')``. Defaults to ``('SIGTERM',)``.
-        interval (int): With several processes, the iterations between two questions whether one of
-            them was signalled. Defaults to 10.
+        interval (int): With several processes, the iterations, or batches of a validation, between
+            two questions whether one of them was signalled. Defaults to 10.
         exit_code (int): The exit status of the process. Defaults to 0.
 
     Raises:
@@ -47,6 +47,7 @@ class PreemptionHook(Hook):
         self.exit_code = exit_code
         self._received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._common_batches = 0
 
     def before_train(self, runner: Any) -> None:
         """Installs the handlers.
@@ -72,16 +73,24 @@ class PreemptionHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Saves and exits after a signal, once no gradient waits for others."""
-        if not self._asked(runner.iter) or self._accumulating(runner):
+        if not self._asked(runner.iter + 1) or self._accumulating(runner):
             return
         self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Finds how many batches all ranks have: only so often can they ask each other."""
+        if self._before and get_world_size() > 1:
+            self._common_batches = _reduce(len(runner.val_dataloader), 'min')
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Does so during a validation between epochs or iterations."""
-        # The ranks may have unequal numbers of batches and so cannot ask each other.
-        if self._received is None or get_world_size() > 1 or not self._before:
+        if not self._before:
+            return
+        if get_world_size() > 1 and batch_idx >= self._common_batches:
+            return
+        if not self._asked(batch_idx + 1) or self._accumulating(runner):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
@@ -94,16 +103,11 @@ class PreemptionHook(Hook):
             signal.signal(number, handler)
         self._before.clear()
 
-    def _asked(self, iteration: int) -> bool:
+    def _asked(self, count: int) -> bool:
         """Whether a signal came, to any of the ranks."""
         if get_world_size() == 1:
             return self._received is not None
-        if (iteration + 1) % self.interval:
-            return False
-        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
-        flag = torch.tensor(int(self._received is not None), device=device)
-        all_reduce(flag, 'max')
-        return bool(flag.item())
+        return count % self.interval == 0 and bool(_reduce(int(self._received is not None), 'max'))
 
     def _accumulating(self, runner: Any) -> bool:
         if not hasattr(runner.optim_wrapper, 'should_update'):
@@ -119,3 +123,11 @@ class PreemptionHook(Hook):
         )
         self.after_train(runner)
         raise SystemExit(self.exit_code)
+
+
+def _reduce(number: int, operation: str) -> int:
+    """The least or the greatest of the ranks' numbers."""
+    device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
+    value = torch.tensor(number, device=device)
+    all_reduce(value, operation)
+    return int(value.item())

@@ -39,8 +39,15 @@ def test_every_recipe_scales_its_rate_and_is_safe(path):
     hooks = cfg.default_hooks
     assert hooks.checkpoint.type == 'mmvmamba.AtomicCheckpointHook'
     assert hooks.checkpoint.interval >= 1
-    assert {hooks[k].type for k in ('resume', 'preemption', 'bad_data', 'non_finite')} == {
-        f'mmvmamba.{name}Hook' for name in ('Resume', 'Preemption', 'BadData', 'NonFiniteLoss')
+    names = dict(
+        resume='Resume',
+        preemption='Preemption',
+        validation='RepeatValidation',
+        bad_data='BadData',
+        non_finite='NonFiniteLoss',
+    )
+    assert {k: hooks[k].type for k in names} == {
+        k: f'mmvmamba.{name}Hook' for k, name in names.items()
     }
 
 

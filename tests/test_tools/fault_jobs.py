@@ -81,22 +81,36 @@ class FaultServer:
         self.process.wait()
 
 
-def losses(work_dir):
-    """All logged numbers of each iteration but times, as exact text; of killed runs too."""
-    logged = {}
+def entries(work_dir):
+    """What the runs in a folder logged, also those that were killed."""
     for path in work_dir.glob('*/vis_data/scalars.json'):
         for line in path.read_text().splitlines():
             try:
-                entry = json.loads(line)
+                yield json.loads(line)
             except json.JSONDecodeError:
                 continue  # the process was killed in the middle of the line
-            step = entry.pop('step')
-            values = {
-                k: repr(v) for k, v in entry.items() if k not in ('time', 'data_time', 'epoch')
-            }
-            assert 'loss' in values
-            logged.setdefault(step, []).append(values)
+
+
+def losses(work_dir):
+    """All logged numbers of each iteration but times, as exact text; of killed runs too."""
+    logged = {}
+    for entry in entries(work_dir):
+        if is_validation(entry):
+            continue
+        step = entry.pop('step')
+        values = {k: repr(v) for k, v in entry.items() if k not in ('time', 'data_time', 'epoch')}
+        assert 'loss' in values
+        logged.setdefault(step, []).append(values)
     return logged
+
+
+def is_validation(entry):
+    return 'mIoU' in entry or 'coco/bbox_mAP' in entry
+
+
+def validations(work_dir):
+    """The steps of the validations that were done."""
+    return sorted(entry['step'] for entry in entries(work_dir) if is_validation(entry))
 
 
 def assert_same_losses(work_dir, reference):

@@ -26,6 +26,7 @@ from .fault_jobs import (
     last_checkpoint,
     losses,
     output,
+    validations,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -248,7 +249,17 @@ def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
     options = ('--cfg-options', f'train_cfg.val_interval={interval}')
     assert server.run(config, work_dir, *options, faults=dict(preempt=())) == 0, output(work_dir)
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
-    assert max(losses(work_dir)) == dict(detection=8, segmentation=5)[task]
+    done = dict(detection=8, segmentation=5)[task]
+    assert max(losses(work_dir)) == done
+    assert not validations(work_dir)
+    # It is done when the run goes on, and once; all are when it goes on once more.
+    assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
+    repeated = f'the validation after iteration {done} was not done: now'
+    assert repeated in output(work_dir)
+    steps = dict(detection=[2, 4], segmentation=[5, 10, 14])[task]
+    assert validations(work_dir) == steps
+    assert server.run(config, work_dir, '--resume', *options) == 0
+    assert validations(work_dir) == steps
     finish(task, work_dir)
 
 
@@ -289,7 +300,7 @@ def test_another_batch_size(server, configs, tmp_path):
 # ---- several processes ----
 
 
-def start_ranks(server, config, work_dir, *args):
+def start_ranks(server, config, work_dir, *args, faults=({}, {})):
     """Two processes of one run, as torchrun starts them."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -297,8 +308,8 @@ def start_ranks(server, config, work_dir, *args):
     env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     args = ('--launcher', 'pytorch', *args)
     return [
-        server.start(config, work_dir, *args, env=dict(env, RANK=rank, LOCAL_RANK=rank))
-        for rank in '01'
+        server.start(config, work_dir, *args, env=dict(env, RANK=r, LOCAL_RANK=r), faults=fault)
+        for r, fault in zip('01', faults, strict=True)
     ]
 
 
@@ -344,6 +355,24 @@ def test_sigterm_to_one_rank(server, configs, reference_of_two, tmp_path):
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
     pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert_same_losses(work_dir, reference_of_two)
+    assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_rank_in_a_validation(server, configs, reference_of_two, tmp_path):
+    """Both stop after the same batch of it, and do it again."""
+    work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
+    config.write_text(configs['segmentation'].read_text().replace(NO_VALIDATION, ''))
+    options = ('--cfg-options', 'default_hooks.preemption.interval=1', 'train_cfg.val_interval=5')
+    faults = ({}, dict(preempt=()))
+    pids = start_ranks(server, config, work_dir, *options, faults=faults)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert last_checkpoint(work_dir).name == 'interrupted.pth'
+    assert max(losses(work_dir)) == 5 and not validations(work_dir)
+    pids = start_ranks(server, config, work_dir, '--resume', *options)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert validations(work_dir) == [5, 10, 14]
     assert_same_losses(work_dir, reference_of_two)
     assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
 

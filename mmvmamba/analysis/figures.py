@@ -1,8 +1,9 @@
-"""What the tools that draw share: their options, and a picture with its numbers beside it."""
+"""What the tools share: their options, and a picture or a table with its numbers beside it."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
     Args:
         parser (argparse.ArgumentParser): The tool's.
-        out (str): The default of ``--out``.
+        out (str): The default of ``--out``, a picture (.png) or numbers alone (.json).
     """
+    parser.set_defaults(out_suffix=Path(out).suffix)
+    picture = out.endswith('.png')
+    beside = 'the picture; the numbers come' if picture else 'the numbers; the same table comes'
     parser.add_argument(
         '--out',
         type=Path,
         default=Path(out),
-        metavar='PNG',
-        help=f'the picture; the numbers come beside it as .json (default: {out})',
+        metavar='PNG' if picture else 'JSON',
+        help=f'{beside} beside it as {".json" if picture else ".csv"} (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
     parser.add_argument(
@@ -46,12 +50,12 @@ def set_up(args: argparse.Namespace) -> torch.device:
     """Starts the log, seeds the weights and returns the device.
 
     Raises:
-        ValueError: If the device is not here, or the picture is no PNG.
+        ValueError: If the device is not here, or ``--out`` has another suffix.
     """
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    if args.out.suffix.lower() != '.png':
-        raise ValueError(f'--out must end in .png, but got {str(args.out)!r}')
+    if args.out.suffix.lower() != args.out_suffix:
+        raise ValueError(f'--out must end in {args.out_suffix}, but got {str(args.out)!r}')
     torch.manual_seed(args.seed)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
@@ -76,10 +80,33 @@ def write_figure(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=DPI, bbox_inches='tight')
-    numbers = out.with_suffix('.json')
+    write_json(out.with_suffix('.json'), device, results)
+    MMLogger.get_current_instance().info(f'wrote {out} and {out.with_suffix(".json")}')
+
+
+def write_json(path: Path, device: torch.device, results: Mapping[str, Any]) -> None:
+    """Writes numbers below the machine and the versions that they belong to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(describe_run(device), **results), indent=1)
-    numbers.write_text(text + '\n', encoding='utf-8')
-    MMLogger.get_current_instance().info(f'wrote {out} and {numbers}')
+    path.write_text(text + '\n', encoding='utf-8')
+
+
+def write_table(out: Path, device: torch.device, results: Mapping[str, Any]) -> None:
+    """Writes a JSON file, and beside it a CSV file of its rows.
+
+    Args:
+        out (Path): The JSON file.
+        device (torch.device): Where the numbers were computed.
+        results (Mapping): The numbers; ``results`` among them are the rows.
+    """
+    write_json(out, device, results)
+    rows = results['results']
+    table = out.with_suffix('.csv')
+    with table.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    MMLogger.get_current_instance().info(f'wrote {out} and {table}')
 
 
 def track(items: Sequence[Any]) -> Iterator[Any]:

@@ -30,7 +30,7 @@ def _stand_in(module: str, name: str) -> type:
 
 
 #: The yacs node in the authors' full training files.
-_CFG_NODE = _stand_in('yacs.config', 'CfgNode')
+CFG_NODE = _stand_in('yacs.config', 'CfgNode')
 #: The losses that MMEngine's runner saves.
 _HISTORY = _stand_in('mmengine.logging.history_buffer', 'HistoryBuffer')
 
@@ -121,7 +121,7 @@ def _safe_globals(history: type) -> Iterator[None]:
     """Allows what training runs save; torch 2.4 has no such context manager."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(
-        [argparse.Namespace, _CFG_NODE, history, *_numpy_globals(), _getter(history)]
+        [argparse.Namespace, CFG_NODE, history, *_numpy_globals(), _getter(history)]
     )
     try:
         yield

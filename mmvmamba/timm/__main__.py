@@ -19,7 +19,8 @@ def main() -> None:
     if not os.path.isfile(script):
         sys.exit(f'{_USAGE}\nSCRIPT must be a file, but got {script!r}')
     sys.argv = sys.argv[1:]
-    sys.path[0] = os.path.dirname(os.path.abspath(script))
+    if not getattr(sys.flags, 'safe_path', False):  # Python 3.11
+        sys.path[0] = os.path.dirname(os.path.abspath(script))
     runpy.run_path(script, run_name='__main__')
 
 

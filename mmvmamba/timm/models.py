@@ -6,11 +6,12 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from mmvmamba.nn import ARCHS, VMambaNet, convert_state_dict
-from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.nn.checkpoint_file import CFG_NODE, state_dict_of
 from mmvmamba.nn.factory import MODEL_NAMES
 from mmvmamba.nn.fit import compare, other_head, with_resized
 
@@ -28,6 +29,10 @@ _FILES = {
     'vanilla_base': '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth',
 }
 _FIRST_CONV = 'patch_embed.0'
+
+# timm reads weights only: with this the authors' full training files too, their settings as a
+# plain dictionary.
+torch.serialization.add_safe_globals([CFG_NODE])
 
 
 def _url(arch: str) -> str:

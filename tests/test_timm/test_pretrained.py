@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -50,6 +52,23 @@ def test_spellings(name, spelling, tmp_path):
     assert_loaded(loaded(path, f'vmamba_{name}'), state)
     model = timm.create_model(f'vmamba_{name}', checkpoint_path=str(path), **THIN)
     assert_loaded(model, state)
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_full_training_file_with_yacs_node(ema, tmp_path, monkeypatch):
+    """timm takes the moving average where there is one."""
+    CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
+    module = types.ModuleType('yacs.config')
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    state = state_of()
+    content = {'model': state, 'config': CfgNode(MODEL=CfgNode(NAME='vssm')), 'epoch': 2}
+    if ema:
+        content = {**content, 'model_ema': state, 'model': VMambaNet(**THIN).state_dict()}
+    path = save(tmp_path, content)
+    monkeypatch.delitem(sys.modules, 'yacs.config')
+    assert_loaded(loaded(path), state)
 
 
 def test_other_classes(tmp_path):

@@ -1,6 +1,7 @@
 """timm's scripts run with the models, in processes of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,26 @@ def test_no_script(args, words, monkeypatch):
         main()
 
 
+needs_script = pytest.mark.skipif(
+    TRAIN is None, reason="MMVMAMBA_TIMM_TRAIN does not name timm's train.py"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(TRAIN is None, reason="MMVMAMBA_TIMM_TRAIN does not name timm's train.py")
+@needs_script
+def test_options_in_the_docs(tmp_path):
+    text = (Path(__file__).parents[2] / 'docs' / 'timm.md').read_text().replace('\\\n', ' ')
+    commands = re.findall(r'^.*mmvmamba\.timm train\.py (.*)$', text, re.MULTILINE)
+    assert len(commands) == 3
+    result = run(Path(TRAIN).resolve(), '--help', cwd=tmp_path)
+    known = set(re.findall(r'(?<![\w-])--?[a-z][\w-]*', result.stdout))
+    for command in commands:
+        options = re.findall(r'(?<=\s)--?[a-z][\w-]*', command)
+        assert len(options) > 5 and set(options) <= known, set(options) - known
+
+
+@pytest.mark.slow
+@needs_script
 @pytest.mark.parametrize('way', ['runner', 'device modules'])
 def test_train_script(way, tmp_path):
     rng = np.random.default_rng(0)

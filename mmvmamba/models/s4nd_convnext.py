@@ -53,7 +53,8 @@ class AxisKernel(nn.Module):
         )
         A = torch.complex(-log_real.exp(), imag)
         step = log_dt.exp()[:, None] * A  # (dim, states)
-        weight = torch.view_as_complex(C) * ((step.exp() - 1) / A)
+        # In a channels-last model C is so too, which view_as_complex refuses.
+        weight = torch.complex(*C.unbind(-1)) * ((step.exp() - 1) / A)
         distance = torch.arange(length, device=step.device, dtype=acc)
         decay = torch.exp(step.unsqueeze(-1) * distance)
         return 2 * torch.einsum('kdn,dnl->kdl', weight, decay).real

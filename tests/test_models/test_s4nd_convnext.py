@@ -118,6 +118,15 @@ def test_maps_do_not_depend_on_what_else_is_asked_for():
     assert len(thin(out_indices=(1,)).stages) == 2
 
 
+def test_memory_format_changes_nothing():
+    images, model = torch.rand(2, 3, 64, 64), thin()
+    (plain,) = model(images)
+    (last,) = model.to(memory_format=torch.channels_last)(
+        images.contiguous(memory_format=torch.channels_last)
+    )
+    torch.testing.assert_close(last, plain)
+
+
 def test_every_pixel_reaches_every_position_in_one_block():
     block = thin().stages[0][0]
     x = torch.zeros(1, 8, 9, 12, requires_grad=True)

@@ -194,7 +194,9 @@ def _load_config_model(
 ) -> tuple[AnalysisModel, str | None]:
     """A model of a config or of mmpretrain's index, and where its weights are published."""
     if '::' in target or target.endswith('.py'):
-        cfg, published = _read_config(target), None
+        cfg, published = read_config(target), None
+        if 'backbone' not in (cfg.get('model') or {}):
+            raise ValueError(f'config {target!r} must have a model with a backbone')
         spec = spec.replace(target, Path(target.partition('::')[2] or target).stem)
     else:
         cfg, published = _find_published(target)
@@ -211,7 +213,12 @@ def _load_config_model(
     return AnalysisModel(spec, net, run, mean, std), published
 
 
-def _read_config(target: str) -> Config:
+def read_config(target: str) -> Config:
+    """Reads a config, a path or ``mmvmamba::...``.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
     register_config_packages()
     if '::' not in target and not Path(target).is_file():
         raise ValueError(f'config {target!r} does not exist')
@@ -224,8 +231,6 @@ def _read_config(target: str) -> Config:
         raise ValueError(
             f'config {target!r} cannot be read: {type(error).__name__}: {error}'
         ) from error
-    if 'backbone' not in (cfg.get('model') or {}):
-        raise ValueError(f'config {target!r} must have a model with a backbone')
     return cfg
 
 

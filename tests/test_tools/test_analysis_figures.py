@@ -123,3 +123,71 @@ def test_activation_map_needs_an_image(run_here, tmp_path):
         'analysis_tools/activation_map.py', tmp_path / 'none.png', THIN, 'none', '--query', 0, 0
     )
     assert code == 2 and 'cannot be read' in log
+
+
+def test_resolution_scaling(run_here, weights, tmp_path):
+    out = tmp_path / 'scaling.png'
+    short = ('--seconds', 0, '--min-rounds', 1, '--threads', 1, '--device', 'cpu')
+    models = (THIN, 'torch.nn:AvgPool2d+kernel_size=4')
+    code, log = run_here(
+        'analysis_tools/resolution_scaling.py', *models, '--sizes', '64', '32x64', *short,
+        *('--no-train', '--out', out),
+    )  # fmt: skip
+    assert code == 0, log
+    numbers = read(out, 'resolution_scaling')
+    rows = numbers['results']
+    assert [(row['model'], row['size']) for row in rows] == [
+        (model, size) for size in ('32x64', '64') for model in models
+    ]
+    net = VMambaNet('tiny', dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    params = sum(p.numel() for p in net.parameters())
+    assert rows[0]['params'] == params and rows[1]['params'] == 0
+    assert rows[0]['inference_mib'] > rows[0]['inference_extra_mib'] > 0
+    # The head's product and bias aside, all of it grows with the pixels.
+    assert numbers['exponents'][THIN]['gflops'] == pytest.approx(1, abs=0.05)
+    assert 'train_ms' not in rows[0] and 'top1' not in rows[0]
+
+
+def test_resolution_scaling_with_training_and_accuracy(
+    run_here, classification_config, weights, tmp_path
+):
+    text = classification_config.read_text()
+    config = tmp_path / 'sized.py'
+    resize = "dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')"
+    config.write_text(text.replace("dict(type='PackInputs')", resize))
+    from mmvmamba.analysis.models import load_model
+
+    torch.manual_seed(0)
+    file = tmp_path / 'classifier.pth'
+    torch.save(dict(state_dict=load_model(str(config)).net.state_dict()), file)
+    out = tmp_path / 'scaling.png'
+    code, log = run_here(
+        'analysis_tools/resolution_scaling.py', config, THIN, '--sizes', '32', '64', '--seconds', 0,
+        *('--min-rounds', 1, '--no-memory', '--checkpoint', file, 'none', '--dataset', config),
+        *('--out', out, '--device', 'cpu', '--precision', 'amp', '--batch-size', 2),
+    )  # fmt: skip
+    assert code == 0, log
+    rows = read(out, 'resolution_scaling')['results']
+    assert [row['model'] for row in rows[:2]] == ['sized (classifier.pth)', THIN]
+    assert [('top1' in row) for row in rows] == [True, False] * 2
+    assert all(0 <= row['top1'] <= 100 for row in rows[::2])
+    for row in rows:
+        assert row['train_images_per_s'] == pytest.approx(1e3 / row['train_ms'], rel=1e-2)
+        assert 'train_mib' not in row
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('--dataset', '.'), '--dataset needs --checkpoint'),
+        (('--checkpoint', 'a', 'b'), '--checkpoint must name one for each of the 1 models'),
+        (
+            ('--checkpoint', 'a', '--dataset', '.', '--sizes', '32x64'),
+            "square --sizes, but got ['32x64']",
+        ),
+        (('--batch-size', '0'), '--batch-size must be at least 1'),
+    ],
+)
+def test_resolution_scaling_refuses(run_here, args, message):
+    code, log = run_here('analysis_tools/resolution_scaling.py', THIN, *args)
+    assert code == 2 and message in log and 'Traceback' not in log

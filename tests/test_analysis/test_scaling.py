@@ -1,0 +1,158 @@
+"""Growth exponents and the accuracy at other sizes."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+from torch import nn
+
+from mmvmamba.analysis.models import AnalysisModel, load_model
+from mmvmamba.analysis.scaling import (
+    evaluation_loader,
+    growth_exponent,
+    resized_pipeline,
+    top1_accuracy,
+)
+
+CPU = torch.device('cpu')
+#: Of the colours (R, G, B) the class of a picture is its brightest.
+COLOURS = ('a_red', 'b_green', 'c_blue')
+
+CONFIG = """
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmvmamba.VMamba', arch=dict(dims=(8, 8), depths=(1, 1)), out_indices=(1,)
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=8, topk=(1,)),
+)
+data_preprocessor = dict(num_classes=3, mean=[90, 80, 70], std=[60, 50, 40], to_rgb=True)
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(40, 40)),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='PackInputs'),
+]
+test_dataloader = dict(
+    batch_size=5,
+    num_workers=0,
+    persistent_workers=False,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_root={root!r}, pipeline=pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+test_evaluator = dict(type='Accuracy', topk=(1,))
+test_cfg = dict()
+work_dir = {work_dir!r}
+randomness = dict(seed=3)
+"""
+
+
+class Brightest(nn.Module):
+    """Scores are the mean of R, G and B; remembers the sizes that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def forward(self, images):
+        self.seen.add(tuple(images.shape[2:]))
+        return images.mean((2, 3))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """Noisy pictures of a colour: four of red, green and blue, one of them in the wrong folder."""
+    root, rng = tmp_path_factory.mktemp('colours'), np.random.default_rng(0)
+    for channel, name in enumerate(COLOURS):
+        (root / name).mkdir()
+        for i in range(4):
+            picture = rng.integers(0, 100, (50, 70, 3), dtype=np.uint8)
+            wrong = (channel, i) == (0, 0)
+            picture[..., (channel + wrong) % 3] += 100
+            Image.fromarray(picture).save(root / name / f'{i}.png')
+    return root
+
+
+def wrapped(net):
+    return AnalysisModel('net', net, net, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
+def test_exponent_of_a_power(power):
+    pixels = [side**2 for side in (224, 384, 512)]
+    assert growth_exponent(pixels, [3 * p**power for p in pixels]) == pytest.approx(power)
+
+
+def test_exponent_is_least_squares():
+    pixels, costs = [1, 4, 9, 16], [2.0, 7.0, 21.0, 30.0]
+    expected = np.polyfit(np.log(pixels), np.log(costs), 1)[0]
+    assert growth_exponent(pixels, costs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('pixels, costs', [([4, 4], [1, 2]), ([4, 9], [1, 0]), ([4], [1])])
+def test_exponent_needs_two_sizes(pixels, costs):
+    with pytest.raises(ValueError, match='two different sizes'):
+        growth_exponent(pixels, costs)
+
+
+def test_accuracy_of_a_folder(root):
+    net = Brightest()
+    for side in (32, 48):
+        loader = evaluation_loader(str(root), side, batch_size=5)
+        assert top1_accuracy(wrapped(net), loader, CPU) == pytest.approx(100 * 11 / 12)
+    assert net.seen == {(32, 32), (48, 48)}
+
+
+def test_accuracy_of_a_config_is_that_of_its_test(root, tmp_path):
+    """At the config's own size the figure is the one of the runner."""
+    path = tmp_path / 'colours.py'
+    path.write_text(CONFIG.format(root=str(root), work_dir=str(tmp_path)))
+    torch.manual_seed(0)
+    model = load_model(str(path))
+    with torch.no_grad():
+        model.net.head.fc.weight.normal_()
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=model.net.state_dict()), weights)
+    cfg = Config.fromfile(path)
+    cfg.load_from = str(weights)
+    expected = Runner.from_cfg(cfg).test()['accuracy/top1']
+    loaded = load_model(str(path), str(weights))
+    found = top1_accuracy(loaded, evaluation_loader(str(path), 32, batch_size=4), CPU)
+    assert found == pytest.approx(expected) and 0 < found < 100
+    net = Brightest()
+    top1_accuracy(wrapped(net), evaluation_loader(str(path), 64, batch_size=4), CPU)
+    assert net.seen == {(64, 64)}
+
+
+def test_a_pipeline_grows_in_all_its_sides():
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=256, edge='short'),
+        dict(type='Resize', scale=(224, 448)),
+        dict(type='CenterCrop', crop_size=224),
+    ]
+    found = resized_pipeline(pipeline, 336)
+    assert [step.get('scale') for step in found] == [None, 384, (336, 672), None]
+    assert found[-1]['crop_size'] == 336 and pipeline[-1]['crop_size'] == 224
+
+
+def test_accuracy_refuses(root, tmp_path):
+    with pytest.raises(ValueError, match='no folder of classes and no config'):
+        evaluation_loader(str(tmp_path / 'nowhere'), 32, 1)
+    with pytest.raises(ValueError, match='must resize or crop'):
+        resized_pipeline([dict(type='PackInputs')], 32)
+    config = tmp_path / 'none.py'
+    config.write_text('x = 1\n')
+    with pytest.raises(ValueError, match='must have a test_dataloader'):
+        evaluation_loader(str(config), 32, 1)
+    loader = evaluation_loader(str(root), 32, 4)
+    with pytest.raises(ValueError, match='must be a classifier'):
+        top1_accuracy(wrapped(nn.Identity()), loader, CPU)
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match='knows 2 classes, but the data has a label 2'):
+        top1_accuracy(wrapped(small), evaluation_loader(str(root), 32, 12), CPU)

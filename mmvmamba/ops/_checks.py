@@ -134,7 +134,9 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     if backend == 'reference':
         return 'reference'
     device = value.device.type
-    if device == 'meta' and load_extension() is None:
+    # Nothing is computed on the meta device and in an export to ONNX, which translates the op.
+    symbolic = device == 'meta' or torch.onnx.is_in_onnx_export()
+    if symbolic and load_extension() is None:
         return 'native'
     if device == 'meta' and backend == 'auto':
         return 'chunked'

@@ -1,0 +1,59 @@
+"""What docs/faq.md says: its Python runs, its table is that of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from mmvmamba.models import MM_VSSM  # noqa: E402
+
+TEXT = (Path(__file__).parents[1] / 'docs' / 'faq.md').read_text()
+
+
+def test_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    blocks = re.findall(r'^```python\n(.*?)^```', TEXT, re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    from mmvmamba.ops import load_extension
+
+    assert names['reason'] == load_extension()
+    said = re.search(r'# \.\.\. (.*), \.\.\.$', TEXT, re.MULTILINE)[1]
+    assert said in names['message']
+    assert names['scan'] > 0
+    x = names['x']
+    assert x.dtype == torch.float16 and x.isfinite().all()
+
+
+def arguments(text):
+    """{'scan': ['cascade']} of "`scan='cascade'`", later ones without their name."""
+    found, name = [], None
+    for given, value in re.findall(r"`(?:(\w+)=)?('\w+'|True)`", text):
+        name = given or name
+        found.append((name, True if value == 'True' else value.strip("'")))
+    return found
+
+
+def test_table_of_forward_types():
+    rows = re.findall(r'^\| (`?_?\w.*?) \| (.*) \|$', TEXT, re.MULTILINE)
+    checked = set()
+    for left, right in rows[1:]:
+        parts = re.findall(r'`(\w+)`', left)
+        if 'nothing' in left:
+            parts = ['', *parts]
+        if left.startswith('`v01'):
+            parts = ['v01', 'v02', 'v03', 'v04', 'v05', 'v2', 'v3']
+        values = arguments(right)
+        for i, part in enumerate(parts):
+            forward_type = part if re.match('v', part) else f'v05{part}'
+            settings = MM_VSSM(dims=8, depths=(1, 1, 1, 1), forward_type=forward_type).settings
+            # One value for each part, or all of them for all parts.
+            each = len(values) == len(parts) and len({name for name, _ in values}) == 1
+            for name, value in [values[i]] if each else values:
+                assert getattr(settings, name) == value, forward_type
+            checked.add(part)
+    assert len(checked) == 7 + 3 + 2 + 3 + 5 + 1 + 1

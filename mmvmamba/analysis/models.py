@@ -317,14 +317,15 @@ def _load_weights(model: AnalysisModel, checkpoint: str, output: str) -> None:
         tensors = convert_state_dict(tensors)
     else:
         tensors = adapt_state_dict(net, tensors)
+    # Buffers are constants that follow from the arguments, which older files may lack.
+    own = {key for key, _ in net.named_parameters()}
+    if output == 'map':  # a file for other classes has the same backbone
+        own = {key for key in own if not key.startswith(_head_of(net))}
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(_head_of(net))}
     try:
         result = net.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # another shape
         raise ValueError(f'checkpoint {checkpoint!r} does not fit {model.name}: {error}') from error
-    # Buffers are constants that follow from the arguments, which older files may lack.
-    own = {key for key, _ in net.named_parameters()}
-    if output == 'map' and hasattr(net, 'backbone'):
-        own = {key for key in own if key.startswith('backbone.')}
     missing = [key for key in result.missing_keys if key in own]
     if missing:
         raise ValueError(
@@ -334,3 +335,12 @@ def _load_weights(model: AnalysisModel, checkpoint: str, output: str) -> None:
     MMLogger.get_current_instance().info(
         f'{model.name}: {checkpoint}, {len(result.unexpected_keys)} tensors of it not needed'
     )
+
+
+def _head_of(net: nn.Module) -> tuple[str, ...]:
+    """What the names of the parameters behind the last map begin with."""
+    if isinstance(net, VMambaNet):
+        return ('classifier.head.',)
+    if not hasattr(net, 'backbone'):
+        return ()
+    return tuple(f'{name}.' for name, _ in net.named_children() if name != 'backbone')

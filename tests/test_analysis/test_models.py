@@ -139,6 +139,13 @@ def test_a_map_needs_no_head(tmp_path):
     torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
     with pytest.raises(ValueError, match='head'):
         load_model('resnet18_8xb32_in1k', file)
+    # Nor that a file was trained for as many classes.
+    backbone['head.fc.weight'] = torch.zeros(6, 512)
+    torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
+    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
+    with pytest.raises(ValueError, match='does not fit'):
+        load_model('resnet18_8xb32_in1k', file)
 
 
 def test_published_weights_are_those_of_the_index(monkeypatch):

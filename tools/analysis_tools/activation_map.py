@@ -143,8 +143,8 @@ def draw_map(place: Axes, values: torch.Tensor, title: str) -> None:
 
 def draw_positive(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
     """A map in image order that cannot be negative; the patch itself does not set the scale."""
-    others = values.flatten().cpu().tolist()
-    others.pop(patch.query)
+    shown = values.flatten().tolist()
+    others = shown[: patch.query] + shown[patch.query + 1 :] or shown
     place.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
     place.add_patch(frame(patch.x - 0.5, patch.y - 0.5, 1, 1))
     place.set_title(title, fontsize=8)

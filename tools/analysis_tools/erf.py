@@ -154,7 +154,11 @@ def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
         return [list(panels[i : i + COLUMNS]) for i in range(0, len(panels), COLUMNS)]
     before = {panel.model: panel for panel in panels if panel.state == UNTRAINED}
     after = {panel.model: panel for panel in panels if panel.state != UNTRAINED}
-    return [[before[name] for name in models], [after.get(name) for name in models]]
+    grid: list[list[Panel | None]] = []
+    for i in range(0, len(models), COLUMNS):
+        part = models[i : i + COLUMNS]
+        grid += [[before[name] for name in part], [after.get(name) for name in part]]
+    return grid
 
 
 def draw(panels: Sequence[Panel]) -> Figure:

@@ -122,10 +122,11 @@ def compare(
         median; None where the GPU's memory is too small.
     """
     logger = MMLogger.get_current_instance()
+    specs = list(dict.fromkeys(specs))
     logger.info(f'{len(specs)} models, {settings.text}')
     rows: dict[str, Row] = {}
     models: dict[str, AnalysisModel] = {}
-    for spec in track(list(dict.fromkeys(specs))):
+    for spec in track(specs):
         model = _load_quietly(spec, settings.size)
         rows[spec] = _size_of(model, settings.size)
         if modes:
@@ -233,5 +234,5 @@ def _cell(key: str, value: Any) -> str:
     if key in ('params', 'flops'):
         return f'{value / 1e6:.1f}' if key == 'params' else f'{value / 1e9:.2f}'
     if key.endswith('images_per_s'):
-        return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
+        return f'{value:.0f}' if value >= 100 else f'{value:.2f}'
     return f'{value:.2f}' if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """Prints the paper's ablation tables: sizes counted, speeds measured here, accuracies quoted.
 
-Each model is counted and timed once; the rows that share one show the same figures. Accuracies and
-A100 throughputs are the paper's.
+The models of a table run in turn; rows that share a model show the same figures. Accuracies and
+throughputs of an A100 are the paper's.
 
 Example:
     python tools/analysis_tools/ablation_table.py
@@ -65,18 +65,13 @@ def main() -> None:
     tables = check_tables(args.tables)
     device = figures.set_up(args)
     settings = throughput.read_settings(args, device)
-    measured = throughput.compare(
-        [row.model for table in tables for row in ABLATIONS[table]],
-        settings,
-        device,
-        args.modes,
-        args.seconds,
-        args.min_rounds,
-    )
     logger = MMLogger.get_current_instance()
-    logger.info(settings.text)
     rows = []
     for table in tables:
+        specs = [row.model for row in ABLATIONS[table]]
+        measured = throughput.compare(
+            specs, settings, device, args.modes, args.seconds, args.min_rounds
+        )
         part = rows_of(table, measured)
         columns = COLUMNS | (A100 if any(row['paper_inference'] for row in part) else {})
         logger.info(f'{table}\n{throughput.format_table(part, columns)}')

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from . import measure
 from .figures import track
 from .flops import count_multiply_adds
-from .measure import Row, parse_size, size_text
+from .measure import Call, Row, parse_size, size_text
 from .models import AnalysisModel, load_model
 
 MODES = {'inference': False, 'train': True}
@@ -55,10 +55,27 @@ class Settings:
         )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that :func:`read_settings` reads, and how long to measure."""
+def add_arguments(parser: argparse.ArgumentParser, sizes: Sequence[int] | None = None) -> None:
+    """Adds the options that :func:`read_settings` reads, and how long to measure.
+
+    Args:
+        parser (argparse.ArgumentParser): The tool's.
+        sizes (Sequence[int], optional): The default of ``--sizes``. Defaults to None, ``--size``.
+    """
     add = parser.add_argument
-    add('--size', type=parse_size, default=(224, 224), help='224 or 800x1333 (default: 224)')
+    kind = dict(type=parse_size, metavar='SIZE')
+    if sizes is None:
+        add('--size', default=(224, 224), help='224 or 800x1333 (default: 224)', **kind)
+    else:
+        shown = ' '.join(map(str, sizes))
+        default = [(side, side) for side in sizes]
+        add(
+            '--sizes',
+            nargs='+',
+            default=default,
+            help=f'such as 800x1333 (default: {shown})',
+            **kind,
+        )
     add('--batch-size', type=int, help='images at a time (default: 128 on a GPU, 8 on a CPU)')
     add('--no-amp', action='store_true', help='float32 instead of mixed precision')
     add('--compile', action='store_true', help='compile the models with torch.compile')
@@ -76,8 +93,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--threads', type=int, help="CPU threads; the default is PyTorch's choice")
 
 
-def read_settings(args: argparse.Namespace, device: torch.device) -> Settings:
+def read_settings(
+    args: argparse.Namespace, device: torch.device, size: tuple[int, int] | None = None
+) -> Settings:
     """The settings that were given to a tool.
+
+    Args:
+        args (argparse.Namespace): What :func:`add_arguments` defined.
+        device (torch.device): Where the models run.
+        size (tuple[int, int], optional): One of ``--sizes``. Defaults to None, ``--size``.
 
     Raises:
         ValueError: If a number is too small.
@@ -89,7 +113,7 @@ def read_settings(args: argparse.Namespace, device: torch.device) -> Settings:
     if args.threads:
         torch.set_num_threads(args.threads)
     return Settings(
-        size=args.size,
+        size=size or args.size,
         batch_size=args.batch_size or BATCH_SIZES.get(device.type, BATCH_SIZES['cuda']),
         amp=not args.no_amp,
         compile=args.compile,
@@ -128,13 +152,14 @@ def compare(
     models: dict[str, AnalysisModel] = {}
     for spec in track(specs):
         model = _load_quietly(spec, settings.size)
-        rows[spec] = _size_of(model, settings.size)
+        rows[spec] = count(model, settings.size)
         if modes:
-            models[spec] = _placed(model, settings, device)
-    with _tf32(settings.tf32):
+            models[spec] = place(model, settings, device)
+    with tf32(settings.tf32):
         for mode in modes:
             logger.info(f'{mode}: rounds of all models in turn')
-            times = _time(models, settings, device, MODES[mode], seconds, min_rounds)
+            calls = make_calls(models, settings, device, mode)
+            times = measure.interleave(calls, device, seconds, min_rounds)
             for spec, row in rows.items():
                 row |= _speed(mode, settings.batch_size, times.get(spec))
     return rows
@@ -151,36 +176,41 @@ def _load_quietly(spec: str, size: tuple[int, int]) -> AnalysisModel:
         logger.setLevel(level)
 
 
-def _size_of(model: AnalysisModel, size: tuple[int, int]) -> Row:
+def count(model: AnalysisModel, size: tuple[int, int]) -> Row:
+    """``params`` and ``flops`` (multiply-adds for an image) of a model on the CPU."""
     # On the CPU, whose attention is one op that is counted; GPUs have several.
     flops = count_multiply_adds(model, torch.zeros(1, 3, *size)).total
     return dict(params=sum(p.numel() for p in model.parameters()), flops=flops)
 
 
-def _placed(model: AnalysisModel, settings: Settings, device: torch.device) -> AnalysisModel:
+def place(model: AnalysisModel, settings: Settings, device: torch.device) -> AnalysisModel:
+    """Moves a model to where and to how it is measured."""
     memory = torch.channels_last if settings.channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=memory)
 
 
-def _time(
-    models: Mapping[str, AnalysisModel],
-    settings: Settings,
-    device: torch.device,
-    train: bool,
-    seconds: float,
-    min_rounds: int,
-) -> dict[str, list[float]]:
+def make_calls(
+    models: Mapping[str, AnalysisModel], settings: Settings, device: torch.device, mode: str
+) -> dict[str, Call]:
+    """A step of each model, whose mode it sets, on the same random images.
+
+    Args:
+        models (Mapping[str, AnalysisModel]): What :func:`place` returned, by name.
+        settings (Settings): What they have in common.
+        device (torch.device): Where they are.
+        mode (str): 'inference' or 'train'.
+    """
     if settings.compile:
         measure.allow_recompilation()
     memory = torch.channels_last if settings.channels_last else torch.contiguous_format
     images = torch.randn(settings.batch_size, 3, *settings.size, device=device)
     images = images.contiguous(memory_format=memory)
+    train = MODES[mode]
     how = ('amp' if settings.amp else 'fp32', 'compiled' if settings.compile else 'eager')
-    calls = {
+    return {
         spec: measure.make_call(model.train(train), images, train, *how)
         for spec, model in models.items()
     }
-    return measure.interleave(calls, device, seconds, min_rounds)
 
 
 def _speed(mode: str, batch_size: int, times: Sequence[float] | None) -> Row:
@@ -192,7 +222,7 @@ def _speed(mode: str, batch_size: int, times: Sequence[float] | None) -> Row:
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Iterator[None]:
     """Sets TF32 of products and convolutions, and puts back what was."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision('high' if allowed else 'highest')

@@ -131,7 +131,7 @@ def test_resolution_scaling(run_here, weights, tmp_path):
     models = (THIN, 'torch.nn:AvgPool2d+kernel_size=4')
     code, log = run_here(
         'analysis_tools/resolution_scaling.py', *models, '--sizes', '64', '32x64', *short,
-        *('--no-train', '--out', out),
+        *('--modes', 'inference', '--no-amp', '--batch-size', 1, '--out', out),
     )  # fmt: skip
     assert code == 0, log
     numbers = read(out, 'resolution_scaling')
@@ -144,7 +144,7 @@ def test_resolution_scaling(run_here, weights, tmp_path):
     assert rows[0]['params'] == params and rows[1]['params'] == 0
     assert rows[0]['inference_mib'] > rows[0]['inference_extra_mib'] > 0
     # The head's product and bias aside, all of it grows with the pixels.
-    assert numbers['exponents'][THIN]['gflops'] == pytest.approx(1, abs=0.05)
+    assert numbers['exponents'][THIN]['flops'] == pytest.approx(1, abs=0.05)
     assert 'train_ms' not in rows[0] and 'top1' not in rows[0]
 
 
@@ -164,7 +164,7 @@ def test_resolution_scaling_with_training_and_accuracy(
     code, log = run_here(
         'analysis_tools/resolution_scaling.py', config, THIN, '--sizes', '32', '64', '--seconds', 0,
         *('--min-rounds', 1, '--no-memory', '--checkpoint', file, 'none', '--dataset', config),
-        *('--out', out, '--device', 'cpu', '--precision', 'amp', '--batch-size', 2),
+        *('--out', out, '--device', 'cpu', '--batch-size', 2),
     )  # fmt: skip
     assert code == 0, log
     rows = read(out, 'resolution_scaling')['results']

@@ -1,7 +1,7 @@
 """Measures how models scale with the size of their images, and draws it.
 
 Parameters, multiply-adds, inference, training and peak memory over the size, with the exponent p of
-each that grows as pixels^p; with a data set and checkpoints the accuracy too, without fine-tuning.
+what grows as pixels^p; with a data set and checkpoints the accuracy too, without fine-tuning.
 The models of a size run in turn, in one process; a training step is forward and backward.
 
 Example:
@@ -9,7 +9,7 @@ Example:
         swin-tiny_16xb64_in1k swin-tiny_16xb64_in1k+window_size=scaled \
         convnext-tiny_32xb128_in1k xcit-small-12-p16_3rdparty_in1k --sizes 224 384 512 768
     python tools/analysis_tools/resolution_scaling.py CONFIG --checkpoint epoch_300.pth \
-        --dataset data/imagenet/val --sizes 224 288 384 512 640 768 --no-train
+        --dataset data/imagenet/val --sizes 224 288 384 512 640 768 --modes
 """
 
 import argparse
@@ -25,9 +25,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 
-from mmvmamba.analysis import figures, measure  # noqa: E402
-from mmvmamba.analysis.flops import count_multiply_adds  # noqa: E402
-from mmvmamba.analysis.measure import MIB, Row, parse_size, size_text  # noqa: E402
+from mmvmamba.analysis import figures, measure, throughput  # noqa: E402
+from mmvmamba.analysis.measure import MIB, Row, size_text  # noqa: E402
 from mmvmamba.analysis.models import (  # noqa: E402
     CHECKPOINT_HELP,
     MODEL_HELP,
@@ -35,13 +34,14 @@ from mmvmamba.analysis.models import (  # noqa: E402
     load_model,
 )
 from mmvmamba.analysis.scaling import evaluation_loader, growth_exponent, top1_accuracy  # noqa: E402
+from mmvmamba.analysis.throughput import Settings  # noqa: E402
 from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
 
-SIZES = ((224, 224), (384, 384), (512, 512), (768, 768), (1024, 1024), (1536, 1536))
+SIZES = (224, 384, 512, 768, 1024, 1536)
 #: What is drawn: the key of a row, its name, and the key whose growth is fitted.
 PANELS = (
-    ('gflops', 'multiply-adds (G)', 'gflops'),
+    ('flops', 'multiply-adds', 'flops'),
     ('inference_ms', 'inference (ms / image)', 'inference_ms'),
     ('train_ms', 'training (ms / image)', 'train_ms'),
     ('inference_mib', 'peak memory, inference (MiB)', 'inference_extra_mib'),
@@ -57,26 +57,6 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add('models', nargs='+', metavar='MODEL', help=MODEL_HELP)
-    add(
-        '--sizes',
-        nargs='+',
-        type=parse_size,
-        default=SIZES,
-        metavar='SIZE',
-        help='224 or 800x1333 (default: 224 384 512 768 1024 1536)',
-    )
-    add('--batch-size', type=int, default=1, help='images at a time (default: 1)')
-    add('--precision', choices=('fp32', 'amp'), default='fp32')
-    add('--run', choices=('eager', 'compiled'), default='eager', help='with torch.compile or not')
-    add(
-        '--seconds',
-        type=float,
-        default=5,
-        help='for each comparison, warm-up excluded (default: 5)',
-    )
-    add('--min-rounds', type=int, default=3, help='the least rounds of a comparison (default: 3)')
-    add('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
-    add('--no-train', action='store_true', help='leave out what concerns training')
     add('--no-memory', action='store_true', help='leave out the peak memory')
     add(
         '--checkpoint',
@@ -89,6 +69,7 @@ def parse_args() -> argparse.Namespace:
         help='a folder with a folder of images for each class, or the config of a classifier '
         'with test data: draws the accuracy of the models with checkpoints',
     )
+    throughput.add_arguments(parser, SIZES)
     figures.add_arguments(parser, 'work_dirs/resolution_scaling.png')
     return parser.parse_args()
 
@@ -102,8 +83,6 @@ def check_args(args: argparse.Namespace) -> None:
             f'{len(files)}'
         )
     args.checkpoint = [None if file == 'none' else file for file in files]
-    if args.batch_size < 1:
-        raise UserError('--batch-size must be at least 1')
     if args.dataset and not any(args.checkpoint):
         raise UserError('--dataset needs --checkpoint: random weights have no accuracy')
     oblong = [size_text(*size) for size in args.sizes if size[0] != size[1]]
@@ -112,68 +91,57 @@ def check_args(args: argparse.Namespace) -> None:
     args.sizes = sorted(set(args.sizes), key=lambda size: size[0] * size[1])
 
 
-def build(
-    args: argparse.Namespace, size: Sequence[int], device: torch.device
-) -> list[AnalysisModel]:
-    """All models for images of this size."""
-    models = []
-    for spec, checkpoint in zip(args.models, args.checkpoint, strict=True):
+def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisModel]:
+    """All models for images of this size, by name."""
+    models = {}
+    for spec, file in zip(args.models, args.checkpoint, strict=True):
         torch.manual_seed(args.seed)
-        models.append(load_model(spec, checkpoint, size=size).to(device))
+        model = load_model(spec, file, size=size)
+        models[f'{model.name} ({os.path.basename(file)})' if file else model.name] = model
     return models
 
 
-def measure_calls(
-    args: argparse.Namespace, models: list[AnalysisModel], images: torch.Tensor, mode: str
-) -> list[Row]:
-    """Time and peak memory of one step of each model, in turn; {} for one that found no memory."""
-    train = mode == 'train'
-    if args.run == 'compiled':
-        measure.allow_recompilation()
-    calls = {}
-    for i, model in enumerate(models):
-        model.train(train)
-        calls[str(i)] = measure.make_call(model, images, train, args.precision, args.run)
-    times = measure.interleave(calls, images.device, args.seconds, args.min_rounds)
-    rows: list[Row] = []
-    for i, model in enumerate(models):
-        row: Row = {}
-        if str(i) in times:
-            found = measure.summarise(times[str(i)])
-            row[f'{mode}_ms'] = round(found['median_ms'] / len(images), 4)
-            row[f'{mode}_images_per_s'] = round(1e3 * len(images) / found['median_ms'], 3)
-            row[f'{mode}_spread'] = found['spread']
-            if not args.no_memory:
-                extra = measure.extra_memory(calls[str(i)], images.device)
-                row[f'{mode}_extra_mib'] = round(extra / MIB, 2)
-                row[f'{mode}_mib'] = round((extra + measure.model_bytes(model)) / MIB, 2)
-        rows.append(row)
-        model.eval()
+def measure_mode(
+    args: argparse.Namespace, models: dict[str, AnalysisModel], settings: Settings, mode: str
+) -> dict[str, Row]:
+    """Time and peak memory of one step of each model that finds the memory for it."""
+    calls = throughput.make_calls(models, settings, args.device, mode)
+    rows: dict[str, Row] = {}
+    for name, times in measure.interleave(
+        calls, args.device, args.seconds, args.min_rounds
+    ).items():
+        found = measure.summarise(times)
+        rows[name] = {
+            f'{mode}_ms': round(found['median_ms'] / settings.batch_size, 4),
+            f'{mode}_images_per_s': round(1e3 * settings.batch_size / found['median_ms'], 3),
+            f'{mode}_spread': found['spread'],
+        }
+        if not args.no_memory:
+            extra = measure.extra_memory(calls[name], args.device)
+            rows[name][f'{mode}_extra_mib'] = round(extra / MIB, 2)
+            weights = measure.model_bytes(models[name])
+            rows[name][f'{mode}_mib'] = round((extra + weights) / MIB, 2)
     return rows
 
 
-def measure_size(args: argparse.Namespace, size: Sequence[int], device: torch.device) -> list[Row]:
+def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     """One row for each model at one size."""
-    models = build(args, size, device)
-    images = torch.randn(args.batch_size, 3, *size, device=device)
-    names = (
-        f'{model.name} ({os.path.basename(file)})' if file else model.name
-        for model, file in zip(models, args.checkpoint, strict=True)
-    )
-    pixels = size[0] * size[1]
-    rows: list[Row] = [dict(model=name, size=size_text(*size), pixels=pixels) for name in names]
-    for mode in ('inference',) if args.no_train else ('inference', 'train'):
-        for row, found in zip(rows, measure_calls(args, models, images, mode), strict=True):
-            row.update(found)
-    for row, model, file in zip(rows, models, args.checkpoint, strict=True):
+    size = settings.size
+    models = build(args, size)
+    rows: dict[str, Row] = {}
+    for name, model in models.items():
+        rows[name] = dict(model=name, size=size_text(*size), pixels=size[0] * size[1])
+        rows[name] |= throughput.count(model, size)
+        throughput.place(model, settings, args.device)
+    with throughput.tf32(settings.tf32):
+        for mode in args.modes:
+            for name, found in measure_mode(args, models, settings, mode).items():
+                rows[name] |= found
+    for (name, model), file in zip(models.items(), args.checkpoint, strict=True):
         if args.dataset and file:
-            loader = evaluation_loader(args.dataset, size[0], args.batch_size)
-            row['top1'] = round(top1_accuracy(model, loader, device), 3)
-        row['params'] = sum(p.numel() for p in model.parameters())
-        # Nothing is computed on the meta device; it is the last that the model is used for.
-        counted = count_multiply_adds(model.to('meta'), torch.zeros(1, 3, *size, device='meta'))
-        row['gflops'] = round(counted.total / 1e9, 6)
-    return rows
+            loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
+            rows[name]['top1'] = round(top1_accuracy(model.eval(), loader, args.device), 3)
+    return list(rows.values())
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -240,29 +208,25 @@ def log_rows(rows: Sequence[Row]) -> None:
 def main() -> None:
     args = parse_args()
     check_args(args)
-    device = figures.set_up(args)
-    logging.getLogger('mmvmamba.analysis').setLevel(logging.WARNING)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args.device = figures.set_up(args)
+    logging.getLogger(measure.__name__).setLevel(logging.WARNING)
     rows: list[Row] = []
     for i, size in enumerate(args.sizes):
-        progress = f'size {size_text(*size)}, {i + 1} of {len(args.sizes)}'
-        MMLogger.get_current_instance().info(progress)
-        part = measure_size(args, size, device)
+        settings = throughput.read_settings(args, args.device, size)
+        MMLogger.get_current_instance().info(f'{i + 1} of {len(args.sizes)}: {settings.text}')
+        part = measure_size(args, settings)
         log_rows(part)
         rows += part
     powers = exponents(rows)
     results = dict(
         tool='resolution_scaling',
-        batch_size=args.batch_size,
-        precision=args.precision,
-        run=args.run,
+        settings=dict(throughput.describe(settings), size=None),
         checkpoints=[file and os.path.basename(file) for file in args.checkpoint],
         dataset=args.dataset and os.path.basename(os.path.normpath(args.dataset)),
         exponents=powers,
         results=rows,
     )
-    figures.write_figure(draw(rows, powers), args.out, device, results)
+    figures.write_figure(draw(rows, powers), args.out, args.device, results)
 
 
 if __name__ == '__main__':

@@ -30,8 +30,8 @@ class FSDPStrategy(_FSDPStrategy):
             filename (str): The checkpoint.
             **kwargs: The arguments of MMEngine's strategy.
         """
-        one_file = self.state_dict_type == StateDictType.FULL_STATE_DICT and '://' not in filename
-        if not (one_file and is_main_process()):
+        whole = self.state_dict_type == StateDictType.FULL_STATE_DICT
+        if not (whole and is_main_process()) or '://' in str(filename):
             super().save_checkpoint(filename, **kwargs)
             return
         with whole_file(filename) as part:

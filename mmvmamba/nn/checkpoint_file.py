@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import pickle
 import re
@@ -143,7 +144,8 @@ def _numpy_globals() -> list[Callable]:
         for core in ('core', '_core')  # numpy 1 and 2
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
     ]
-    return [np.ndarray, np.dtype, *dtypes, *aliases]
+    # A pickle writes the bytes of a scalar as text; PyTorch knows it from 2.5 on.
+    return [np.ndarray, np.dtype, codecs.encode, *dtypes, *aliases]
 
 
 def _getter(history: type) -> Callable:

@@ -177,9 +177,12 @@ def _load_quietly(spec: str, size: tuple[int, int]) -> AnalysisModel:
 
 
 def count(model: AnalysisModel, size: tuple[int, int]) -> Row:
-    """``params`` and ``flops`` (multiply-adds for an image) of a model on the CPU."""
-    # On the CPU, whose attention is one op that is counted; GPUs have several.
-    flops = count_multiply_adds(model, torch.zeros(1, 3, *size)).total
+    """``params`` and ``flops`` (multiply-adds for an image) of a model.
+
+    It must be on the CPU, or on the meta device where nothing is computed: there attention is one
+    op that is counted; GPUs have several.
+    """
+    flops = count_multiply_adds(model, torch.zeros(1, 3, *size, device=model.mean.device)).total
     return dict(params=sum(p.numel() for p in model.parameters()), flops=flops)
 
 

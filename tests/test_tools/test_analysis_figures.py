@@ -186,6 +186,7 @@ def test_resolution_scaling_with_training_and_accuracy(
             "square --sizes, but got ['32x64']",
         ),
         (('--batch-size', '0'), '--batch-size must be at least 1'),
+        ((THIN,), 'each model must be given once'),
     ],
 )
 def test_resolution_scaling_refuses(run_here, args, message):

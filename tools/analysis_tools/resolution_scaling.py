@@ -82,6 +82,8 @@ def check_args(args: argparse.Namespace) -> None:
             f'--checkpoint must name one for each of the {len(args.models)} models, but has '
             f'{len(files)}'
         )
+    if len(set(zip(args.models, files, strict=True))) < len(files):
+        raise UserError(f'each model must be given once, but got {args.models}')
     args.checkpoint = [None if file == 'none' else file for file in files]
     if args.dataset and not any(args.checkpoint):
         raise UserError('--dataset needs --checkpoint: random weights have no accuracy')
@@ -131,7 +133,6 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     rows: dict[str, Row] = {}
     for name, model in models.items():
         rows[name] = dict(model=name, size=size_text(*size), pixels=size[0] * size[1])
-        rows[name] |= throughput.count(model, size)
         throughput.place(model, settings, args.device)
     with throughput.tf32(settings.tf32):
         for mode in args.modes:
@@ -141,6 +142,7 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
         if args.dataset and file:
             loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
             rows[name]['top1'] = round(top1_accuracy(model.eval(), loader, args.device), 3)
+        rows[name] |= throughput.count(model.to('meta'), size)  # the last that it is used for
     return list(rows.values())
 
 

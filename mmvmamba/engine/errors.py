@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import linecache
 import os
 import sys
@@ -61,12 +62,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     Args:
         main (Callable): The tool.
     """
+    code: int | str | None = 0
     try:
         main()
-        _end_process_group()
-    except SystemExit:
-        _end_process_group()
-        raise
+    except SystemExit as stop:
+        code = stop.code
     except KeyboardInterrupt:
         sys.stderr.write('\ninterrupted\n')
         sys.exit(130)
@@ -79,15 +79,19 @@ def run(main: Callable[[], None]) -> NoReturn:
             f'({_TRACEBACK_VARIABLE}=1 shows where it was raised)\n'
         )
         sys.exit(2)
-    sys.exit(0)
+    _end_process_group()
+    sys.exit(code)
 
 
 def _end_process_group() -> None:
-    """Threads of gloo that still run when the process exits may abort it.
+    """Waits for the threads of gloo.
 
-    torchrun takes that for a failure, and on several nodes the other agents then wait for minutes.
+    A thread that still frees the tensors of its last collective when the interpreter shuts down
+    aborts the process. torchrun takes that for a failure, and on several nodes its other agents
+    then wait for minutes. The threads end with the group's last owner: the model's wrapper is one.
     """
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -20,13 +20,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, DefaultScope
-from torch import nn
 
 from mmvmamba.engine import errors, launch
 from mmvmamba.engine.errors import UserError
-from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
+from mmvmamba.models.checkpoint import load_whole
 from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.nn.checkpoint_file import state_dict_of
 
 logger = logging.getLogger('inference')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -69,17 +67,6 @@ def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
         return DATASETS.build(dataset).metainfo
 
 
-def load_weights(model: nn.Module, checkpoint: Any, filename: str) -> None:
-    """Loads a checkpoint of MMEngine or of the authors.
-
-    Raises:
-        ValueError: If it does not fit.
-    """
-    tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename))
-    check_fit(model, tensors, filename, whole=True)
-    model.load_state_dict(tensors, strict=False)
-
-
 def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInferencer:
     """Builds the inferencer of the package that a config is for.
 
@@ -110,7 +97,7 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
             inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
         else:
             raise UserError(f'default_scope must be mmdet, mmseg or mmpretrain, but is {task!r}')
-    load_weights(inferencer.model, checkpoint, filename)
+    load_whole(inferencer.model, checkpoint, filename)
     meta = dataset_meta(cfg, checkpoint)
     if task == 'mmpretrain':
         inferencer.classes = meta.get('classes')

@@ -76,6 +76,22 @@ def check_backbone(
         MMLogger.get_current_instance().info(f'{type(model).__name__}: {fit}')
 
 
+def load_whole(model: nn.Module, checkpoint: Any, filename: str) -> None:
+    """Loads a detector, segmentor or classifier from a checkpoint of MMEngine or of the authors.
+
+    Args:
+        model (nn.Module): The whole model.
+        checkpoint (Any): What :func:`read_checkpoint` returned.
+        filename (str): Its name, for messages.
+
+    Raises:
+        ValueError: If not every tensor of the model is in it.
+    """
+    tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename))
+    check_fit(model, tensors, filename, whole=True)
+    model.load_state_dict(tensors, strict=False)
+
+
 def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the tensors of a file the names that a detector, segmentor or classifier uses.
 

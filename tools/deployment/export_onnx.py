@@ -1,0 +1,244 @@
+"""Exports a classifier, a segmentor, or a detector's backbone and neck to ONNX.
+
+The graph has ONNX's standard ops alone, of opset 20. Its input is a batch of images (N, 3, H, W) as
+the model's data preprocessor leaves them: normalised and padded. Its outputs are a classifier's
+scores before softmax, a segmentor's logits in the size of the input, or a detector's maps.
+
+Example:
+    python tools/deployment/export_onnx.py configs/vmamba/vmamba-t_8xb128_in1k.py \
+        vssm1_tiny_0230s_ckpt_epoch_264.pth vmamba-t.onnx --dynamic --check
+"""
+
+import argparse
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.model_flops import build_model
+from mmvmamba.engine import errors, launch
+from mmvmamba.engine.errors import UserError
+from mmvmamba.models.checkpoint import load_whole
+from mmvmamba.models.checkpoint_file import read_checkpoint
+
+OPSET = 20
+SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
+PARTS = ('whole', 'neck', 'backbone')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    launch.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('out', help='the file to write, OUT.onnx')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='size of the image (default: 224 224 for classification, 800 1344 for detection and '
+        '512 512 for segmentation)',
+    )
+    parser.add_argument('--batch', type=int, default=1, help='images in a batch (default: 1)')
+    parser.add_argument(
+        '--dynamic', action='store_true', help='take batches and images of any size'
+    )
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
+        'detection, else whole)',
+    )
+    parser.add_argument(
+        '--fp16',
+        action='store_true',
+        help='matrix products and convolutions in float16, all else in float32',
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='run the file by ONNX Runtime on the CPU and compare results and times with PyTorch',
+    )
+    return parser.parse_args()
+
+
+class Exported(nn.Module):
+    """What a file computes: a batch of normalised images -> scores, logits or maps."""
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.part == 'backbone':
+            return tuple(self.model.backbone(images))
+        if self.part == 'neck':
+            return tuple(self.model.extract_feat(images))
+        out = self.model(images, mode='tensor')
+        if not hasattr(self.model, 'decode_head'):
+            return out
+        corners = self.model.align_corners
+        return F.interpolate(out, images.shape[2:], mode='bilinear', align_corners=corners)
+
+
+def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
+    """The part to export, checked against the model.
+
+    Raises:
+        UserError: If the model has no such part, or it cannot be exported whole.
+    """
+    task = launch.task_of(cfg)
+    if task not in SHAPES:
+        raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but is {task!r}')
+    part = part or ('neck' if task == 'mmdet' else 'whole')
+    if part == 'whole' and task == 'mmdet':
+        raise UserError(
+            '--part whole: of a detector the backbone and neck are exported; proposals, boxes and '
+            'masks are left to the program that uses them'
+        )
+    if part == 'neck' and getattr(model, 'neck', None) is None:
+        raise UserError(f'--part neck: {type(model).__name__} has no neck')
+    if part == 'whole' and hasattr(getattr(model, 'decode_head', None), 'pixel_decoder'):
+        raise UserError(
+            f'--part whole: {type(model.decode_head).__name__} predicts from its queries and needs '
+            "the images' samples; --part backbone works"
+        )
+    return part
+
+
+def output_names(part: str, task: str, count: int) -> list[str]:
+    if part == 'whole':
+        return ['scores' if task == 'mmpretrain' else 'logits']
+    return [f'map{i}' for i in range(count)]
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module, images: Tensor, names: Sequence[str], dynamic: bool, half: bool, path: Path
+) -> None:
+    """Writes a model to a file and checks it.
+
+    Args:
+        model (nn.Module): What takes the images alone, in eval mode.
+        images (Tensor): A batch (N, 3, H, W).
+        names (Sequence[str]): The outputs' names.
+        dynamic (bool): Whether N, H and W are free.
+        half (bool): Whether products and convolutions are in float16.
+        path (Path): The file.
+    """
+    import onnx
+
+    from mmvmamba.engine.onnx import translations, use_half_products
+
+    shapes = None
+    if dynamic:
+        shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
+        # An export fixes a size of 1, and takes two sizes that are equal for one.
+        images = images.new_zeros(2, 3, 256, 352)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=FutureWarning)
+        warnings.filterwarnings('ignore', category=DeprecationWarning)
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=['images'],
+            output_names=list(names),
+            dynamic_shapes=shapes,
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+    if half:
+        use_half_products(program.model)
+    program.save(path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+@torch.no_grad()
+def compare(model: nn.Module, images: Tensor, path: Path, seconds: float = 10) -> str:
+    """Runs a file and its model, both on the CPU, with the threads of PyTorch.
+
+    Returns:
+        str: The largest error of each output, absolute and over the standard deviation of
+        PyTorch's output, and the median times.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    inputs = {'images': images.numpy()}
+    expected = model(images)
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+    lines = []
+    for value, got, want in zip(
+        session.get_outputs(), session.run(None, inputs), expected, strict=True
+    ):
+        got = torch.from_numpy(got)
+        if not got.isfinite().all():
+            raise ValueError(f'{path}: {value.name} has values that are not finite')
+        error = (got - want).abs().max()
+        lines.append(
+            f'{value.name} {tuple(got.shape)}: largest error {error:.2e}, normalised '
+            f'{error / want.std():.2e}'
+        )
+    calls = {'onnxruntime': lambda: session.run(None, inputs), 'torch': lambda: model(images)}
+    times = measure.interleave(calls, images.device, seconds)
+    rows = {name: measure.summarise(values)['median_ms'] for name, values in times.items()}
+    lines.append(
+        f'ONNX Runtime {rows["onnxruntime"]:.1f} ms, PyTorch {rows["torch"]:.1f} ms, '
+        f'{rows["onnxruntime"] / rows["torch"]:.2f} times its time, median of '
+        f'{len(times["torch"])}, {torch.get_num_threads()} thread(s)'
+    )
+    return '\n'.join(lines)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.shape and min(args.shape) < 1:
+        raise UserError(f'--shape must be a height and a width of at least 1, got {args.shape}')
+    if args.batch < 1:
+        raise UserError(f'--batch must be at least 1, but got {args.batch}')
+    if not args.out.endswith('.onnx'):
+        raise UserError(f'out must end with .onnx, but got {args.out!r}')
+    for name in ('onnx', 'onnxscript', *(['onnxruntime'] if args.check else [])):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise UserError(f'{name} is needed: pip install {name} ({error})') from error
+
+
+def main() -> None:
+    args = parse_args()
+    check_arguments(args)
+    logger = MMLogger.get_instance('export_onnx')
+    cfg = launch.load_config(args)
+    model = build_model(cfg)
+    load_whole(model, read_checkpoint(args.checkpoint), args.checkpoint)
+    part = choose_part(cfg, model, args.part)
+    task = launch.task_of(cfg)
+    model = Exported(model, part).eval()
+    images = torch.randn(args.batch, 3, *(args.shape or SHAPES[task]))
+    with torch.no_grad():
+        outputs = model(images)
+    count = 1 if isinstance(outputs, Tensor) else len(outputs)
+    path = Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export(model, images, output_names(part, task, count), args.dynamic, args.fp16, path)
+    logger.info(f'{path}: {part} of {os.path.basename(args.config)}, opset {OPSET}')
+    if args.check:
+        logger.info(compare(model, images, path))
+
+
+if __name__ == '__main__':
+    errors.run(main)

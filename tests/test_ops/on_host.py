@@ -13,6 +13,8 @@ from mmvmamba.ops.cross_scan import resolve_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = Path(__file__).resolve().parent / 'host_harness' / 'harness.cpp'
+# Environments with different torches share the source tree.
+FOLDER = ROOT / 'build' / 'host_harness' / torch.__version__
 
 
 def can_build():
@@ -21,7 +23,7 @@ def can_build():
     return shutil.which(compiler) is not None and torch.utils.cpp_extension.is_ninja_available()
 
 
-def build(csrc=ROOT / 'csrc', folder=ROOT / 'build' / 'host_harness', name='mmvmamba_host'):
+def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_host'):
     """Compiles the harness with the headers and faces in ``csrc``; returns the library's path."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = ['-O1', '-g0', '-fvisibility=hidden']

@@ -1,6 +1,7 @@
 """The ops as PyTorch knows them: gradients, autocast, compilation, tracing, transforms."""
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -19,6 +20,8 @@ from .cases import run, selective_inputs, ss2d_inputs
 native_only = pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')
 pytestmark = native_only
 ORDERS = [0, 1, 2, 3]
+# torch 2.4 has no tolerances and passes with its own.
+LOOSE = dict(atol=1e-2, rtol=1e-2) if 'atol' in inspect.signature(opcheck).parameters else {}
 OPS = {'ss2d_scan': (ss2d_scan, ss2d_inputs), 'selective_scan': (selective_scan, selective_inputs)}
 BOTH = pytest.mark.parametrize('op', list(OPS))
 
@@ -38,7 +41,7 @@ def test_opcheck_ss2d_scan(batch, dtype):
     inputs = ss2d_inputs(batch=batch, dtype=dtype, layout='permuted')
     for out_dtype, save in ((dtype, True), (inputs['A'].dtype, False)):
         args = (*leaves(inputs), ORDERS, out_dtype, save)
-        opcheck(torch.ops.mmvmamba.ss2d_scan.default, args, atol=1e-2, rtol=1e-2)
+        opcheck(torch.ops.mmvmamba.ss2d_scan.default, args, **LOOSE)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -219,7 +222,8 @@ def test_one_compilation_serves_all_map_sizes(training):
             if training:
                 grads = torch.autograd.grad(y.sum(), list(layer.parameters()))
                 wants = torch.autograd.grad(want.sum(), list(layer.parameters()))
-                torch.testing.assert_close(grads, wants)
+                # Sums over all positions, in another order.
+                torch.testing.assert_close(grads, wants, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -89,6 +89,8 @@ def _register(formulas: Mapping[str, Callable[..., int]]) -> None:
         op = getattr(torch.ops.mmvmamba, name)
         if op not in flop_registry:
             register_flop_formula(op)(formula)
+            # torch 2.4 registers the overload, and then looks for the op.
+            flop_registry.setdefault(op, flop_registry.get(op.default))
 
 
 _register({'scan_mark': _scan_mark_flops})

@@ -5,13 +5,14 @@ from . import flops as flops
 from ._extension import ExtensionUnavailableWarning, has_kernel, load_extension
 from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
 from .selective_scan import selective_scan, selective_scan_reference
-from .ss2d_scan import ss2d_scan, ss2d_scan_reference
+from .ss2d_scan import decompositions, ss2d_scan, ss2d_scan_reference
 
 __all__ = [
     'SCAN_PATTERNS',
     'ExtensionUnavailableWarning',
     'cross_merge',
     'cross_scan',
+    'decompositions',
     'has_kernel',
     'load_extension',
     'selective_scan',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ._checks import (
     needs_states,
     without_autocast,
 )
+from ._extension import load_extension
 from ._mark import mark_scan
 from .cross_scan import resolve_pattern, to_map, to_sequence
 from .selective_scan import scan_chunked, scan_reference
@@ -141,3 +142,27 @@ def ss2d_scan(
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
     y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, needs_states(inputs))
     return y
+
+
+def decompositions() -> dict[Callable, Callable]:
+    """The scan of a map in PyTorch's own ops, for ``ExportedProgram.run_decompositions``.
+
+    A program that was exported for a fixed size then runs without this package. It holds about
+    2 sqrt(H W) steps for each scan and direction, so it is long, and slower than the kernels.
+
+    Returns:
+        dict: The decomposition of ``mmvmamba::ss2d_scan``.
+
+    Raises:
+        RuntimeError: If the native extension, which defines the op, is not loaded.
+    """
+    reason = load_extension()
+    if reason is not None:
+        raise RuntimeError(f'there is no op to decompose without the native extension: {reason}')
+    return {torch.ops.mmvmamba.ss2d_scan.default: _decomposed}
+
+
+def _decomposed(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
+    inputs = (x, proj, dt_weight, dt_bias, A, D)
+    y = ss2d_scan_reference(*inputs, orders, out_dtype, scan_chunked)
+    return y, x.new_empty((0,), dtype=A.dtype)  # no states: a program for inference

@@ -50,9 +50,12 @@ def register_config_packages() -> None:
 
     MMEngine looks a base's package up in a table of distribution names. It names the open-mmlab
     distribution of mmseg, which the maintained forks do not carry, and does not know this package.
-    Import names work for both families. To be called before a config is read.
+    What is no distribution it finds as a module. For mmseg that is the import name; here it is a
+    module of the package, as mmengine 0.10.7 takes the folder of a distribution's metadata for
+    that of the code, which it is not in an editable installation. To be called before a config is
+    read.
     """
-    MODULE2PACKAGE['mmvmamba'] = 'mmvmamba'
+    MODULE2PACKAGE['mmvmamba'] = __name__
     if importlib.util.find_spec('mmseg') is not None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 

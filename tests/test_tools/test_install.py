@@ -41,7 +41,10 @@ from mmengine.registry import MODELS
 import mmvmamba.registry
 from mmvmamba.ops import has_kernel, load_extension
 path = Path(mmvmamba.__file__).parent
-cfgs = [Config.fromfile(address) for address in {addresses!r}]
+cfgs = []
+for address in {addresses!r}:
+    Path('base.py').write_text(f'_base_ = [{{address!r}}]')
+    cfgs.append(Config.fromfile('base.py'))
 net = MODELS.build(dict(type='mmvmamba.VMamba', arch=dict(dims=(8, 16), depths=(1, 1)),
                         out_indices=(1,)))
 net(torch.rand(1, 3, 32, 32))[0].sum().backward()

@@ -4,49 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmvmamba.nn.checkpoint import rename_tensors, to_image_classifier
+from mmvmamba.nn.checkpoint import last_stage, split_state_dict, to_image_classifier
 
 TARGETS = ('mmvmamba', 'authors')
 KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
 
 _PREFIX = 'backbone.'
 _CLASSIFIER = 'classifier.'
-
-
-def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Splits any file's tensors into those of the backbone and those of heads and necks.
-
-    Args:
-        tensors (Mapping[str, Tensor]): In any released spelling, with or without ``backbone.``.
-
-    Returns:
-        tuple: The backbone's by today's names, without the prefix, those of a classifier as
-        ``classifier.*`` among them; and all others as they are.
-    """
-    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
-    others = {key: value for key, value in tensors.items() if not key.startswith(_PREFIX)}
-    if len(others) == len(tensors):
-        return rename_tensors(tensors), {}
-    inside = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k not in others}
-    inside = rename_tensors(inside)
-    if 'head.fc.weight' in others:
-        # mmpretrain's names; the norm before the average is the last stage's output norm.
-        inside |= {
-            key.replace('head.fc.', 'classifier.head.'): value
-            for key, value in others.items()
-            if key.startswith('head.fc.')
-        }
-        last = f'outnorm{_last_stage(inside)}.'
-        inside = {key.replace(last, 'classifier.norm.'): value for key, value in inside.items()}
-        others = {key: value for key, value in others.items() if not key.startswith('head.fc.')}
-    return inside, others
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
@@ -99,12 +69,7 @@ def _classifier(inside: dict[str, Tensor], to: str) -> dict[str, Any]:
         raise ValueError(f'a classifier needs {lacking}, which the file does not hold')
     if to == 'authors':
         return {'model': inside}
-    return {'state_dict': to_image_classifier(inside, _last_stage(inside))}
-
-
-def _last_stage(tensors: Mapping[str, Tensor]) -> int:
-    stages = [int(m[1]) for key in tensors if (m := re.match(r'layers\.(\d+)\.', key))]
-    return max(stages, default=0)
+    return {'state_dict': to_image_classifier(inside, last_stage(inside))}
 
 
 def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

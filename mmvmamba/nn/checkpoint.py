@@ -22,6 +22,7 @@ _RENAMES = (
     (r'\.op\.dt_projs\.bias$', '.op.dt_projs_bias'),
 )
 _DIRECTIONS = 4
+_BACKBONE = 'backbone.'
 
 
 def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
@@ -91,6 +92,41 @@ def to_image_classifier(tensors: Mapping[str, Tensor], last_stage: int = 3) -> d
             key = f'backbone.{key}'
         result[key] = value
     return result
+
+
+def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Splits any file's tensors into those of the backbone and those of heads and necks.
+
+    Args:
+        tensors (Mapping[str, Tensor]): In any released spelling, with or without ``backbone.``.
+
+    Returns:
+        tuple: The backbone's by today's names, without the prefix, those of a classifier as
+        ``classifier.*`` among them; and all others as they are.
+    """
+    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    others = {key: value for key, value in tensors.items() if not key.startswith(_BACKBONE)}
+    if len(others) == len(tensors):
+        return rename_tensors(tensors), {}
+    inside = {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if k not in others}
+    inside = rename_tensors(inside)
+    if 'head.fc.weight' in others:
+        # mmpretrain's names; the norm before the average is the last stage's output norm.
+        inside |= {
+            key.replace('head.fc.', 'classifier.head.'): value
+            for key, value in others.items()
+            if key.startswith('head.fc.')
+        }
+        last = f'outnorm{last_stage(inside)}.'
+        inside = {key.replace(last, 'classifier.norm.'): value for key, value in inside.items()}
+        others = {key: value for key, value in others.items() if not key.startswith('head.fc.')}
+    return inside, others
+
+
+def last_stage(tensors: Mapping[str, Tensor]) -> int:
+    """The last stage that the tensors of a backbone or classifier are of."""
+    stages = [int(m[1]) for key in tensors if (m := re.match(r'layers\.(\d+)\.', key))]
+    return max(stages, default=0)
 
 
 def _convert_tensor(key: str, value: Tensor, merging: set[str]) -> tuple[str, Tensor]:

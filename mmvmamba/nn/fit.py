@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import convert_state_dict, resize_pos_embed
+from .checkpoint import convert_state_dict, resize_pos_embed, split_state_dict
 
 #: What a classification file lacks in a backbone, and the other way round.
 _EXPECTED_MISSING = re.compile(r'(backbone\.)?outnorm\d+\.')
@@ -94,7 +94,9 @@ def load_tensors(
         ValueError: If nothing or not all of the model is there, or a shape differs.
     """
     own = model.state_dict()
-    tensors = with_resized(convert_state_dict(tensors), own)
+    is_classifier = model.out_indices is None
+    tensors = split_state_dict(tensors)[0] if is_classifier else convert_state_dict(tensors)
+    tensors = with_resized(tensors, own)
     dropped = other_head(tensors, own) if new_head else ()
     fit = compare(own, {key: value for key, value in tensors.items() if key not in dropped})
     wrong = [key for key in surprising(fit.missing) if key not in dropped]

@@ -10,7 +10,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mmvmamba.nn import ARCHS, VMambaNet, convert_state_dict
+from mmvmamba.nn import ARCHS, VMambaNet
+from mmvmamba.nn.checkpoint import split_state_dict
 from mmvmamba.nn.checkpoint_file import CFG_NODE, state_dict_of
 from mmvmamba.nn.factory import MODEL_NAMES
 from mmvmamba.nn.fit import compare, other_head, with_resized
@@ -70,7 +71,8 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
         ValueError: If nothing fits, a part of the backbone is missing or a shape differs.
     """
     own = model.state_dict()
-    tensors = with_resized(convert_state_dict(state_dict_of(content, 'for timm')), own)
+    tensors, _ = split_state_dict(state_dict_of(content, 'for timm'))
+    tensors = with_resized(tensors, own)
     adapted = {f'{_FIRST_CONV}.weight', *other_head(tensors, own)} & tensors.keys()
     fit = compare({**own, **{key: tensors[key] for key in adapted}}, tensors)
     missing = [key for key in fit.missing if not key.startswith('classifier.')]

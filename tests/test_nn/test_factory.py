@@ -129,6 +129,23 @@ def test_detector(tmp_path):
         thin(pretrained=path)
 
 
+def test_image_classifier(tmp_path):
+    """What mmpretrain trains, with its names: the norm is the backbone's, the head not."""
+    state = noisy_state(num_classes=5)
+    file = {'data_preprocessor.mean': torch.zeros(3)}
+    for key, value in state.items():
+        if key.startswith('classifier.head.'):
+            file[key.replace('classifier.head.', 'head.fc.')] = value
+        else:
+            file['backbone.' + key.replace('classifier.norm.', 'outnorm3.')] = value
+    path = save(tmp_path, {'meta': {}, 'state_dict': file})
+    net = thin(pretrained=path, num_classes=5)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    backbone = thin(pretrained=path, features_only=True, out_indices=(3,))
+    assert torch.equal(backbone.outnorm3.weight, state['classifier.norm.weight'])
+
+
 def without_a_block(state):
     return {key: value for key, value in state.items() if 'layers.2.blocks.1.' not in key}
 

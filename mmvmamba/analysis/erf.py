@@ -15,18 +15,28 @@ class ReceptiveField:
 
     Args:
         gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, not negative.
-        centre (tuple[float, float]): Row and column of the middle of the area whose place in the
-            last map is its centre, in pixels.
     """
 
     gradient: Tensor
-    centre: tuple[float, float]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Row and column of the mean place, weighted by the squared gradient, in pixels.
+
+        Where the centre of the last map looks differs between networks: a patch is seen from its
+        middle, a convolution with a stride and padding from its upper left corner. The square
+        finds the bright place in a wide field.
+        """
+        weights = self.gradient.square()
+        rows, columns = weights.sum(1), weights.sum(0)
+        return tuple(
+            float((v * torch.arange(len(v)).to(v)).sum() / v.sum()) for v in (rows, columns)
+        )
 
     def distances(self) -> Tensor:
         """The distance (H, W) of each pixel's middle from the centre, in pixels."""
         H, W = self.gradient.shape
-        y = torch.arange(H, dtype=torch.float64) - self.centre[0]
-        x = torch.arange(W, dtype=torch.float64) - self.centre[1]
+        y, x = (torch.arange(n) - c for n, c in zip((H, W), self.centre, strict=True))
         return (y.square()[:, None] + x.square()).sqrt()
 
     def share_within(self, radii: Sequence[float]) -> list[float]:
@@ -75,9 +85,9 @@ def receptive_field(
         ValueError: If there are no images, they differ in size, ``features`` gives no map, or no
             pixel has a gradient.
     """
-    total, count, centre = None, 0, (0.0, 0.0)
+    total, count = None, 0
     for batch in images:
-        gradient, centre = _gradient(features, batch)
+        gradient = _gradient(features, batch)
         if total is None:
             total = torch.zeros_like(gradient)
         if gradient.shape != total.shape:
@@ -91,13 +101,11 @@ def receptive_field(
         raise ValueError('images must hold at least one batch, but is empty')
     if not total.sum() > 0:
         raise ValueError('the centre of the last map has no positive gradient in any image')
-    return ReceptiveField(total / count, centre)
+    return ReceptiveField(total / count)
 
 
-def _gradient(
-    features: Callable[[Tensor], Tensor], batch: Tensor
-) -> tuple[Tensor, tuple[float, float]]:
-    """The rectified gradient (H, W), summed over a batch, and the centre."""
+def _gradient(features: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """The rectified gradient (H, W), summed over a batch."""
     batch = batch.detach().requires_grad_()
     with torch.enable_grad():
         maps = features(batch)
@@ -106,7 +114,4 @@ def _gradient(
         h, w = maps.shape[2:]
         # Images of a batch do not depend on each other in eval mode.
         (gradient,) = torch.autograd.grad(maps[:, :, h // 2, w // 2].relu().sum(), batch)
-    centre = tuple(
-        (n // 2 + 0.5) * side / n - 0.5 for n, side in zip((h, w), batch.shape[2:], strict=True)
-    )
-    return gradient.double().relu().sum((0, 1)).cpu(), centre
+    return gradient.double().relu().sum((0, 1)).cpu()

@@ -9,7 +9,8 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,19 +157,20 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
     net = build(**options)
     if not isinstance(net, nn.Module):
         raise TypeError(f'model {target!r} must give an nn.Module, but gave {type(net).__name__}')
-    _initialise(net)
+    if hasattr(net, 'init_weights'):
+        with _quiet():
+            net.init_weights()
     return net
 
 
-def _initialise(net: nn.Module) -> None:
-    """As its config and its authors say; MMEngine would log each parameter."""
-    if not hasattr(net, 'init_weights'):
-        return
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps MMEngine from logging each parameter, and mmpretrain what it makes of a config."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        net.init_weights()
+        yield
     finally:
         logger.setLevel(level)
 
@@ -201,8 +203,9 @@ def _load_config_model(
     else:
         cfg, published = _find_published(target)
     cfg.model.backbone = _adapted_backbone(target, cfg, options, output, size)
-    net = build_model(cfg)
-    _initialise(net)
+    with _quiet():
+        net = build_model(cfg)
+        net.init_weights()
     is_classifier = cfg.get('default_scope') == 'mmpretrain'
     # A backbone's maps; of a classifier without losses, the head's scores.
     run = net if is_classifier and output == 'scores' else net.backbone

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -151,7 +150,7 @@ def compare(
     rows: dict[str, Row] = {}
     models: dict[str, AnalysisModel] = {}
     for spec in track(specs):
-        model = _load_quietly(spec, settings.size)
+        model = load_model(spec, size=settings.size)
         rows[spec] = count(model, settings.size)
         if modes:
             models[spec] = place(model, settings, device)
@@ -163,17 +162,6 @@ def compare(
             for spec, row in rows.items():
                 row |= _speed(mode, settings.batch_size, times.get(spec))
     return rows
-
-
-def _load_quietly(spec: str, size: tuple[int, int]) -> AnalysisModel:
-    """Without what mmpretrain tells of each of its models, between which the bar would be lost."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        return load_model(spec, size=size)
-    finally:
-        logger.setLevel(level)
 
 
 def count(model: AnalysisModel, size: tuple[int, int]) -> Row:

@@ -78,24 +78,41 @@ def test_a_patch_is_all_that_a_patch_embedding_sees():
     field = receptive_field(nn.Conv2d(3, 8, 4, 4), [torch.rand(1, 3, 32, 48)])
     seen = field.gradient > 0
     assert seen[16:20, 24:28].any() and not seen[:16].any() and not seen[:, 28:].any()
-    assert field.centre == (17.5, 25.5)  # the middle of that patch
-    assert field.share_within([0.5, 2.2]) == pytest.approx([0.0, 1.0])
+    assert field.share_within([100])[0] == 1
+
+
+def test_centre_is_where_the_network_looks():
+    """The middle of a patch; the corner of one for convolutions with padding."""
+    image = [torch.rand(1, 3, 32, 64, dtype=torch.float64)]
+    patches = receptive_field(nn.AvgPool2d(4), image)
+    assert patches.centre == pytest.approx((17.5, 33.5))
+    assert patches.share_within([0.7, 0.8, 1.6, 2.2]) == pytest.approx([0, 0.25, 0.75, 1])
+    image = [torch.rand(1, 1, 32, 64, dtype=torch.float64)]
+    field = receptive_field(convolutions((3, 2), (3, 2)), image)
+    assert field.centre == pytest.approx((16, 32))
+
+
+def test_wide_background_does_not_move_the_centre():
+    gradient = torch.full((100, 100), 1e-4, dtype=torch.float64)
+    gradient[40:44, 60:64] = 1 / 16
+    assert ReceptiveField(gradient).centre == pytest.approx((41.5, 61.5), abs=0.05)
 
 
 def test_shares_and_radii_of_a_disc():
-    field = ReceptiveField(torch.ones(101, 101, dtype=torch.float64), (50.0, 50.0))
+    field = ReceptiveField(torch.ones(101, 101, dtype=torch.float64))
     field.gradient[field.distances() > 40] = 0
+    assert field.centre == pytest.approx((50, 50))
     shares = field.share_within([0, 20, 40, 100])
     # A disc of half the radius has a quarter of the area, up to the pixels on its rim.
     assert shares == pytest.approx([1 / (math.pi * 1600), 0.25, 1, 1], abs=5e-3)
     assert field.radius_of(0.25) == pytest.approx(20, abs=0.3)
-    assert field.radius_of(1.0) == 40
+    assert field.radius_of(1.0) == pytest.approx(40)
     picture = field.picture()
     assert picture.max() == 1 and set(picture.unique().tolist()) == {0.0, 1.0}
 
 
 def test_picture_is_the_fifth_root():
-    field = ReceptiveField(torch.tensor([[32.0, 1.0]], dtype=torch.float64), (0.0, 0.0))
+    field = ReceptiveField(torch.tensor([[32.0, 1.0]], dtype=torch.float64))
     torch.testing.assert_close(field.picture(), torch.tensor([[1.0, 0.5]], dtype=torch.float64))
 
 
@@ -112,4 +129,4 @@ def test_refuses_what_has_no_field():
         nn.init.zeros_(net.weight)
         receptive_field(net, [torch.ones(1, 1, 8, 8)])
     with pytest.raises(ValueError, match='share must be'):
-        ReceptiveField(torch.ones(2, 2), (0.0, 0.0)).radius_of(0)
+        ReceptiveField(torch.ones(2, 2)).radius_of(0)

@@ -141,7 +141,7 @@ def numbers(panel: Panel, size: Sequence[int]) -> dict[str, Any]:
     return dict(
         model=panel.model,
         state=panel.state,
-        centre=panel.field.centre,
+        centre=[round(place, 2) for place in panel.field.centre],
         share_within={str(r): round(share, 6) for r, share in zip(radii, shares, strict=True)},
         radius_of_share={str(s): round(panel.field.radius_of(s), 2) for s in SHARES},
     )

@@ -23,6 +23,8 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 import torch  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import LogLocator  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 
 from mmvmamba.analysis import figures, measure, throughput  # noqa: E402
@@ -39,14 +41,14 @@ from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
-#: What is drawn: the key of a row, its name, and the key whose growth is fitted.
+#: What is drawn: the key of a row, its name, its unit, and the key whose growth is fitted.
 PANELS = (
-    ('flops', 'multiply-adds', 'flops'),
-    ('inference_ms', 'inference (ms / image)', 'inference_ms'),
-    ('train_ms', 'training (ms / image)', 'train_ms'),
-    ('inference_mib', 'peak memory, inference (MiB)', 'inference_extra_mib'),
-    ('train_mib', 'peak memory, training (MiB)', 'train_extra_mib'),
-    ('top1', 'top-1 accuracy (%)', None),
+    ('flops', 'multiply-adds (G)', 1e9, 'flops'),
+    ('inference_ms', 'inference (ms / image)', 1, 'inference_ms'),
+    ('train_ms', 'training (ms / image)', 1, 'train_ms'),
+    ('inference_mib', 'peak memory, inference (MiB)', 1, 'inference_extra_mib'),
+    ('train_mib', 'peak memory, training (MiB)', 1, 'train_extra_mib'),
+    ('top1', 'top-1 accuracy (%)', 1, None),
 )
 COLUMNS = 3
 
@@ -154,7 +156,7 @@ def exponents(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for model in dict.fromkeys(row['model'] for row in rows):
         found[model] = {}
-        for key in (key for _, _, key in PANELS if key):
+        for key in (key for *_, key in PANELS if key):
             points = [row for row in rows if row['model'] == model and row.get(key, 0) > 0]
             if len({row['pixels'] for row in points}) > 1:
                 pixels, costs = [row['pixels'] for row in points], [row[key] for row in points]
@@ -166,37 +168,43 @@ def draw_panel(
     place: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, float]]
 ) -> None:
     """One quantity over the side of a square of as many pixels, a line for each model."""
-    key, title, fitted = panel
+    key, title, unit, fitted = panel
     ticks = sorted({row['pixels'] ** 0.5 for row in rows})
-    for i, model in enumerate(dict.fromkeys(row['model'] for row in rows)):
+    for i, model in enumerate(powers):
         own = [row for row in rows if row['model'] == model and key in row]
-        points = [(row['pixels'] ** 0.5, row[key]) for row in own]
-        power = powers[model].get(fitted)
-        label = model if power is None else f'{model}: pixels$^{{{power:.2f}}}$'
-        if points:
-            place.plot(*zip(*points, strict=True), 'o-', markersize=3, color=f'C{i}', label=label)
+        if own:
+            points = zip(*((row['pixels'] ** 0.5, row[key] / unit) for row in own), strict=True)
+            label = f'p = {powers[model][fitted]:.2f}' if fitted in powers[model] else None
+            place.plot(*points, 'o-', markersize=3, color=f'C{i}', label=label)
     place.set_xscale('log')
-    if key != 'top1':
+    if fitted:
         place.set_yscale('log')
-    place.set_xticks(ticks, [f'{tick:.0f}' for tick in ticks], fontsize=7)
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    place.set_xticks(ticks, [f'{tick:.0f}' for tick in ticks])
     place.minorticks_off()
+    place.yaxis.set_major_formatter('{x:g}')
+    place.tick_params(labelsize=7)
     place.grid(alpha=0.3)
     place.set_title(title, fontsize=9)
     place.set_xlabel('image side (pixels)', fontsize=8)
-    place.legend(fontsize=6)
+    if place.get_legend_handles_labels()[1]:
+        place.legend(fontsize=6)
 
 
-def draw(rows: Sequence[Row], powers: dict[str, dict[str, float]]) -> Figure:
+def draw(rows: Sequence[Row], powers: dict[str, dict[str, float]], heading: str) -> Figure:
     """A panel for each quantity that was measured."""
     panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.3 * columns, 3.6 * lines), layout='constrained')
+    figure = Figure(figsize=(3.6 * columns, 3.1 * lines + 0.6), layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False)
     for place in axes.flat[len(panels) :]:
         place.set_axis_off()
     for place, panel in zip(axes.flat, panels, strict=False):
         draw_panel(place, rows, panel, powers)
+    names = [Line2D([], [], color=f'C{i}', marker='o', markersize=3) for i in range(len(powers))]
+    figure.legend(names, list(powers), loc='outside lower center', ncols=columns, fontsize=7)
+    figure.suptitle(heading, fontsize=8)
     return figure
 
 
@@ -228,7 +236,11 @@ def main() -> None:
         exponents=powers,
         results=rows,
     )
-    figures.write_figure(draw(rows, powers), args.out, args.device, results)
+    machine = measure.describe_machine(args.device)
+    heading = f'{machine.get("gpu") or machine["cpu"]}, {machine["threads"]} threads, '
+    heading += f'batch {settings.batch_size}, {"AMP" if settings.amp else "float32"}'
+    heading += '; p: the cost grows as pixels$^p$, memory without the weights'
+    figures.write_figure(draw(rows, powers, heading), args.out, args.device, results)
 
 
 if __name__ == '__main__':

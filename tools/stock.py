@@ -8,12 +8,17 @@ Example:
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import logging
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
+
+import numpy as np
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
@@ -51,6 +56,20 @@ def run_tool(path: Path, arguments: list[str]) -> None:
     runpy.run_path(str(path), run_name='__main__')
 
 
+@contextlib.contextmanager
+def images_that_cv2_draws_on() -> Iterator[None]:
+    """mmseg 1.2 draws with cv2 on what its browse_dataset.py permuted, which cv2 refuses."""
+    from mmseg.visualization import SegLocalVisualizer
+
+    draw = SegLocalVisualizer.add_datasample
+
+    def add_datasample(self, name, image, *args, **kwargs):
+        draw(self, name, np.ascontiguousarray(image), *args, **kwargs)
+
+    with mock.patch.object(SegLocalVisualizer, 'add_datasample', add_datasample):
+        yield
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
     args = parse_args()
@@ -64,7 +83,9 @@ def main() -> None:
         raise UserError(f'{args.package} has no tool {args.tool!r}{hint}')
     logging.getLogger().handlers.clear()  # what the tool logs is its own affair
     register_config_packages()
-    run_tool(tools[args.tool], args.arguments)
+    browses = (args.package, args.tool) == ('mmseg', 'analysis_tools/browse_dataset.py')
+    with images_that_cv2_draws_on() if browses else contextlib.nullcontext():
+        run_tool(tools[args.tool], args.arguments)
 
 
 if __name__ == '__main__':

@@ -20,14 +20,12 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmvmamba.models.checkpoint import adapt_state_dict
-from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.nn import ARCHS, VMambaNet, convert_state_dict
-from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.layers import apply_norm
 from mmvmamba.registry import register_config_packages
 
 from .model_flops import build_model
+from .weights import load_weights
 
 OUTPUTS = ('scores', 'map')
 #: ImageNet's mean and deviation of R, G and B in 0 ... 255.
@@ -123,7 +121,7 @@ def load_model(
     if checkpoint == PUBLISHED:
         raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
     if checkpoint is not None:
-        _load_weights(model, checkpoint, output)
+        load_weights(model.net, model.name, checkpoint, whole=output == 'scores')
     return model
 
 
@@ -310,40 +308,3 @@ def _last_map(net: nn.Module) -> Callable[[Tensor], Tensor]:
         return out
 
     return run
-
-
-def _load_weights(model: AnalysisModel, checkpoint: str, output: str) -> None:
-    """Loads what the output needs, all of it."""
-    net = model.net
-    tensors = state_dict_of(read_checkpoint(checkpoint), checkpoint)
-    if isinstance(net, VMambaNet):
-        tensors = convert_state_dict(tensors)
-    else:
-        tensors = adapt_state_dict(net, tensors)
-    # Buffers are constants that follow from the arguments, which older files may lack.
-    own = {key for key, _ in net.named_parameters()}
-    if output == 'map':  # a file for other classes has the same backbone
-        own = {key for key in own if not key.startswith(_head_of(net))}
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(_head_of(net))}
-    try:
-        result = net.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:  # another shape
-        raise ValueError(f'checkpoint {checkpoint!r} does not fit {model.name}: {error}') from error
-    missing = [key for key in result.missing_keys if key in own]
-    if missing:
-        raise ValueError(
-            f'checkpoint {checkpoint!r} does not fit {model.name}: {len(missing)} of {len(own)} '
-            f'parameters are missing in it: {", ".join(missing[:8])}'
-        )
-    MMLogger.get_current_instance().info(
-        f'{model.name}: {checkpoint}, {len(result.unexpected_keys)} tensors of it not needed'
-    )
-
-
-def _head_of(net: nn.Module) -> tuple[str, ...]:
-    """What the names of the parameters behind the last map begin with."""
-    if isinstance(net, VMambaNet):
-        return ('classifier.head.',)
-    if not hasattr(net, 'backbone'):
-        return ()
-    return tuple(f'{name}.' for name, _ in net.named_children() if name != 'backbone')

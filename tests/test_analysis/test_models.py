@@ -148,8 +148,39 @@ def test_a_map_needs_no_head(tmp_path):
         load_model('resnet18_8xb32_in1k', file)
 
 
+@pytest.mark.parametrize(
+    'spec, sizes',
+    [
+        ('hivit-tiny-p16_16xb64_in1k+arch={arch}', [(64, 64), (96, 96)]),
+        ('deit-tiny_4xb256_in1k+arch={arch}', [(64, 64), (96, 96), (64, 96)]),
+    ],
+)
+def test_weights_of_another_image_size(tmp_path, spec, sizes):
+    """Position embeddings grow with the image; what they were stays where the size is the same."""
+    if spec.startswith('hivit'):
+        arch = dict(embed_dims=16, depths=[1, 1, 8], num_heads=2)
+    else:
+        arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+    spec, file = spec.format(arch=arch), tmp_path / 'small.pth'
+    torch.manual_seed(0)
+    backbone = load_model(spec, output='map', size=sizes[0]).net.backbone
+    state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    for key, value in state.items():
+        if 'pos' in key and value.is_floating_point():
+            value.copy_(torch.full_like(value, 0.25))
+    torch.save(dict(state_dict=state), file)
+    for size in sizes:
+        model = load_model(spec, str(file), output='map', size=size)
+        grown = {k: v for k, v in model.net.backbone.named_parameters() if 'pos' in k}
+        assert grown
+        for value in grown.values():  # a constant stays one, however it is resized
+            torch.testing.assert_close(value, torch.full_like(value, 0.25))
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, *size)).isfinite().all()
+
+
 def test_published_weights_are_those_of_the_index(monkeypatch):
-    from mmvmamba.analysis import models
+    from mmvmamba.analysis import weights
 
     asked = []
 
@@ -157,7 +188,7 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
         asked.append(filename)
         raise FileNotFoundError(filename)
 
-    monkeypatch.setattr(models, 'read_checkpoint', read)
+    monkeypatch.setattr(weights, 'read_checkpoint', read)
     with pytest.raises(FileNotFoundError):
         load_model('resnet18_8xb32_in1k', 'pretrained')
     assert asked[0].startswith('https://') and 'resnet18' in asked[0]

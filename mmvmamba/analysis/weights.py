@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
@@ -16,8 +17,7 @@ from mmvmamba.nn.checkpoint_file import state_dict_of
 def load_weights(net: nn.Module, name: str, checkpoint: str, whole: bool) -> None:
     """Loads all that is needed of a checkpoint.
 
-    Position embeddings and tables of relative positions of another image size are resized, as
-    mmpretrain does it.
+    Position embeddings and tables of relative positions of another size are resized bicubically.
 
     Args:
         net (nn.Module): The network.
@@ -64,7 +64,7 @@ def _head_of(net: nn.Module) -> tuple[str, ...]:
 
 
 def _resized(tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Square grids of positions at the size of the network's; HiViT does not do it itself."""
+    """Square grids of positions at the size of the network's."""
     own, result = net.state_dict(), {}
     extra = getattr(getattr(net, 'backbone', net), 'num_extra_tokens', 0)
     for key, value in tensors.items():
@@ -91,8 +91,7 @@ def _resized_embedding(value: Tensor, target: Tensor, extra: int) -> Tensor:
 
 
 def _resized_table(value: Tensor, target: Tensor) -> Tensor:
-    """((2 n - 1)^2, heads)."""
-    from mmpretrain.models.utils import resize_relative_position_bias_table
-
-    sides = (math.isqrt(v.shape[0]) for v in (value, target))
-    return resize_relative_position_bias_table(*sides, value, value.shape[1])
+    """((2 n - 1)^2, heads); mmpretrain's own needs a function that SciPy no longer has."""
+    source, side = (math.isqrt(v.shape[0]) for v in (value, target))
+    grid = value.T.reshape(1, -1, source, source)
+    return F.interpolate(grid, (side, side), mode='bicubic').flatten(2).squeeze(0).T

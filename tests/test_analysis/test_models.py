@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmvmamba.analysis.models import MEAN, STD, load_model
+from mmvmamba.analysis.weights import _resized_table
 from mmvmamba.nn import VMambaNet
 
 CLASSIFIER = 'mmvmamba::vmamba/vmamba-t_8xb128_in1k.py'
@@ -148,20 +149,21 @@ def test_a_map_needs_no_head(tmp_path):
         load_model('resnet18_8xb32_in1k', file)
 
 
+VIT = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+HIVIT = dict(embed_dims=16, depths=[1, 1, 8], num_heads=2)
+
+
 @pytest.mark.parametrize(
     'spec, sizes',
     [
-        ('hivit-tiny-p16_16xb64_in1k+arch={arch}', [(64, 64), (96, 96)]),
-        ('deit-tiny_4xb256_in1k+arch={arch}', [(64, 64), (96, 96), (64, 96)]),
+        (f'hivit-tiny-p16_16xb64_in1k+arch={HIVIT}', [(64, 64), (96, 96)]),
+        (f'deit-tiny_4xb256_in1k+arch={VIT}', [(64, 64), (96, 96), (64, 96)]),
+        (f'swin-tiny_16xb64_in1k+arch={ARCH}+window_size=scaled', [(96, 96), (160, 160)]),
     ],
 )
 def test_weights_of_another_image_size(tmp_path, spec, sizes):
-    """Position embeddings grow with the image; what they were stays where the size is the same."""
-    if spec.startswith('hivit'):
-        arch = dict(embed_dims=16, depths=[1, 1, 8], num_heads=2)
-    else:
-        arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
-    spec, file = spec.format(arch=arch), tmp_path / 'small.pth'
+    """Position embeddings grow with the image."""
+    file = tmp_path / 'small.pth'
     torch.manual_seed(0)
     backbone = load_model(spec, output='map', size=sizes[0]).net.backbone
     state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
@@ -177,6 +179,15 @@ def test_weights_of_another_image_size(tmp_path, spec, sizes):
             torch.testing.assert_close(value, torch.full_like(value, 0.25))
         with torch.no_grad():
             assert model(torch.rand(1, 3, *size)).isfinite().all()
+
+
+def test_a_table_keeps_its_axes_and_heads():
+    """A ramp along the rows of head 0 and along the columns of head 1."""
+    ramp = torch.arange(5.0)
+    table = torch.stack([ramp.repeat_interleave(5), ramp.repeat(5)], dim=1)
+    rows, columns = _resized_table(table, torch.empty(81, 2)).T.view(2, 9, 9)
+    assert (rows.diff(dim=0) > 0).all() and rows.diff(dim=1).abs().max() < 1e-5
+    torch.testing.assert_close(columns, rows.T)
 
 
 def test_published_weights_are_those_of_the_index(monkeypatch):

@@ -77,7 +77,9 @@ def use_half_products(model: ir.Model) -> None:
         out = node.outputs[0]
         cast = ir.node('Cast', [out], attributes={'to': ir.DataType.FLOAT})
         back = cast.outputs[0]
-        back.name, back.shape, back.dtype = f'{out.name}_float', out.shape, ir.DataType.FLOAT
+        # The name of an output of the model stays that of the result in float32.
+        back.name, out.name = out.name, f'{out.name}_product'
+        back.shape, back.dtype = out.shape, ir.DataType.FLOAT
         ir.convenience.replace_all_uses_with(out, back, replace_graph_outputs=True)
         cast.replace_input_with(0, out)
         out.dtype = ir.DataType.FLOAT16

@@ -152,6 +152,7 @@ def test_half_precision_is_finite(weights, run_tool, tmp_path):
         v for v in model.graph.initializer if v.data_type == onnx.TensorProto.FLOAT16
     ]
     assert len(weights_in_half) > 20
+    assert [value.name for value in model.graph.output] == ['scores']
     assert all(v.type.tensor_type.elem_type == 1 for v in (*model.graph.input, *model.graph.output))
 
 

@@ -10,6 +10,7 @@ Example:
 """
 
 import argparse
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -216,6 +217,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             __import__(name)
         except ImportError as error:
             raise UserError(f'{name} is needed: pip install {name} ({error})') from error
+    if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
+        raise UserError(
+            f'the export to ONNX needs torch 2.6 or newer, but this is {torch.__version__}'
+        )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make sanitize-cuda  the tests on a GPU under compute-sanitizer
+#   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
 #   make setup     the set-up alone          make clean      remove builds and caches, keep .venv*
 
 PYTHON ?= python3
@@ -19,6 +20,7 @@ CHAOS_KILLS ?= 200
 CHAOS_SEED ?= 0
 WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
+DOCS_DIR ?= build/docs
 export MAX_JOBS
 
 STACKS := $(notdir $(patsubst %/torch.txt,%,$(wildcard requirements/*/torch.txt)))
@@ -37,10 +39,10 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all chaos lint format bench sanitize sanitize-cuda clean
+.PHONY: help setup demo test test-all chaos lint format bench docs linkcheck sanitize sanitize-cuda clean
 
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,11s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 
@@ -72,6 +74,18 @@ bench: $(STAMPS)/package $(STAMPS)/test
 	$(BIN)/python benchmarks/backbone.py --quick --device $(DEVICE) --out $(BENCH_DIR)/backbone.json
 	$(BIN)/python benchmarks/detector.py --quick --device $(DEVICE) --out $(BENCH_DIR)/detector.json
 	$(BIN)/python benchmarks/plot.py $(BENCH_DIR)/backbone.json --out $(BENCH_DIR)/latency.png
+
+# Warnings are errors, links within the repository are checked, and every run starts afresh.
+SPHINX = OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env \
+	--quiet --conf-dir docs
+
+docs: $(STAMPS)/package $(STAMPS)/docs
+	$(SPHINX) -b html . $(DOCS_DIR)
+	@echo "$(DOCS_DIR)/index.html"
+
+# Asks every site that the documentation links to: needs a network, leaves nothing out.
+linkcheck: $(STAMPS)/package $(STAMPS)/docs
+	$(SPHINX) -b linkcheck . $(DOCS_DIR)-links
 
 # Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
 # and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no
@@ -146,12 +160,18 @@ $(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(
 	MMVMAMBA_BUILD_EXT=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
+# The constraint keeps the torch and the NumPy that all the others were compiled for.
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/packages
 	$(call say,6/6 test tools)
-	$(INSTALL) -r $<
+	$(INSTALL) -r $< -c $(REQUIREMENTS)/torch.txt
 	@touch $@
 
 $(STAMPS)/lint: requirements/lint.txt | $(STAMPS)/venv
 	$(call say,lint tools)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(STAMPS)/docs: requirements/docs.txt $(STAMPS)/packages
+	$(call say,Sphinx)
 	$(INSTALL) -r $<
 	@touch $@

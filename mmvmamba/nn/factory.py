@@ -29,7 +29,7 @@ def create_model(
     """Creates a classifier, or with ``features_only`` a backbone, by timm's names.
 
     Args:
-        model_name (str): 'vmamba_' and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
+        model_name (str): ``'vmamba_'`` and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
             'vmamba_small', 'vmamba_base', 'vmamba_vanilla_tiny', ...
         pretrained (str | PathLike | bool): A released file or one of a training; its last layer is
             left out where it has another number of classes. Defaults to False, random weights.

@@ -136,7 +136,7 @@ def selective_scan_reference(
 ) -> tuple[Tensor, Tensor]:
     """:func:`selective_scan` in plain PyTorch: the specification of the native kernels.
 
-    ``scan`` is :func:`scan_reference` or :func:`scan_chunked`. Returns the output and the last
+    ``scan`` is ``scan_reference`` or ``scan_chunked``. Returns the output and the last
     state.
     """
     dtype, acc = u.dtype, accumulate_dtype(u.dtype)

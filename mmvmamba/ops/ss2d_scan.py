@@ -70,7 +70,7 @@ def ss2d_scan_reference(
 ) -> Tensor:
     """:func:`ss2d_scan` in plain PyTorch: the specification of the native kernels.
 
-    ``scan`` is :func:`scan_reference` or :func:`scan_chunked`.
+    ``scan`` is ``scan_reference`` or ``scan_chunked``.
     """
     acc = accumulate_dtype(x.dtype)
     H, W = x.shape[1:3]

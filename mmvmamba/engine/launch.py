@@ -21,6 +21,7 @@ from .errors import UserError
 #: Keys that tools read from a config besides the runner's arguments.
 _TOOL_KEYS = (
     'auto_scale_lr',
+    'compile',
     'find_unused_parameters',
     'runner_type',
     'sync_bn',

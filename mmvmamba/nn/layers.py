@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import Conv2d
+
 #: The activations that the reference and its ablation use.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     'silu': nn.SiLU,
@@ -159,8 +161,8 @@ def conv_stem(
     The indices of the layers are part of the released files' keys.
     """
     stride = patch_size // 2
-    first = nn.Conv2d(in_channels, dim // 2, stride + 1, stride, 1)
-    second = nn.Conv2d(dim // 2, dim, stride + 1, stride, 1)
+    first = Conv2d(in_channels, dim // 2, stride + 1, stride, 1)
+    second = Conv2d(dim // 2, dim, stride + 1, stride, 1)
     return nn.Sequential(
         *_conv_norm(first, norm, dim // 2, last=False), nn.GELU(), *_conv_norm(second, norm, dim)
     )
@@ -170,20 +172,18 @@ def patch_stem(
     in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
 ) -> nn.Sequential:
     """A 4x4 stride 4 convolution and its norm: (N, 3, H, W) -> (N, H/4, W/4, dim), floor."""
-    return nn.Sequential(
-        *_conv_norm(nn.Conv2d(in_channels, dim, patch_size, patch_size), norm, dim)
-    )
+    return nn.Sequential(*_conv_norm(Conv2d(in_channels, dim, patch_size, patch_size), norm, dim))
 
 
 def conv_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequential:
     """A 3x3 stride 2 convolution and its norm: (N, H, W, C) -> (N, H/2, W/2, out_dim), ceil."""
-    conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
+    conv = Conv2d(dim, out_dim, 3, 2, 1)
     return nn.Sequential(channels_first(), *_conv_norm(conv, norm, out_dim))
 
 
 def conv2x2_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequential:
     """A 2x2 stride 2 convolution and its norm: (N, H, W, C) -> (N, H/2, W/2, out_dim), floor."""
-    conv = nn.Conv2d(dim, out_dim, 2, 2)
+    conv = Conv2d(dim, out_dim, 2, 2)
     return nn.Sequential(channels_first(), *_conv_norm(conv, norm, out_dim))
 
 

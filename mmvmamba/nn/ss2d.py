@@ -13,6 +13,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops._checks import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
+from .conv import Conv2d
 from .layers import ACTIVATIONS, channels_first, channels_last, check_choice
 from .settings import check_conv_kernel, check_setting, check_width
 
@@ -30,7 +31,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def _depthwise(dim: int) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+    return Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
 
 
 def build_out_norm(name: str, dim: int) -> nn.Module:
@@ -143,7 +144,7 @@ class SS2D(nn.Module):
         self.act = ACTIVATIONS[act]()
         self.conv2d = None
         if conv_kernel > 1:
-            self.conv2d = nn.Conv2d(
+            self.conv2d = Conv2d(
                 self.d_inner,
                 self.d_inner,
                 conv_kernel,

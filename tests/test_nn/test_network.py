@@ -219,6 +219,30 @@ def test_backbone_compiles_once():
             torch.testing.assert_close(got, net(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_backbone_trains_compiled_by_inductor():
+    torch._dynamo.reset()
+    net = VMambaNet(dict(dims=(8, 16), depths=(1, 1)), out_indices=(0, 1), drop_path_rate=0.0)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
+    for i, size in enumerate([(2, 40, 52), (2, 64, 64), (3, 33, 70)]):
+        image = torch.randn(size[0], 3, *size[1:])
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            got = compiled(image)
+        want = net(image)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        leaves = list(net.parameters())
+        names = [name for name, _ in net.named_parameters()]
+        for name, a, b in zip(
+            names,
+            torch.autograd.grad(sum(y.square().sum() for y in got), leaves),
+            torch.autograd.grad(sum(y.square().sum() for y in want), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(
+                a, b, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f'{name}: {text}'
+            )
+
+
 def test_every_scan_is_an_ss2d():
     net = thin('tiny', scan='cascade')
     assert [m.scan for m in net.modules() if isinstance(m, SS2D)] == ['cascade'] * 5

@@ -227,28 +227,22 @@ def test_one_compilation_serves_all_map_sizes(training):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'grad',
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason='inductor (torch 2.12) cannot order the symbolic strides of a view that it '
-                'keeps for the backward',
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize('grad', [False, True])
 def test_compiled_by_inductor(grad):
     torch._dynamo.reset()
     layer = SS2D(16, d_state=2)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
-    with torch.set_grad_enabled(grad):
-        for size in ((2, 4, 5), (2, 9, 7)):
-            x = torch.randn(*size, 16)
-            torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+    once = torch._dynamo.config.patch(error_on_recompile=True)
+    with torch.set_grad_enabled(grad), once:
+        for size in ((2, 24, 25), (2, 39, 17), (3, 20, 31)):
+            x = torch.randn(*size, 16, requires_grad=grad)
+            y, want = compiled(x), layer(x)
+            torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+            if grad:
+                leaves = [x, *layer.parameters()]
+                grads = torch.autograd.grad(y.square().sum(), leaves)
+                wants = torch.autograd.grad(want.square().sum(), leaves)
+                torch.testing.assert_close(grads, wants, rtol=1e-3, atol=1e-3)
 
 
 @BOTH

@@ -213,15 +213,16 @@ class VMambaNet(TimmMethods, nn.Module):
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (N, 3, H, W) -> the normalised maps (N, d_i, H_i, W_i) of ``out_indices``."""
         x = self.stem(x)
-        outs = []
-        for i, stage in enumerate(self.layers[: max(self.out_indices) + 1]):
+        outs, last = [], max(self.out_indices)
+        for i, stage in enumerate(self.layers):
             x = self.run_blocks(stage, x)
             if i in self.out_indices:
                 # Necks take NCHW; channels-last memory, so that nothing is copied.
                 out = apply_norm(getattr(self, f'outnorm{i}'), x)
                 outs.append(out.permute(0, 3, 1, 2))
-            if i != max(self.out_indices):
-                x = stage.downsample(x)
+            if i == last:  # no slice above: torch 2.4 cannot compile one
+                break
+            x = stage.downsample(x)
         return tuple(outs)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -1,0 +1,190 @@
+"""The pages: links lead somewhere, named files exist, commands are understood and are marked.
+
+A shell block stands below a comment that says which test runs its commands, perhaps with smaller
+data, `<!-- run by tests/x.py -->`, or what a test lacks, `<!-- needs COCO and GPUs -->`.
+"""
+
+import functools
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+READMES = sorted((ROOT / 'configs').rglob('README.md'))
+FOLDERS = 'benchmarks|configs|csrc|demo|docs|mmvmamba|requirements|tests|tools'
+#: What a command may name and a reader has to fill in.
+PLACEHOLDERS = ('NAME', '*')
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path):
+    """The fenced blocks of a page: the line above, the language and the text."""
+    found = re.findall(r'^(.*)\n```(\S*)\n((?:.*\n)*?)```$', path.read_text(), re.MULTILINE)
+    return [(above, language, text) for above, language, text in found]
+
+
+def shell_blocks(path):
+    return [(above, text) for above, language, text in blocks(path) if language == 'bash']
+
+
+def commands(text):
+    """The single commands of a block, as words, and the variables set before each."""
+    for line in text.replace('\\\n', ' ').splitlines():
+        words, variables = [], []
+        for word in [*shlex.split(line, comments=True), '&&']:
+            if word == '&&':
+                if words:
+                    yield variables, words
+                words, variables = [], []
+            elif not words and re.match(r'[A-Z]\w*=', word):
+                variables.append(word.partition('=')[0])
+            else:
+                words.append(word)
+
+
+ALL_COMMANDS = [
+    pytest.param(variables, words, id=f'{name_of(path)}: {" ".join(words)}'[:100])
+    for path in [*PAGES, *READMES]
+    for _, text in shell_blocks(path)
+    for variables, words in commands(text)
+]
+
+
+@functools.cache
+def parser_of(script):
+    """`parse_args` of a script, which reads sys.argv."""
+    path = ROOT / script
+    assert path.is_file(), script
+    return runpy.run_path(str(path), run_name='tool')['parse_args']
+
+
+def parses(monkeypatch, script, arguments):
+    pytest.importorskip('mmengine')
+    monkeypatch.setattr(sys, 'argv', [script, *arguments])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    try:
+        parser_of(script)()
+    except SystemExit as stop:
+        assert not stop.code, f'{script} does not take {arguments}'
+
+
+def check_make(words):
+    text = (ROOT / 'Makefile').read_text()
+    for word in words:
+        name, is_variable, _ = word.partition('=')
+        pattern = rf'^{name}( \?=|\W.*:)' if is_variable else rf'^{re.escape(name)}:'
+        assert re.search(pattern, text, re.MULTILINE), word
+
+
+def check_pip(words):
+    text = (ROOT / 'pyproject.toml').read_text()
+    extras = text.split('[project.optional-dependencies]')[1].split('[tool')[0]
+    for word in words:
+        named = re.search(r'^(?:\.|mmvmamba)\[(.*)\]', word)
+        for extra in named[1].split(',') if named else ():
+            assert re.search(rf'^{extra} = ', extras, re.MULTILINE), word
+
+
+def check_shell_script(monkeypatch, script, arguments):
+    usage = re.search(rf'usage: {Path(script).name} (.*?) \[', (ROOT / script).read_text())[1]
+    count = len(usage.split())
+    assert len(arguments) >= count, f'{script} takes {usage}, but got {arguments}'
+    tool = Path(script).stem.partition('_')[2]
+    checkpoint = ['CHECKPOINT'] if 'CKPT' in usage else []
+    parses(monkeypatch, f'tools/{tool}.py', ['CONFIG', *checkpoint, *arguments[count:]])
+
+
+@pytest.mark.parametrize(('variables', 'words'), ALL_COMMANDS)
+def test_command_is_understood(variables, words, monkeypatch):
+    program, *arguments = words
+    if program == 'bash':
+        program, *arguments = arguments
+    if program == 'make':
+        check_make(arguments)
+    elif program == 'pip':
+        assert arguments[0] == 'install'
+        check_pip(arguments[1:])
+    elif program == 'python' and arguments[0] != '-m':
+        parses(monkeypatch, arguments[0], arguments[1:])
+    elif program == 'python' and arguments[1].startswith('mmvmamba'):
+        module = ROOT / arguments[1].replace('.', '/')
+        assert module.with_suffix('.py').is_file() or (module / '__main__.py').is_file()
+    elif program.endswith('.sh'):
+        check_shell_script(monkeypatch, program, arguments)
+        known = (ROOT / 'tools/launch.sh').read_text() + (ROOT / program).read_text()
+        assert all(name in known or name.startswith('PET_') for name in variables), variables
+    else:
+        others = {'torchrun', 'tensorboard', '.venv/bin/pre-commit', 'pytest'}
+        assert program in others or words[:3] == ['python', '-m', 'build'], words
+    for word in words:
+        if re.match(r'configs/.*\.py$', word) and not any(p in word for p in PLACEHOLDERS):
+            assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_blocks_say_who_runs_them(path):
+    for _, language, text in blocks(path):
+        assert language, f'a block without a language in {name_of(path)}: {text}'
+    for above, text in shell_blocks(path):
+        mark = re.fullmatch(r'<!-- (run by|needs) (\S+)(.*) -->', above)
+        assert mark, f'{name_of(path)} has a block that no comment marks: {text}'
+        if mark[1] == 'needs':
+            continue
+        test = (ROOT / mark[2].rstrip(';')).read_text()
+        for _, words in commands(text):
+            script = next((word for word in words if re.search(r'\.(py|sh)$', word)), words[-1])
+            said = words[1] if words[0] == 'pip' else Path(script).stem
+            assert said in test or path.name in test, (mark[2], words)
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_python_is_python(path):
+    for _, language, text in blocks(path):
+        if language == 'python':
+            compile(text, name_of(path), 'exec')
+
+
+@functools.cache
+def anchors(path):
+    """GitHub's anchors of the headings of a page."""
+    text = re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', title).strip().lower().replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('path', [*PAGES, ROOT / 'CHANGELOG.md', *READMES], ids=name_of)
+def test_links_and_files(path):
+    text = re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if re.match(r'https?:', target):
+            continue
+        file, _, anchor = target.partition('#')
+        to = (path.parent / file).resolve() if file else path
+        assert to.exists() and to.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(to), target
+    for named in re.findall(rf'`((?:{FOLDERS})/[\w./-]+)`', text):
+        assert any((folder / named).exists() for folder in (ROOT, path.parent)), named
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / 'docs/index.md').read_text()
+    for path in [*PAGES, ROOT / 'CHANGELOG.md', *READMES]:
+        if path.parent != ROOT / 'docs' / 'api' and path.name != 'index.md':
+            parts = path.relative_to(ROOT).with_suffix('').as_posix()
+            entry = parts.removeprefix('docs/') if parts.startswith('docs/') else f'../{parts}'
+            assert re.search(rf'^{re.escape(entry)}$', index, re.MULTILINE), path
+
+
+def test_the_front_page_is_short():
+    """One screen of text beside its picture, code and tables."""
+    text = re.sub(r'^```.*?^```$', '', (ROOT / 'README.md').read_text(), flags=re.M | re.S)
+    prose = [line for line in text.splitlines() if line and not line.startswith(('|', '!', '#'))]
+    assert '![' in text and len(prose) <= 50

@@ -6,7 +6,8 @@ the build.
 
 Environment variables:
     MMVMAMBA_BUILD_EXT  0 leaves the extension out, 1 makes a failure to build it fatal; by default
-                        a failure is a warning and the package is installed without it.
+                        a failure is a warning and the package is installed without the CUDA
+                        kernels, or without the extension.
     FORCE_CUDA          1 builds the CUDA kernels where no GPU is visible; failures are fatal.
     TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "8.0;9.0+PTX"; by default all that nvcc knows.
     MMVMAMBA_SANITIZE   1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -52,6 +53,14 @@ The native extension of mmvmamba was NOT built. The package is installed without
 the slow PyTorch reference. The reason:
     {reason}
 Set MMVMAMBA_BUILD_EXT=1 to make this an error, MMVMAMBA_BUILD_EXT=0 to skip the extension.
+{line}"""
+
+NO_CUDA_KERNELS = """
+{line}
+The CUDA kernels of mmvmamba were NOT built; the kernels for the CPU are built without them. The
+reason:
+    {reason}
+Set FORCE_CUDA=1 to make this an error.
 {line}"""
 
 logger = logging.getLogger('mmvmamba.setup')
@@ -258,14 +267,25 @@ def make_build_ext(info):
             if fatal:
                 super().build_extensions()
                 return
+            reason = self.try_to_build()
+            if reason and info['cuda']:
+                warn(NO_CUDA_KERNELS, reason)
+                leave_out_cuda(self.extensions[0], info, reason)
+                reason = self.try_to_build()
+            if reason:
+                info['error'] = reason
+                self.extensions.clear()
+                warn(NOT_BUILT, reason)
+
+        def try_to_build(self):
+            """Return None, or why the extension could not be built."""
             try:
                 self.check_compiler()
                 super().build_extensions()
             except Exception as error:  # whatever a compiler, a linker or torch objects to
                 detail = first_error(self.build_temp)
-                info['error'] = f'{error}: {detail}' if detail else str(error)
-                self.extensions.clear()
-                warn_not_built(info['error'])
+                return f'{error}: {detail}' if detail else str(error)
+            return None
 
         def check_compiler(self):
             """Raise before ninja does where there is no C++ compiler at all."""
@@ -276,9 +296,22 @@ def make_build_ext(info):
     return BuildExt
 
 
-def warn_not_built(reason):
-    """Say loudly that the package will run on the reference."""
-    logger.warning(NOT_BUILT.format(line='*' * 90, reason=reason))
+def warn(text, reason):
+    """Say loudly what the package will do without."""
+    logger.warning(text.format(line='*' * 90, reason=reason))
+
+
+def leave_out_cuda(extension, info, reason):
+    """Turn an extension with CUDA kernels into one without; records the reason."""
+    from torch.utils.cpp_extension import CppExtension
+
+    flags = {'cxx': extension.extra_compile_args['cxx']}
+    sources, include = find_sources(with_cuda=False), [str(ROOT / 'csrc')]
+    plain = CppExtension(extension.name, sources, include_dirs=include, extra_compile_args=flags)
+    for name in ('sources', 'include_dirs', 'libraries', 'library_dirs', 'define_macros'):
+        setattr(extension, name, getattr(plain, name))
+    extension.extra_compile_args = flags
+    info.update(cuda=None, arch_list=[], cuda_error=reason)
 
 
 def remove_builds(folder, tag):

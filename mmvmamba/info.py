@@ -51,7 +51,7 @@ def extension() -> dict[str, str]:
     built = {
         'loaded': 'yes' if reason is None else f'no: {reason}',
         'built with torch': info.get('torch') or 'unknown',
-        'CUDA kernels': 'no',
+        'CUDA kernels': f'no: {info["cuda_error"]}' if info.get('cuda_error') else 'no',
     }
     if has_kernel('ss2d_scan', 'cuda'):
         architectures = ', '.join(info.get('arch_list', [])) or 'unknown'

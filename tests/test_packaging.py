@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 
 import mmvmamba
 
@@ -228,6 +229,49 @@ def test_builds_of_other_environments_stay_in_the_source_tree(build, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2], names[3]}
     build.remove_builds(tmp_path, '*')
     assert [path.name for path in tmp_path.iterdir()] == ['_checks.py']
+
+
+@pytest.mark.parametrize(
+    ('broken', 'left'), [('nvcc', 'cpu'), ('compiler', 'nothing'), ('none', 'cuda')]
+)
+def test_what_cannot_be_built_is_left_out(build, monkeypatch, tmp_path, caplog, broken, left):
+    """Without nvcc's objects the kernels for the CPU remain, without any the Python package."""
+    cpp_extension = pytest.importorskip('torch.utils.cpp_extension')
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        def build_extensions(self):
+            (extension,) = self.extensions
+            assert len(set(extension.sources)) > 1
+            cuda = any(name.endswith('.cu') for name in extension.sources)
+            if broken == 'compiler' or (broken == 'nvcc' and cuda):
+                raise RuntimeError(f'{broken} failed')
+
+    monkeypatch.setattr(cpp_extension, 'BuildExtension', BuildExtension)
+    monkeypatch.setattr(cpp_extension, 'CUDA_HOME', None)
+    monkeypatch.setattr(build, 'find_cuda_home', lambda: str(make_toolkit(tmp_path / 'cuda')))
+    monkeypatch.setattr(build, 'want_cuda', lambda torch, cuda_home: True)
+    for name in ('FORCE_CUDA', 'MMVMAMBA_BUILD_EXT', 'TORCH_CUDA_ARCH_LIST'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('CUDA_HOME', '')  # make_extension sets it
+    info = {'torch': None, 'cuda': None, 'arch_list': [], 'sanitize': False, 'error': None}
+    extension = build.make_extension(info)
+    command = build.make_build_ext(info)(
+        setuptools.Distribution(dict(name='x', ext_modules=[extension]))
+    )
+    command.ensure_finalized()
+    monkeypatch.setattr(command, 'check_compiler', lambda: None)
+    command.build_extensions()
+    cuda_sources = [name for name in extension.sources if 'cuda' in name]
+    if left == 'cuda':
+        assert cuda_sources and info['cuda'] and not caplog.records
+    elif left == 'cpu':
+        assert not cuda_sources and command.extensions == [extension]
+        assert not any('cuda' in name for name in extension.libraries)
+        assert ('MMVMAMBA_WITH_CUDA', None) not in extension.define_macros
+        assert (info['cuda'], info['error'], info['cuda_error']) == (None, None, 'nvcc failed')
+        assert 'FORCE_CUDA=1' in caplog.text
+    else:
+        assert command.extensions == [] and info['error'] == 'compiler failed'
 
 
 @pytest.mark.parametrize('link', [True, False])

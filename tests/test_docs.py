@@ -180,7 +180,7 @@ def test_every_page_is_in_the_index():
         if path.parent != ROOT / 'docs' / 'api' and path.name != 'index.md':
             parts = path.relative_to(ROOT).with_suffix('').as_posix()
             entry = parts.removeprefix('docs/') if parts.startswith('docs/') else f'../{parts}'
-            assert re.search(rf'^{re.escape(entry)}$', index, re.MULTILINE), path
+            assert re.search(rf'^(.* <)?{re.escape(entry)}>?$', index, re.MULTILINE), path
 
 
 def test_the_front_page_is_short():
@@ -188,3 +188,29 @@ def test_the_front_page_is_short():
     text = re.sub(r'^```.*?^```$', '', (ROOT / 'README.md').read_text(), flags=re.M | re.S)
     prose = [line for line in text.splitlines() if line and not line.startswith(('|', '!', '#'))]
     assert '![' in text and len(prose) <= 50
+
+
+def python_blocks(name):
+    return [text for _, language, text in blocks(ROOT / 'docs' / name) if language == 'python']
+
+
+def test_example_of_the_ops():
+    (example,) = python_blocks('ops.md')
+    names = {}
+    exec(example, names)
+    for name, shape in re.findall(r'^(\w) = .*# (\(.*\))$', example, re.MULTILINE):
+        assert tuple(names[name].shape) == eval(shape) and names[name].isfinite().all()
+
+
+def test_backbone_in_both_spellings():
+    pytest.importorskip('mmengine')
+    from mmvmamba.models import MM_VSSM, VMamba
+
+    settings = []
+    for cls, block in zip((MM_VSSM, VMamba), python_blocks('migrating.md'), strict=True):
+        names = {}
+        exec(block, names)
+        config = names['backbone']
+        assert config.pop('type').rpartition('.')[2] == cls.__name__
+        settings.append(cls(**config).settings)
+    assert settings[0] == settings[1]

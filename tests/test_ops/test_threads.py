@@ -90,4 +90,6 @@ def test_builds_for_other_processors(capability, d_state):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.lower().split() == ['agrees', capability]
+    # torch 2.4 calls the default 'NO AVX'.
+    seen = result.stdout.lower().replace('no avx', 'default').split()
+    assert seen == ['agrees', capability]

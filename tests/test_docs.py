@@ -51,10 +51,17 @@ def commands(text):
                 words.append(word)
 
 
+def inline_commands(path):
+    """The commands that stand in a sentence or a table."""
+    text = re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r'`((?:[A-Z_]+=\S+ )*(?:python|make|bash|pip|tools/\w+\.sh)\s[^`]+)`', text)
+    return [' '.join(command.replace('\\|', '|').split()) for command in found]
+
+
 ALL_COMMANDS = [
     pytest.param(variables, words, id=f'{name_of(path)}: {" ".join(words)}'[:100])
     for path in [*PAGES, *READMES]
-    for _, text in shell_blocks(path)
+    for text in [*(text for _, text in shell_blocks(path)), *inline_commands(path)]
     for variables, words in commands(text)
 ]
 

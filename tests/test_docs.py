@@ -137,7 +137,7 @@ def test_command_is_understood(variables, words, monkeypatch):
             assert (ROOT / word).is_file(), word
 
 
-@pytest.mark.parametrize('path', PAGES, ids=name_of)
+@pytest.mark.parametrize('path', [*PAGES, *READMES], ids=name_of)
 def test_blocks_say_who_runs_them(path):
     for _, language, text in blocks(path):
         assert language, f'a block without a language in {name_of(path)}: {text}'
@@ -146,7 +146,7 @@ def test_blocks_say_who_runs_them(path):
         assert mark, f'{name_of(path)} has a block that no comment marks: {text}'
         if mark[1] == 'needs':
             continue
-        test = (ROOT / mark[2].rstrip(';')).read_text()
+        test = (ROOT / mark[2].rstrip(';,')).read_text()
         for _, words in commands(text):
             script = next((word for word in words if re.search(r'\.(py|sh)$', word)), words[-1])
             said = words[1] if words[0] == 'pip' else Path(script).stem

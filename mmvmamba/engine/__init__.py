@@ -9,6 +9,7 @@ from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mixed_sizes import MixedSizesHook
 from .non_finite import NonFiniteLossHook
 from .optim_wrapper import CPUAmpOptimWrapper
+from .param_groups import PlainParamGroupsHook
 from .preemption import PreemptionHook
 from .resume import ResumeHook
 from .sample_check import CheckSample
@@ -24,6 +25,7 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'MixedSizesHook',
     'NonFiniteLossHook',
+    'PlainParamGroupsHook',
     'PreemptionHook',
     'RepeatValidationHook',
     'ResumeHook',

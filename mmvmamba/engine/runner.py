@@ -42,8 +42,10 @@ class ToolRunnerMixin:
         return super().wrap_model(model_wrapper_cfg, model)
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        """Registers hooks, and without a GPU one in the place of SyncBN."""
+        """Registers hooks, without a GPU one in the place of SyncBN, and one for ``compile``."""
         super().register_hooks(default_hooks, custom_hooks)
+        if self.cfg.get('compile'):
+            self.register_hook(dict(type='mmvmamba.PlainParamGroupsHook'))
         if self.distributed and runs_on_cpu():
             self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 

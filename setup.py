@@ -183,6 +183,15 @@ def build_tag(torch_version):
     return re.sub(r'\W', '_', torch_version)
 
 
+def torch_version():
+    """Return the version of this environment's torch, or None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.__version__
+
+
 def make_extension(info):
     """Return the extension, or None where there is nothing to compile; fills ``info``."""
     import torch
@@ -373,7 +382,9 @@ def make_build_py(info, with_ext):
             folder = ROOT / PACKAGE if editable else Path(self.build_lib) / PACKAGE
             provide_mim(folder, link=editable)
             if not with_ext:
-                remove_builds(folder, '*')
+                if editable:  # the builds of other environments stay
+                    info['torch'] = torch_version()
+                remove_builds(folder, build_tag(info['torch'] or '') if editable else '*')
                 write_build_info(folder, info)
 
     return BuildPy

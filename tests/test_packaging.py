@@ -231,6 +231,31 @@ def test_builds_of_other_environments_stay_in_the_source_tree(build, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['_checks.py']
 
 
+@pytest.mark.parametrize('version', ['2.4.1+cu121', None])
+def test_an_editable_installation_without_kernels_leaves_others_alone(
+    build, monkeypatch, tmp_path, version
+):
+    package = tmp_path / 'mmvmamba'
+    package.mkdir()
+    others = {'_C_2_12_1_cu130.so', '_build_info_2_12_1_cu130.py'}
+    for name in (*others, '_C_2_4_1_cu121.so', '_build_info_2_4_1_cu121.py', '_build_info.py'):
+        (package / name).touch()
+    monkeypatch.setattr(build, 'ROOT', tmp_path)
+    monkeypatch.setattr(build, 'torch_version', lambda: version)
+    info = {'torch': None, 'error': 'left out'}
+    command = build.make_build_py(info, with_ext=False)(setuptools.Distribution({'name': 'x'}))
+    command.ensure_finalized()
+    command.editable_mode = True
+    command.run()
+    left = {path.name for path in package.iterdir() if path.name.startswith('_')}
+    own = {'_build_info_2_4_1_cu121.py'} if version else {'_build_info.py'}
+    assert others | own <= left
+    # Isolated from the environment, setup.py cannot know which builds are the environment's.
+    assert left - others - own == (
+        set() if version else {'_C_2_4_1_cu121.so', '_build_info_2_4_1_cu121.py'}
+    )
+
+
 @pytest.mark.parametrize(
     ('broken', 'left'), [('nvcc', 'cpu'), ('compiler', 'nothing'), ('none', 'cuda')]
 )

@@ -213,6 +213,7 @@ def test_info_of_the_installed_package(installed):
 def test_the_installed_tool_trains_and_tests(installed, detection_config):
     python, folder = installed
     (package,) = (folder / 'env').rglob('site-packages/mmvmamba')
-    train = package / '.mim' / 'tools' / 'train.py'
-    run_well(python, train, detection_config, '--work-dir', folder / 'out', cwd=folder)
-    assert (folder / 'out' / 'epoch_1.pth').is_file()
+    tools, out = package / '.mim' / 'tools', folder / 'out'
+    run_well(python, tools / 'train.py', detection_config, '--work-dir', out, cwd=folder)
+    args = (detection_config, out / 'epoch_1.pth', '--work-dir', out)
+    assert 'bbox_mAP' in run_well(python, tools / 'test.py', *args, cwd=folder)

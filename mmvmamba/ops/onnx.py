@@ -10,9 +10,10 @@ overflows.
 # Annotations must stay objects here: onnxscript reads those of the functions that it compiles.
 import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
-from onnxscript import FLOAT, graph, ir, script
+from onnxscript import DOUBLE, FLOAT, graph, ir, script
 from onnxscript import opset18 as op
 
 from ._extension import load_extension
@@ -37,67 +38,80 @@ def translations() -> dict[Callable, Callable]:
     return {torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan}
 
 
-@script(default_opset=op)
-def _last_state(initial: FLOAT, decay: FLOAT, drive: FLOAT) -> FLOAT:
-    """The state after the last step over axis 0."""
+@functools.cache
+def _recurrences(dtype: type) -> SimpleNamespace:
+    """The forms of h' = h a + b over one axis that are needed, for FLOAT or DOUBLE.
 
-    @graph()
-    def step(h, a, b):
-        h_next = a * h + b
-        return h_next
+    Bodies of Scan declare their types and name the state as the first factor: OpenVINO 2026.4
+    refuses bodies without types, and writes the products into the other factor's memory.
+    """
+    tensor = dtype[...]
 
-    last = op.Scan(initial, decay, drive, body=step, num_scan_inputs=2)
-    return last
+    @script(default_opset=op)
+    def last_state(initial: tensor, decay: tensor, drive: tensor) -> tensor:
+        """The state after the last step over axis 0."""
 
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor):
+            h_next = h * a + b
+            return h_next
 
-@script(default_opset=op)
-def _states_before(initial: FLOAT, decay: FLOAT, drive: FLOAT) -> FLOAT:
-    """The state before each step over axis 2."""
+        last = op.Scan(initial, decay, drive, body=step, num_scan_inputs=2)
+        return last
 
-    @graph()
-    def step(h, a, b):
-        before = op.Identity(h)
-        h_next = a * h + b
-        return h_next, before
+    @script(default_opset=op)
+    def states_before(initial: tensor, decay: tensor, drive: tensor) -> tensor:
+        """The state before each step over axis 2."""
 
-    _, states = op.Scan(
-        initial,
-        decay,
-        drive,
-        body=step,
-        num_scan_inputs=2,
-        scan_input_axes=[2, 2],
-        scan_output_axes=[2],
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor):
+            before = op.Identity(h)
+            h_next = h * a + b
+            return h_next, before
+
+        _, states = op.Scan(
+            initial,
+            decay,
+            drive,
+            body=step,
+            num_scan_inputs=2,
+            scan_input_axes=[2, 2],
+            scan_output_axes=[2],
+        )
+        return states
+
+    @script(default_opset=op)
+    def read_state(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
+        """The weighted state after each step over axis 0."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor, c: tensor):
+            h_next = h * a + b
+            y = h_next * c
+            return h_next, y
+
+        _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
+        return ys
+
+    @script(default_opset=op)
+    def read_states(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
+        """The weighted sum over the states, in axis -2, after each step over axis 0."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor, c: tensor):
+            h_next = h * a + b
+            y = op.ReduceSum(h_next * c, op.Constant(value_ints=[-2]), keepdims=1)
+            return h_next, y
+
+        _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
+        return ys
+
+    return SimpleNamespace(
+        last_state=last_state,
+        states_before=states_before,
+        read_state=read_state,
+        read_states=read_states,
     )
-    return states
-
-
-@script(default_opset=op)
-def _read_state(initial: FLOAT, decay: FLOAT, drive: FLOAT, weight: FLOAT) -> FLOAT:
-    """The weighted state after each step over axis 0."""
-
-    @graph()
-    def step(h, a, b, c):
-        h_next = a * h + b
-        y = h_next * c
-        return h_next, y
-
-    _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
-    return ys
-
-
-@script(default_opset=op)
-def _read_states(initial: FLOAT, decay: FLOAT, drive: FLOAT, weight: FLOAT) -> FLOAT:
-    """The weighted sum over the states, in axis -2, after each step over axis 0."""
-
-    @graph()
-    def step(h, a, b, c):
-        h_next = a * h + b
-        y = op.ReduceSum(h_next * c, op.Constant(value_ints=[-2]), keepdims=1)
-        return h_next, y
-
-    _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
-    return ys
 
 
 def _ints(*values: int) -> ir.Value:
@@ -160,7 +174,13 @@ class _Orders:
 
 
 def _scan_chunks(
-    u: ir.Value, dt: ir.Value, A: ir.Value, B: ir.Value, C: ir.Value, d_state: int
+    u: ir.Value,
+    dt: ir.Value,
+    A: ir.Value,
+    B: ir.Value,
+    C: ir.Value,
+    d_state: int,
+    scans: SimpleNamespace,
 ) -> ir.Value:
     """The selective scan of sequences in chunks.
 
@@ -171,6 +191,7 @@ def _scan_chunks(
         B (ir.Value): The input weights (W, K, N, H, S, 1).
         C (ir.Value): The output weights, of ``B``'s shape.
         d_state (int): S.
+        scans (SimpleNamespace): :func:`_recurrences` of the dtype.
 
     Returns:
         ir.Value: The output, of ``u``'s shape.
@@ -179,11 +200,11 @@ def _scan_chunks(
     drive = op.Mul(op.Mul(dt, u), B)
     shape = op.Shape(drive)  # W, K, N, H, S, C
     zeros = op.CastLike(op.ConstantOfShape(_part(shape, 1, 6, 0)), drive)
-    ends = _last_state(zeros, decay, drive)  # (K, N, H, S, C)
+    ends = scans.last_state(zeros, decay, drive)  # (K, N, H, S, C)
     decays = op.Exp(op.Mul(op.ReduceSum(dt, _ints(0), keepdims=0), A))
     zero = op.ConstantOfShape(op.Concat(_part(shape, 1, 3, 0), _part(shape, 4, 6, 0), axis=0))
-    carried = _states_before(op.CastLike(zero, drive), decays, ends)
-    return (_read_state if d_state == 1 else _read_states)(carried, decay, drive, C)
+    carried = scans.states_before(op.CastLike(zero, drive), decays, ends)
+    return (scans.read_state if d_state == 1 else scans.read_states)(carried, decay, drive, C)
 
 
 def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
@@ -214,6 +235,7 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
         directions(Bs, -1),
         directions(Cs, -1),
         d_state,
+        _recurrences(DOUBLE if A.dtype == ir.DataType.DOUBLE else FLOAT),
     )
     ys = [op.Squeeze(_part(ys, k, k + 1, 1), _ints(1, -2)) for k in range(len(orders))]
     skip = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))

@@ -147,6 +147,18 @@ def test_long_and_extreme_sequences_are_finite(tmp_path):
         assert error < 1e-4 * np.abs(expected)[..., channel].max(), channel
 
 
+@pytest.mark.parametrize(('pattern', 'states'), [('cross', 1), ((3, 0, 0, 1), 3)])
+def test_openvino_runs_it(tmp_path, pattern, states):
+    openvino = pytest.importorskip('openvino')
+    core, path = Core(5, 2, states, pattern), tmp_path / 'core.onnx'
+    export(core, path, core.inputs(2, 4, 6))
+    compiled = openvino.compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    for N, H, W in ((2, 4, 6), (1, 7, 3), (3, 1, 9), (1, 20, 31)):
+        inputs = core.inputs(N, H, W)
+        out = compiled([value.numpy() for value in inputs])[0]
+        np.testing.assert_allclose(out, core.expected(*inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_without_the_extension(monkeypatch):
     from mmvmamba.ops import onnx as ops_onnx
 

@@ -46,7 +46,7 @@ def test_erf_before_and_after(run_here, data_root, weights, tmp_path, capfd):
         (THIN, 'random weights'),
         (THIN, 'trained'),
         (f'{THIN}+ssm_init=zero', 'random weights'),
-        ('torch.nn:AvgPool2d+kernel_size=4', 'random weights'),
+        ('torch.nn:AvgPool2d+kernel_size=4', 'as the callable built it'),
     ]
     assert rows[0]['share_within'] != rows[1]['share_within']
     # A pooling sees its 4 x 4 pixels, whose corners are 1.5 sqrt(2) from their middle.
@@ -144,7 +144,8 @@ def test_resolution_scaling(run_here, weights, tmp_path):
     assert rows[0]['params'] == params and rows[1]['params'] == 0
     assert rows[0]['inference_mib'] > rows[0]['inference_extra_mib'] > 0
     # The head's product and bias aside, all of it grows with the pixels.
-    assert numbers['exponents'][THIN]['flops'] == pytest.approx(1, abs=0.05)
+    power = numbers['exponents'][THIN]['flops']
+    assert power == dict(p=pytest.approx(1, abs=0.05), sizes=['32x64', '64'])
     assert 'train_ms' not in rows[0] and 'top1' not in rows[0]
 
 

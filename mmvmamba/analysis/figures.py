@@ -36,6 +36,7 @@ PHOTOGRAPHS = (
     'rocket.jpg',
 )
 DPI = 110
+TABLE_HELP = ('the numbers', 'the same as a table, .csv, and a picture, .png')
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -47,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """
     parser.set_defaults(out_suffix=Path(out).suffix)
     picture = out.endswith('.png')
-    beside = 'the picture; the numbers come' if picture else 'the numbers; the same table comes'
+    what, beside = ('the picture', 'its numbers as .json') if picture else TABLE_HELP
     parser.add_argument(
         '--out',
         type=Path,
         default=Path(out),
         metavar='PNG' if picture else 'JSON',
-        help=f'{beside} beside it as {".json" if picture else ".csv"} (default: {out})',
+        help=f'{what}, beside it {beside} (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
     parser.add_argument(
@@ -108,13 +109,16 @@ def write_json(path: Path, device: torch.device, results: Mapping[str, Any]) -> 
     path.write_text(text + '\n', encoding='utf-8')
 
 
-def write_table(out: Path, device: torch.device, results: Mapping[str, Any]) -> None:
-    """Writes a JSON file, and beside it a CSV file of its rows.
+def write_table(
+    out: Path, device: torch.device, results: Mapping[str, Any], figure: Figure
+) -> None:
+    """Writes a JSON file, and beside it a CSV file of its rows and a picture of them.
 
     Args:
         out (Path): The JSON file.
         device (torch.device): Where the numbers were computed.
         results (Mapping): The numbers; ``results`` among them are the rows.
+        figure (Figure): What is drawn of them.
     """
     write_json(out, device, results)
     rows = results['results']
@@ -123,7 +127,9 @@ def write_table(out: Path, device: torch.device, results: Mapping[str, Any]) -> 
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    MMLogger.get_current_instance().info(f'wrote {out} and {table}')
+    picture = out.with_suffix('.png')
+    figure.savefig(picture, dpi=DPI, bbox_inches='tight')
+    MMLogger.get_current_instance().info(f'wrote {out}, {table} and {picture}')
 
 
 def track(items: Sequence[Any]) -> Iterator[Any]:

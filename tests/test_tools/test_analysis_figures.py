@@ -388,9 +388,9 @@ def test_resolution_scaling_of_the_papers_models(run_here, tmp_path):
         'xcit-small-12-p16_3rdparty_in1k',
         'mmvmamba::comparison/s4nd-convnext-t_8xb128_in1k.py',
     )
-    numbers = scaling(run_here, tmp_path, *PAPERS, *others, '--sizes', 64, 96)
+    numbers = scaling(run_here, tmp_path, *PAPERS, *others, '--sizes', 64)
     rows = numbers['results']
-    assert len(rows) == 20 and all(row['train_ms'] > 0 and row['flops'] > 0 for row in rows)
+    assert len(rows) == 10 and all(row['train_ms'] > 0 and row['flops'] > 0 for row in rows)
 
 
 @pytest.mark.cuda

@@ -240,4 +240,5 @@ def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent)
         # A row without a map is the identity's.
         moved = torch.where(sums > 0, row / sums, 0) @ matrix + torch.where(sums > 0, 0, row)
         row = (row + moved) / 2
+        del matrix  # before the next one is computed
     return row[-size:].view(shape)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmvmamba.analysis.activation_map import AttentionMaps, ScanMaps, rollout, rollout_bytes
+from mmvmamba.analysis.activation_map import (
+    AttentionMaps,
+    Path,
+    ScanMaps,
+    rollout,
+    rollout_bytes,
+)
+from mmvmamba.analysis.measure import extra_memory
 from mmvmamba.analysis.models import load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.nn import SS2D, VMambaNet
@@ -198,3 +205,15 @@ def test_refuses_what_has_no_maps():
     with pytest.raises(ValueError, match='Conv2d has neither SS2D blocks nor the attention'):
         record(nn.Conv2d(3, 8, 3), 0, lambda: None)
     assert ScanMaps((1, 1)).paths == []
+
+
+def test_memory_of_a_rollout_is_about_what_is_said():
+    """In matrices of all positions by all positions, where these are large."""
+    size = 48 * 64
+    value = torch.rand(1, size, 2, dtype=torch.float64)
+    path = Path(
+        torch.arange(size)[None], value, value, -value[0, :2], value, value, value[0, 0], line=64
+    )
+    maps = ScanMaps((48, 64), [[path, path]])
+    used = extra_memory(lambda: rollout([maps, maps], 7, 'decay'), torch.device('cpu'))
+    assert used == pytest.approx(rollout_bytes([maps]), rel=0.1)

@@ -9,7 +9,7 @@ the exponent is the difference, which is never positive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,14 @@ from torch import Tensor
 
 #: Elements of the largest tensor that a whole matrix is computed with.
 _CHUNK = 2**23
+#: Tensors (L, L) of float64 in use at a time while the matrix of a block is computed.
+_MATRICES = 6
+
+Tick = Callable[[], None]
+
+
+def _silent() -> None:
+    """Shows no progress."""
 
 
 @dataclass
@@ -87,7 +95,9 @@ class Path:
                     decay = (dt * A).cumsum(0).T  # (C, L)
                     decay = decay.unsqueeze(2) - decay.unsqueeze(1)
                     total += decay.masked_fill_(later, -torch.inf).exp_().sum(0)
-                out[m] += total / self.dt.shape[2] * torch.outer(self.C[m, :, n], self.B[m, :, n])
+                    del decay
+                total *= torch.outer(self.C[m, :, n], self.B[m, :, n])
+                out[m] += total.div_(self.dt.shape[2])
         return out
 
 
@@ -130,25 +140,34 @@ class ScanMaps:
         *before, last = self.passes
         out = sum(self.in_image_order(path, query, form) for path in last).flatten()
         for paths in reversed(before):
-            out = out @ _in_image_order(paths, form, out.numel())
+            row, out = out, torch.zeros_like(out)
+            for path in paths:
+                for index, matrix in zip(path.index, path.matrices(form), strict=True):
+                    out[index] += row[index] @ matrix
         return out.view(self.shape)
 
-    def matrix(self, form: str) -> Tensor:
-        """The summed maps of all queries (H * W, H * W)."""
+    @property
+    def ticks(self) -> int:
+        """How often :meth:`matrix` calls its ``tick``."""
+        return len(self.paths)
+
+    def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
+        """The summed maps of all queries (H * W, H * W); ``tick`` is called after each path."""
         size = self.shape[0] * self.shape[1]
         out = None
         for paths in self.passes:
-            matrix = _in_image_order(paths, form, size)
+            matrix = _in_image_order(paths, form, size, tick)
             out = matrix if out is None else matrix @ out
         return out
 
 
-def _in_image_order(paths: Sequence[Path], form: str, size: int) -> Tensor:
+def _in_image_order(paths: Sequence[Path], form: str, size: int, tick: Tick) -> Tensor:
     """The matrices of the directions of a pass, added in image order (size, size)."""
     out = paths[0].dt.new_zeros(size, size)
     for path in paths:
         for index, matrix in zip(path.index, path.matrices(form), strict=True):
             out[index[:, None], index] += matrix
+        tick()
     return out
 
 
@@ -164,15 +183,18 @@ class AttentionMaps:
 
     forms = ('qk', 'softmax')
     paths = ()
+    ticks = 1
 
     shape: tuple[int, int]
     q: Tensor
     k: Tensor
 
-    def matrix(self, form: str) -> Tensor:
+    def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
         """The maps of all tokens (L, L), class token included."""
         scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
-        return (scores if form == 'qk' else scores.softmax(-1)).mean(0)
+        out = (scores if form == 'qk' else scores.softmax(-1)).mean(0)
+        tick()
+        return out
 
     def summed(self, query: int, form: str) -> Tensor:
         """The map of a query over the patches (H, W)."""
@@ -183,16 +205,25 @@ class AttentionMaps:
 Maps = ScanMaps | AttentionMaps
 
 
-def rollout(blocks: Sequence[Maps], query: int, form: str) -> Tensor:
+def rollout_bytes(blocks: Sequence[Maps]) -> int:
+    """About the memory that :func:`rollout` of these blocks needs."""
+    height, width = blocks[0].shape
+    return _MATRICES * (height * width) ** 2 * torch.float64.itemsize
+
+
+def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent) -> Tensor:
     """The attention rollout of a query over blocks (Abnar and Zuidema, arXiv 2005.00928).
 
     Each block is half itself, with its rows' absolute values divided by their sum, and half the
-    identity for the residual connection.
+    identity for the residual connection. Of L positions all maps are needed, L^2 numbers, each a
+    mean over channels and states.
 
     Args:
         blocks (Sequence[ScanMaps | AttentionMaps]): The blocks in the order of the network.
         query (int): The place y * W + x.
         form (str): One of the blocks' ``forms``.
+        tick (Callable): Called after each path of each block, their ``ticks``. Defaults to a
+            function that does nothing.
 
     Returns:
         Tensor: The map (H, W), which sums to 1 over all tokens.
@@ -201,11 +232,13 @@ def rollout(blocks: Sequence[Maps], query: int, form: str) -> Tensor:
     size = shape[0] * shape[1]
     row = None
     for block in reversed(blocks):
-        matrix = block.matrix(form).abs()
-        sums = matrix.sum(-1, keepdim=True)
-        matrix = torch.where(sums > 0, matrix / sums, torch.eye(len(matrix)).to(matrix))
+        matrix = block.matrix(form, tick).abs()
+        sums = matrix.sum(-1)
         if row is None:
-            row = torch.zeros(len(matrix)).to(matrix)
+            row = torch.zeros_like(sums)
             row[query - size] = 1
-        row = (row + row @ matrix) / 2
+        # A row without a map is the identity's.
+        moved = torch.where(sums > 0, row / sums, 0) @ matrix + torch.where(sums > 0, 0, row)
+        row = (row + moved) / 2
+        del matrix  # before the next one is computed
     return row[-size:].view(shape)

@@ -6,7 +6,8 @@ import argparse
 import csv
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from mmengine.utils import ProgressBar
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .measure import describe_run
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+#: What there is without a folder of images: photographs in scikit-image's wheel.
+PHOTOGRAPHS = (
+    'astronaut.png',
+    'brick.png',
+    'camera.png',
+    'chelsea.png',
+    'coffee.png',
+    'coins.png',
+    'grass.png',
+    'gravel.png',
+    'hubble_deep_field.jpg',
+    'motorcycle_left.png',
+    'rocket.jpg',
+)
 DPI = 110
+TABLE_HELP = ('the numbers', 'the same as a table, .csv, and a picture, .png')
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -32,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """
     parser.set_defaults(out_suffix=Path(out).suffix)
     picture = out.endswith('.png')
-    beside = 'the picture; the numbers come' if picture else 'the numbers; the same table comes'
+    what, beside = ('the picture', 'its numbers as .json') if picture else TABLE_HELP
     parser.add_argument(
         '--out',
         type=Path,
         default=Path(out),
         metavar='PNG' if picture else 'JSON',
-        help=f'{beside} beside it as {".json" if picture else ".csv"} (default: {out})',
+        help=f'{what}, beside it {beside} (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; by default a GPU if there is one')
     parser.add_argument(
@@ -61,6 +77,8 @@ def set_up(args: argparse.Namespace) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.index is not None and device.type == 'cuda':
+            torch.cuda.set_device(device)  # that of all calls that name none
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'--device {name!r} cannot be used: {reason}') from error
@@ -91,13 +109,16 @@ def write_json(path: Path, device: torch.device, results: Mapping[str, Any]) -> 
     path.write_text(text + '\n', encoding='utf-8')
 
 
-def write_table(out: Path, device: torch.device, results: Mapping[str, Any]) -> None:
-    """Writes a JSON file, and beside it a CSV file of its rows.
+def write_table(
+    out: Path, device: torch.device, results: Mapping[str, Any], figure: Figure
+) -> None:
+    """Writes a JSON file, and beside it a CSV file of its rows and a picture of them.
 
     Args:
         out (Path): The JSON file.
         device (torch.device): Where the numbers were computed.
         results (Mapping): The numbers; ``results`` among them are the rows.
+        figure (Figure): What is drawn of them.
     """
     write_json(out, device, results)
     rows = results['results']
@@ -106,20 +127,45 @@ def write_table(out: Path, device: torch.device, results: Mapping[str, Any]) -> 
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    MMLogger.get_current_instance().info(f'wrote {out} and {table}')
+    picture = out.with_suffix('.png')
+    figure.savefig(picture, dpi=DPI, bbox_inches='tight')
+    MMLogger.get_current_instance().info(f'wrote {out}, {table} and {picture}')
 
 
 def track(items: Sequence[Any]) -> Iterator[Any]:
     """Yields the items and shows a bar of those that are done."""
-    bar = ProgressBar(len(items))
-    for item in items:
-        yield item
-        bar.update()
+    with progress(len(items)) as tick:
+        for item in items:
+            yield item
+            tick()
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[], None]]:
+    """Shows a bar of so many steps, which what it gives takes."""
+    bar = ProgressBar(total)
+    yield bar.update
     bar.file.write('\n')
 
 
+def sample_photographs(count: int) -> list[Path]:
+    """The first of :data:`PHOTOGRAPHS`.
+
+    Raises:
+        ValueError: If scikit-image is not installed.
+    """
+    try:
+        import skimage
+    except ImportError as error:
+        raise ValueError('--images must name a folder where scikit-image is missing') from error
+    folder = Path(skimage.__file__).parent / 'data'
+    return [folder / name for name in PHOTOGRAPHS[:count]]
+
+
 def find_images(folder: Path, count: int) -> list[Path]:
-    """The first images of a folder and those inside it, in the order of their paths.
+    """Images of a folder and those inside it, evenly spaced in the order of their paths.
+
+    A folder of classes gives as many of each, not all of the first.
 
     Raises:
         ValueError: If the folder does not exist or holds none.
@@ -129,18 +175,19 @@ def find_images(folder: Path, count: int) -> list[Path]:
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f'{str(folder)!r} holds no image with one of {SUFFIXES}')
-    return found[:count]
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB.
+    """Reads an image as RGB, upright where its EXIF data says how it was taken.
 
     Raises:
         ValueError: If it does not exist or cannot be read.
     """
     try:
         with Image.open(path) as image:
-            return image.convert('RGB')
+            return ImageOps.exif_transpose(image).convert('RGB')
     except OSError as error:
         raise ValueError(f'image {str(path)!r} cannot be read: {error}') from error
 

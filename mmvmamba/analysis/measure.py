@@ -26,7 +26,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ import mmvmamba
 logger = logging.getLogger(__name__)
 
 Call = Callable[[], Any]
+Track = Callable[[Sequence], Iterable]
 Row = dict[str, Any]
 
 MIB = 2**20
@@ -70,10 +71,11 @@ def _sample(call: Call, repeats: int, device: torch.device) -> float:
     """Seconds for one call, from ``repeats`` calls in a row."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        stream = torch.cuda.current_stream(device)
+        start.record(stream)
         for _ in range(repeats):
             call()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
     begin = time.perf_counter()
@@ -82,15 +84,17 @@ def _sample(call: Call, repeats: int, device: torch.device) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def warm_up(calls: Mapping[str, Call], device: torch.device) -> dict[str, float]:
+def warm_up(
+    calls: Mapping[str, Call], device: torch.device, track: Track = iter
+) -> dict[str, float]:
     """The second time (seconds) of each call; one that finds no memory is left out."""
     estimates = {}
-    for name, call in calls.items():
+    for name, call in track(list(calls.items())):
         try:
             _sample(call, 1, device)
             estimates[name] = _sample(call, 1, device)
         except torch.cuda.OutOfMemoryError:
-            logger.info('  %s left out: the memory of the GPU is too small', name)
+            logger.warning('  %s left out: the memory of the GPU is too small', name)
             torch.cuda.empty_cache()
     return estimates
 
@@ -101,6 +105,7 @@ def interleave(
     seconds: float,
     min_rounds: int = 5,
     max_rounds: int = 100,
+    track: Track = iter,
 ) -> dict[str, list[float]]:
     """Times calls in turn: A B C, A B C, ...
 
@@ -110,11 +115,13 @@ def interleave(
         seconds (float): About how long all rounds take together.
         min_rounds (int): The least rounds, however long they take. Defaults to 5.
         max_rounds (int): The most rounds. Defaults to 100.
+        track (Callable): Yields what it is given and shows how much of it is done: the calls,
+            each of which is tried, then the rounds. Defaults to ``iter``, which shows nothing.
 
     Returns:
-        dict[str, list[float]]: For each call its seconds in each round.
+        dict[str, list[float]]: For each call that finds memory its seconds in each round.
     """
-    estimates = warm_up(calls, device)
+    estimates = warm_up(calls, device, track)
     if not estimates:
         return {}
     repeats = {name: max(1, math.ceil(MIN_SAMPLE / max(t, 1e-6))) for name, t in estimates.items()}
@@ -122,7 +129,7 @@ def interleave(
     rounds = max(min_rounds, min(max_rounds, int(seconds / round_time)))
     logger.info('  %d rounds of about %.2f s', rounds, round_time)
     times: dict[str, list[float]] = {name: [] for name in estimates}
-    for _ in range(rounds):
+    for _ in track(range(rounds)):
         for name in estimates:
             times[name].append(_sample(calls[name], repeats[name], device))
     return times
@@ -155,13 +162,13 @@ def extra_memory(call: Call, device: torch.device) -> int:
     """
     gc.collect()
     if device.type == 'cuda':
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         result = call()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         del result
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = call()
     del result
@@ -173,6 +180,16 @@ def extra_memory(call: Call, device: torch.device) -> int:
     return peak
 
 
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated, or None where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path('/proc/meminfo')
+    text = info.read_text() if info.exists() else ''
+    match = re.search(r'^MemAvailable:\s*(\d+) kB$', text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
 def model_bytes(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -182,9 +199,16 @@ def model_bytes(model: torch.nn.Module) -> int:
 # ---- models -------------------------------------------------------------------------------------
 
 
-def _total(outputs: torch.Tensor | Sequence) -> torch.Tensor:
+def _total(outputs: torch.Tensor | Sequence | Mapping) -> torch.Tensor:
     if isinstance(outputs, torch.Tensor):
         return outputs.float().sum()
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if not isinstance(outputs, Sequence) or isinstance(outputs, str):
+        raise TypeError(
+            'a model that is trained must give a tensor, or a sequence or mapping of tensors, but '
+            f'gave {type(outputs).__name__}'
+        )
     return sum(_total(output) for output in outputs)
 
 
@@ -207,11 +231,13 @@ def make_call(
             return forward(images)
 
     def train_step():
-        with autocast():
-            loss = _total(forward(images))
-        loss.backward()
-        for parameter in model.parameters():
-            parameter.grad = None
+        try:
+            with autocast():
+                loss = _total(forward(images))
+            loss.backward()
+        finally:  # a step that finds no memory leaves none of it in use
+            for parameter in model.parameters():
+                parameter.grad = None
 
     return train_step if train else infer
 

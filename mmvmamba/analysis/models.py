@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -30,6 +31,9 @@ from .weights import load_weights
 OUTPUTS = ('scores', 'map')
 #: ImageNet's mean and deviation of R, G and B in 0 ... 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+#: What the weights of a model are called that has no checkpoint.
+RANDOM, OF_CALLABLE = 'random weights', 'as the callable built it'
+OF_INIT_CFG = 'weights of its init_cfg'
 #: A checkpoint by this name is the file that mmpretrain's model index names.
 PUBLISHED = 'pretrained'
 #: The value of ``window_size`` that grows with the image: 7 at 224 px.
@@ -48,10 +52,13 @@ class AnalysisModel(nn.Module):
 
     Args:
         name (str): What it is called in figures.
+        weights (str): What its weights are called in figures.
         net (nn.Module): The network, whole.
         run (Callable): Maps images to the output.
         mean (Sequence[float]): Mean of R, G and B in 0 ... 255. Defaults to ImageNet's.
         std (Sequence[float]): Their standard deviation. Defaults to ImageNet's.
+        bgr (bool): Whether the network, its mean and deviation have the channels in the order B, G,
+            R. Defaults to False.
     """
 
     def __init__(
@@ -61,9 +68,12 @@ class AnalysisModel(nn.Module):
         run: Callable[[Tensor], Any],
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
+        bgr: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
+        self.weights = RANDOM
+        self.bgr = bgr
         self.net = net
         self._run = run
         for key, value in (('mean', mean), ('std', std)):
@@ -72,6 +82,7 @@ class AnalysisModel(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB images (N, 3, H, W) in 0 ... 255, of any dtype -> what the network takes."""
+        images = images.flip(1) if self.bgr else images
         return (images.to(self.mean) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Any:
@@ -94,7 +105,8 @@ def load_model(
             config's backbone (dots go deeper) or of the callable. ``+window_size=scaled`` lets a
             Swin's windows grow with the image, from 7 at 224 px.
         checkpoint (str, optional): A file, a URL, or 'pretrained' for the weights that mmpretrain
-            publishes under this name. Defaults to None, random weights of torch's current seed.
+            publishes under this name. Defaults to None: random weights of torch's current seed,
+            what an ``init_cfg`` of the config loads, or those that the callable built.
         output (str): 'scores', what the model gives for images without losses and
             post-processing, or 'map', the last map of its backbone, (N, C, h, w). Of a detector
             or a segmentor both are the backbone's. Defaults to 'scores'.
@@ -112,6 +124,7 @@ def load_model(
     if re.fullmatch(r'[\w.]+:[\w.]+', target):
         net = _build_callable(target, options, size)
         model = AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
+        model.weights = OF_CALLABLE
     elif target in ARCHS:
         net = VMambaNet(target, **options)
         model = AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
@@ -122,6 +135,7 @@ def load_model(
         raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
     if checkpoint is not None:
         load_weights(model.net, model.name, checkpoint, whole=output == 'scores')
+        model.weights = Path(checkpoint).name
     return model
 
 
@@ -155,7 +169,8 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
     net = build(**options)
     if not isinstance(net, nn.Module):
         raise TypeError(f'model {target!r} must give an nn.Module, but gave {type(net).__name__}')
-    if hasattr(net, 'init_weights'):
+    # What a function returns may be trained. MMEngine's classes leave it to their caller.
+    if isinstance(build, type) and issubclass(build, BaseModule):
         with _quiet():
             net.init_weights()
     return net
@@ -209,9 +224,25 @@ def _load_config_model(
     run = net if is_classifier and output == 'scores' else net.backbone
     if output == 'map':
         run = _last_map(net.backbone)
-    prep = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    # As in MMEngine's runner, the model's own goes first.
+    prep = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    # Images are read as BGR, which is what the network sees where nothing converts them.
+    bgr = bool(prep.get('mean')) and not (prep.get('to_rgb') or prep.get('bgr_to_rgb'))
     mean, std = prep.get('mean') or MEAN, prep.get('std') or STD
-    return AnalysisModel(spec, net, run, mean, std), published
+    model = AnalysisModel(spec, net, run, mean, std, bgr)
+    if _has_pretrained(cfg.model):
+        model.weights = OF_INIT_CFG
+    return model, published
+
+
+def _has_pretrained(cfg: Any) -> bool:
+    """Whether a model's ``init_cfg`` names a file."""
+    if isinstance(cfg, Mapping):
+        init = cfg.get('init_cfg')
+        inits = init if isinstance(init, Sequence) else [init]
+        found = any(isinstance(i, Mapping) and i.get('type') == 'Pretrained' for i in inits)
+        return found or any(map(_has_pretrained, cfg.values()))
+    return isinstance(cfg, list | tuple) and any(map(_has_pretrained, cfg))
 
 
 def read_config(target: str) -> Config:
@@ -262,9 +293,10 @@ def _adapted_backbone(
 ) -> dict[str, Any]:
     """The backbone's config with the user's settings, for images of this size and this output."""
     with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
-        build = registry.get(cfg.model.backbone.type)
+        kind = cfg.model.backbone.type
+        build = registry.get(kind) if isinstance(kind, str) else kind
     if build is None:
-        raise ValueError(f'{target!r}: there is no backbone {cfg.model.backbone.type!r}')
+        raise ValueError(f'{target!r}: there is no backbone {kind!r}')
     _check_options(target, build, options)
     known = _parameters(build)
     changes: dict[str, Any] = {}
@@ -288,9 +320,12 @@ def _adapted_backbone(
 
 def _last_map(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """The last map (N, C, h, w) of a network."""
+    # timm's name for what forward_features gives; ours is read below.
+    ours = isinstance(net, VMambaNet)
+    channels_last = not ours and getattr(net, 'output_fmt', 'NCHW') == 'NHWC'
 
     def run(images: Tensor) -> Tensor:
-        if not isinstance(net, VMambaNet):
+        if not ours:
             out = getattr(net, 'forward_features', net)(images)
         elif net.out_indices is not None:
             out = net(images)
@@ -305,6 +340,6 @@ def _last_map(net: nn.Module) -> Callable[[Tensor], Tensor]:
                 f'{type(net).__name__} must give maps (N, C, H, W), from forward_features or '
                 f'forward, but gave {got}'
             )
-        return out
+        return out.permute(0, 3, 1, 2) if channels_last else out
 
     return run

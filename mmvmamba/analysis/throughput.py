@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -158,7 +159,7 @@ def compare(
         for mode in modes:
             logger.info(f'{mode}: rounds of all models in turn')
             calls = make_calls(models, settings, device, mode)
-            times = measure.interleave(calls, device, seconds, min_rounds)
+            times = measure.interleave(calls, device, seconds, min_rounds, track=track)
             for spec, row in rows.items():
                 row |= _speed(mode, settings.batch_size, times.get(spec))
     return rows
@@ -167,11 +168,19 @@ def compare(
 def count(model: AnalysisModel, size: tuple[int, int]) -> Row:
     """``params`` and ``flops`` (multiply-adds for an image) of a model.
 
-    It must be on the CPU, or on the meta device where nothing is computed: there attention is one
-    op that is counted; GPUs have several.
+    It must be on the CPU. A copy on the meta device is counted, where nothing is computed, or else
+    the model itself: some make tensors of their own, or ask for values. On a GPU attention would be
+    one of several ops.
     """
-    flops = count_multiply_adds(model, torch.zeros(1, 3, *size, device=model.mean.device)).total
-    return dict(params=sum(p.numel() for p in model.parameters()), flops=flops)
+    try:
+        shapes = copy.deepcopy(model).to('meta')
+        counter = count_multiply_adds(shapes, torch.zeros(1, 3, *size, device='meta'))
+    except (RuntimeError, TypeError) as error:
+        MMLogger.get_current_instance().info(
+            f'{model.name} runs to be counted: on shapes alone {type(error).__name__}'
+        )
+        counter = count_multiply_adds(model, torch.zeros(1, 3, *size))
+    return dict(params=sum(p.numel() for p in model.parameters()), flops=counter.total)
 
 
 def place(model: AnalysisModel, settings: Settings, device: torch.device) -> AnalysisModel:

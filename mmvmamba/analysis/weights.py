@@ -13,6 +13,9 @@ from mmvmamba.models.checkpoint_file import read_checkpoint
 from mmvmamba.nn import VMambaNet, convert_state_dict
 from mmvmamba.nn.checkpoint_file import state_dict_of
 
+#: Buffers that follow from a model's arguments or are not used, which older files may lack.
+_NOT_NEEDED = ('relative_position_index', 'num_batches_tracked')
+
 
 def load_weights(net: nn.Module, name: str, checkpoint: str, whole: bool) -> None:
     """Loads all that is needed of a checkpoint.
@@ -27,15 +30,14 @@ def load_weights(net: nn.Module, name: str, checkpoint: str, whole: bool) -> Non
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, lacks parameters or has another shape.
+        ValueError: If it is no checkpoint, lacks tensors or has another shape.
     """
     tensors = state_dict_of(read_checkpoint(checkpoint), checkpoint)
     if isinstance(net, VMambaNet):
         tensors = convert_state_dict(tensors)
     else:
         tensors = _resized(adapt_state_dict(net, tensors), net)
-    # Buffers are constants that follow from the arguments, which older files may lack.
-    own = {key for key, _ in net.named_parameters()}
+    own = {key for key in net.state_dict() if not key.endswith(_NOT_NEEDED)}
     if not whole:  # a file for other classes has the same backbone
         own = {key for key in own if not key.startswith(_head_of(net))}
         tensors = {k: v for k, v in tensors.items() if not k.startswith(_head_of(net))}
@@ -47,7 +49,7 @@ def load_weights(net: nn.Module, name: str, checkpoint: str, whole: bool) -> Non
     if missing:
         raise ValueError(
             f'checkpoint {checkpoint!r} does not fit {name}: {len(missing)} of {len(own)} '
-            f'parameters are missing in it: {", ".join(missing[:8])}'
+            f'tensors are missing in it: {", ".join(missing[:8])}'
         )
     MMLogger.get_current_instance().info(
         f'{name}: {checkpoint}, {len(result.unexpected_keys)} tensors of it not needed'

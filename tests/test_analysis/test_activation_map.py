@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmvmamba.analysis.activation_map import AttentionMaps, ScanMaps, rollout
+from mmvmamba.analysis.activation_map import (
+    AttentionMaps,
+    Path,
+    ScanMaps,
+    rollout,
+    rollout_bytes,
+)
+from mmvmamba.analysis.measure import extra_memory
 from mmvmamba.analysis.models import load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.nn import SS2D, VMambaNet
@@ -161,7 +168,8 @@ def test_rollout_by_hand():
     """Two blocks of a map of 1 x 2 without a class token."""
 
     class Fixed(AttentionMaps):
-        def matrix(self, form):
+        def matrix(self, form, tick):
+            tick()
             return self.q
 
     first = Fixed((1, 2), torch.tensor([[3.0, -1.0], [0.0, 0.0]]), None)
@@ -169,9 +177,21 @@ def test_rollout_by_hand():
     # Half the identity, half [[3/4, 1/4], [0, 1]], whose empty row is the identity's.
     a = np.array([[7 / 8, 1 / 8], [0, 1]])
     b = np.array([[1 / 2, 1 / 2], [1 / 4, 3 / 4]])
+    ticks = []
     for query in (0, 1):
-        found = rollout([first, second], query, 'qk')
+        found = rollout([first, second], query, 'qk', lambda: ticks.append(1))
         np.testing.assert_allclose(found.numpy(), [(b @ a)[query]], rtol=1e-6)
+    assert len(ticks) == 2 * (first.ticks + second.ticks) == 4
+
+
+@pytest.mark.parametrize('scan', ['cross', 'cascade'])
+def test_rollout_goes_path_by_path(scan):
+    """Its rows sum to one, and each path of each block is a tick."""
+    maps, _, _ = recorded(build(scan, 2), torch.randn(1, *SHAPE, 8, dtype=torch.float64))
+    ticks = []
+    found = rollout([maps, maps], 7, 'decay', lambda: ticks.append(1))
+    assert len(ticks) == 2 * maps.ticks == 8 and found.sum() == pytest.approx(1)
+    assert rollout_bytes([maps]) == 6 * 15**2 * 8
 
 
 def test_refuses_what_has_no_maps():
@@ -185,3 +205,15 @@ def test_refuses_what_has_no_maps():
     with pytest.raises(ValueError, match='Conv2d has neither SS2D blocks nor the attention'):
         record(nn.Conv2d(3, 8, 3), 0, lambda: None)
     assert ScanMaps((1, 1)).paths == []
+
+
+def test_memory_of_a_rollout_is_about_what_is_said():
+    """In matrices of all positions by all positions, where these are large."""
+    size = 48 * 64
+    value = torch.rand(1, size, 2, dtype=torch.float64)
+    path = Path(
+        torch.arange(size)[None], value, value, -value[0, :2], value, value, value[0, 0], line=64
+    )
+    maps = ScanMaps((48, 64), [[path, path]])
+    used = extra_memory(lambda: rollout([maps, maps], 7, 'decay'), torch.device('cpu'))
+    assert used == pytest.approx(rollout_bytes([maps]), rel=0.1)

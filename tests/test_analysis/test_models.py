@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 from torch import nn
 
 from mmvmamba.analysis.models import MEAN, STD, load_model
@@ -28,6 +29,34 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return self.conv(x).mean((2, 3))
+
+
+class Flipped(Plain):
+    """As timm's networks of (N, H, W, C) say it."""
+
+    output_fmt = 'NHWC'
+
+    def forward_features(self, x):
+        return self.conv(x).permute(0, 2, 3, 1)
+
+
+class Managed(BaseModule):
+    """A network that MMEngine initialises after it was built."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def init_weights(self):
+        nn.init.ones_(self.scale)
+
+    def forward(self, x):
+        return self.scale * x
+
+
+def trained():
+    """A network with weights of its own."""
+    return Managed()
 
 
 def no_module():
@@ -106,6 +135,89 @@ def test_normalises_as_the_config_says(importable):
     torch.testing.assert_close(
         model.normalise(images + torch.tensor(STD).view(3, 1, 1)), torch.ones(1, 3, 2, 2)
     )
+
+
+def test_only_a_class_of_mmengines_is_initialised(importable):
+    """What a function returns may be trained."""
+    for name, scale in (('Managed', 1), ('trained', 3)):
+        model = load_model(f'{importable}:{name}')
+        assert model.net.scale == scale and model.weights == 'as the callable built it'
+
+
+def test_what_the_weights_are_called(tmp_path, config):
+    file = tmp_path / 'epoch_1.pth'
+    model = load_model(str(config))
+    torch.save(dict(state_dict=model.net.state_dict()), file)
+    assert model.weights == 'random weights'
+    assert load_model(str(config), str(file)).weights == 'epoch_1.pth'
+    backbone = {k.removeprefix('backbone.'): v for k, v in model.net.state_dict().items()}
+    torch.save(dict(model=backbone), tmp_path / 'backbone.pth')
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
+    assert load_model(f'{config}+init_cfg={init}').weights == 'weights of its init_cfg'
+
+
+def test_channels_come_in_the_order_of_the_mean(tmp_path):
+    """A preprocessor that converts nothing has its mean as B, G and R, and so has the network."""
+    model = load_model('regnetx-400mf_8xb128_in1k')
+    bgr = torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1)
+    assert model.bgr and model.normalise(bgr.flip(1).expand(1, 3, 2, 2)).abs().max() < 1e-5
+    for text, flipped in (('bgr_to_rgb=True', False), ('bgr_to_rgb=False', True)):
+        path = tmp_path / 'detector.py'
+        path.write_text(
+            "_base_ = 'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'\n"
+            f'model = dict(data_preprocessor=dict({text}))\n'
+        )
+        assert load_model(f'{path}{THIN}', output='map').bgr == flipped
+    assert not load_model('resnet18_8xb32_in1k').bgr
+
+
+def test_the_models_own_preprocessor_goes_first(config):
+    config.write_text(
+        config.read_text() + 'model.update(data_preprocessor=dict(mean=[1, 2, 3], std=[4] * 3))\n'
+    )
+    model = load_model(str(config))
+    assert model.bgr and model.mean.flatten().tolist() == [1, 2, 3]
+
+
+def test_a_config_whose_types_are_classes(tmp_path):
+    path = tmp_path / 'lazy.py'
+    path.write_text(
+        'from mmpretrain.models import GlobalAveragePooling, ImageClassifier\n'
+        'from mmpretrain.models import LinearClsHead, ResNet\n'
+        "default_scope = 'mmpretrain'\n"
+        'model = dict(type=ImageClassifier, backbone=dict(type=ResNet, depth=18),\n'
+        '    neck=dict(type=GlobalAveragePooling),\n'
+        '    head=dict(type=LinearClsHead, num_classes=3, in_channels=512))\n'
+    )
+    with torch.no_grad():
+        assert load_model(f'{path}+depth=34')(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(ValueError, match='colour'):
+        load_model(f'{path}+colour=red')
+
+
+def test_maps_with_channels_last(importable):
+    images = torch.rand(1, 3, 32, 64)
+    assert load_model(f'{importable}:Flipped', output='map')(images).shape == (1, 4, 8, 16)
+
+
+def test_last_map_of_timms_swin():
+    pytest.importorskip('timm')
+    spec = 'timm:create_model+model_name=swin_tiny_patch4_window7_224+img_size=64+window_size=2'
+    model = load_model(f'{spec}+depths=(1,1,1,1)+embed_dim=24', output='map')
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 192, 2, 2)
+
+
+def test_statistics_must_be_in_the_file(tmp_path):
+    state = load_model('resnet18_8xb32_in1k').net.state_dict()
+    file = tmp_path / 'resnet.pth'
+    without = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
+    torch.save(dict(state_dict=without), file)
+    assert load_model('resnet18_8xb32_in1k', str(file)).weights == 'resnet.pth'
+    without = {k: v for k, v in without.items() if not k.endswith('running_var')}
+    torch.save(dict(state_dict=without), file)
+    with pytest.raises(ValueError, match=r'20 of \d+ tensors are missing.*running_var'):
+        load_model('resnet18_8xb32_in1k', str(file))
 
 
 def test_names_what_is_near():

@@ -7,6 +7,7 @@ from torch import nn
 pytest.importorskip('mmengine')
 
 from mmvmamba.analysis import throughput  # noqa: E402
+from mmvmamba.analysis.models import AnalysisModel  # noqa: E402
 from mmvmamba.analysis.throughput import Settings, compare, format_table  # noqa: E402
 
 
@@ -35,6 +36,18 @@ class Recorder(nn.Module):
             )
         )
         return out
+
+
+class OwnTensors(nn.Module):
+    """Adds a tensor of the CPU, and asks for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = x + torch.ones(3, 1, 1)
+        return self.conv(x) if x.max() > 0 else None
 
 
 SPECS = [f'{__name__}:Recorder+name={name}' for name in ('one', 'two')]
@@ -76,7 +89,9 @@ def test_settings_off(calls):
 
 def test_images_per_second_are_the_batch_over_the_median(calls, monkeypatch):
     monkeypatch.setattr(
-        throughput.measure, 'interleave', lambda calls, *_: {s: [0.5, 0.25, 9.0] for s in SPECS[:1]}
+        throughput.measure,
+        'interleave',
+        lambda calls, *_, **__: {s: [0.5, 0.25, 9.0] for s in SPECS[:1]},
     )
     rows = run(('inference',))
     assert rows[SPECS[0]]['inference_images_per_s'] == 4.0
@@ -90,6 +105,12 @@ def test_compiles_where_asked(calls, monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model, **_: compiled.append(model.name) or model)
     run(('inference',), compile=True)
     assert compiled == SPECS
+
+
+def test_what_cannot_run_on_shapes_alone_is_counted_all_the_same():
+    model = AnalysisModel('own', net := OwnTensors(), net)
+    assert throughput.count(model, (8, 10)) == dict(params=112, flops=108 * 48)
+    assert model.mean.device.type == 'cpu' and not net.conv.weight.is_meta
 
 
 def test_table():

@@ -4,6 +4,8 @@ import csv
 import json
 
 import pytest
+import torch
+from PIL import Image
 
 THIN = 'tiny+dims=(8,16,24,32)+depths=(1,1,1,1)'
 ONE_ROUND = (
@@ -18,6 +20,9 @@ ONE_ROUND = (
     '--device',
     'cpu',
 )
+#: What the paper's table compares, but for the larger ones.
+PAPERS = ('Swin-T', 'ConvNeXt-T', 'DeiT-S', 'HiViT-T', 'XCiT-S24', 'Vim-S', 'S4ND-ConvNeXt-T')
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 SPEEDS = ('inference_images_per_s', 'train_images_per_s')
 
 
@@ -28,6 +33,8 @@ def read(out, tool):
         table = list(csv.DictReader(file))
     assert [row['name'] for row in table] == [row['name'] for row in data['results']]
     assert set(table[0]) == set(data['results'][0])
+    with Image.open(out.with_suffix('.png')) as image:
+        assert image.format == 'PNG' and len(image.convert('RGB').getcolors(2**24)) > 20
     return data
 
 
@@ -93,6 +100,55 @@ def test_ablation_table_counts_without_timing(run_here, tmp_path, capfd):
     for row in rows:
         assert (row['params'], row['flops']) == (30_249_064, 4_905_609_984)
         assert row['table'] == 'init' and not set(SPEEDS) & set(row)
+
+
+def test_results_on_other_data_are_quoted_where_asked(run_here, tmp_path):
+    out = tmp_path / 'speed.json'
+    options = ('--downstream', '--modes', '--size', 64, '--out', out)
+    code, log = run_here('analysis_tools/compare_throughput.py', 'Swin-T', THIN, *options)
+    assert code == 0, log
+    swin, thin = read(out, 'compare_throughput')['results']
+    assert (swin['box_ap'], swin['miou']) == (42.7, 44.4)
+    assert (thin['box_ap'], thin['miou']) == (None, None)
+
+
+@pytest.mark.slow
+def test_every_option_at_its_default(run_here, tmp_path):
+    """But for the size, and for one table."""
+    for tool, name, args in (
+        ('compare_throughput', 'throughput', (THIN,)),
+        ('ablation_table', 'ablations', ('activation',)),
+    ):
+        code, log = run_here(f'analysis_tools/{tool}.py', *args, '--size', 64)
+        assert code == 0, log
+        rows = read(tmp_path / f'work_dirs/{name}.json', tool)['results']
+        assert all(row[speed] > 0 for row in rows for speed in SPEEDS)
+
+
+@pytest.mark.slow
+def test_throughput_of_the_papers_models(run_here, tmp_path):
+    out = tmp_path / 'speed.json'
+    models = (*PAPERS, 'resnet50_8xb32_in1k')
+    code, log = run_here('analysis_tools/compare_throughput.py', *models, *ONE_ROUND, '--out', out)
+    assert code == 0, log
+    rows = read(out, 'compare_throughput')['results']
+    assert [row['name'] for row in rows] == list(models)
+    assert all(row[speed] > 0 for row in rows for speed in SPEEDS)
+
+
+@pytest.mark.cuda
+@GPU
+@pytest.mark.parametrize(
+    ('tool', 'args'), [('compare_throughput', (THIN, 'DeiT-S')), ('ablation_table', ('init',))]
+)
+def test_tables_on_a_gpu(run_here, tmp_path, tool, args):
+    out = tmp_path / 'speed.json'
+    options = (*ONE_ROUND[:-1], 'cuda', '--out', out)
+    code, log = run_here(f'analysis_tools/{tool}.py', *args, *options)
+    assert code == 0, log
+    data = read(out, tool)
+    assert data['device'] == 'cuda' and 'gpu' in data['machine']
+    assert all(row[speed] > 0 for row in data['results'] for speed in SPEEDS)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Prints the paper's ablation tables: sizes counted, speeds measured here, accuracies quoted.
 
 The models of a table run in turn; rows that share a model show the same figures. Accuracies and
-throughputs of an A100 are the paper's.
+throughputs of an A100 are the paper's. The picture has these accuracies over the throughput.
 
 Example:
     python tools/analysis_tools/ablation_table.py
@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from mmvmamba.analysis import figures, throughput
+from mmvmamba.analysis import figures, throughput, tradeoff
 from mmvmamba.analysis.paper import ABLATIONS
 from mmvmamba.engine import errors
 
@@ -66,7 +66,7 @@ def main() -> None:
     device = figures.set_up(args)
     settings = throughput.read_settings(args, device)
     logger = MMLogger.get_current_instance()
-    rows = []
+    rows, groups = [], []
     for table in tables:
         specs = [row.model for row in ABLATIONS[table]]
         measured = throughput.compare(
@@ -76,9 +76,10 @@ def main() -> None:
         columns = COLUMNS | (A100 if any(row['paper_inference'] for row in part) else {})
         logger.info(f'{table}\n{throughput.format_table(part, columns)}')
         rows += part
+        groups.append(tradeoff.speed_group(f'{table}: {settings.text}', part))
     logger.info("Columns headed 'paper' are quoted, not measured.")
     results = dict(tool='ablation_table', settings=throughput.describe(settings), results=rows)
-    figures.write_table(args.out, device, results)
+    figures.write_table(args.out, device, results, tradeoff.draw(groups))
 
 
 if __name__ == '__main__':

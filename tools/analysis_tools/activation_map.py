@@ -24,8 +24,8 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from mmvmamba.analysis import figures
-from mmvmamba.analysis.activation_map import Maps, rollout
-from mmvmamba.analysis.measure import parse_size, size_text
+from mmvmamba.analysis.activation_map import Maps, rollout, rollout_bytes
+from mmvmamba.analysis.measure import available_memory, parse_size, size_text
 from mmvmamba.analysis.models import CHECKPOINT_HELP, MODEL_HELP, load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import errors
@@ -76,6 +76,12 @@ def parse_args() -> argparse.Namespace:
         help=f'what the photograph is resized to: 224 or 224x320 (default: a short side of '
         f'{SHORT_SIDE}, sides that {DIVISOR} divides)',
     )
+    add(
+        '--no-rollout',
+        action='store_true',
+        help='leave out the rollout, whose time and memory grow with the square of the patches; '
+        'the maps of the query are fast',
+    )
     add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
     add('--compare-checkpoint', default='none', help='its weights (default: none)')
     add('--compare-block', type=int, default=-1, help='its block (default: -1, the last)')
@@ -112,13 +118,23 @@ def find_maps(
     resized = figures.to_tensor(image.resize((width, height), Image.Resampling.BICUBIC))
     pixels = model.normalise(resized.to(args.device))
     blocks = record(model.net, args.stage, lambda: model(pixels))
-    state = 'random weights' if file is None else Path(checkpoint).name
-    name = f'{model.name}, {state}'
+    name = f'{model.name}, {model.weights}'
     MMLogger.get_current_instance().info(f'{name}: a map of {size_text(*blocks[0].shape)}')
     return Patch(name, blocks, block, point)
 
 
-def compute(patch: Patch) -> dict[str, Any]:
+def check_memory(patch: Patch, device: torch.device) -> None:
+    """Refuses a rollout before hours end in an allocation that fails."""
+    need, found = rollout_bytes(patch.blocks), available_memory(device)
+    if found is not None and need > found:
+        raise UserError(
+            f'the rollout of a map of {size_text(*patch.maps.shape)} needs about '
+            f'{need / 2**30:.1f} GiB of memory, but {found / 2**30:.1f} GiB are free: choose a '
+            'later --stage, a smaller --size or --no-rollout'
+        )
+
+
+def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
     """All pictures of a patch, by name, with the numbers as tensors."""
     maps, query = patch.maps, patch.query
     pictures: dict[str, Any] = {}
@@ -128,8 +144,11 @@ def compute(patch: Patch) -> dict[str, Any]:
             image_order=[maps.in_image_order(path, query, form) for path in maps.paths],
             summed=maps.summed(query, form),
         )
-    for form in figures.track(maps.forms):
-        pictures[form]['rollout'] = rollout(patch.blocks, query, form)
+    if with_rollout:
+        steps = sum(block.ticks for block in patch.blocks)
+        with figures.progress(steps * len(maps.forms)) as tick:
+            for form in maps.forms:
+                pictures[form]['rollout'] = rollout(patch.blocks, query, form, tick)
     return pictures
 
 
@@ -183,14 +202,17 @@ def draw_paths(axes: np.ndarray, patch: Patch, form: str, pictures: dict[str, An
 
 
 def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
-    """After the photograph, for each form the map of the block and the rollout of the stage."""
+    """After the photograph, for each form the block's map and, if any, the stage's rollout."""
     places = iter(axes)
     for form in patch.maps.forms:
         title = f'{TITLES[form]}, block {patch.block}'
         draw = draw_positive if form == 'softmax' else draw_over
         draw(next(places), pictures[form]['summed'], patch, title)
-        title = f'{TITLES[form]}, rollout'
-        draw_positive(next(places), pictures[form]['rollout'], patch, title)
+        if 'rollout' in pictures[form]:
+            title = f'{TITLES[form]}, rollout'
+            draw_positive(next(places), pictures[form]['rollout'], patch, title)
+    for place in places:
+        place.set_axis_off()
 
 
 def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Figure:
@@ -243,7 +265,10 @@ def main() -> None:
         patches.append(
             find_maps(args, args.compare, args.compare_checkpoint, args.compare_block, image)
         )
-    found = [(patch, compute(patch)) for patch in patches]
+    if not args.no_rollout:
+        for patch in patches:
+            check_memory(patch, args.device)
+    found = [(patch, compute(patch, not args.no_rollout)) for patch in patches]
     results = dict(
         tool='activation_map',
         image=args.image.name,

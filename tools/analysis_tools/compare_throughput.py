@@ -2,12 +2,14 @@
 
 Parameters, FLOPs, and the throughput of inference and of training (forward and backward, without
 an optimizer) of all models in turn. The paper's are of one A100; only the ratios of two models can
-be compared with ours.
+be compared with ours. The picture has the paper's accuracy over the throughput, and with
+--downstream what it reports on COCO and ADE20K over its accuracy on ImageNet.
 
 Example:
     python tools/analysis_tools/compare_throughput.py --batch-size 128
     python tools/analysis_tools/compare_throughput.py Swin-T ConvNeXt-T 'VMamba-T (s1l8)' --compile
     python tools/analysis_tools/compare_throughput.py Swin-T my_package.nets:build small CONFIG
+    python tools/analysis_tools/compare_throughput.py --downstream --modes
 """
 
 import argparse
@@ -15,7 +17,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from mmvmamba.analysis import figures, throughput
+from mmvmamba.analysis import figures, throughput, tradeoff
 from mmvmamba.analysis.models import MODEL_HELP
 from mmvmamba.analysis.paper import IMAGENET, Reported
 from mmvmamba.engine import errors
@@ -31,6 +33,7 @@ COLUMNS = dict(
     train_images_per_s='training (images/s)',
     paper_train='paper: A100',
 )
+DOWNSTREAM = dict(box_ap='paper: box AP', miou='paper: mIoU')
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,6 +47,11 @@ def parse_args() -> argparse.Namespace:
         help=f'of {", ".join(row.name for row in IMAGENET)} (default: all of these); or '
         f'{MODEL_HELP}'.replace('%', '%%'),
     )
+    parser.add_argument(
+        '--downstream',
+        action='store_true',
+        help='quote the box AP of Mask R-CNN (1x) on COCO and the mIoU of UperNet on ADE20K too',
+    )
     throughput.add_arguments(parser)
     figures.add_arguments(parser, 'work_dirs/throughput.json')
     return parser.parse_args()
@@ -54,9 +62,11 @@ def rows_of(models: list[str]) -> list[Reported]:
     return [NAMES.get(name.lower(), Reported(name, name)) for name in models] or list(IMAGENET)
 
 
-def with_paper(row: Reported, measured: dict[str, Any]) -> dict[str, Any]:
+def with_paper(row: Reported, measured: dict[str, Any], downstream: bool) -> dict[str, Any]:
     """A row of the output."""
     paper = dict(top1=row.top1, paper_inference=row.inference, paper_train=row.train)
+    if downstream:
+        paper |= dict(box_ap=row.box_ap, miou=row.miou)
     return dict(name=row.name, model=row.model, **measured, **paper)
 
 
@@ -73,13 +83,18 @@ def main() -> None:
         args.seconds,
         args.min_rounds,
     )
-    rows = [with_paper(row, measured[row.model]) for row in reported]
+    rows = [with_paper(row, measured[row.model], args.downstream) for row in reported]
+    columns = COLUMNS | (DOWNSTREAM if args.downstream else {})
     MMLogger.get_current_instance().info(
-        f'{settings.text}\n{throughput.format_table(rows, COLUMNS)}\n'
+        f'{settings.text}\n{throughput.format_table(rows, columns)}\n'
         "Columns headed 'paper' are quoted, not measured."
     )
     results = dict(tool='compare_throughput', settings=throughput.describe(settings), results=rows)
-    figures.write_table(args.out, device, results)
+    groups = [tradeoff.speed_group(settings.text, rows)]
+    if any(row.get(key) is not None for row in rows for key in DOWNSTREAM):
+        title = "the paper's: Mask R-CNN 1x on COCO, UperNet 160k on ADE20K, one scale"
+        groups.append(tradeoff.downstream_group(title, rows))
+    figures.write_table(args.out, device, results, tradeoff.draw(groups))
 
 
 if __name__ == '__main__':

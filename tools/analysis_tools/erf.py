@@ -30,14 +30,15 @@ from mmvmamba.engine.errors import UserError
 
 SHARES = (0.5, 0.9, 0.99)
 COLUMNS = 4
-UNTRAINED = 'random weights'
 
 
 @dataclass
 class Panel:
-    """One picture: a model in one state."""
+    """One picture: a model, the i-th that was given, without or with its checkpoint."""
 
+    place: int
     model: str
+    trained: bool
     state: str
     field: ReceptiveField
 
@@ -63,7 +64,13 @@ def parse_args() -> argparse.Namespace:
         '--trained',
         help="what a checkpoint's weights are called in the picture (default: its name)",
     )
-    add('--images', type=Path, metavar='DIR', help="photographs (default: scikit-image's samples)")
+    add(
+        '--images',
+        type=Path,
+        metavar='DIR',
+        help='photographs, of which --num-images are taken at even distances '
+        f"(default: {len(figures.PHOTOGRAPHS)} of scikit-image's samples)",
+    )
     add('--num-images', type=int, default=50, help='at most so many of them (default: 50)')
     add('--size', type=parse_size, default=(1024, 1024), help='1024 or 800x1024 (default: 1024)')
     add('--batch-size', type=int, default=1, help='images at a time (default: 1)')
@@ -87,28 +94,17 @@ def check_args(args: argparse.Namespace) -> None:
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
     """The middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
-    folder = args.images
-    if folder is None:
-        try:
-            import skimage
-        except ImportError as error:
-            raise UserError('--images must name a folder where scikit-image is missing') from error
-        folder = Path(skimage.__file__).parent / 'data'
     height, width = args.size
+    if args.images is None:
+        paths = figures.sample_photographs(args.num_images)
+    else:
+        paths = figures.find_images(args.images, args.num_images)
     images = []
-    for path in figures.find_images(folder, args.num_images):
+    for path in paths:
         image = figures.read_image(path)
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         images.append(figures.to_tensor(image))
     return torch.cat(images)
-
-
-def states_of(checkpoint: str | None, trained: str | None) -> list[tuple[str, str | None]]:
-    """The states in which a model is drawn: a label and a checkpoint."""
-    states: list[tuple[str, str | None]] = [(UNTRAINED, None)]
-    if checkpoint not in (None, 'none'):
-        states.append((trained or f'weights: {Path(checkpoint).name}', checkpoint))
-    return states
 
 
 def compute(args: argparse.Namespace, device: torch.device, images: torch.Tensor) -> list[Panel]:
@@ -116,15 +112,16 @@ def compute(args: argparse.Namespace, device: torch.device, images: torch.Tensor
     panels = []
     checkpoints = args.checkpoint or [None] * len(args.models)
     for i, (spec, checkpoint) in enumerate(zip(args.models, checkpoints, strict=True)):
-        for state, file in states_of(checkpoint, args.trained):
+        for file in [None] if checkpoint in (None, 'none') else [None, checkpoint]:
             torch.manual_seed(args.seed)
             model = load_model(spec, file, output='map', size=args.size).to(device)
             model.requires_grad_(False)
             name = args.labels[i] if args.labels else model.name
+            state = args.trained or f'weights: {model.weights}' if file else model.weights
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
             batches = figures.track(images.split(args.batch_size))
             field = receptive_field(model, (model.normalise(b.to(device)) for b in batches))
-            panels.append(Panel(name, state, field))
+            panels.append(Panel(i, name, file is not None, state, field))
     return panels
 
 
@@ -149,15 +146,14 @@ def numbers(panel: Panel, size: Sequence[int]) -> dict[str, Any]:
 
 def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
     """Models side by side; where some are trained, untrained above trained."""
-    models = list(dict.fromkeys(panel.model for panel in panels))
-    if len(panels) == len(models):
+    after = {panel.place: panel for panel in panels if panel.trained}
+    if not after:
         return [list(panels[i : i + COLUMNS]) for i in range(0, len(panels), COLUMNS)]
-    before = {panel.model: panel for panel in panels if panel.state == UNTRAINED}
-    after = {panel.model: panel for panel in panels if panel.state != UNTRAINED}
+    before = [panel for panel in panels if not panel.trained]
     grid: list[list[Panel | None]] = []
-    for i in range(0, len(models), COLUMNS):
-        part = models[i : i + COLUMNS]
-        grid += [[before[name] for name in part], [after.get(name) for name in part]]
+    for i in range(0, len(before), COLUMNS):
+        part = before[i : i + COLUMNS]
+        grid += [list(part), [after.get(panel.place) for panel in part]]
     return grid
 
 

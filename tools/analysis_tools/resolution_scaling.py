@@ -96,26 +96,32 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisModel]:
-    """All models for images of this size, by name."""
-    models = {}
+    """All models for images of this size, in the order in which they are given, by name."""
+    models = []
     for spec, file in zip(args.models, args.checkpoint, strict=True):
         torch.manual_seed(args.seed)
         model = load_model(spec, file, size=size)
-        models[f'{model.name} ({os.path.basename(file)})' if file else model.name] = model
-    return models
+        models.append((f'{model.name} ({model.weights})' if file else model.name, model))
+    names = [name for name, _ in models]
+    # Files in different folders may have one name.
+    return {
+        name if names.count(name) == 1 else f'{name} #{i + 1}': model
+        for i, (name, model) in enumerate(models)
+    }
 
 
 def measure_mode(
     args: argparse.Namespace, models: dict[str, AnalysisModel], settings: Settings, mode: str
 ) -> dict[str, Row]:
-    """Time and peak memory of one step of each model that finds the memory for it."""
+    """Time and peak memory of one step of each model; None where it finds no memory."""
     calls = throughput.make_calls(models, settings, args.device, mode)
-    rows: dict[str, Row] = {}
+    keys = ['ms', 'images_per_s', 'spread'] + ['extra_mib', 'mib'] * (not args.no_memory)
+    rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
     for name, times in measure.interleave(
-        calls, args.device, args.seconds, args.min_rounds
+        calls, args.device, args.seconds, args.min_rounds, track=figures.track
     ).items():
         found = measure.summarise(times)
-        rows[name] = {
+        rows[name] |= {
             f'{mode}_ms': round(found['median_ms'] / settings.batch_size, 4),
             f'{mode}_images_per_s': round(1e3 * settings.batch_size / found['median_ms'], 3),
             f'{mode}_spread': found['spread'],
@@ -133,48 +139,59 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     size = settings.size
     models = build(args, size)
     rows: dict[str, Row] = {}
-    for name, model in models.items():
+    for (name, model), file in zip(models.items(), args.checkpoint, strict=True):
         rows[name] = dict(model=name, size=size_text(*size), pixels=size[0] * size[1])
+        rows[name] |= throughput.count(model, size)
         throughput.place(model, settings, args.device)
+        # Before the steps of training, which change the statistics of a BatchNorm.
+        if args.dataset and file:
+            loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
+            rows[name]['top1'] = round(top1_accuracy(model, loader, args.device), 3)
     with throughput.tf32(settings.tf32):
         for mode in args.modes:
             for name, found in measure_mode(args, models, settings, mode).items():
                 rows[name] |= found
-    for (name, model), file in zip(models.items(), args.checkpoint, strict=True):
-        if args.dataset and file:
-            loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
-            rows[name]['top1'] = round(top1_accuracy(model.eval(), loader, args.device), 3)
-        rows[name] |= throughput.count(model.to('meta'), size)  # the last that it is used for
     return list(rows.values())
 
 
-def exponents(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """For each model the exponent of each cost that was measured at two sizes or more.
+def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """For each model the exponent p of each cost that was measured at two sizes or more, and these.
 
     That of the memory is the exponent of what is used above the weights.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Row]] = {}
     for model in dict.fromkeys(row['model'] for row in rows):
         found[model] = {}
         for key in (key for *_, key in PANELS if key):
-            points = [row for row in rows if row['model'] == model and row.get(key, 0) > 0]
+            points = [row for row in rows if row['model'] == model and (row.get(key) or 0) > 0]
             if len({row['pixels'] for row in points}) > 1:
                 pixels, costs = [row['pixels'] for row in points], [row[key] for row in points]
-                found[model][key] = round(growth_exponent(pixels, costs), 3)
+                found[model][key] = dict(
+                    p=round(growth_exponent(pixels, costs), 3),
+                    sizes=[row['size'] for row in points],
+                )
     return found
 
 
+def power_text(power: Row, sizes: int) -> str:
+    """An exponent, and the sizes that it was fitted over where these are not all."""
+    return f'p = {power["p"]:.2f}' + (
+        '' if len(power['sizes']) == sizes else f' ({", ".join(power["sizes"])})'
+    )
+
+
 def draw_panel(
-    place: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, float]]
+    place: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, Row]]
 ) -> None:
     """One quantity over the side of a square of as many pixels, a line for each model."""
     key, title, unit, fitted = panel
     ticks = sorted({row['pixels'] ** 0.5 for row in rows})
+    sizes = len({row['size'] for row in rows})
     for i, model in enumerate(powers):
-        own = [row for row in rows if row['model'] == model and key in row]
+        own = [row for row in rows if row['model'] == model and row.get(key) is not None]
         if own:
             points = zip(*((row['pixels'] ** 0.5, row[key] / unit) for row in own), strict=True)
-            label = f'p = {powers[model][fitted]:.2f}' if fitted in powers[model] else None
+            label = power_text(powers[model][fitted], sizes) if fitted in powers[model] else None
             place.plot(*points, 'o-', markersize=3, color=f'C{i}', label=label)
     place.set_xscale('log')
     if fitted:
@@ -191,9 +208,9 @@ def draw_panel(
         place.legend(fontsize=6)
 
 
-def draw(rows: Sequence[Row], powers: dict[str, dict[str, float]], heading: str) -> Figure:
+def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -> Figure:
     """A panel for each quantity that was measured."""
-    panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
+    panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.1 * lines + 0.6), layout='constrained')

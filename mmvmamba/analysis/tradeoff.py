@@ -1,0 +1,106 @@
+"""Draws the paper's accuracies over throughput, and what they are worth on COCO and ADE20K."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+Row = Mapping[str, Any]
+
+#: The keys of a row that are drawn, beside its ``name``, with their labels and units.
+LABELS = dict(
+    top1=('paper: ImageNet top-1 (%)', 1),
+    inference_images_per_s=('inference (images/s)', 1),
+    train_images_per_s=('training (images/s)', 1),
+    paper_inference=('paper: inference on an A100 (images/s)', 1),
+    paper_train=('paper: training on an A100 (images/s)', 1),
+    flops=('multiply-adds (G)', 1e9),
+    box_ap=('paper: COCO box AP', 1),
+    miou=('paper: ADE20K mIoU', 1),
+)
+SPEEDS = ('inference_images_per_s', 'train_images_per_s', 'paper_inference', 'paper_train')
+DOWNSTREAM = ('box_ap', 'miou')
+MARKERS = 'os^Dv'
+
+
+@dataclass(frozen=True)
+class Group:
+    """A line of panels of the same rows.
+
+    Args:
+        title (str): What the rows are.
+        rows (Sequence[Mapping]): The rows.
+        panels (Sequence[tuple[str, str]]): The keys of x and y, of which one is 'top1'.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    panels: Sequence[tuple[str, str]]
+
+
+def speed_group(title: str, rows: Sequence[Row]) -> Group:
+    """Accuracy over each throughput that is there, or over the multiply-adds."""
+    keys = [key for key in SPEEDS if _has(rows, key)] or ['flops']
+    return Group(title, rows, [(key, 'top1') for key in keys])
+
+
+def downstream_group(title: str, rows: Sequence[Row]) -> Group:
+    """What each reaches as a backbone over its accuracy on ImageNet, the paper's."""
+    rows = [row for row in rows if _has([row], *DOWNSTREAM)]
+    return Group(title, rows, [('top1', key) for key in DOWNSTREAM])
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """A line of panels for each group, with its names on the right.
+
+    What has no accuracy on ImageNet is a line.
+    """
+    columns = max(len(group.panels) for group in groups)
+    tallest = max(len(group.rows) for group in groups)
+    height = max(2.6, 0.16 * tallest + 0.6)
+    figure = Figure(figsize=(3.3 * columns + 1.8, height * len(groups)), layout='constrained')
+    lines = figure.subfigures(len(groups), 1, squeeze=False).flat
+    for part, group in zip(lines, groups, strict=True):
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        for place, panel in zip(axes, group.panels, strict=False):
+            _draw_panel(place, group.rows, *panel)
+        for place in axes[len(group.panels) :]:
+            place.set_axis_off()
+        names = [Line2D([], [], **_style(i, row)) for i, row in enumerate(group.rows)]
+        part.legend(
+            names, [row['name'] for row in group.rows], loc='outside right upper', fontsize=6
+        )
+        part.suptitle(group.title.replace('; ', '\n'), fontsize=7)
+    return figure
+
+
+def _has(rows: Sequence[Row], *keys: str) -> bool:
+    return any(row.get(key) is not None for row in rows for key in keys)
+
+
+def _style(i: int, row: Row) -> dict[str, Any]:
+    if row.get('top1') is None:
+        return dict(color=f'C{i % 10}', linestyle=(':', '-.')[i // 10 % 2], linewidth=1)
+    return dict(color=f'C{i % 10}', linestyle='', marker=MARKERS[i // 10 % 5], markersize=4)
+
+
+def _draw_panel(place: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+    for i, row in enumerate(rows):
+        other = y if x == 'top1' else x
+        if row.get(other) is None:
+            continue
+        points = {key: row[key] / LABELS[key][1] for key in (x, y) if row.get(key) is not None}
+        if len(points) == 2:
+            place.plot(points[x], points[y], **_style(i, row))
+        else:
+            line = place.axhline if other == y else place.axvline
+            line(points[other], **_style(i, row))
+    place.set_xlabel(LABELS[x][0], fontsize=7)
+    place.set_ylabel(LABELS[y][0], fontsize=7)
+    place.tick_params(labelsize=6)
+    place.grid(alpha=0.3)

@@ -1,0 +1,75 @@
+"""What the tools that draw have in common."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmvmamba.analysis import figures
+
+
+def save(path, *colours):
+    """A picture of a row of pixels."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.uint8([colours])).save(path)
+
+
+def test_images_come_from_all_classes(tmp_path):
+    for name in 'abcd':
+        for i in range(3):
+            save(tmp_path / name / f'{i}.png', (0, 0, 0))
+    (tmp_path / 'a' / 'notes.txt').write_text('no image')
+    found = [path.relative_to(tmp_path).as_posix() for path in figures.find_images(tmp_path, 4)]
+    assert found == ['a/0.png', 'b/0.png', 'c/0.png', 'd/0.png']
+    assert len(set(figures.find_images(tmp_path, 5))) == 5
+    assert len(figures.find_images(tmp_path, 50)) == 12
+
+
+def test_the_samples_are_photographs():
+    pytest.importorskip('skimage')
+    paths = figures.sample_photographs(50)
+    assert len(paths) == len(figures.PHOTOGRAPHS) == len(set(paths))
+    for path in paths:
+        image = figures.read_image(path)
+        assert min(image.size) >= 300 and len(image.getcolors(2**24)) > 100, path
+    assert figures.sample_photographs(2) == paths[:2]
+
+
+def test_a_photograph_is_read_upright(tmp_path):
+    """Taken with the camera turned: the file lies on its side, and its EXIF data says so."""
+    image = Image.fromarray(np.uint8([[[255, 0, 0], [0, 0, 255]]]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(tmp_path / 'turned.png', exif=exif)
+    upright = figures.read_image(tmp_path / 'turned.png')
+    assert upright.size == (1, 2)
+    assert [upright.getpixel((0, y)) for y in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+
+
+def set_up(device):
+    args = argparse.Namespace(out=Path('x.png'), out_suffix='.png', seed=0, device=device)
+    return figures.set_up(args)
+
+
+def test_the_gpu_that_is_named_is_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    device = set_up('cuda:1')
+    assert chosen == [device] == [torch.device('cuda:1')]
+    for name in ('cpu', 'cuda'):
+        set_up(name)
+    assert len(chosen) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_the_last_gpu_is_the_current_one():
+    before, last = torch.cuda.current_device(), torch.cuda.device_count() - 1
+    try:
+        assert set_up(f'cuda:{last}').index == torch.cuda.current_device() == last
+    finally:
+        torch.cuda.set_device(before)

@@ -1,0 +1,113 @@
+"""What is timed and how its memory is measured; on a GPU its own, whichever is the current one."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from mmvmamba.analysis import measure
+
+CPU = torch.device('cpu')
+
+
+class Answers(nn.Module):
+    """A network that answers with whatever it was given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, images):
+        return self.answer(images * self.weight.mean())
+
+
+class Hungry(Answers):
+    """A step of training needs more memory than there is, once the gradients are there."""
+
+    def forward(self, images):
+        out = super().forward(images)
+        self.weight.grad = torch.ones(3)
+        out.register_hook(self.fail)
+        return out
+
+    @staticmethod
+    def fail(grad):
+        raise torch.cuda.OutOfMemoryError('out of memory')
+
+
+def step(net):
+    return measure.make_call(net, torch.rand(1, 3, 4, 4), True, 'fp32', 'eager')
+
+
+@pytest.mark.parametrize(
+    'answer', [lambda x: x, lambda x: [x, (x, x)], lambda x: dict(a=x, b=dict(c=[x]))]
+)
+def test_trains_on_all_that_a_model_gives(answer):
+    step(Answers(answer))()
+
+
+@pytest.mark.parametrize('answer', [lambda x: dict(a='text'), lambda x: [x, None], lambda x: 3])
+def test_refuses_to_train_on_what_is_no_tensor(answer):
+    with pytest.raises(TypeError, match='must give a tensor, or a .*but gave (str|NoneType|int)'):
+        step(Answers(answer))()
+
+
+def test_a_step_without_memory_is_left_out_and_said(caplog):
+    hungry, other = Hungry(lambda x: x), Answers(lambda x: x)
+    calls = dict(hungry=step(hungry), other=step(other))
+    times = measure.interleave(calls, CPU, seconds=0, min_rounds=1)
+    assert list(times) == ['other'] and hungry.weight.grad is None
+    (record,) = (record for record in caplog.records if 'hungry' in record.message)
+    assert record.levelname == 'WARNING' and 'the memory of the GPU is too small' in record.message
+
+
+def test_progress_of_the_calls_and_of_the_rounds():
+    seen = []
+
+    def track(items):
+        for item in items:
+            yield item
+            seen.append(len(items))
+
+    calls = dict.fromkeys('ab', lambda: None)
+    measure.interleave(calls, CPU, seconds=0, min_rounds=3, track=track)
+    assert seen == [2, 2, 3, 3, 3]
+
+
+def test_the_memory_is_that_of_the_device(monkeypatch):
+    """Not of the current one: with one GPU nothing else would show it."""
+    device, asked, held = torch.device('cuda:1'), [], [100]
+
+    def answers(value):
+        return lambda *args: asked.append(args) or value()
+
+    for name, value in dict(
+        synchronize=lambda: None,
+        reset_peak_memory_stats=lambda: None,
+        memory_allocated=lambda: held[0],
+        max_memory_allocated=lambda: 250,
+        mem_get_info=lambda: (7, 8),
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, answers(value))
+    assert measure.extra_memory(lambda: None, device) == 150
+    assert measure.available_memory(device) == 7
+    assert len(asked) == 6 and set(asked) == {(device,)}
+
+
+def test_some_memory_is_available():
+    found = measure.available_memory(CPU)
+    assert found is None or found > 2**20
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_memory_of_the_last_gpu():
+    device = torch.device('cuda', torch.cuda.device_count() - 1)
+    x = torch.zeros(2**20, device=device)  # 4 MiB
+    gc.collect()
+    assert measure.extra_memory(lambda: (x + 1) * 2, device) == 8 * 2**20
+    assert measure.available_memory(device) > 2**20
+    (time,) = measure.interleave(dict(a=lambda: x + 1), device, seconds=0, min_rounds=1)['a']
+    assert time > 0

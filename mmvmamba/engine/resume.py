@@ -59,8 +59,8 @@ class BatchStream:
 class ResumeHook(Hook):
     """Makes a resumed run equal to one that was not interrupted.
 
-    Every sample draws its randomness from (seed, epoch, index), or from (seed, iteration, index)
-    with an infinite sampler; the model draws its own from (seed, iteration, rank). A checkpoint
+    Every sample draws its randomness from (seed, epoch, rank, number in the epoch, index), where an
+    endless sampler has one epoch; the model draws its own from (seed, iteration, rank). A checkpoint
     holds the position among the batches and gradients that wait for others. ``resume=True`` alone
     finds the last checkpoint that is whole.
 

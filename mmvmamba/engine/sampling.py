@@ -134,6 +134,11 @@ class PositionedBatchSampler:
             number += len(batch)
 
 
+def is_endless(sampler: Any) -> bool:
+    """Whether a pass does not end: MMEngine's InfiniteSampler or mmdet's MultiSourceSampler."""
+    return isinstance(sampler, InfiniteSampler) or hasattr(sampler, 'source2inds')
+
+
 def restart_sampler(batch_sampler: BatchSampler, seed: int | None) -> None:
     """Puts a sampler to its begin, with a seed, which is that of the run that is resumed."""
     # MMEngine's releases begin to read in the loop's constructor; mmdet's batch sampler then keeps

@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 from mmvmamba.engine.sampling import (
     PositionedBatchSampler,
     SampleIndex,
+    is_endless,
     positioned_loader,
     reader_of,
     restart_sampler,
@@ -119,6 +120,19 @@ def test_an_endless_sampler_of_several_sources():
     next(iter(used))
     restart_sampler(used, seed=3)
     assert entropies(used.sampler, 30, first=7) == found[21:]
+
+
+@pytest.mark.parametrize(
+    ('sampler', 'endless'),
+    [
+        (DefaultSampler(Images()), False),
+        (RepeatAugSampler(Images()), False),
+        (InfiniteSampler(Images()), True),
+        (multi_source(), True),
+    ],
+)
+def test_passes_that_do_not_end(sampler, endless):
+    assert is_endless(sampler) is endless
 
 
 @pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])

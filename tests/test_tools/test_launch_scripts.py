@@ -403,15 +403,24 @@ def test_sigterm_to_all_processes(training, tmp_path):
     assert_saved(tmp_path / 'run', Path(output.name).read_text())
 
 
+def is_rank(pid):
+    try:
+        command = Path(f'/proc/{pid}/cmdline').read_bytes()
+    except FileNotFoundError:
+        return False
+    return b'train.py' in command and b'torch.distributed.run' not in command
+
+
 @pytest.mark.slow
 def test_sigterm_before_training(start, segmentation_config, tmp_path):
     """The ranks cannot save yet; torchrun does not start them again."""
     process, _ = start('dist_train.sh', segmentation_config, 1, MAX_RESTARTS='3')
-    while len(descendants(process.pid)) < 2:
+    while not any(is_rank(pid) for pid in descendants(process.pid)):
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
     assert process.wait(60) == 1
+    assert not (tmp_path / 'work_dirs').exists()
 
 
 def iterations(checkpoint):

@@ -21,6 +21,16 @@ from .distributed import (
 )
 from .errors import UserError
 
+#: The default hooks of MMEngine's runners, which themselves leave out those that are None.
+_DEFAULT_HOOKS = (
+    'runtime_info',
+    'timer',
+    'sampler_seed',
+    'logger',
+    'param_scheduler',
+    'checkpoint',
+)
+
 
 class ToolRunnerMixin:
     """What the tools add to a :class:`mmengine.runner.Runner`."""
@@ -96,11 +106,19 @@ def build_runner(cfg: Config) -> Runner:
     base = RUNNERS.get(name)
     if base is None:
         raise UserError(f'runner_type {name!r} is not registered')
+    _leave_out_hooks(cfg)
     if issubclass(base, Runner):
         base = type(base.__name__, (ToolRunnerMixin, base), {'__module__': base.__module__})
     else:
         _prepare_strategy(cfg)
     return base.from_cfg(cfg)
+
+
+def _leave_out_hooks(cfg: Config) -> None:
+    """Takes the hooks that a config turned off out of it: MMEngine refuses None for most."""
+    hooks = cfg.get('default_hooks') or {}
+    for name in [n for n, hook in hooks.items() if hook is None and n not in _DEFAULT_HOOKS]:
+        del hooks[name]
 
 
 def _prepare_strategy(cfg: Config) -> None:

@@ -39,34 +39,29 @@ run_torchrun() {
     [[ -z ${MAX_RESTARTS:-} ]] || rendezvous+=(--max-restarts "$MAX_RESTARTS")
     # After a restart the processes must not find the addresses of the killed ones in the store.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
-    # A process group of its own: what is sent to that of this script is passed on below.
-    set -m
-    "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
-        "$TOOLS/$script" "$@" --launcher pytorch &
-    TORCHRUN=$!
-    set +m
-    wait_for_torchrun
-}
-
-# wait_for_torchrun: passes signals on and exits with the status of torchrun.
-wait_for_torchrun() {
     local name status
     for name in TERM USR1 USR2; do
         trap "signal_workers $name" "$name"
     done
     for name in INT HUP QUIT; do
-        trap "SIGNALLED=1; kill -s $name $TORCHRUN 2> /dev/null || true" "$name"
+        trap "signal_torchrun $name" "$name"
     done
+    # A process group of its own: what is sent to that of this script is passed on.
+    set -m
+    "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
+        "$TOOLS/$script" "$@" --launcher pytorch &
+    set +m
     while true; do
         SIGNALLED= status=0
-        wait "$TORCHRUN" || status=$?
+        wait "$!" || status=$?
         [[ -n $SIGNALLED ]] || exit "$status" # wait ends at a signal too
     done
 }
 
-# workers: the processes that torchrun started.
-workers() {
-    cat "/proc/$TORCHRUN/task"/*/children 2> /dev/null || true
+# signal_torchrun SIGNAL: of which it ends, and all processes with it; $! is torchrun.
+signal_torchrun() {
+    SIGNALLED=1
+    kill -s "$1" "$!" 2> /dev/null || true
 }
 
 # signal_workers SIGNAL: training processes save and end with 0, and then torchrun does. At a signal
@@ -75,14 +70,19 @@ signal_workers() {
     local found pid
     SIGNALLED=1
     found=$(workers)
-    kill -s "$1" ${found:-$TORCHRUN} 2> /dev/null || true
-    while kill -0 "$TORCHRUN" 2> /dev/null; do
+    kill -s "$1" ${found:-$!} 2> /dev/null || true
+    while kill -0 "$!" 2> /dev/null; do
         sleep 0.2
         # Those that could not save yet died of it, and are not to be started again.
         for pid in $(workers); do
-            [[ " $found " == *" $pid "* ]] || kill "$TORCHRUN" 2> /dev/null || true
+            [[ " $found " == *" $pid "* ]] || signal_torchrun TERM
         done
     done
+}
+
+# workers: the processes that torchrun started.
+workers() {
+    cat "/proc/$!/task"/*/children 2> /dev/null || true
 }
 
 # run_srun PARTITION JOB SCRIPT ARGUMENTS...

@@ -347,9 +347,9 @@ def test_two_agents_on_one_machine_are_one_job(start, classification_config, tmp
 
 @pytest.fixture
 def training(start, segmentation_config, tmp_path):
-    """Starts an endless training of two ranks with workers; returns when it is under way."""
+    """Starts an endless training with workers; returns when it is under way."""
 
-    def training(**variables):
+    def training(ranks, **variables):
         config = tmp_path / 'endless.py'
         config.write_text(
             f'_base_ = {str(segmentation_config)!r}\n'
@@ -357,7 +357,7 @@ def training(start, segmentation_config, tmp_path):
             'train_dataloader = dict(num_workers=2, persistent_workers=True)\n'
             'default_hooks = dict(checkpoint=dict(interval=100000))\n'
         )
-        command = ('dist_train.sh', config, 2, '--work-dir', 'run', '--no-validate')
+        command = ('dist_train.sh', config, ranks, '--work-dir', 'run', '--no-validate')
         process, output = start(*command, **variables)
         while not losses(tmp_path / 'run'):
             assert process.poll() is None, Path(output.name).read_text()
@@ -379,13 +379,14 @@ def to_the_group(process):
 
 
 @pytest.mark.parametrize(
-    'send', [to_the_group, pytest.param(subprocess.Popen.terminate, marks=pytest.mark.slow)]
+    ('ranks', 'send'),
+    [(1, to_the_group), pytest.param(2, subprocess.Popen.terminate, marks=pytest.mark.slow)],
 )
-def test_sigterm(training, send, tmp_path):
+def test_sigterm(training, ranks, send, tmp_path):
     """The ranks save and end by themselves, and the script with them; nothing starts again."""
-    started = training(MAX_RESTARTS='1')
+    started = training(ranks, MAX_RESTARTS='1')
     everyone = descendants(started[0].pid)
-    assert len(everyone) == 7  # torchrun, two ranks and their workers
+    assert len(everyone) == 1 + 3 * ranks  # torchrun, and each rank with two workers
     send(started[0])
     (text,) = finish(started)
     assert_saved(tmp_path / 'run', text)
@@ -396,7 +397,7 @@ def test_sigterm(training, send, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_all_processes(training, tmp_path):
     """As Slurm sends it, to torchrun too, which ends with 1; all is saved nevertheless."""
-    process, output = training()
+    process, output = training(2)
     for pid in (process.pid, *descendants(process.pid)):
         os.kill(pid, signal.SIGTERM)
     assert process.wait(60) == 1

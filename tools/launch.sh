@@ -1,6 +1,6 @@
 # What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh share; they source this file.
 
-TOOLS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+TOOLS=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
 # fail MESSAGE: the message and the usage of the script, which defines usage().
@@ -39,8 +39,50 @@ run_torchrun() {
     [[ -z ${MAX_RESTARTS:-} ]] || rendezvous+=(--max-restarts "$MAX_RESTARTS")
     # After a restart the processes must not find the addresses of the killed ones in the store.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
-    exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
-        "$TOOLS/$script" "$@" --launcher pytorch
+    local name status
+    for name in TERM USR1 USR2; do
+        trap "signal_workers $name" "$name"
+    done
+    for name in INT HUP QUIT; do
+        trap "signal_torchrun $name" "$name"
+    done
+    # A process group of its own: what is sent to that of this script is passed on.
+    set -m
+    "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
+        "$TOOLS/$script" "$@" --launcher pytorch &
+    set +m
+    while true; do
+        SIGNALLED= status=0
+        wait "$!" || status=$?
+        [[ -n $SIGNALLED ]] || exit "$status" # wait ends at a signal too
+    done
+}
+
+# signal_torchrun SIGNAL: of which it ends, and all processes with it; $! is torchrun.
+signal_torchrun() {
+    SIGNALLED=1
+    kill -s "$1" "$!" 2> /dev/null || true
+}
+
+# signal_workers SIGNAL: training processes save and end with 0, and then torchrun does. At a signal
+# to itself it would kill them after 30 seconds, and end with a traceback and 1.
+signal_workers() {
+    local found pid
+    SIGNALLED=1
+    found=$(workers)
+    kill -s "$1" ${found:-$!} 2> /dev/null || true
+    while kill -0 "$!" 2> /dev/null; do
+        sleep 0.2
+        # Those that could not save yet died of it, and are not to be started again.
+        for pid in $(workers); do
+            [[ " $found " == *" $pid "* ]] || signal_torchrun TERM
+        done
+    done
+}
+
+# workers: the processes that torchrun started.
+workers() {
+    cat "/proc/$!/task"/*/children 2> /dev/null || true
 }
 
 # run_srun PARTITION JOB SCRIPT ARGUMENTS...

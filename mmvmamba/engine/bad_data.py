@@ -14,9 +14,10 @@ from .audit import HARMLESS, audit_coco
 from .datasets import annotation_file, leaf_datasets
 from .errors import UserError
 from .sample_check import CheckSample
-from .sampling import reader_of
+from .sampling import reader_of, restart_workers
 
 _ACTIONS = ('skip', 'stop')
+_SHOWN = 5  # names of harmless images, of which there can be many thousands
 
 
 @HOOKS.register_module()
@@ -58,6 +59,7 @@ class BadDataHook(Hook):
         reader_of(dataset).skip = self.action == 'skip'
         for leaf in _leaves(dataset):
             check_loaded_samples(leaf)
+        restart_workers(runner.train_loop)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Logs and counts what was skipped for this batch.
@@ -93,13 +95,21 @@ class BadDataHook(Hook):
         if is_main_process():
             found = list(_audit_annotations(runner.cfg.train_dataloader.get('dataset')))
             for path, kind, names in found:
-                text = f'{path}: {kind} in {len(names)} image(s): {", ".join(names)}'
+                if kind == HARMLESS:
+                    runner.logger.info(_sentence(path, kind, names, shown=_SHOWN))
+                    continue
+                text = _sentence(path, kind, names)
                 runner.logger.error(text)
-                if kind != HARMLESS and fatal[0] is None:
-                    fatal[0] = text
+                fatal[0] = fatal[0] or text
         broadcast_object_list(fatal)
         if self.action == 'stop' and fatal[0] is not None:
             raise UserError(fatal[0])
+
+
+def _sentence(path: str, kind: str, names: list[str], shown: int | None = None) -> str:
+    """What is wrong with how many images of a file, and with which."""
+    more = '' if shown is None or len(names) <= shown else ', ...'
+    return f'{path}: {kind} in {len(names)} image(s): {", ".join(names[:shown])}{more}'
 
 
 def check_loaded_samples(dataset: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import multiprocessing
 import os
 import sys
 import traceback
@@ -91,6 +92,9 @@ def _end_process_group() -> None:
     then wait for minutes. The threads end with the group's last owner: the model's wrapper is one.
     """
     if dist.is_available() and dist.is_initialized():
+        # A data loader that is collected has lost its queues, and waits 5 seconds for each worker.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
         gc.collect()
         dist.destroy_process_group()
 

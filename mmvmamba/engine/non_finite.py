@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ class NonFiniteLossHook(Hook):
         Raises:
             UserError: If the run cannot go on.
         """
-        bad = {n: float(v) for n, v in (outputs or {}).items() if _is_bad_loss(n, v)}
+        bad = _bad_losses(outputs or {})
         if bad:
             raise UserError(
                 f'iteration {runner.iter + 1}: {bad} not finite, images {image_names(data_batch)}; '
@@ -115,11 +114,15 @@ def image_names(data_batch: Any) -> list[str]:
     return [os.fspath(meta['img_path']) for meta in metas if meta.get('img_path')]
 
 
-def _is_bad_loss(name: str, value: Any) -> bool:
-    if 'loss' not in name:
-        return False
-    finite = torch.isfinite(value).all() if isinstance(value, torch.Tensor) else None
-    return not (math.isfinite(value) if finite is None else bool(finite))
+def _bad_losses(outputs: dict[str, Any]) -> dict[str, float]:
+    """The losses that are not finite; asks the device once, as each answer waits for it."""
+    losses = {n: torch.as_tensor(v).detach() for n, v in outputs.items() if 'loss' in n}
+    if not losses:
+        return {}
+    finite = [torch.isfinite(value).all() for value in losses.values()]
+    if torch.stack([flag.to(finite[0].device) for flag in finite]).all():
+        return {}
+    return {n: float(v) for (n, v), flag in zip(losses.items(), finite, strict=True) if not flag}
 
 
 def _scales(wrapper: OptimWrapper) -> bool:

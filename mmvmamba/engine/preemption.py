@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import EMAHook, Hook
+from torch.utils.data import DataLoader
 
 from mmvmamba.registry import HOOKS
 
 from .checkpoint_hook import AtomicCheckpointHook
+from .sampling import restart_workers
+from .workers import shield_workers
 
 
 @HOOKS.register_module()
@@ -46,11 +49,12 @@ class PreemptionHook(Hook):
         self.interval = interval
         self.exit_code = exit_code
         self._received: str | None = None
+        self._stopping = False
         self._before: dict[signal.Signals, Any] = {}
         self._common_batches = 0
 
     def before_train(self, runner: Any) -> None:
-        """Installs the handlers.
+        """Installs the handlers and keeps the signals from the data-loading processes.
 
         Raises:
             ValueError: If there is no :class:`AtomicCheckpointHook` to save with.
@@ -65,6 +69,11 @@ class PreemptionHook(Hook):
             return
         for number in self.signals:
             self._before[number] = signal.signal(number, self._note)
+        for loop in (runner.train_loop, runner.val_loop):
+            loader = getattr(loop, 'dataloader', None)
+            if isinstance(loader, DataLoader):
+                shield_workers(loader, self.signals)
+        restart_workers(runner.train_loop)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
@@ -107,7 +116,10 @@ class PreemptionHook(Hook):
         """Whether a signal came, to any of the ranks."""
         if get_world_size() == 1:
             return self._received is not None
-        return count % self.interval == 0 and bool(_reduce(int(self._received is not None), 'max'))
+        # All ranks have the same answer, also where they cannot stop yet.
+        if not self._stopping and count % self.interval == 0:
+            self._stopping = bool(_reduce(int(self._received is not None), 'max'))
+        return self._stopping
 
     def _accumulating(self, runner: Any) -> bool:
         if not hasattr(runner.optim_wrapper, 'should_update'):
@@ -121,7 +133,7 @@ class PreemptionHook(Hook):
         runner.logger.warning(
             f'{name}: saved {path} after iteration {meta["iter"]} and stopped; go on with --resume'
         )
-        self.after_train(runner)
+        # The handlers stay: a second signal, on the way out, does not change the status.
         raise SystemExit(self.exit_code)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.dataset import InfiniteSampler
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 from mmvmamba.registry import HOOKS
 
 from .checkpoint_files import last_whole_checkpoint
-from .sampling import can_be_positioned, positioned_loader, reader_of, seed_all
+from .sampling import can_be_positioned, is_endless, positioned_loader, reader_of, seed_all
 
 _KEY = 'position'
 
@@ -59,10 +58,10 @@ class BatchStream:
 class ResumeHook(Hook):
     """Makes a resumed run equal to one that was not interrupted.
 
-    Every sample draws its randomness from (seed, epoch, index), or from (seed, iteration, index)
-    with an infinite sampler; the model draws its own from (seed, iteration, rank). A checkpoint
-    holds the position among the batches and gradients that wait for others. ``resume=True`` alone
-    finds the last checkpoint that is whole.
+    Every sample draws its randomness from (seed, epoch, rank, number in the epoch, index), where an
+    endless sampler has one epoch; the model draws its own from (seed, iteration, rank). A
+    checkpoint holds the position among the batches and gradients that wait for others.
+    ``resume=True`` alone finds the last checkpoint that is whole.
 
     Args:
         load_from (str, optional): The weights to begin with where there is no checkpoint to resume
@@ -190,7 +189,7 @@ def _position_from_counts(loop: Any) -> tuple[int, int]:
     """The position in a run whose checkpoint does not hold it."""
     if not isinstance(loop, IterBasedTrainLoop):
         return loop.epoch, max(loop.iter - loop.epoch * len(loop.dataloader), 0)
-    if isinstance(loop.dataloader.batch_sampler.sampler, InfiniteSampler):
+    if is_endless(loop.dataloader.batch_sampler.sampler):
         return 0, loop.iter
     return divmod(loop.iter, len(loop.dataloader))
 

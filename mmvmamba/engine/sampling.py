@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_rank
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from .errors import UserError
@@ -39,7 +40,7 @@ class SampleIndex(int):
     """The index of a sample that carries the numbers its randomness is drawn from.
 
     Attributes:
-        entropy (tuple[int, ...]): Seed, epoch or iteration, and index.
+        entropy (tuple[int, ...]): Seed, epoch, rank, number in the pass, and index.
     """
 
     entropy: tuple[int, ...]
@@ -84,6 +85,9 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
 class PositionedBatchSampler:
     """The batches of another batch sampler from a position on.
 
+    A sampler may repeat an index, in a pass that ends or in one that does not, and on several ranks
+    at a time. Each time the sample has another number or rank, and draws anew.
+
     Args:
         batch_sampler (BatchSampler): PyTorch's or one like mmdet's ``AspectRatioBatchSampler``.
         seed (int): The seed of the samples' randomness.
@@ -97,7 +101,6 @@ class PositionedBatchSampler:
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.first = first
-        self.infinite = isinstance(self.sampler, InfiniteSampler)
         self.set_epoch(epoch)
 
     @property
@@ -121,16 +124,23 @@ class PositionedBatchSampler:
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         first, self.first = self.first, 0
-        epoch = self.epoch
+        origin = (self.seed, self.epoch, get_rank())
+        number = 0
         # A batch may depend on those before it, so none is jumped over without being made.
         for position, batch in enumerate(self.batch_sampler):
             if position >= first:
-                step = position if self.infinite else epoch
-                yield [SampleIndex(i, (self.seed, step, int(i))) for i in batch]
+                numbered = enumerate(batch, start=number)
+                yield [SampleIndex(i, (*origin, n, int(i))) for n, i in numbered]
+            number += len(batch)
 
 
-def restart_sampler(batch_sampler: BatchSampler, seed: int) -> None:
-    """Puts a sampler to its begin, with the seed of the run that is resumed."""
+def is_endless(sampler: Any) -> bool:
+    """Whether a pass does not end: MMEngine's InfiniteSampler or mmdet's MultiSourceSampler."""
+    return isinstance(sampler, InfiniteSampler) or hasattr(sampler, 'source2inds')
+
+
+def restart_sampler(batch_sampler: BatchSampler, seed: int | None) -> None:
+    """Puts a sampler to its begin, with a seed, which is that of the run that is resumed."""
     # MMEngine's releases begin to read in the loop's constructor; mmdet's batch sampler then keeps
     # the images that wait for others of their shape.
     for bucket in getattr(batch_sampler, '_aspect_ratio_buckets', ()):
@@ -141,6 +151,11 @@ def restart_sampler(batch_sampler: BatchSampler, seed: int) -> None:
         InfiniteSampler.__init__(sampler, sampler.dataset, sampler.shuffle, seed)
     elif hasattr(sampler, 'seed'):
         sampler.seed = seed
+    if hasattr(sampler, 'source2inds'):  # mmdet's MultiSourceSampler does so too
+        sampler.source2inds = {
+            source: sampler._indices_of_rank(len(dataset))
+            for source, dataset in enumerate(sampler.dataset.datasets)
+        }
 
 
 def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> DataLoader:
@@ -153,9 +168,29 @@ def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> 
         first (int): The batches of the first pass to leave out.
     """
     restart_sampler(loader.batch_sampler, seed)
-    batches = PositionedBatchSampler(loader.batch_sampler, seed, epoch, first)
+    return _with_batches(loader, PositionedBatchSampler(loader.batch_sampler, seed, epoch, first))
+
+
+def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
     options = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
-    return DataLoader(loader.dataset, batch_sampler=batches, **options)
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
+
+
+def restart_workers(loop: Any) -> None:
+    """Makes a loop that reads already read anew, so that its workers know what hooks changed.
+
+    MMEngine's releases start the workers in the constructor of an iteration-based loop.
+
+    Args:
+        loop (BaseLoop): A loop for training.
+    """
+    iterator = getattr(loop, 'dataloader_iterator', None)
+    if getattr(iterator, '_iterator', None) is None or not can_be_positioned(loop.dataloader):
+        return
+    batch_sampler = loop.dataloader.batch_sampler
+    restart_sampler(batch_sampler, getattr(batch_sampler.sampler, 'seed', None))
+    loop.dataloader = _with_batches(loop.dataloader, batch_sampler)
+    loop.dataloader_iterator = type(iterator)(loop.dataloader)
 
 
 def can_be_positioned(loader: DataLoader) -> bool:

@@ -1,6 +1,7 @@
 """Checks of annotations and loaded samples, and what replaces a bad sample."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +189,58 @@ def test_stop(workers):
 def test_all_bad():
     with pytest.raises(BadSampleError, match='bad sample'):
         read(Samples(bad=range(8)), True, 0, [0])
+
+
+class EagerIterator:
+    """That of MMEngine's releases: it starts the workers when it is made."""
+
+    def __init__(self, loader):
+        self._iterator = iter(loader)
+
+
+def runner_of(dataset=None, loop=None):
+    """As far as the hook looks at it."""
+    messages = []
+    logger = SimpleNamespace(
+        info=lambda text: messages.append(('INFO', text)),
+        error=lambda text: messages.append(('ERROR', text)),
+    )
+    cfg = SimpleNamespace(train_dataloader=dict(dataset=dataset))
+    loader = getattr(loop, 'dataloader', None)
+    return SimpleNamespace(
+        cfg=cfg, logger=logger, train_loop=loop, train_dataloader=loader
+    ), messages
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_loop_that_has_begun_to_read(workers):
+    """Without ResumeHook, which makes the loader anew."""
+    loader = DataLoader(
+        Samples(), batch_size=8, num_workers=workers, collate_fn=lambda batch: batch
+    )
+    loop = SimpleNamespace(dataloader=loader, dataloader_iterator=EagerIterator(loader))
+    BadDataHook().before_train(runner_of(loop=loop)[0])
+    batch = next(loop.dataloader_iterator._iterator)
+    bad = [i for i, sample in enumerate(batch) if 'bad_samples' in sample['data_samples'].metainfo]
+    assert bad == [3, 4]
+
+
+def test_images_without_annotations_are_no_errors(tmp_path):
+    """A line with their number and a few names."""
+    path = coco(tmp_path)
+    content = json.loads(open(path).read())
+    content['images'] += [
+        dict(content['images'][0], id=i, file_name=f'{i}.jpg') for i in range(3, 99)
+    ]
+    content['annotations'][0]['category_id'] = 7
+    (tmp_path / 'instances.json').write_text(json.dumps(content))
+    runner, messages = runner_of(dict(type='CocoDataset', ann_file=path))
+    BadDataHook()._audit(runner)
+    names = '2.jpg, 3.jpg, 4.jpg, 5.jpg, 6.jpg, ...'
+    assert sorted(messages) == [
+        ('ERROR', f'{path}: class id 7, which the file does not define, in 1 image(s): 0.jpg'),
+        ('INFO', f'{path}: no annotation in 97 image(s): {names}'),
+    ]
 
 
 @pytest.mark.parametrize('arguments', [dict(action='ignore'), dict(max_skipped=-1)])

@@ -14,6 +14,7 @@ import random
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmdet.models  # noqa: F401
 import mmpretrain.models  # noqa: F401
@@ -27,6 +28,7 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
 
+from mmvmamba.engine import AverageBatchNormHook
 from mmvmamba.engine.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.engine.runner import build_runner
 from mmvmamba.models import VMamba
@@ -180,6 +182,17 @@ def gradients(folder, world):
             sum(m.square().mean() for m in wrapped(images(rank))).backward()
         result[name] = {k: p.grad.clone() for k, p in model.named_parameters()}
     return result
+
+
+def batch_norm(folder, world):
+    """Running statistics of images of this process, before and after the hook."""
+    init_cpu_process_group('pytorch')
+    layer = torch.nn.BatchNorm2d(3).train()
+    seen = images(torch.distributed.get_rank())
+    layer(seen)
+    own = {name: value.clone() for name, value in layer.named_buffers()}
+    AverageBatchNormHook().after_train_iter(SimpleNamespace(model=layer), 0)
+    return dict(images=seen, own=own, averaged=dict(layer.named_buffers()))
 
 
 def fsdp(config, folder, world, options):

@@ -142,6 +142,15 @@ def assert_equal(a, b, where):
         assert a == b, where
 
 
+def descendants(pid):
+    """The processes that a process started, those that they did, and so on."""
+    try:
+        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except FileNotFoundError:  # it has ended
+        return []
+    return [d for child in map(int, children) for d in (child, *descendants(child))]
+
+
 def output(work_dir):
     return (work_dir / 'output.txt').read_text()
 

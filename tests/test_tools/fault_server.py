@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -106,13 +107,15 @@ def poison_losses(first, last, gradients):
 
 
 def preempt_validation():
-    """Sends SIGTERM to itself with the first batch of a validation."""
+    """Has SIGTERM sent to itself and its workers with the first batch of a validation."""
     from mmengine.runner import ValLoop
 
     run_iter = ValLoop.run_iter
 
     def signalled(self, *args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        # By another process: of their parent's the workers end as they should.
+        command = ['/bin/sh', '-c', f'kill -s TERM -- -{os.getpgrp()}']
+        subprocess.run(command, start_new_session=True, check=True)
         return run_iter(self, *args)
 
     ValLoop.run_iter = signalled

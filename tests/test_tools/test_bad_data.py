@@ -95,9 +95,13 @@ def test_bad_detection_data_is_skipped(server, detection, tmp_path):
     assert 'nan' not in ''.join(str(entries) for entries in losses(work_dir).values())
 
 
-def test_bad_segmentation_data_is_skipped(server, segmentation, tmp_path):
+@pytest.mark.parametrize(
+    'more', [(), pytest.param(('default_hooks.resume=None',), marks=pytest.mark.slow)]
+)
+def test_bad_segmentation_data_is_skipped(server, segmentation, more, tmp_path):
+    """Also where no other hook has made the data loader anew."""
     work_dir = tmp_path / 'run'
-    options = ('--cfg-options', 'train_dataloader.num_workers=1', 'train_cfg.max_iters=6')
+    options = ('--cfg-options', 'train_dataloader.num_workers=1', 'train_cfg.max_iters=6', *more)
     assert server.run(segmentation, work_dir, *options) == 0
     log = output(work_dir)
     for name, words in SEGMENTATION_FAULTS.items():

@@ -23,6 +23,7 @@ from .fault_jobs import (
     SEGMENTATION,
     assert_same_losses,
     assert_same_state,
+    descendants,
     last_checkpoint,
     losses,
     output,
@@ -166,12 +167,16 @@ def test_a_full_disk(server, configs, finish, task, tmp_path):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_sigterm(server, configs, reference, finish, task, tmp_path):
-    """Saves between two checkpoints, exits with 0, and the next batch is that of the same order."""
+    """Saves between two checkpoints, exits with 0, and the next batch is that of the same order.
+
+    The data-loading processes get the signal too.
+    """
     work_dir = tmp_path / 'run'
-    pid = server.start(configs[task], work_dir)
+    workers = ('--cfg-options', 'train_dataloader.num_workers=2')
+    pid = server.start(configs[task], work_dir, *workers)
     while not any(step >= 5 for step in losses(work_dir)):
         assert server.wait(pid, 0.002) is None, output(work_dir)
-    os.kill(pid, signal.SIGTERM)
+    os.killpg(pid, signal.SIGTERM)
     assert server.wait(pid) == 0
     done = max(losses(work_dir))
     assert 5 <= done < END[task]
@@ -246,7 +251,11 @@ def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
     work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
     config.write_text(configs[task].read_text().replace(NO_VALIDATION, ''))
     interval = dict(detection=2, segmentation=5)[task]
-    options = ('--cfg-options', f'train_cfg.val_interval={interval}')
+    options = (
+        '--cfg-options',
+        f'train_cfg.val_interval={interval}',
+        'val_dataloader.num_workers=2',
+    )
     assert server.run(config, work_dir, *options, faults=dict(preempt=())) == 0, output(work_dir)
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
     done = dict(detection=8, segmentation=5)[task]
@@ -393,11 +402,7 @@ def test_torchrun_restarts(configs, tmp_path):
             assert process.poll() is None, (tmp_path / 'output.txt').read_text()
             assert time.monotonic() < wait_for
             time.sleep(0.01)
-        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-        workers = [
-            pid for pid in children if b'train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()
-        ]
-        os.kill(int(workers[-1]), signal.SIGKILL)
+        os.kill(descendants(process.pid)[-1], signal.SIGKILL)
         try:
             assert process.wait(120) == 0, (tmp_path / 'output.txt').read_text()
         finally:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from .fault_jobs import descendants, last_checkpoint, losses
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 VARIABLES = ('NNODES', 'NODE_RANK', 'PORT', 'MASTER_ADDR', 'MASTER_PORT', 'GPUS', 'GPUS_PER_NODE')
-VARIABLES += ('CPUS_PER_TASK', 'SRUN_ARGS', 'PYTHON')
+VARIABLES += ('CPUS_PER_TASK', 'SRUN_ARGS', 'PYTHON', 'MAX_RESTARTS', 'CDPATH')
 # What a shell would split, expand or run.
 CONFIG, WORK_DIR = 'my configs/it\'s $HOME "a" *.py', 'out dir/$(date)'
 OPTIONS = ['--cfg-options', 'a.b=x y', 'c=*', 'd="[(1,2)]"']
@@ -50,12 +52,12 @@ def stand_in(tmp_path):
         (folder / name).chmod(0o755)
         return folder
 
-    def run(name, script, *arguments, **variables):
+    def run(name, script, *arguments, cwd=None, **variables):
         folder = make(name)
         record = tmp_path / 'record.json'
         env = {key: value for key, value in os.environ.items() if key not in VARIABLES}
         env.update(PATH=f'{folder}:{env["PATH"]}', RECORD=str(record), **variables)
-        elsewhere = tmp_path / 'some where'
+        elsewhere = cwd or tmp_path / 'some where'
         elsewhere.mkdir(exist_ok=True)
         result = subprocess.run(
             [script, *map(str, arguments)],
@@ -91,6 +93,7 @@ def test_a_missing_argument_shows_the_usage(stand_in, script):
         result = stand_in('srun', TOOLS / script, *arguments[:number])
         assert result.returncode == 2
         assert f'usage: {script} ' in result.stderr
+        assert ('MAX_RESTARTS ' in result.stderr) == script.startswith('dist_')
         names.append(result.stderr.split('error: ')[1].split(' is missing')[0])
     # The names are those of the usage line, in its order.
     assert f'usage: {script} {" ".join(names)} [arguments of ' in result.stderr
@@ -124,6 +127,7 @@ def test_torchrun_on_one_node(stand_in, script, tool):
 
 def test_torchrun_on_several_nodes(stand_in):
     nodes = dict(NNODES='3', NODE_RANK='2', PORT='12345', MASTER_ADDR='node 0')
+    nodes['MAX_RESTARTS'] = '3'
     given = stand_in('python', TOOLS / 'dist_train.sh', CONFIG, 8, **nodes)['arguments']
     position = given.index(str(TOOLS / 'train.py'))
     options = given[2:position]
@@ -132,6 +136,7 @@ def test_torchrun_on_several_nodes(stand_in):
         '--node-rank': '2',
         '--master-addr': 'node 0',
         '--master-port': '12345',
+        '--max-restarts': '3',
         '--nproc-per-node': '8',
     }
 
@@ -218,6 +223,15 @@ def test_the_scripts_work_by_a_link_and_as_a_copy(stand_in, tmp_path):
     assert given[given.index(CONFIG) - 1] == str(copy / 'train.py')
 
 
+@pytest.mark.parametrize('script', ['dist_train.sh', 'slurm_train.sh'])
+def test_an_exported_cdpath(stand_in, script):
+    """With it `cd` prints where it went."""
+    name = 'srun' if 'slurm' in script else 'python'
+    where = dict(cwd=TOOLS.parent, CDPATH=f'.:{TOOLS.parent}')
+    given = stand_in(name, f'{TOOLS.name}/{script}', *SCRIPTS[script], **where)['arguments']
+    assert str(TOOLS / 'train.py') in given
+
+
 def test_the_scripts_are_in_the_package():
     import mmvmamba
 
@@ -288,7 +302,8 @@ def start(tmp_path):
 
 def kill(process):
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in (process.pid, *descendants(process.pid)):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
@@ -328,6 +343,85 @@ def test_two_agents_on_one_machine_are_one_job(start, classification_config, tmp
     # 8 images, 2 in a batch, 2 processes; only the first one writes.
     assert iterations(tmp_path / 'a work dir' / 'epoch_1.pth') == 2
     assert len(list((tmp_path / 'a work dir').glob('*/*.log'))) == 1
+
+
+@pytest.fixture
+def training(start, segmentation_config, tmp_path):
+    """Starts an endless training with workers; returns when it is under way."""
+
+    def training(ranks, **variables):
+        config = tmp_path / 'endless.py'
+        config.write_text(
+            f'_base_ = {str(segmentation_config)!r}\n'
+            'train_cfg = dict(max_iters=100000)\n'
+            'train_dataloader = dict(num_workers=2, persistent_workers=True)\n'
+            'default_hooks = dict(checkpoint=dict(interval=100000))\n'
+        )
+        command = ('dist_train.sh', config, ranks, '--work-dir', 'run', '--no-validate')
+        process, output = start(*command, **variables)
+        while not losses(tmp_path / 'run'):
+            assert process.poll() is None, Path(output.name).read_text()
+            time.sleep(0.05)
+        return process, output
+
+    return training
+
+
+def assert_saved(folder, text):
+    assert last_checkpoint(folder).name == 'interrupted.pth', text
+    done = max(losses(folder))
+    assert iterations(folder / 'interrupted.pth') == done
+    assert f'after iteration {done} and stopped; go on with --resume' in text
+
+
+def to_the_group(process):
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ('ranks', 'send'),
+    [(1, to_the_group), pytest.param(2, subprocess.Popen.terminate, marks=pytest.mark.slow)],
+)
+def test_sigterm(training, ranks, send, tmp_path):
+    """The ranks save and end by themselves, and the script with them; nothing starts again."""
+    started = training(ranks, MAX_RESTARTS='1')
+    everyone = descendants(started[0].pid)
+    assert len(everyone) == 1 + 3 * ranks  # torchrun, and each rank with two workers
+    send(started[0])
+    (text,) = finish(started)
+    assert_saved(tmp_path / 'run', text)
+    assert 'Traceback' not in text
+    assert not any(Path(f'/proc/{pid}').exists() for pid in everyone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes(training, tmp_path):
+    """As Slurm sends it, to torchrun too, which ends with 1; all is saved nevertheless."""
+    process, output = training(2)
+    for pid in (process.pid, *descendants(process.pid)):
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(60) == 1
+    assert_saved(tmp_path / 'run', Path(output.name).read_text())
+
+
+def is_rank(pid):
+    try:
+        command = Path(f'/proc/{pid}/cmdline').read_bytes()
+    except FileNotFoundError:
+        return False
+    return b'train.py' in command and b'torch.distributed.run' not in command
+
+
+@pytest.mark.slow
+def test_sigterm_before_training(start, segmentation_config, tmp_path):
+    """The ranks cannot save yet; torchrun does not start them again."""
+    process, _ = start('dist_train.sh', segmentation_config, 1, MAX_RESTARTS='3')
+    while not any(is_rank(pid) for pid in descendants(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 1
+    assert not (tmp_path / 'work_dirs').exists()
 
 
 def iterations(checkpoint):

@@ -44,6 +44,10 @@ class FSDPStrategy(_FSDPStrategy):
         with whole_file(filename) as part:
             super().save_checkpoint(part, **kwargs)
 
+    def optim_state_dict(self) -> dict:
+        """Gathers the optimizer's whole state; MMEngine's wrapper adds some, as the loss scale."""
+        return {**self.optim_wrapper.state_dict(), **super().optim_state_dict()}
+
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Gives each process its part of the optimizer's whole state.
 
@@ -53,9 +57,9 @@ class FSDPStrategy(_FSDPStrategy):
             state_dict (dict): What a checkpoint holds.
         """
         optimizer = self.optim_wrapper.optimizer
-        self.optim_wrapper.load_state_dict(
-            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
-        )
+        whole = {key: state_dict[key] for key in ('state', 'param_groups')}
+        part = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, whole)
+        self.optim_wrapper.load_state_dict({**state_dict, **part})
 
 
 @FUNCTIONS.register_module()

@@ -378,6 +378,39 @@ def test_sigterm_to_one_rank_in_a_validation(server, configs, reference_of_two, 
 
 
 @pytest.mark.slow
+def test_shards(server, configs, tmp_path):
+    """Stopped by SIGTERM in a validation, then killed while rank 0 writes a checkpoint."""
+    config, fsdp = tmp_path / 'sharded.py', ROOT / 'configs' / '_base_' / 'fsdp.py'
+    text = configs['detection'].read_text().replace(NO_VALIDATION, '')
+    base, text = text.split('\n', 1)
+    config.write_text(f'_base_ = [{base.removeprefix("_base_ = ")}, {str(fsdp)!r}]\n{text}')
+    options = (
+        '--resume',
+        '--cfg-options',
+        'custom_hooks=[]',
+        'optim_wrapper.clip_grad=None',
+        'default_hooks.preemption.interval=1',
+        'default_hooks.checkpoint.save_best=auto',
+    )
+    stock, work_dir = tmp_path / 'stock', tmp_path / 'run'
+    pids = start_ranks(server, config, stock, *options)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(stock)
+    pids = start_ranks(server, config, work_dir, *options, faults=({}, dict(preempt=())))
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    meta = torch.load(last_checkpoint(work_dir), weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (1, 2)
+    # The best one, epoch_1.pth again and epoch_2.pth are before it.
+    pids = start_ranks(server, config, work_dir, *options, faults=(dict(die=(4, 1.0)), {}))
+    assert server.wait(pids[0]) == -signal.SIGKILL, output(work_dir)
+    assert server.wait(pids[1], 60) not in (0, None)
+    pids = start_ranks(server, config, work_dir, *options)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert_same_losses(work_dir, losses(stock))
+    assert sorted(set(validations(work_dir))) == validations(stock) == [1, 2, 3, 4]
+    assert_same_state(work_dir / 'epoch_4.pth', stock / 'epoch_4.pth')
+
+
+@pytest.mark.slow
 def test_torchrun_restarts(configs, tmp_path):
     """A worker is killed; torchrun starts both again with the same command."""
     work_dir = tmp_path / 'run'

@@ -61,7 +61,7 @@ def configs(detection_config, segmentation_config, tmp_path_factory):
     return found
 
 
-def start(server, config, work_dir, *args, processes=1, faults=None):
+def start_ranks(server, config, work_dir, *args, processes=2, faults=None):
     """The processes of one run, as torchrun starts them; the faults of each, or of the first."""
     faults = faults or {}
     if processes == 1:
@@ -81,8 +81,8 @@ def start(server, config, work_dir, *args, processes=1, faults=None):
     ]
 
 
-def run_to_end(server, config, work_dir, *args, **kwargs):
-    pids = start(server, config, work_dir, *args, **kwargs)
+def run_to_end(server, config, work_dir, *args, processes):
+    pids = start_ranks(server, config, work_dir, *args, processes=processes)
     assert not any([server.wait(pid) for pid in pids]), output(work_dir)
 
 
@@ -162,7 +162,9 @@ def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
         args = ['--resume', '--cfg-options', 'env_cfg.dist_cfg.timeout=20']
         args += [] if writing is None else ['train_dataloader.num_workers=1']
         faults = {} if writing is None else dict(die=writing)
-        pids = start(server, configs[task], work_dir, *args, processes=processes, faults=faults)
+        pids = start_ranks(
+            server, configs[task], work_dir, *args, processes=processes, faults=faults
+        )
         status = server.wait(pids[ranks[0]], 120 if moment is None else moment * seconds)
         if status is None:
             assert moment is not None, output(work_dir)
@@ -338,7 +340,7 @@ def test_another_batch_size(server, configs, tmp_path):
     assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
     options = ('--cfg-options', 'train_dataloader.batch_size=3')
     assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
-    assert 'another batch size: training goes on at the same sample' in output(work_dir)
+    assert 'this run has 1 and 3: training goes on at the same sample' in output(work_dir)
     state = torch.load(work_dir / LAST['segmentation'], weights_only=False)
     position = state['meta']['position']
     # 3 batches of 2 are 2 of 3; then 11 more.
@@ -357,12 +359,12 @@ def test_sigterm_to_one_rank(server, configs, reference, tmp_path):
     """Both stop after the same iteration."""
     work_dir = tmp_path / 'run'
     options = ('--cfg-options', 'default_hooks.preemption.interval=2')
-    pids = start(server, configs['segmentation'], work_dir, *options, processes=2)
+    pids = start_ranks(server, configs['segmentation'], work_dir, *options)
     wait_for_iteration(server, pids[0], work_dir, 4)
     os.kill(pids[1], signal.SIGTERM)
     assert [server.wait(pid, 60) for pid in pids] == [0, 0], output(work_dir)
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
-    pids = start(server, configs['segmentation'], work_dir, '--resume', processes=2)
+    pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     assert_same_losses(work_dir, reference('segmentation', 2)[1])
     assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
@@ -375,11 +377,11 @@ def test_sigterm_to_one_rank_in_a_validation(server, configs, reference, tmp_pat
     config.write_text(configs['segmentation'].read_text().replace(NO_VALIDATION, ''))
     options = ('--cfg-options', 'default_hooks.preemption.interval=1', 'train_cfg.val_interval=5')
     faults = ({}, dict(preempt=()))
-    pids = start(server, config, work_dir, *options, processes=2, faults=faults)
+    pids = start_ranks(server, config, work_dir, *options, faults=faults)
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
     assert max(losses(work_dir)) == 5 and not validations(work_dir)
-    pids = start(server, config, work_dir, '--resume', *options, processes=2)
+    pids = start_ranks(server, config, work_dir, '--resume', *options)
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     assert validations(work_dir) == [5, 10, 14]
     assert_same_losses(work_dir, reference('segmentation', 2)[1])
@@ -402,17 +404,17 @@ def test_shards(server, configs, tmp_path):
         'default_hooks.checkpoint.save_best=auto',
     )
     stock, work_dir = tmp_path / 'stock', tmp_path / 'run'
-    pids = start(server, config, stock, *options, processes=2)
+    pids = start_ranks(server, config, stock, *options)
     assert [server.wait(pid) for pid in pids] == [0, 0], output(stock)
-    pids = start(server, config, work_dir, *options, processes=2, faults=({}, dict(preempt=())))
+    pids = start_ranks(server, config, work_dir, *options, faults=({}, dict(preempt=())))
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     meta = torch.load(last_checkpoint(work_dir), weights_only=False)['meta']
     assert (meta['epoch'], meta['iter']) == (1, 2)
     # The best one, epoch_1.pth again and epoch_2.pth are before it.
-    pids = start(server, config, work_dir, *options, processes=2, faults=dict(die=(4, 1.0)))
+    pids = start_ranks(server, config, work_dir, *options, faults=dict(die=(4, 1.0)))
     assert server.wait(pids[0]) == -signal.SIGKILL, output(work_dir)
     assert server.wait(pids[1], 60) not in (0, None)
-    pids = start(server, config, work_dir, *options, processes=2)
+    pids = start_ranks(server, config, work_dir, *options)
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     assert_same_losses(work_dir, losses(stock))
     assert sorted(set(validations(work_dir))) == validations(stock) == [1, 2, 3, 4]

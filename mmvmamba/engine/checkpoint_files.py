@@ -96,50 +96,59 @@ def is_whole(path: str) -> bool:
         return False
 
 
-def last_whole_checkpoint(folder: str) -> str | None:
+def last_whole_checkpoint(folder: str, *others: str) -> str | None:
     """Finds the checkpoint that a run in a folder can go on from.
 
     It is the one that ``last_checkpoint`` names, unless that is cut off or gone, or a newer one of
-    the same run is whole: a process may be killed between the two writes.
+    the same run is whole: a process may be killed between the two writes. A folder, as some of
+    MMEngine's strategies write for a checkpoint, is taken as it is.
 
     Args:
         folder (str): The work folder.
+        *others (str): More folders that hold checkpoints of the run.
 
     Returns:
         str or None: The path; None if there is no whole checkpoint that holds a run's state.
     """
-    named = _named_checkpoint(folder)
+    named = _named_checkpoint(folder, *others)
+    if named is not None and os.path.isdir(named):
+        return named
     if named is not None and not is_whole(named):
         named = None
-    folders = {folder, os.path.dirname(named) if named else folder}
+    folders = {folder, *others, os.path.dirname(named) if named else folder}
     paths = [p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))]
-    done = -1 if named is None else _iterations(named)
+    done = 0 if named is None else max(_iterations(named), 0)
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
             break
-        if is_whole(path) and _iterations(path) > max(done, 0):
-            return path
+        with contextlib.suppress(ValueError):  # what is not read is not of this run
+            if is_whole(path) and _iterations(path) > done:
+                return path
     return named
 
 
-def _named_checkpoint(folder: str) -> str | None:
-    """What MMEngine's ``last_checkpoint`` names, also if the folder was moved."""
-    pointer = Path(folder, 'last_checkpoint')
+def _named_checkpoint(*folders: str) -> str | None:
+    """What ``last_checkpoint`` in the first folder names, also if it was moved."""
+    pointer = Path(folders[0], 'last_checkpoint')
     path = pointer.read_text().strip() if pointer.is_file() else ''
     if not path:
         return None
-    moved = os.path.join(folder, os.path.basename(path))
-    return next((p for p in (path, moved) if os.path.isfile(p)), None)
+    moved = [os.path.join(folder, os.path.basename(path)) for folder in folders]
+    return next((p for p in (path, *moved) if os.path.exists(p)), None)
 
 
 def _iterations(path: str) -> int:
-    """Iterations after which a run was saved; -1 for a file that holds weights only."""
+    """Iterations after which a run was saved; -1 for a file that holds weights only.
+
+    Raises:
+        ValueError: If it is a file of another kind.
+    """
     content: Any = read_local_checkpoint(path)
     if not isinstance(content, dict) or not {'meta', 'message_hub'} <= content.keys():
         return -1
     if not {'optimizer', 'param_schedulers'} & content.keys():
         return -1
-    return int(content['meta']['iter'])
+    return int(content['meta'].get('iter', -1))
 
 
 def _sync_folder(folder: str) -> None:

@@ -25,11 +25,14 @@ _VARIABLES = {
         'LOCAL_RANK': 'OMPI_COMM_WORLD_LOCAL_RANK',
     },
 }
-#: FSDP's 'full' without the move to the CPU, where PyTorch would take it for a copy and crash.
+#: FSDP's 'full' without the move to the CPU, which PyTorch takes for a copy: it would crash, and of
+#: the optimizer's states, which it gathers in one buffer, each would be the last.
 _FULL_STATE_ON_CPU = dict(
     state_dict_type='FULL_STATE_DICT',
     state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
-    optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+    optim_state_dict_config=dict(
+        type='FullOptimStateDictConfig', rank0_only=True, offload_to_cpu=False
+    ),
 )
 _REQUIRED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 

@@ -19,9 +19,17 @@ from .checkpoint_files import whole_file
 class FSDPStrategy(_FSDPStrategy):
     """MMEngine's strategy, whose checkpoints are whole or not there, and which can resume.
 
-    Checkpoints of ``state_dict_cfg='local'``, a folder with a file of each process, are written as
-    MMEngine does it.
+    Raises:
+        ValueError: If ``state_dict_cfg`` asks for the state of each process instead of the whole.
     """
+
+    def _init_state_dict_cfg(self, state_dict_cfg: str | dict) -> None:
+        super()._init_state_dict_cfg(state_dict_cfg)
+        if self.state_dict_type != StateDictType.FULL_STATE_DICT:
+            raise ValueError(
+                "state_dict_cfg must be 'full' or have the state_dict_type 'FULL_STATE_DICT', but "
+                f'got {state_dict_cfg!r}, of which PyTorch makes files that are not safe to load'
+            )
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
         """Writes the file beside its place, flushes it to the disk and renames it.
@@ -30,12 +38,15 @@ class FSDPStrategy(_FSDPStrategy):
             filename (str): The checkpoint.
             **kwargs: The arguments of MMEngine's strategy.
         """
-        whole = self.state_dict_type == StateDictType.FULL_STATE_DICT
-        if not (whole and is_main_process()) or '://' in str(filename):
+        if not is_main_process() or '://' in str(filename):
             super().save_checkpoint(filename, **kwargs)
             return
         with whole_file(filename) as part:
             super().save_checkpoint(part, **kwargs)
+
+    def optim_state_dict(self) -> dict:
+        """Gathers the optimizer's whole state; MMEngine's wrapper adds some, as the loss scale."""
+        return {**self.optim_wrapper.state_dict(), **super().optim_state_dict()}
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Gives each process its part of the optimizer's whole state.
@@ -46,9 +57,9 @@ class FSDPStrategy(_FSDPStrategy):
             state_dict (dict): What a checkpoint holds.
         """
         optimizer = self.optim_wrapper.optimizer
-        self.optim_wrapper.load_state_dict(
-            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
-        )
+        whole = {key: state_dict[key] for key in ('state', 'param_groups')}
+        part = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, whole)
+        self.optim_wrapper.load_state_dict({**state_dict, **part})
 
 
 @FUNCTIONS.register_module()

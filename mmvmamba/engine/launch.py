@@ -28,6 +28,15 @@ _TOOL_KEYS = (
     'tta_model',
     'tta_pipeline',
 )
+#: The default hooks of MMEngine's runners, which take None for no others.
+_RUNNER_HOOKS = (
+    'runtime_info',
+    'timer',
+    'sampler_seed',
+    'logger',
+    'param_scheduler',
+    'checkpoint',
+)
 _CFG_OPTIONS_HELP = (
     'settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" or '
     'key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside'
@@ -101,6 +110,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if task_of(cfg) == 'mmpretrain':
         _set_classification_loaders(cfg)
+    _drop_hooks(cfg)
     _add_hook(cfg, dict(type='mmvmamba.MixedSizesHook'))
     return cfg
 
@@ -189,6 +199,13 @@ def use_amp(cfg: Config) -> None:
 
 def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+
+
+def _drop_hooks(cfg: Config) -> None:
+    """A hook that is None is turned off."""
+    hooks = cfg.get('default_hooks') or {}
+    for name in [n for n, hook in hooks.items() if hook is None and n not in _RUNNER_HOOKS]:
+        del hooks[name]
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
@@ -82,9 +83,9 @@ class ResumeHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         """Chooses the file to resume from, the same one on all ranks."""
-        if not runner._resume or runner._load_from is not None:
+        if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
-        found = [last_whole_checkpoint(runner.work_dir) if is_main_process() else None]
+        found = [last_whole_checkpoint(*_folders(runner)) if is_main_process() else None]
         broadcast_object_list(found)
         runner._load_from = found[0]
         if found[0] is None:
@@ -100,6 +101,7 @@ class ResumeHook(Hook):
             epoch=self._epoch,
             batches=self._batches,
             samples=samples,
+            batch_size=_batch_size(runner),
             world_size=get_world_size(),
         )
         gradients = {
@@ -149,12 +151,14 @@ class ResumeHook(Hook):
             self._epoch, self._batches = _position_from_counts(loop)
             return
         self._seed, self._epoch, self._batches = saved['seed'], saved['epoch'], saved['batches']
-        here = _batch_size(runner) * get_world_size()
-        if saved['samples'] != self._batches * here:
-            self._batches = saved['samples'] // here
+        processes, batch = get_world_size(), _batch_size(runner)
+        self._batches = saved['samples'] // (processes * batch)
+        before = saved['world_size'], saved.get('batch_size', batch)
+        if before != (processes, batch):
             runner.logger.warning(
-                f'the checkpoint was saved with {saved["world_size"]} process(es) and another '
-                'batch size: training goes on at the same sample, but not bit for bit'
+                f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
+                f' this run has {processes} and {batch}: training goes on at the same sample, but '
+                'not bit for bit'
             )
 
     # ---- counting and seeding ----
@@ -183,6 +187,14 @@ class ResumeHook(Hook):
         """Begins the next epoch."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
             self._epoch, self._batches = runner.epoch + 1, 0
+
+
+def _folders(runner: Any) -> list[str]:
+    """The work folder, and the one that CheckpointHook will make of its ``out_dir``."""
+    name = os.path.basename(runner.work_dir.rstrip(os.sep))
+    others = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook) and h.out_dir]
+    others = [os.path.join(folder, name) for folder in others if '://' not in str(folder)]
+    return [runner.work_dir, *others]
 
 
 def _position_from_counts(loop: Any) -> tuple[int, int]:

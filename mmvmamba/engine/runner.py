@@ -20,6 +20,7 @@ from .distributed import (
     use_cpu_strategy,
 )
 from .errors import UserError
+from .resume import ResumeHook
 
 
 class ToolRunnerMixin:
@@ -81,6 +82,17 @@ class ToolRunnerMixin:
             raise
 
 
+class ResumingMixin:
+    """What :class:`mmengine.runner.FlexibleRunner` lacks for :class:`ResumeHook`."""
+
+    def load_or_resume(self) -> None:
+        """Has the file chosen before; FlexibleRunner calls ``before_run`` when it has loaded."""
+        for hook in self.hooks:
+            if isinstance(hook, ResumeHook):
+                hook.before_run(self)
+        super().load_or_resume()
+
+
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner that a config asks for.
 
@@ -97,9 +109,11 @@ def build_runner(cfg: Config) -> Runner:
     if base is None:
         raise UserError(f'runner_type {name!r} is not registered')
     if issubclass(base, Runner):
-        base = type(base.__name__, (ToolRunnerMixin, base), {'__module__': base.__module__})
+        mixin = ToolRunnerMixin
     else:
+        mixin = ResumingMixin
         _prepare_strategy(cfg)
+    base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     return base.from_cfg(cfg)
 
 

@@ -40,10 +40,13 @@ class RepeatValidationHook(Hook):
         self._file = Path(runner.work_dir, _DONE)
         done = [_read(self._file) if is_main_process() else None]
         broadcast_object_list(done)
-        if not runner._resume:
+        if not runner._resume or done[0] > runner.iter:
+            done[0] = 0  # of another run, or of one that went on from here before
             if is_main_process():
-                self._file.unlink(missing_ok=True)  # of another run
-        elif runner.val_loop is not None and self._due(runner.train_loop) > done[0]:
+                self._file.unlink(missing_ok=True)
+        if not runner._resume:
+            return
+        if runner.val_loop is not None and self._due(runner.train_loop) > done[0]:
             runner.logger.info(f'the validation after iteration {runner.iter} was not done: now')
             runner.val_loop.run()
 

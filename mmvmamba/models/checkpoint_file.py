@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine import fileio
+from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -46,7 +47,7 @@ def read_checkpoint(filename: str | os.PathLike, map_location: Any = 'cpu') -> A
     if filename.startswith(_HTTP):
         return read_local_checkpoint(_download(filename), map_location)
     with io.BytesIO(fileio.get(filename, backend_args=dict(backend='petrel'))) as buffer:
-        return read_stream(buffer, filename, map_location, HistoryBuffer)
+        return read_stream(buffer, filename, map_location, HistoryBuffer, ConfigDict)
 
 
 def is_local(filename: str | os.PathLike) -> bool:
@@ -69,7 +70,9 @@ def is_local(filename: str | os.PathLike) -> bool:
 
 def read_local_checkpoint(filename: str, map_location: Any = 'cpu') -> Any:
     """Reads a checkpoint file; see :func:`read_checkpoint`."""
-    return nn_checkpoint_file.read_local_checkpoint(filename, map_location, HistoryBuffer)
+    return nn_checkpoint_file.read_local_checkpoint(
+        filename, map_location, HistoryBuffer, ConfigDict
+    )
 
 
 def use_safe_loader() -> None:

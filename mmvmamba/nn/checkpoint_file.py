@@ -21,9 +21,9 @@ _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32',
 class _Dictionary:
     """Stands for a class that need not be installed; nothing reads what is in it."""
 
-    def __new__(cls) -> OrderedDict:
+    def __new__(cls, *items: Mapping) -> OrderedDict:
         # PyTorch fills no other kind of dictionary when it reads weights only.
-        return OrderedDict()
+        return OrderedDict(*items)
 
 
 def _stand_in(module: str, name: str) -> type:
@@ -34,10 +34,15 @@ def _stand_in(module: str, name: str) -> type:
 CFG_NODE = _stand_in('yacs.config', 'CfgNode')
 #: The losses that MMEngine's runner saves.
 _HISTORY = _stand_in('mmengine.logging.history_buffer', 'HistoryBuffer')
+#: A dictionary of a config within a data set's meta information.
+_CONFIG = _stand_in('mmengine.config.config', 'ConfigDict')
 
 
 def read_local_checkpoint(
-    filename: str | os.PathLike, map_location: Any = 'cpu', history: type = _HISTORY
+    filename: str | os.PathLike,
+    map_location: Any = 'cpu',
+    history: type = _HISTORY,
+    config: type = _CONFIG,
 ) -> Any:
     """Reads a checkpoint file of the authors, of MMEngine or of timm's train script.
 
@@ -49,6 +54,7 @@ def read_local_checkpoint(
         map_location (Any): As in :func:`torch.load`. Defaults to 'cpu'.
         history (type): MMEngine's HistoryBuffer, for who needs what is in it. Defaults to a
             dictionary in its place.
+        config (type): MMEngine's ConfigDict, likewise.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -59,7 +65,7 @@ def read_local_checkpoint(
     path = os.path.expanduser(filename)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint {filename!r} does not exist')
-    return read_stream(path, filename, map_location, history)
+    return read_stream(path, filename, map_location, history, config)
 
 
 def as_text(filename: Any) -> str:
@@ -74,11 +80,11 @@ def as_text(filename: Any) -> str:
 
 
 def read_stream(
-    file: str | IO[bytes], filename: str, map_location: Any, history: type = _HISTORY
+    file: str | IO[bytes], filename: str, map_location: Any, history: type, config: type
 ) -> Any:
     """Reads a path or what was fetched; ``filename`` is for the messages."""
     try:
-        with _safe_globals(history):
+        with _safe_globals(history, config):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -118,11 +124,11 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _safe_globals(history: type) -> Iterator[None]:
+def _safe_globals(history: type, config: type) -> Iterator[None]:
     """Allows what training runs save; torch 2.4 has no such context manager."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(
-        [argparse.Namespace, CFG_NODE, history, *_numpy_globals(), _getter(history)]
+        [argparse.Namespace, CFG_NODE, history, config, *_numpy_globals(), _getter(history)]
     )
     try:
         yield

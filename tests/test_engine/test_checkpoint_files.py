@@ -3,12 +3,12 @@
 import errno
 import os
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
-from torch.distributed.fsdp import StateDictType
 
 from mmvmamba.engine.checkpoint_files import AtomicBackend, is_whole, last_whole_checkpoint
 from mmvmamba.engine.checkpoint_hook import _LateRemoval
@@ -49,9 +49,7 @@ def strategy(monkeypatch):
             raise error
 
     monkeypatch.setattr(_FSDPStrategy, 'save_checkpoint', save)
-    strategy = object.__new__(FSDPStrategy)
-    strategy.state_dict_type = StateDictType.FULL_STATE_DICT
-    return strategy
+    return object.__new__(FSDPStrategy)
 
 
 def test_the_checkpoint_of_a_sharded_run_is_whole_or_not_there(strategy, tmp_path):
@@ -66,6 +64,14 @@ def test_the_checkpoint_of_a_sharded_run_is_whole_or_not_there(strategy, tmp_pat
     strategy.save_checkpoint(str(path))
     assert path.read_text() == 'new'
     assert os.listdir(tmp_path) == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('settings', ['local', dict(state_dict_type='SHARDED_STATE_DICT')])
+def test_the_state_of_each_process_is_not_saved(settings):
+    with pytest.raises(
+        ValueError, match="state_dict_cfg must be 'full' .*, but got .*(local|SHARDED)"
+    ):
+        FSDPStrategy(state_dict_cfg=settings)
 
 
 def test_whole(tmp_path):
@@ -102,6 +108,37 @@ def test_last_whole_checkpoint(tmp_path):
     assert last_whole_checkpoint(folder) == names[1]
     pointer.write_text('/moved/from/iter_0.pth')
     assert last_whole_checkpoint(folder) == names[1]
+
+
+def test_what_is_not_of_the_run(tmp_path):
+    """A newer file of other classes is passed over; one that the run wrote is told of."""
+    folder, pointer = str(tmp_path), tmp_path / 'last_checkpoint'
+    foreign, saved = tmp_path / 'foreign.pth', tmp_path / 'iter_1.pth'
+    save(saved, 1)
+    pointer.write_text(str(saved))
+    for content in (dict(model=Fraction(1)), dict(meta={}, message_hub={}, optimizer={})):
+        torch.save(content, foreign)
+        assert last_whole_checkpoint(folder) == str(saved)
+    torch.save(dict(model=Fraction(1)), saved)
+    with pytest.raises(ValueError, match=r'needs fractions.Fraction'):
+        last_whole_checkpoint(folder)
+
+
+def test_folders(tmp_path):
+    """The one that checkpoints are in besides the work folder; one that is a checkpoint."""
+    work_dir, other = tmp_path / 'run', tmp_path / 'other'
+    work_dir.mkdir()
+    other.mkdir()
+    save(other / 'iter_1.pth', 1)
+    save(other / 'iter_2.pth', 2)
+    folders = str(work_dir), str(other)
+    assert last_whole_checkpoint(*folders) == str(other / 'iter_2.pth')
+    (work_dir / 'last_checkpoint').write_text('/moved/from/iter_1.pth')
+    (other / 'iter_2.pth').write_bytes(b'half')
+    assert last_whole_checkpoint(*folders) == str(other / 'iter_1.pth')
+    (work_dir / 'iter_3.pth').mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_3.pth'))
+    assert last_whole_checkpoint(*folders) == str(work_dir / 'iter_3.pth')
 
 
 def test_late_removal(tmp_path):

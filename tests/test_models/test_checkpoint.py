@@ -4,6 +4,7 @@ import copy
 import fractions
 import functools
 import http.server
+import pickle
 import re
 import sys
 import threading
@@ -12,6 +13,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
@@ -20,6 +22,7 @@ from mmvmamba.models import VMamba
 from mmvmamba.models.checkpoint import adapt_state_dict, as_logged, check_fit
 from mmvmamba.models.checkpoint_file import read_checkpoint
 from mmvmamba.nn import VMambaNet, convert_state_dict
+from mmvmamba.nn.checkpoint_file import read_local_checkpoint
 
 from ..spellings import convolution_weights, january_names, one_file_names
 
@@ -260,6 +263,15 @@ def test_runner_state_is_read(tmp_path):
     content = {'message_hub': hub.state_dict(), 'state_dict': backbone_state()}
     new = read_checkpoint(str(save(tmp_path, content)))
     assert new['message_hub']['log_scalars']['train/loss'].current() == 1.5
+
+
+def test_dictionaries_of_a_config_are_read(tmp_path):
+    """A data set's meta information has them where its config has a dictionary in another."""
+    meta = dict(classes=('a',), skeleton=ConfigDict({0: dict(name='x', swap=[ConfigDict(y=1)])}))
+    path = save(tmp_path, dict(state_dict={}, meta=dict(dataset_meta=meta)))
+    # MMEngine compares the two pickles when it resumes.
+    assert pickle.dumps(read_checkpoint(path)['meta']['dataset_meta']) == pickle.dumps(meta)
+    assert read_local_checkpoint(path)['meta']['dataset_meta'] == meta  # with torch alone
 
 
 def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):

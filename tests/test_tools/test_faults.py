@@ -4,6 +4,7 @@ Every iteration that a resumed run logs must equal, to the last bit, that of a r
 interrupted. ``CHAOS_KILLS`` sets the number of random kills of the campaign (``make chaos``).
 """
 
+import functools
 import os
 import random
 import re
@@ -38,6 +39,11 @@ LAST = dict(detection='epoch_4.pth', segmentation='iter_14.pth')
 TASKS = tuple(END)
 
 
+def end_of(task, processes):
+    """The last iteration; more processes share the images of an epoch."""
+    return END[task] // (processes if task == 'detection' else 1)
+
+
 def one_fast(task):
     """Both tasks, of which the other takes the time of `make test-all` only."""
     return [task, *(pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != task)]
@@ -56,30 +62,57 @@ def configs(detection_config, segmentation_config, tmp_path_factory):
     return found
 
 
+def start_ranks(server, config, work_dir, *args, processes=2, faults=None):
+    """The processes of one run, as torchrun starts them; the faults of each, or of the first."""
+    faults = faults or {}
+    if processes == 1:
+        return [server.start(config, work_dir, *args, faults=faults)]
+    if isinstance(faults, dict):
+        faults = [faults, *[{}] * (processes - 1)]
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    env = dict(WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    args = ('--launcher', 'pytorch', *args)
+    return [
+        server.start(
+            config, work_dir, *args, env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), faults=f
+        )
+        for r, f in enumerate(faults)
+    ]
+
+
+def run_to_end(server, config, work_dir, *args, processes):
+    pids = start_ranks(server, config, work_dir, *args, processes=processes)
+    assert not any([server.wait(pid) for pid in pids]), output(work_dir)
+
+
 @pytest.fixture(scope='module')
 def reference(server, configs, tmp_path_factory):
-    """Of each task: the folder, the losses and the seconds of a run from begin to end."""
-    found = {}
-    for task in TASKS:
+    """Of a task: the folder, the losses and the seconds of a run from begin to end."""
+
+    @functools.cache
+    def reference(task, processes=1):
         work_dir = tmp_path_factory.mktemp('reference') / 'run'
         begin = time.monotonic()
-        assert server.run(configs[task], work_dir) == 0, output(work_dir)
+        run_to_end(server, configs[task], work_dir, processes=processes)
         seconds = time.monotonic() - begin
         logged = losses(work_dir)
-        assert sorted(logged) == list(range(1, END[task] + 1))
-        found[task] = work_dir, logged, seconds
-    return found
+        assert sorted(logged) == list(range(1, end_of(task, processes) + 1))
+        return work_dir, logged, seconds
+
+    return reference
 
 
 @pytest.fixture
 def finish(server, configs, reference):
     """Resumes until the end and compares all with the uninterrupted run."""
 
-    def finish(task, work_dir, *args):
-        assert server.run(configs[task], work_dir, '--resume', *args) == 0, output(work_dir)
-        stock, logged, _ = reference[task]
+    def finish(task, work_dir, *args, processes=1):
+        run_to_end(server, configs[task], work_dir, '--resume', *args, processes=processes)
+        stock, logged, _ = reference(task, processes)
         assert_same_losses(work_dir, logged)
-        assert END[task] in losses(work_dir)
+        assert end_of(task, processes) in losses(work_dir)
         assert_same_state(work_dir / LAST[task], stock / LAST[task])
 
     return finish
@@ -90,51 +123,68 @@ def test_two_runs_are_equal_and_random(server, configs, reference, task, tmp_pat
     """Also with workers; and neither data nor model draw the same in every iteration."""
     workers = ('--cfg-options', 'train_dataloader.num_workers=2')
     assert server.run(configs[task], tmp_path / 'run', *workers) == 0
-    stock, logged, _ = reference[task]
+    stock, logged, _ = reference(task)
     assert_same_losses(tmp_path / 'run', logged)
     assert_same_state(tmp_path / 'run' / LAST[task], stock / LAST[task])
     assert len({entries[0]['loss'] for entries in logged.values()}) == END[task]
 
 
 def kills():
-    """Seeded: which task, when, and whether inside a checkpoint (which one, how much of it)."""
+    """Seeded: which task, which ranks of how many, when, or inside which checkpoint and how far."""
     rng = random.Random(SEED)
     inside = [0.0, 0.1, 0.5, 0.9, 1.0]
     for number in range(KILLS):
         task = TASKS[number % 2]
+        # Of both tasks one at a random moment and one inside a checkpoint, which rank 0 writes.
+        processes = 2 if number % 20 in (0, 5, 6, 15) else 1
         if number % 4 == 3 or number % 10 == 0:
-            yield task, None, (rng.randint(1, 2), inside[number % 5])
+            yield task, processes, (0,), None, (rng.randint(1, 2), inside[number % 5])
         else:
-            yield task, rng.random(), None
+            ranks = rng.choice([(0,), (1,), (0, 1)]) if processes == 2 else (0,)
+            yield task, processes, ranks, rng.random(), None
 
 
 def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
-    """kill -9 at random times, and in the middle of writing checkpoints; then the rest."""
+    """kill -9 at random times, and in the middle of writing checkpoints; then the rest.
+
+    Of two processes one or both are killed; the other does not wait for ever.
+    """
     inside = 0
-    began = dict.fromkeys(TASKS, 0)
-    for task, moment, writing in kills():
-        work_dir = tmp_path / task
+    began = {}
+    for task, processes, ranks, moment, writing in kills():
+        run = task, processes
+        _, logged, seconds = reference(*run)
+        work_dir = tmp_path / f'{task}_{processes}'
+        began.setdefault(run, 0)
         if (work_dir / LAST[task]).exists():
-            began[task] += 1
-            work_dir.rename(tmp_path / f'{task}{began[task]}')
+            began[run] += 1
+            work_dir.rename(f'{work_dir}_{began[run]}')
         # Whoever starts a run again does not change the command.
-        args = [] if writing is None else ['--cfg-options', 'train_dataloader.num_workers=1']
+        args = ['--resume', '--cfg-options', 'env_cfg.dist_cfg.timeout=20']
+        args += [] if writing is None else ['train_dataloader.num_workers=1']
         faults = {} if writing is None else dict(die=writing)
-        pid = server.start(configs[task], work_dir, '--resume', *args, faults=faults)
-        status = server.wait(pid, 120 if moment is None else moment * reference[task][2])
+        pids = start_ranks(
+            server, configs[task], work_dir, *args, processes=processes, faults=faults
+        )
+        status = server.wait(pids[ranks[0]], 120 if moment is None else moment * seconds)
         if status is None:
             assert moment is not None, output(work_dir)
-            status = server.kill(pid)
+            status = server.kill(pids[ranks[0]])
+            for rank in ranks[1:]:
+                os.killpg(pids[rank], signal.SIGKILL)
         assert status in (0, -signal.SIGKILL), output(work_dir)
+        for rank in {*range(processes)}.difference(ranks[:1]):
+            assert server.wait(pids[rank], 60) is not None, output(work_dir)
         inside += writing is not None and status == -signal.SIGKILL
-        assert_same_losses(work_dir, reference[task][1])
+        assert_same_losses(work_dir, logged)
     assert inside >= min(5, KILLS // 4)
-    for task in TASKS:
-        finish(task, tmp_path / task)
-        for number in range(1, began[task] + 1):
-            old = tmp_path / f'{task}{number}' / LAST[task]
-            assert_same_state(old, reference[task][0] / LAST[task])
-        assert not list((tmp_path / task).glob('.*writing'))
+    for (task, processes), count in began.items():
+        work_dir = tmp_path / f'{task}_{processes}'
+        finish(task, work_dir, processes=processes)
+        for number in range(1, count + 1):
+            old = Path(f'{work_dir}_{number}', LAST[task])
+            assert_same_state(old, reference(task, processes)[0] / LAST[task])
+        assert not list(work_dir.glob('.*writing'))
 
 
 @pytest.mark.parametrize('task', one_fast('detection'))
@@ -277,7 +327,7 @@ def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
     work_dir = tmp_path / 'run'
     assert server.run(configs['segmentation'], work_dir, '--resume') == 0
     assert 'no checkpoint to resume from' in output(work_dir)
-    assert_same_losses(work_dir, reference['segmentation'][1])
+    assert_same_losses(work_dir, reference('segmentation')[1])
 
 
 @pytest.mark.parametrize('task', one_fast('detection'))
@@ -299,7 +349,7 @@ def test_another_batch_size(server, configs, tmp_path):
     assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
     options = ('--cfg-options', 'train_dataloader.batch_size=3')
     assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
-    assert 'another batch size: training goes on at the same sample' in output(work_dir)
+    assert 'this run has 1 and 3: training goes on at the same sample' in output(work_dir)
     state = torch.load(work_dir / LAST['segmentation'], weights_only=False)
     position = state['meta']['position']
     # 3 batches of 2 are 2 of 3; then 11 more.
@@ -309,51 +359,12 @@ def test_another_batch_size(server, configs, tmp_path):
 # ---- several processes ----
 
 
-def start_ranks(server, config, work_dir, *args, faults=({}, {})):
-    """Two processes of one run, as torchrun starts them."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    args = ('--launcher', 'pytorch', *args)
-    return [
-        server.start(config, work_dir, *args, env=dict(env, RANK=r, LOCAL_RANK=r), faults=fault)
-        for r, fault in zip('01', faults, strict=True)
-    ]
-
-
-@pytest.fixture(scope='module')
-def reference_of_two(server, configs, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('two') / 'run'
-    pids = start_ranks(server, configs['segmentation'], work_dir)
-    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
-    return losses(work_dir)
-
-
 def wait_for_iteration(server, pid, work_dir, iteration):
     while not any(step >= iteration for step in losses(work_dir)):
         assert server.wait(pid, 0.002) is None, output(work_dir)
 
 
-@pytest.mark.parametrize(
-    'killed', [(1,), *(pytest.param(k, marks=pytest.mark.slow) for k in ((0,), (0, 1)))]
-)
-def test_ranks_are_killed(server, configs, reference_of_two, killed, tmp_path):
-    """The one that is left does not wait for ever, and both go on."""
-    work_dir = tmp_path / 'run'
-    pids = start_ranks(server, configs['segmentation'], work_dir)
-    wait_for_iteration(server, pids[0], work_dir, 5)
-    for rank in killed:
-        assert server.kill(pids[rank]) == -signal.SIGKILL
-    for rank in {0, 1}.difference(killed):
-        assert server.wait(pids[rank], 60) not in (0, None)
-    pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
-    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
-    assert_same_losses(work_dir, reference_of_two)
-    assert max(losses(work_dir)) == END['segmentation']
-
-
-def test_sigterm_to_one_rank(server, configs, reference_of_two, tmp_path):
+def test_sigterm_to_one_rank(server, configs, reference, tmp_path):
     """Both stop after the same iteration."""
     work_dir = tmp_path / 'run'
     options = ('--cfg-options', 'default_hooks.preemption.interval=2')
@@ -364,12 +375,12 @@ def test_sigterm_to_one_rank(server, configs, reference_of_two, tmp_path):
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
     pids = start_ranks(server, configs['segmentation'], work_dir, '--resume')
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
-    assert_same_losses(work_dir, reference_of_two)
+    assert_same_losses(work_dir, reference('segmentation', 2)[1])
     assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_rank_in_a_validation(server, configs, reference_of_two, tmp_path):
+def test_sigterm_to_one_rank_in_a_validation(server, configs, reference, tmp_path):
     """Both stop after the same batch of it, and do it again."""
     work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
     config.write_text(configs['segmentation'].read_text().replace(NO_VALIDATION, ''))
@@ -382,8 +393,41 @@ def test_sigterm_to_one_rank_in_a_validation(server, configs, reference_of_two, 
     pids = start_ranks(server, config, work_dir, '--resume', *options)
     assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
     assert validations(work_dir) == [5, 10, 14]
-    assert_same_losses(work_dir, reference_of_two)
+    assert_same_losses(work_dir, reference('segmentation', 2)[1])
     assert [len(entries) for _, entries in sorted(losses(work_dir).items())] == [1] * 14
+
+
+@pytest.mark.slow
+def test_shards(server, configs, tmp_path):
+    """Stopped by SIGTERM in a validation, then killed while rank 0 writes a checkpoint."""
+    config, fsdp = tmp_path / 'sharded.py', ROOT / 'configs' / '_base_' / 'fsdp.py'
+    text = configs['detection'].read_text().replace(NO_VALIDATION, '')
+    base, text = text.split('\n', 1)
+    config.write_text(f'_base_ = [{base.removeprefix("_base_ = ")}, {str(fsdp)!r}]\n{text}')
+    options = (
+        '--resume',
+        '--cfg-options',
+        'custom_hooks=[]',
+        'optim_wrapper.clip_grad=None',
+        'default_hooks.preemption.interval=1',
+        'default_hooks.checkpoint.save_best=auto',
+    )
+    stock, work_dir = tmp_path / 'stock', tmp_path / 'run'
+    pids = start_ranks(server, config, stock, *options)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(stock)
+    pids = start_ranks(server, config, work_dir, *options, faults=({}, dict(preempt=())))
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    meta = torch.load(last_checkpoint(work_dir), weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (1, 2)
+    # The best one, epoch_1.pth again and epoch_2.pth are before it.
+    pids = start_ranks(server, config, work_dir, *options, faults=dict(die=(4, 1.0)))
+    assert server.wait(pids[0]) == -signal.SIGKILL, output(work_dir)
+    assert server.wait(pids[1], 60) not in (0, None)
+    pids = start_ranks(server, config, work_dir, *options)
+    assert [server.wait(pid) for pid in pids] == [0, 0], output(work_dir)
+    assert_same_losses(work_dir, losses(stock))
+    assert sorted(set(validations(work_dir))) == validations(stock) == [1, 2, 3, 4]
+    assert_same_state(work_dir / 'epoch_4.pth', stock / 'epoch_4.pth')
 
 
 @pytest.mark.slow

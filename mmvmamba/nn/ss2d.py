@@ -264,10 +264,14 @@ class SS2D(nn.Module):
 
     def cascade_core(self, x: Tensor) -> Tensor:
         """Scans each row both ways, then each column of the result, normalised in between."""
-        N, H, W, C = x.shape
-        both_ways = (ROW, ROW_REVERSED)
-        x = F.layer_norm(x, (C,)).to(x.dtype)
-        y = self.core(x.reshape(N * H, 1, W, C), both_ways).view(N, H, W, C)
-        y = F.layer_norm(y, (C,)).to(x.dtype).transpose(1, 2)  # (N, W, H, C)
-        y = self.core(y.reshape(N * W, 1, H, C), both_ways, first=2).view(N, W, H, C)
-        return y.transpose(1, 2)
+        channels = x.shape[3:]
+        x = F.layer_norm(x, channels).to(x.dtype)
+        y = self._row_core(x)
+        y = F.layer_norm(y, channels).to(x.dtype).transpose(1, 2)  # (N, W, H, C)
+        return self._row_core(y, first=2).transpose(1, 2)
+
+    def _row_core(self, x: Tensor, first: int = 0) -> Tensor:
+        """Scans each row of a map (N, H, W, C) both ways."""
+        rows = x.flatten(0, 1).unsqueeze(1)  # (N * H, 1, W, C)
+        y = self.core(rows, (ROW, ROW_REVERSED), first)
+        return y.squeeze(1).unflatten(0, x.shape[:2])

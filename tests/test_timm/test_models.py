@@ -237,11 +237,14 @@ def test_grad_checkpointing(name):
 
 
 @MODELS
-def test_trace(name):
+@pytest.mark.parametrize('grad', [False, True])
+def test_trace(name, grad):
     model, x = thin(name).eval(), images()
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         traced = torch.jit.trace(model, x)
-        torch.testing.assert_close(traced(x + 1), model(x + 1))
+    for grad_later in (False, True):
+        with torch.set_grad_enabled(grad_later):
+            torch.testing.assert_close(traced(x + 1), model(x + 1))
 
 
 @MODELS

@@ -133,8 +133,9 @@ class Mlp(nn.Module):
         """The activation, in the memory of the first layer's result where nobody keeps that."""
         in_place = IN_PLACE.get(type(self.act))
         kept = (x.requires_grad and torch.is_grad_enabled()) or self.fc1._forward_hooks
+        hooked = self.act._forward_hooks or self.act._forward_pre_hooks
         # A trace of torch.jit would hold for the grad mode of its recording alone.
-        if torch.jit.is_tracing() or kept or in_place is None or self.act._forward_hooks or self.act._forward_pre_hooks:
+        if kept or hooked or in_place is None or torch.jit.is_tracing():
             return self.act(x)
         return in_place(x)
 

@@ -10,6 +10,15 @@ from torch import Tensor, nn
 _is_exporting = getattr(torch.compiler, 'is_exporting', None)
 
 
+def cast_for_products(x: Tensor) -> Tensor:
+    """What autocast makes of an operand of a product or convolution, where it is at work."""
+    device = x.device.type
+    # It leaves float64 as it is.
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 @torch.library.custom_op(
     'mmvmamba::conv2d',
     mutates_args=(),
@@ -90,11 +99,8 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() or not self._is_recorded_for_training(x):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        x, weight = cast_for_products(x), cast_for_products(self.weight)
+        bias = None if self.bias is None else cast_for_products(self.bias)
         return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)
 
     def _is_recorded_for_training(self, x: Tensor) -> bool:

@@ -79,3 +79,14 @@ def test_only_a_compiled_training_uses_it(autocast):
     assert not inferred
     exported = torch.export.export(conv, (x,)).graph_module.graph
     assert not any('mmvmamba' in str(node.target) for node in exported.nodes)
+
+
+def test_autocast_leaves_float64_alone():
+    conv = Conv2d(4, 4, 3, padding=1).double()
+    x = torch.randn(2, 5, 6, 4, dtype=torch.double).permute(0, 3, 1, 2)
+    torch._dynamo.reset()
+    with torch.autocast('cpu'):
+        want = conv(x)
+        got = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
+    assert got.dtype == want.dtype == torch.float64
+    torch.testing.assert_close(got, want)

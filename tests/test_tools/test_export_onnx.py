@@ -129,6 +129,25 @@ class TestExport:
         assert re.search(r'ONNX Runtime [\d.]+ ms, PyTorch [\d.]+ ms', out + err)
 
 
+@pytest.mark.parametrize('options', [(), ('--dynamic',)], ids=str)
+class TestChannels:
+    pytestmark = needs_exporter
+
+    def test_images_of_other_channels(self, options, classification_config, run_tool, tmp_path):
+        config = tmp_path / 'config.py'
+        config.write_text(
+            f"_base_ = '{classification_config}'\nmodel = dict(backbone=dict(in_channels=4))\n"
+        )
+        cfg = Config.fromfile(config)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'w.pth')
+        size = ('--shape', '64', '96', '--part', 'backbone')
+        code, _, err = run_tool(config, 'w.pth', 'model.onnx', *size, *options)
+        assert code == 0, err
+        dims = onnx.load(tmp_path / 'model.onnx').graph.input[0].type.tensor_type.shape.dim
+        assert dims[1].dim_value == 4
+
+
 def largest(pattern, text):
     return max(float(found) for found in re.findall(pattern, text))
 

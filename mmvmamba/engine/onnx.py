@@ -57,15 +57,20 @@ def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
 def use_half_products(model: ir.Model) -> None:
     """Makes matrix products and convolutions of an exported model float16, in place.
 
-    All else stays as it is, the scans, norms and sums in float32, as in automatic mixed precision;
-    inputs and outputs keep their dtype. The steps of a Scan have no products.
+    All else stays as it is, the scans with the projection of their time steps, norms, pooling and
+    sums in float32, as in automatic mixed precision; inputs and outputs keep their dtype. The steps
+    of a Scan have no products.
 
     Args:
-        model (ir.Model): ``torch.onnx.export(...).model``.
+        model (ir.Model): ``torch.onnx.export(...).model``, made with :func:`translations`.
     """
     graph, half = model.graph, {}
+    # The exporter notes last in a node's namespace which op of PyTorch it was made from.
+    translated = tuple(f': {target}' for target in translations())
     for node in list(graph):
         if node.op_type not in ('MatMul', 'Gemm', 'Conv'):
+            continue
+        if node.metadata_props.get('namespace', '').endswith(translated):
             continue
         if node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,7 +28,8 @@ _BACKBONE = 'backbone.'
 
 def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes a position embedding (1, d, h, w) bicubically to ``size`` (H, W)."""
-    if tuple(pos_embed.shape[2:]) == tuple(size):
+    # Compiled, the comparison would hold for one size; the same size is interpolated exactly.
+    if not torch.compiler.is_compiling() and tuple(pos_embed.shape[2:]) == tuple(size):
         return pos_embed
     return F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
 

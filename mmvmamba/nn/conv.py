@@ -1,4 +1,4 @@
-"""A convolution of channels-last maps that also trains when compiled for changing sizes."""
+"""A convolution of channels-last maps that is compiled once for changing sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from torch import Tensor, nn
 
 #: Absent before torch 2.7, where nothing tells an export from a compilation.
 _is_exporting = getattr(torch.compiler, 'is_exporting', None)
+
+
+def cast_for_products(x: Tensor) -> Tensor:
+    """What autocast makes of an operand of a product or convolution, where it is at work."""
+    device = x.device.type
+    # It leaves float64 as it is.
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 @torch.library.custom_op(
@@ -81,26 +90,19 @@ _conv2d.register_autograd(_backward, setup_context=_setup_context)
 class Conv2d(nn.Conv2d):
     """:class:`torch.nn.Conv2d` for maps (N, C, H, W) in channels-last memory.
 
-    While ``torch.compile`` records the training of a model on a CPU it is an op of its own.
-    Inductor would lay out anew what convolutions keep for their backward, and compares strides for
+    While ``torch.compile`` records a model on a CPU it is an op of its own. PyTorch's chooses
+    among libraries by sizes, so that sizes that were to be free compile again. In training
+    inductor would lay out anew what convolutions keep for their backward, and compares strides for
     that: where these are symbols (``dynamic=True``) it fails to (torch 2.12), and where they are
     numbers it copies maps (N, H, W, C) that need no copy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() or not self._is_recorded_for_training(x):
+        if not torch.compiler.is_compiling() or not self._is_recorded_on_a_cpu(x):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        x, weight = cast_for_products(x), cast_for_products(self.weight)
+        bias = None if self.bias is None else cast_for_products(self.bias)
         return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)
 
-    def _is_recorded_for_training(self, x: Tensor) -> bool:
-        return (
-            torch.is_grad_enabled()
-            and x.device.type == 'cpu'
-            and _is_exporting is not None
-            and not _is_exporting()
-        )
+    def _is_recorded_on_a_cpu(self, x: Tensor) -> bool:
+        return x.device.type == 'cpu' and _is_exporting is not None and not _is_exporting()

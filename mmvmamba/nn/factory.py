@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from .arch import ARCHS
+from .arch import ARCHS, resolve_arch
 from .checkpoint_file import read_local_checkpoint, state_dict_of
 from .fit import load_tensors
 from .network import VMambaNet
@@ -15,6 +15,11 @@ from .network import VMambaNet
 _logger = logging.getLogger(__name__)
 #: The models, by architecture.
 MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
+
+
+def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
+    """The indices of the stages that an architecture with other ``dims`` and ``depths`` has."""
+    return tuple(range(len(resolve_arch(arch, dims=dims, depths=depths).dims)))
 
 
 def create_model(
@@ -56,13 +61,10 @@ def create_model(
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
     arch = MODEL_NAMES[model_name]
-    if features_only:
-        if out_indices is None:
-            out_indices = range(len(kwargs.get('dims') or ARCHS[arch].dims))
-        net = VMambaNet(arch, in_chans, out_indices=out_indices, **kwargs)
-    else:
-        net = VMambaNet(arch, in_chans, num_classes, **kwargs)
-    if pretrained:
+    if features_only and out_indices is None:
+        out_indices = all_stages(arch, **kwargs)
+    net = VMambaNet(arch, in_chans, num_classes, out_indices, **kwargs)
+    if pretrained is not False:
         filename = os.fspath(pretrained)
         tensors = state_dict_of(read_local_checkpoint(filename), filename)
         _logger.info('%s: %s', filename, load_tensors(net, tensors, filename, new_head=True))

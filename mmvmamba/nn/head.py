@@ -28,12 +28,7 @@ def build_classifier(
         num_classes (int): Classes; 0 for no linear layer.
         global_pool (str): A key of :data:`POOLS`. Defaults to 'avg'.
         drop_rate (float): Dropout before the linear layer. Defaults to 0.
-
-    Raises:
-        TypeError: If an argument has a wrong type.
-        ValueError: If a name or a number is not allowed.
     """
-    check_setting('drop_rate', drop_rate)
     norm, permute = NORMS[arch.norm](arch.dims[-1]), channels_first()
     first = {'norm': norm, 'permute': permute}
     if arch.norm == 'bn':

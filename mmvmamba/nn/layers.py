@@ -133,7 +133,9 @@ class Mlp(nn.Module):
         """The activation, in the memory of the first layer's result where nobody keeps that."""
         in_place = IN_PLACE.get(type(self.act))
         kept = (x.requires_grad and torch.is_grad_enabled()) or self.fc1._forward_hooks
-        if kept or in_place is None or self.act._forward_hooks or self.act._forward_pre_hooks:
+        hooked = self.act._forward_hooks or self.act._forward_pre_hooks
+        # A trace of torch.jit would hold for the grad mode of its recording alone.
+        if kept or hooked or in_place is None or torch.jit.is_tracing():
             return self.act(x)
         return in_place(x)
 
@@ -206,9 +208,11 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, ceil(H/2), ceil(W/2), out_dim)."""
         H, W = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        neighbours = [x[:, row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))]
-        return self.reduction(apply_norm(self.norm, torch.cat(neighbours, dim=-1)))
+        h, w = (H + 1) // 2, (W + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
+        # (N, h, row, w, column, C) -> (N, h, w, 4 C), the columns outside: the weights' order
+        x = x.unflatten(1, (h, 2)).unflatten(3, (w, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(apply_norm(self.norm, x))
 
 
 STEMS = {'conv': conv_stem, 'patch': patch_stem}

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from .arch import Arch, resolve_arch
 from .block import VSSBlock
 from .checkpoint import rename_tensors, resize_pos_embed
-from .head import build_classifier
-from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, reset_linear
+from .head import POOLS, build_classifier
+from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, check_choice, reset_linear
 from .settings import check_setting, stage_indices
 from .timm_methods import TimmMethods
 
@@ -76,6 +76,8 @@ class VMambaNet(TimmMethods, nn.Module):
         check_setting('frozen_stages', frozen_stages, stages)
         check_setting('in_channels', in_channels)
         check_setting('num_classes', num_classes)
+        check_setting('drop_rate', drop_rate)
+        check_choice('global_pool', global_pool, POOLS)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.out_indices = None if out_indices is None else stage_indices(out_indices, stages)

@@ -13,7 +13,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops._checks import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .conv import Conv2d
+from .conv import Conv2d, cast_for_products
 from .layers import ACTIVATIONS, channels_first, channels_last, check_choice
 from .settings import check_conv_kernel, check_setting, check_width
 
@@ -52,15 +52,6 @@ def build_out_norm(name: str, dim: int) -> nn.Module:
 
 
 OUT_NORMS = ('ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax', 'sigmoid')
-
-
-def _cast_for_products(x: Tensor) -> Tensor:
-    """What autocast makes of an operand of a product, where it is at work."""
-    device = x.device.type
-    # It leaves float64 as it is.
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class SS2D(nn.Module):
@@ -202,7 +193,7 @@ class SS2D(nn.Module):
         else:
             # Two products with halves of the weight give two contiguous maps, where splitting one
             # product's result would give two strided ones. In autocast each would cast the map.
-            x = _cast_for_products(x)
+            x = cast_for_products(x)
             weight_x, weight_z = self.in_proj.weight.chunk(2)
             x, z = F.linear(x, weight_x), F.linear(x, weight_z)
         if self.conv2d is not None:
@@ -264,10 +255,14 @@ class SS2D(nn.Module):
 
     def cascade_core(self, x: Tensor) -> Tensor:
         """Scans each row both ways, then each column of the result, normalised in between."""
-        N, H, W, C = x.shape
-        both_ways = (ROW, ROW_REVERSED)
-        x = F.layer_norm(x, (C,)).to(x.dtype)
-        y = self.core(x.reshape(N * H, 1, W, C), both_ways).view(N, H, W, C)
-        y = F.layer_norm(y, (C,)).to(x.dtype).transpose(1, 2)  # (N, W, H, C)
-        y = self.core(y.reshape(N * W, 1, H, C), both_ways, first=2).view(N, W, H, C)
-        return y.transpose(1, 2)
+        channels = x.shape[3:]
+        x = F.layer_norm(x, channels).to(x.dtype)
+        y = self._row_core(x)
+        y = F.layer_norm(y, channels).to(x.dtype).transpose(1, 2)  # (N, W, H, C)
+        return self._row_core(y, first=2).transpose(1, 2)
+
+    def _row_core(self, x: Tensor, first: int = 0) -> Tensor:
+        """Scans each row of a map (N, H, W, C) both ways."""
+        rows = x.flatten(0, 1).unsqueeze(1)  # (N * H, 1, W, C)
+        y = self.core(rows, (ROW, ROW_REVERSED), first)
+        return y.squeeze(1).unflatten(0, x.shape[:2])

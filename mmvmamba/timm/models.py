@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.checkpoint import split_state_dict
 from mmvmamba.nn.checkpoint_file import CFG_NODE, state_dict_of
-from mmvmamba.nn.factory import MODEL_NAMES
+from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.fit import compare, other_head, with_resized
 
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
@@ -88,13 +88,12 @@ def _network(arch: str, in_chans: int = 3, **kwargs: Any) -> VMambaNet:
 def _create(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """VMamba; the arguments are those of :class:`mmvmamba.nn.VMambaNet` and of timm."""
     arch = MODEL_NAMES[model_name]
-    stages = len(kwargs.get('dims') or ARCHS[arch].dims)
     return build_model_with_cfg(
         functools.partial(_network, arch),
         model_name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=tuple(range(stages)), feature_cls='getter'),
+        feature_cfg=dict(out_indices=all_stages(arch, **kwargs), feature_cls='getter'),
         **kwargs,
     )
 

@@ -1,4 +1,4 @@
-"""The convolution that stands for PyTorch's while a model's training is compiled."""
+"""The convolution that stands for PyTorch's while a model is compiled."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_a_frozen_weight_gets_no_gradient():
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-def test_only_a_compiled_training_uses_it(autocast):
+def test_only_a_compiled_model_uses_it(autocast):
     conv = Conv2d(4, 4, 3, padding=1, groups=4)
     x = torch.randn(2, 5, 6, 4).permute(0, 3, 1, 2)
     targets = []
@@ -74,8 +74,19 @@ def test_only_a_compiled_training_uses_it(autocast):
                 got = torch.compile(conv, backend=backend, fullgraph=True)(x)
             assert got.dtype == want.dtype
             torch.testing.assert_close(got, want)
-    trained, inferred = (any('mmvmamba.conv2d' in name for name in names) for names in targets)
-    assert trained == hasattr(torch.compiler, 'is_exporting')
-    assert not inferred
+    for names in targets:  # of training and of inference
+        used = any('mmvmamba.conv2d' in name for name in names)
+        assert used == hasattr(torch.compiler, 'is_exporting')
     exported = torch.export.export(conv, (x,)).graph_module.graph
     assert not any('mmvmamba' in str(node.target) for node in exported.nodes)
+
+
+def test_autocast_leaves_float64_alone():
+    conv = Conv2d(4, 4, 3, padding=1).double()
+    x = torch.randn(2, 5, 6, 4, dtype=torch.double).permute(0, 3, 1, 2)
+    torch._dynamo.reset()
+    with torch.autocast('cpu'):
+        want = conv(x)
+        got = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
+    assert got.dtype == want.dtype == torch.float64
+    torch.testing.assert_close(got, want)

@@ -17,19 +17,22 @@ needs_free_sizes = pytest.mark.skipif(
 )
 SCAN = 'mmvmamba.ss2d_scan.default'
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
-# The last stage of an image of 32 pixels is one position, which is another program.
+# The last stage of an image of 32 pixels (35 with a stem of patches) is one position, which is
+# another program.
 SIZES = ((1, 3, 64, 96), (3, 3, 50, 75), (2, 3, 33, 160), (1, 3, 96, 34))
+PATCH_SIZES = ((1, 3, 64, 96), (3, 3, 50, 75), (2, 3, 36, 160), (1, 3, 96, 37))
 
 
-def build(out_indices, **settings):
+def build(out_indices, arch='tiny', **settings):
     torch.manual_seed(0)
-    return VMambaNet({**THIN, **settings}, out_indices=out_indices, num_classes=5).eval()
+    settings = {**THIN, **settings}
+    return VMambaNet(arch, out_indices=out_indices, num_classes=5, **settings).eval()
 
 
 @torch.no_grad()
-def export(model, dynamic=True):
+def export(model, dynamic=True, least=33):
     batch = torch.export.Dim('batch')
-    height, width = (torch.export.Dim(name, min=33) for name in ('height', 'width'))
+    height, width = (torch.export.Dim(name, min=least) for name in ('height', 'width'))
     shapes = ({0: batch, 2: height, 3: width},) if dynamic else None
     return torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
 
@@ -64,6 +67,25 @@ def test_any_batch_and_size(out_indices):
     program = export(model)
     assert targets(program).count(SCAN) == 4
     check(reloaded(program).module(), model, SIZES, limit=1e-6)
+
+
+@needs_free_sizes
+@pytest.mark.parametrize('out_indices', [None, (0, 2, 3)])
+def test_any_size_of_the_vanilla_architectures(out_indices):
+    model = build(out_indices, 'vanilla_tiny')
+    program = reloaded(export(model, least=36))
+    check(program.module(), model, PATCH_SIZES, limit=1e-5)
+
+
+@needs_free_sizes
+@pytest.mark.parametrize(
+    'settings',
+    [dict(scan='cascade'), dict(scan='bidirectional'), dict(pos_embed_size=64), dict(norm='bn')],
+    ids=str,
+)
+def test_any_size_of_other_settings(settings):
+    model = build(None, **settings)
+    check(reloaded(export(model)).module(), model, SIZES, limit=1e-5)
 
 
 @needs_free_sizes

@@ -74,19 +74,33 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(model_name='tiny'), ValueError, "model_name must be one of .*'tiny'"),
         (dict(pretrained=True), TypeError, 'pretrained must be the path of a file or False.*True'),
         (dict(pretrained=0), TypeError, 'pretrained must be the path of a file or False.*0'),
+        (dict(pretrained=''), FileNotFoundError, "'' does not exist"),
         (dict(pretrained='nowhere.pth'), FileNotFoundError, "'nowhere.pth' does not exist"),
         (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
         (dict(features_only=True, out_indices=(4,)), ValueError, r'out_indices must be in \[-4'),
         (dict(num_classes=-1), ValueError, 'num_classes must be at least 0'),
-        (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
-        (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
-        (dict(drop_rate=1.0), ValueError, 'drop_rate must be in'),
         (dict(width=3), ValueError, r"unknown architecture settings \['width'\]"),
     ],
 )
 def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error, match=words):
         mmvmamba.create_model(**{'model_name': 'vmamba_tiny', **THIN, **kwargs})
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'words'),
+    [
+        (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
+        (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
+        (dict(drop_rate=1.0), ValueError, 'drop_rate must be in'),
+        (dict(dims=8), TypeError, 'dims must be a sequence of int, but got 8'),
+        (dict(dims=(), depths=()), ValueError, 'dims and depths must name the same stages'),
+    ],
+)
+def test_bad_arguments_of_either_form(features_only, kwargs, error, words):
+    with pytest.raises(error, match=words):
+        mmvmamba.create_model('vmamba_tiny', features_only=features_only, **{**THIN, **kwargs})
 
 
 def test_no_other_attribute():

@@ -207,16 +207,75 @@ def test_output_is_independent_of_the_threads(name):
             assert torch.equal(value, want)
 
 
-def test_backbone_compiles_once():
+needs_own_convolution = pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_exporting'), reason='torch older than 2.7'
+)
+FORMS = {
+    'backbone': dict(out_indices=(0, 1)),
+    'classifier': dict(num_classes=5),
+    'vanilla': dict(arch='vanilla_tiny', out_indices=(0, 1)),
+    'cascade': dict(scan='cascade', out_indices=(0, 1)),
+}
+
+
+def two_stages(arch='tiny', **settings):
+    torch.manual_seed(0)
+    return VMambaNet(arch, dims=(8, 16), depths=(1, 1), **settings)
+
+
+def compile_once(net, sizes):
+    """Yields each image's result compiled, after the first without a recompilation, and eager."""
     torch._dynamo.reset()
-    net = VMambaNet(dict(dims=(8, 16), depths=(1, 1)), out_indices=(0, 1)).eval()
     compiled = torch.compile(net, backend='aot_eager', fullgraph=True, dynamic=True)
-    with torch.no_grad():
-        for i, size in enumerate([(2, 40, 52), (2, 64, 64), (3, 33, 70)]):
-            image = torch.randn(size[0], 3, *size[1:])
+    for i, size in enumerate(sizes):
+        image = torch.randn(size[0], 3, *size[1:])
+        results = []
+        for run in (compiled, net):
+            torch.manual_seed(1)
             with torch._dynamo.config.patch(error_on_recompile=i > 0):
-                got = compiled(image)
-            torch.testing.assert_close(got, net(image), rtol=1e-4, atol=1e-5)
+                results.append(run(image))
+        yield results
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_network_compiles_once(form):
+    net = two_stages(**FORMS[form]).eval()
+    with torch.no_grad():
+        for got, want in compile_once(net, [(2, 40, 52), (2, 64, 64), (3, 33, 70)]):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@needs_own_convolution
+@pytest.mark.parametrize(
+    'sizes',
+    [
+        [(1, 224, 320), (1, 96, 96), (1, 512, 384)],
+        [(2, 64, 96), (16, 64, 96)],
+    ],
+    ids=['one image', 'batches'],
+)
+def test_backbone_compiles_once_for_small_and_large(sizes):
+    net = two_stages(out_indices=(0, 1)).eval()
+    with torch.no_grad():
+        for got, want in compile_once(net, sizes):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@needs_own_convolution
+@pytest.mark.parametrize(
+    ('form', 'with_cp'), [('backbone', True), ('classifier', False), ('vanilla', False)]
+)
+def test_network_trains_compiled_once(form, with_cp):
+    """With drop path, whose masks are drawn in the same order."""
+    net = two_stages(**FORMS[form], with_cp=with_cp, drop_path_rate=0.5)
+    weights = list(net.parameters())
+    for results in compile_once(net, [(4, 40, 52), (3, 33, 70)]):
+        grads = []
+        for maps in results:
+            maps = [maps] if isinstance(maps, torch.Tensor) else maps
+            grads.append(torch.autograd.grad(sum(y.square().sum() for y in maps), weights))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

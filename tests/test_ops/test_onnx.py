@@ -1,23 +1,18 @@
 """The scan in ONNX's standard ops, run by ONNX Runtime and compared with the specification."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mmvmamba.ops import load_extension, ss2d_scan, ss2d_scan_reference
+from mmvmamba.ops import ss2d_scan, ss2d_scan_reference
+
+from .onnx_graphs import NEEDS_EXPORTER, op_types
 
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
-# The argument custom_translation_table of torch.onnx.export.
-OLD = 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters
-pytestmark = [
-    pytest.mark.skipif(load_extension() is not None, reason='the op is not there'),
-    pytest.mark.skipif(OLD, reason="this torch's exporter translates no ops of others"),
-]
+pytestmark = NEEDS_EXPORTER
 
 
 class Core(nn.Module):
@@ -79,13 +74,6 @@ def export(core, path, inputs, dynamic=True):
         return session.run(None, dict(zip(names, values, strict=True)))[0]
 
     return run
-
-
-def op_types(graph):
-    for node in graph.node:
-        yield node.domain, node.op_type
-        for attribute in node.attribute:
-            yield from op_types(attribute.g)
 
 
 @pytest.mark.parametrize(('pattern', 'states'), [('cross', 1), ((3, 0, 0, 1), 3)])

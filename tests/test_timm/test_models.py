@@ -237,11 +237,14 @@ def test_grad_checkpointing(name):
 
 
 @MODELS
-def test_trace(name):
+@pytest.mark.parametrize('grad', [False, True])
+def test_trace(name, grad):
     model, x = thin(name).eval(), images()
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         traced = torch.jit.trace(model, x)
-        torch.testing.assert_close(traced(x + 1), model(x + 1))
+    for grad_later in (False, True):
+        with torch.set_grad_enabled(grad_later):
+            torch.testing.assert_close(traced(x + 1), model(x + 1))
 
 
 @MODELS
@@ -276,3 +279,17 @@ def test_other_channels_and_data_config():
     config = resolve_data_config({}, model=thin())
     np.testing.assert_allclose(config['mean'], (0.485, 0.456, 0.406))
     assert (config['input_size'], config['crop_pct']) == ((3, 224, 224), 0.875)
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'words'),
+    [
+        (dict(dims=8), TypeError, 'dims must be a sequence of int, but got 8'),
+        (dict(drop_rate=7), ValueError, 'drop_rate must be in'),
+        (dict(global_pool='bogus'), ValueError, "global_pool must be one of .*'bogus'"),
+    ],
+)
+def test_bad_arguments(features_only, kwargs, error, words):
+    with pytest.raises(error, match=words):
+        timm.create_model('vmamba_tiny', features_only=features_only, **{**THIN, **kwargs})

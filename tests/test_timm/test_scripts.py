@@ -6,15 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import mmvmamba
 
 pytest.importorskip('timm')
-#: timm's wheel has no train.py: a clone of its repository has.
+ROOT = Path(__file__).parents[2]
+#: timm's wheel has no train.py: a clone of its repository has, and validate.py beside it.
 TRAIN = os.environ.get('MMVMAMBA_TIMM_TRAIN')
 SCRIPT = """
 import sys
@@ -24,7 +23,7 @@ from neighbour import VALUE
 assert __name__ == '__main__' and VALUE == 3
 print(sys.argv, timm.is_model('vmamba_tiny'))
 """
-THIN = ('dims=(8,16,24,32)', 'depths=(1,1,1,1)')
+THIN = ('dims=(16,32,48,64)', 'depths=(1,1,1,1)')
 
 
 def run(*args, cwd, launcher=('-m', 'mmvmamba.timm')):
@@ -59,14 +58,15 @@ def test_no_script(args, words, monkeypatch):
 
 
 needs_script = pytest.mark.skipif(
-    TRAIN is None, reason="MMVMAMBA_TIMM_TRAIN does not name timm's train.py"
+    TRAIN is None,
+    reason="timm's train.py is not in its wheel: set MMVMAMBA_TIMM_TRAIN to that of a clone",
 )
 
 
 @pytest.mark.slow
 @needs_script
 def test_options_in_the_docs(tmp_path):
-    text = (Path(__file__).parents[2] / 'docs' / 'timm.md').read_text().replace('\\\n', ' ')
+    text = (ROOT / 'docs' / 'timm.md').read_text().replace('\\\n', ' ')
     commands = re.findall(r'^.*mmvmamba\.timm train\.py (.*)$', text, re.MULTILINE)
     assert len(commands) == 3
     result = run(Path(TRAIN).resolve(), '--help', cwd=tmp_path)
@@ -76,40 +76,55 @@ def test_options_in_the_docs(tmp_path):
         assert len(options) > 5 and set(options) <= known, set(options) - known
 
 
+@pytest.fixture(scope='module')
+def crops(tmp_path_factory):
+    """The demo data in its classification form: six classes in train and val."""
+    pytest.importorskip('skimage')
+    folder = tmp_path_factory.mktemp('demo')
+    maker = ROOT / 'tools' / 'dataset_converters' / 'make_demo_dataset.py'
+    sizes = ('--num-train', 60, '--num-val', 30, '--size', 96)
+    result = run(maker, 'data', *sizes, cwd=folder, launcher=())
+    assert result.returncode == 0, result.stderr
+    return folder / 'data' / 'crops'
+
+
 @pytest.mark.slow
 @needs_script
 @pytest.mark.parametrize('way', ['runner', 'device modules'])
-def test_train_script(way, tmp_path):
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 16), ('val', 8)):
-        for name, low in (('dark', 0), ('light', 100)):
-            (tmp_path / 'data' / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = rng.integers(low, low + 150, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(image).save(tmp_path / 'data' / split / name / f'{i}.png')
+def test_train_script(way, crops, tmp_path):
     launcher = () if way == 'device modules' else ('-m', 'mmvmamba.timm')
     modules = ('--device-modules', 'mmvmamba.timm') if way == 'device modules' else ()
     result = run(
-        *(Path(TRAIN).resolve(), 'data', '--model', 'vmamba_tiny', '--model-kwargs', *THIN),
-        *('--num-classes', 2, '--img-size', 32, '--batch-size', 8, '--epochs', 5),
-        *('--warmup-epochs', 0, '--opt', 'adamw', '--lr', 5e-3, '--layer-decay', 0.9),
+        *(Path(TRAIN).resolve(), crops, '--model', 'vmamba_tiny', '--model-kwargs', *THIN),
+        *('--num-classes', 6, '--img-size', 32, '--batch-size', 16, '--epochs', 8),
+        *('--warmup-epochs', 0, '--opt', 'adamw', '--lr', 3e-3, '--layer-decay', 0.9),
         *('--device', 'cpu', '--workers', 0, '--output', 'out', '--experiment', 'one', *modules),
         cwd=tmp_path,
         launcher=launcher,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     rows = (tmp_path / 'out/one/summary.csv').read_text().split()
-    assert len(rows) == 6 and 'eval_top1' in rows[0]
+    assert len(rows) == 9 and 'eval_top1' in rows[0]
     last = dict(zip(rows[0].split(','), rows[-1].split(','), strict=True))
-    # Bright and dark images: half of them are right by chance.
-    assert float(last['eval_top1']) > 75.0
+    # A quarter of the crops are of the most frequent class.
+    assert float(last['eval_top1']) > 50.0
+    checkpoint = tmp_path / 'out/one/last.pth.tar'
+    result = run(
+        *(Path(TRAIN).resolve().with_name('validate.py'), crops / 'val', '--model', 'vmamba_tiny'),
+        *('--model-kwargs', *THIN, '--num-classes', 6, '--img-size', 32, '--device', 'cpu'),
+        *('--workers', 0, '--checkpoint', checkpoint),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    top1 = float(re.search(r'"top1": ([\d.]+)', result.stdout)[1])
+    assert top1 == pytest.approx(float(last['eval_top1']), abs=2.0)
     # What timm's script writes is a file of this package too.
     net = mmvmamba.create_model(
         'vmamba_tiny',
-        pretrained=tmp_path / 'out/one/last.pth.tar',
-        num_classes=2,
-        dims=(8, 16, 24, 32),
+        pretrained=checkpoint,
+        num_classes=6,
+        dims=(16, 32, 48, 64),
         depths=(1, 1, 1, 1),
     )
-    state = torch.load(tmp_path / 'out/one/last.pth.tar', weights_only=False)['state_dict']
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
     assert torch.equal(net.classifier.head.weight, state['classifier.head.weight'])

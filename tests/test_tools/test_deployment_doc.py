@@ -37,14 +37,6 @@ def needs_onnx():
         pytest.skip('the exporter or the op is not there')
 
 
-def test_what_the_commands_name_is_there():
-    assert len(COMMANDS) == 5
-    for command in COMMANDS:
-        python, tool, config, *_ = shlex.split(command)
-        assert python == 'python' and (ROOT / tool).is_file()
-        assert (ROOT / config).is_file() and Path(config).parts[1] in FOLDERS
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('command', COMMANDS)
 def test_command(command, request, monkeypatch, tmp_path):

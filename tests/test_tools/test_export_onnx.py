@@ -1,6 +1,5 @@
 """tools/deployment/export_onnx.py for the three tasks, checked by ONNX Runtime."""
 
-import inspect
 import re
 import runpy
 import sys
@@ -13,17 +12,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
-from mmvmamba.ops import load_extension
+
+from ..test_ops.onnx_graphs import NEEDS_EXPORTER, op_types
 
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
-# The argument custom_translation_table of torch.onnx.export.
-OLD = 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters
-needs_exporter = [
-    pytest.mark.skipif(load_extension() is not None, reason='the op is not there'),
-    pytest.mark.skipif(OLD, reason="this torch's exporter translates no ops of others"),
-]
 TOOL = Path(__file__).parents[2] / 'tools' / 'deployment' / 'export_onnx.py'
 OUTPUTS = {
     'classification': ['scores'],
@@ -70,13 +64,6 @@ def weights(request, tmp_path):
     return make
 
 
-def op_types(graph):
-    for node in graph.node:
-        yield node.domain, node.op_type
-        for attribute in node.attribute:
-            yield from op_types(attribute.g)
-
-
 def expected(config, checkpoint, images, task):
     """The outputs of the model as the packages' own calls give them."""
     cfg = Config.fromfile(config)
@@ -97,7 +84,7 @@ def expected(config, checkpoint, images, task):
 
 @pytest.mark.parametrize('task', TASKS)
 class TestExport:
-    pytestmark = needs_exporter
+    pytestmark = NEEDS_EXPORTER
 
     def test_any_size(self, task, weights, run_tool, tmp_path):
         config, checkpoint = weights(task)
@@ -133,27 +120,79 @@ def largest(pattern, text):
     return max(float(found) for found in re.findall(pattern, text))
 
 
-@pytest.mark.skipif(load_extension() is not None, reason='the op is not there')
-@pytest.mark.skipif(OLD, reason="this torch's exporter translates no ops of others")
-def test_half_precision_is_finite(weights, run_tool, tmp_path):
-    """Where the scan's sums are beyond what float16 holds, 65504."""
-    config, checkpoint = weights('classification')
-    content = torch.load(checkpoint, weights_only=True)
-    for name, value in content['state_dict'].items():
-        if name.endswith('.Ds'):
-            value.fill_(1e7)
-    torch.save(content, checkpoint)
-    options = ('--shape', '64', '96', '--fp16', '--check')  # which asks for finite values
-    code, out, err = run_tool(config, checkpoint, 'half.onnx', *options)
-    assert code == 0, err
-    assert largest(r'normalised (\S+)', out + err) < 0.05
-    model = onnx.load(tmp_path / 'half.onnx')
-    weights_in_half = [
-        v for v in model.graph.initializer if v.data_type == onnx.TensorProto.FLOAT16
-    ]
-    assert len(weights_in_half) > 20
-    assert [value.name for value in model.graph.output] == ['scores']
-    assert all(v.type.tensor_type.elem_type == 1 for v in (*model.graph.input, *model.graph.output))
+def products_in_half(graph):
+    """Which of the products and convolutions take float16, by the op that they are."""
+    half = {v.name for v in graph.initializer if v.data_type == onnx.TensorProto.FLOAT16}
+    for node in graph.node:
+        if node.op_type == 'Cast' and node.attribute[0].i == onnx.TensorProto.FLOAT16:
+            half.update(node.output)
+    found = {}
+    for node in graph.node:
+        if node.op_type in ('Conv', 'Gemm', 'MatMul'):
+            found.setdefault(node.op_type, []).append(set(node.input) <= half)
+    return found
+
+
+class TestOneModel:
+    pytestmark = NEEDS_EXPORTER
+
+    @pytest.mark.parametrize('options', [(), ('--dynamic',)], ids=str)
+    def test_backbone_of_other_channels(self, options, classification_config, run_tool, tmp_path):
+        config = tmp_path / 'config.py'
+        config.write_text(
+            f"_base_ = '{classification_config}'\nmodel = dict(backbone=dict(in_channels=4))\n"
+        )
+        cfg = Config.fromfile(config)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model).eval()
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+        size = ('--shape', '64', '96', '--part', 'backbone')
+        code, _, err = run_tool(config, 'weights.pth', 'model.onnx', *size, *options)
+        assert code == 0, err
+        session = ort.InferenceSession('model.onnx', providers=['CPUExecutionProvider'])
+        assert [value.name for value in session.get_outputs()] == ['map0']
+        for shape in ((1, 4, 64, 96), *([(2, 4, 75, 50)] if options else [])):
+            images = torch.randn(*shape)
+            (got,) = session.run(None, {'images': images.numpy()})
+            with torch.no_grad():
+                (want,) = model.backbone(images)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+    def test_half_precision_is_finite(self, weights, run_tool, tmp_path):
+        """Where the scan's sums are beyond what float16 holds, 65504."""
+        config, checkpoint = weights('classification')
+        content = torch.load(checkpoint, weights_only=True)
+        for name, value in content['state_dict'].items():
+            if name.endswith('.Ds'):
+                value.fill_(1e7)
+        torch.save(content, checkpoint)
+        options = ('--shape', '64', '96', '--fp16', '--check')  # which asks for finite values
+        code, out, err = run_tool(config, checkpoint, 'half.onnx', *options)
+        assert code == 0, err
+        assert largest(r'normalised (\S+)', out + err) < 0.05
+        graph = onnx.load(tmp_path / 'half.onnx').graph
+        weights_in_half = [v for v in graph.initializer if v.data_type == onnx.TensorProto.FLOAT16]
+        assert len(weights_in_half) > 20
+        assert [value.name for value in graph.output] == ['scores']
+        assert all(v.type.tensor_type.elem_type == 1 for v in (*graph.input, *graph.output))
+
+    @pytest.mark.slow
+    def test_half_precision_of_any_size(self, weights, run_tool, tmp_path):
+        """Scans and average pooling keep their products in float32."""
+        config, checkpoint = weights('segmentation')
+        code, _, err = run_tool(config, checkpoint, 'half.onnx', '--fp16', '--dynamic')
+        assert code == 0, err
+        found = products_in_half(onnx.load(tmp_path / 'half.onnx').graph)
+        # Four directions of each of four blocks, and rows and columns of three pooled sizes; the
+        # fourth, one position, is a mean.
+        assert found['MatMul'].count(False) == 4 * 4 + 3 * 2
+        assert found['MatMul'].count(True) >= 4 * 4 and all(found['Conv'])
+        session = ort.InferenceSession('half.onnx', providers=['CPUExecutionProvider'])
+        for shape in ((1, 3, 64, 96), (2, 3, 75, 50)):
+            images = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+            (got,) = session.run(None, {'images': images.numpy()})
+            (want,) = expected(config, checkpoint, images, 'segmentation')
+            assert np.abs(got - want.numpy()).max() < 0.05 * float(want.std())
 
 
 @pytest.mark.parametrize(

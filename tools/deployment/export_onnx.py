@@ -1,6 +1,6 @@
 """Exports a classifier, a segmentor, or a detector's backbone and neck to ONNX.
 
-The graph has ONNX's standard ops alone, of opset 20. Its input is a batch of images (N, 3, H, W) as
+The graph has ONNX's standard ops alone, of opset 20. Its input is a batch of images (N, C, H, W) as
 the model's data preprocessor leaves them: normalised and padded. Its outputs are a classifier's
 scores before softmax, a segmentor's logits in the size of the input, or a detector's maps.
 
@@ -131,7 +131,7 @@ def export(
 
     Args:
         model (nn.Module): What takes the images alone, in eval mode.
-        images (Tensor): A batch (N, 3, H, W).
+        images (Tensor): A batch (N, C, H, W).
         names (Sequence[str]): The outputs' names.
         dynamic (bool): Whether N, H and W are free.
         half (bool): Whether products and convolutions are in float16.
@@ -145,7 +145,7 @@ def export(
     if dynamic:
         shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
         # An export fixes a size of 1, and takes two sizes that are equal for one.
-        images = images.new_zeros(2, 3, 256, 352)
+        images = images.new_zeros(2, images.shape[1], 256, 352)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)
         warnings.filterwarnings('ignore', category=DeprecationWarning)
@@ -233,7 +233,8 @@ def main() -> None:
     part = choose_part(cfg, model, args.part)
     task = launch.task_of(cfg)
     model = Exported(model, part).eval()
-    images = torch.randn(args.batch, 3, *(args.shape or SHAPES[task]))
+    channels = getattr(model.model.backbone, 'in_channels', 3)
+    images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))
     with torch.no_grad():
         outputs = model(images)
     count = 1 if isinstance(outputs, Tensor) else len(outputs)

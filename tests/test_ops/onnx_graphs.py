@@ -1,0 +1,25 @@
+"""What the tests of the export to ONNX share."""
+
+import inspect
+
+import pytest
+import torch
+
+from mmvmamba.ops import load_extension
+
+#: Marks of a test that exports.
+NEEDS_EXPORTER = [
+    pytest.mark.skipif(load_extension() is not None, reason='the op is not there'),
+    pytest.mark.skipif(
+        'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters,
+        reason="this torch's exporter translates no ops of others",
+    ),
+]
+
+
+def op_types(graph):
+    """Domain and name of each node, those inside others too."""
+    for node in graph.node:
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            yield from op_types(attribute.g)

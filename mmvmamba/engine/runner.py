@@ -96,11 +96,30 @@ def build_runner(cfg: Config) -> Runner:
     base = RUNNERS.get(name)
     if base is None:
         raise UserError(f'runner_type {name!r} is not registered')
+    if runs_on_cpu():
+        _compile_for_cpu(cfg)
     if issubclass(base, Runner):
         base = type(base.__name__, (ToolRunnerMixin, base), {'__module__': base.__module__})
     else:
         _prepare_strategy(cfg)
     return base.from_cfg(cfg)
+
+
+def _compile_for_cpu(cfg: Config) -> None:
+    """Switches off, unless the config says otherwise, what fails for images of several sizes.
+
+    Inductor compares the strides of convolutions to lay them out anew, which fails where they are
+    symbols (torch 2.12), as in a neck's backward from the second or third size on.
+    """
+    options = cfg.get('compile')
+    if options is True:
+        options = {}
+    # torch.compile takes a mode or options, and inductor's options only with inductor.
+    if not isinstance(options, dict) or options.get('mode') is not None:
+        return
+    if options.get('backend', 'inductor') == 'inductor':
+        own = options.get('options') or {}
+        cfg['compile'] = dict(options, options={'layout_optimization': False, **own})
 
 
 def _prepare_strategy(cfg: Config) -> None:

@@ -108,6 +108,8 @@ def build_runner(cfg: Config) -> Runner:
     base = RUNNERS.get(name)
     if base is None:
         raise UserError(f'runner_type {name!r} is not registered')
+    if runs_on_cpu():
+        _compile_for_cpu(cfg)
     if issubclass(base, Runner):
         mixin = ToolRunnerMixin
     else:
@@ -115,6 +117,23 @@ def build_runner(cfg: Config) -> Runner:
         _prepare_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     return base.from_cfg(cfg)
+
+
+def _compile_for_cpu(cfg: Config) -> None:
+    """Switches off, unless the config says otherwise, what fails for images of several sizes.
+
+    Inductor compares the strides of convolutions to lay them out anew, which fails where they are
+    symbols (torch 2.12), as in a neck's backward from the second or third size on.
+    """
+    options = cfg.get('compile')
+    if options is True:
+        options = {}
+    # torch.compile takes a mode or options, and inductor's options only with inductor.
+    if not isinstance(options, dict) or options.get('mode') is not None:
+        return
+    if options.get('backend', 'inductor') == 'inductor':
+        own = options.get('options') or {}
+        cfg['compile'] = dict(options, options={'layout_optimization': False, **own})
 
 
 def _prepare_strategy(cfg: Config) -> None:

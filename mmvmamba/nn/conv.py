@@ -13,8 +13,9 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', None)
 def cast_for_products(x: Tensor) -> Tensor:
     """What autocast makes of an operand of a product or convolution, where it is at work."""
     device = x.device.type
-    # It leaves float64 as it is.
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    # torch 2.4 cannot compile the question, whose answer is yes wherever code is compiled for.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if x.dtype == torch.float64 or not available:  # float64 is left as it is
         return x
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 

@@ -200,7 +200,7 @@ def run_script():
         env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
         command = [sys.executable, *launcher, str(script), *map(str, args)]
         result = subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=1800, check=False
         )
         if check:
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -17,6 +17,7 @@ from .cases import (
     Maker,
     assert_as_exact_as_eager,
     case_id,
+    decide,
     pairwise,
     run,
     ss2d_inputs,
@@ -95,7 +96,11 @@ def test_native_is_as_exact_as_eager(case):
 
 def compare_with_eager(case, run_native):
     """Compares ``run_native(inputs, **options)`` with the references over the draws of a case."""
-    case, seeds = dict(case), range(draws(case))
+    decide(functools.partial(_compare_draws, case, run_native), draws(case))
+
+
+def _compare_draws(case, run_native, seeds):
+    case = dict(case)
     height, width = case.pop('size')
     options = {'pattern': case['pattern'], 'out_dtype': Maker(case['dtype']).acc}
     inputs = [ss2d_inputs(height, width, seed=seed, **case) for seed in seeds]

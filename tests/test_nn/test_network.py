@@ -290,7 +290,12 @@ def test_backbone_compiles_once_for_small_and_large(sizes):
 
 @needs_own_convolution
 @pytest.mark.parametrize(
-    ('form', 'with_cp'), [('backbone', True), ('classifier', False), ('vanilla', False)]
+    ('form', 'with_cp'),
+    [
+        ('backbone', True),
+        pytest.param('classifier', False, marks=pytest.mark.slow),
+        pytest.param('vanilla', False, marks=pytest.mark.slow),
+    ],
 )
 def test_network_trains_compiled_once(form, with_cp):
     """With drop path, whose masks are drawn in the same order."""

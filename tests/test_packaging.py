@@ -68,7 +68,7 @@ def test_version_has_one_source(metadata):
 
 def test_metadata(metadata):
     assert metadata['Name'] == 'mmvmamba'
-    assert 'Apache-2.0' in (metadata['License-Expression'], metadata['License'])
+    assert 'Apache-2.0' in (metadata.get('License-Expression'), metadata.get('License'))
     assert metadata['Requires-Python'] == '>=3.10'
     requirements = metadata.get_all('Requires-Dist')
     assert {r for r in requirements if 'extra ==' not in r} == {'torch>=2.4', 'numpy'}

@@ -70,7 +70,7 @@ def test_any_batch_and_size(out_indices):
 
 
 @needs_free_sizes
-@pytest.mark.parametrize('out_indices', [None, (0, 2, 3)])
+@pytest.mark.parametrize('out_indices', [None, pytest.param((0, 2, 3), marks=pytest.mark.slow)])
 def test_any_size_of_the_vanilla_architectures(out_indices):
     model = build(out_indices, 'vanilla_tiny')
     program = reloaded(export(model, least=36))
@@ -80,7 +80,12 @@ def test_any_size_of_the_vanilla_architectures(out_indices):
 @needs_free_sizes
 @pytest.mark.parametrize(
     'settings',
-    [dict(scan='cascade'), dict(scan='bidirectional'), dict(pos_embed_size=64), dict(norm='bn')],
+    [
+        dict(scan='cascade'),
+        pytest.param(dict(scan='bidirectional'), marks=pytest.mark.slow),
+        pytest.param(dict(pos_embed_size=64), marks=pytest.mark.slow),
+        pytest.param(dict(norm='bn'), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_any_size_of_other_settings(settings):

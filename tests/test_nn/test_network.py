@@ -261,7 +261,14 @@ def compile_once(net, sizes):
         yield results
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize(
+    'form',
+    [
+        'backbone',
+        'vanilla',
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ('classifier', 'cascade')),
+    ],
+)
 def test_network_compiles_once(form):
     net = two_stages(**FORMS[form]).eval()
     sizes = [(2, 40, 52), (2, 64, 64), (3, 33, 70)]

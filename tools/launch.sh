@@ -21,6 +21,21 @@ require_count() {
     [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
 }
 
+# torchrun_usage: what the usages of the scripts that call run_torchrun end with.
+torchrun_usage() {
+    cat << 'USAGE'
+On several nodes start it on each of them, with the same NNODES, MASTER_ADDR and PORT.
+
+environment:
+  NNODES        number of nodes (default: 1)
+  NODE_RANK     which of them this is, from 0 (default: 0)
+  MASTER_ADDR   address of node 0 (default: 127.0.0.1)
+  PORT          a free port of node 0 (default: any free one on a single node, else 29500)
+  MAX_RESTARTS  how often all processes start again after one failed (default: 0)
+  PYTHON        the Python to run (default: python)
+USAGE
+}
+
 # run_torchrun GPUS SCRIPT ARGUMENTS...
 run_torchrun() {
     local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous

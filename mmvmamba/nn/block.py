@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from .layers import NORMS, DropPath, Mlp, apply_norm
+from .layers import NORMS, DropPath, Mlp, apply_norm, is_hooked
 from .ss2d import SS2D
+
+#: Bytes of the MLP's hidden map above which a CPU runs the MLP on slabs of positions. glibc takes
+#: larger blocks from the system each time, and clearing their pages can take as long as a product.
+WHOLE_HIDDEN = 32 * 2**20
+#: Bytes of the hidden map of one slab.
+SLAB_HIDDEN = 8 * 2**20
 
 
 class VSSBlock(nn.Module):
@@ -51,5 +58,25 @@ class VSSBlock(nn.Module):
         if self.op is not None:
             x = x + self.drop_path(self.op(apply_norm(self.norm, x)))
         if self.mlp is not None:
+            if self._goes_in_slabs(x):
+                return self._add_mlp_in_slabs(x)
             x = x + self.drop_path(self.mlp(apply_norm(self.norm2, x)))
+        return x
+
+    def _goes_in_slabs(self, x: Tensor) -> bool:
+        """Whether the MLP runs on slabs of ``x``, a map of this block's own: inference on a CPU."""
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or torch.is_grad_enabled() or self.training or x.device.type != 'cpu':
+            return False
+        positions = x.numel() // x.shape[-1]
+        if positions * self.mlp.hidden_dim * x.element_size() <= WHOLE_HIDDEN:
+            return False
+        own = self.op is not None and x.is_contiguous() and isinstance(self.norm2, nn.LayerNorm)
+        return own and not is_hooked(self.norm2, self.drop_path, *self.mlp.modules())
+
+    def _add_mlp_in_slabs(self, x: Tensor) -> Tensor:
+        """Adds the second branch to a map (N, H, W, d) in its memory."""
+        rows = max(1, SLAB_HIDDEN // (self.mlp.hidden_dim * x.element_size()))
+        for slab in x.flatten(0, 2).split(rows):  # (rows, d)
+            slab += self.mlp(self.norm2(slab))
         return x

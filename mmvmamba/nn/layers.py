@@ -92,6 +92,22 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether a hook sees what goes into one of the modules or comes out of it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
+    """The activation of the result ``x`` of ``source``, in its memory where nobody keeps that."""
+    in_place = IN_PLACE.get(type(act))
+    fresh = isinstance(source, (nn.Linear, nn.Conv2d)) and not is_hooked(source, act)
+    kept = x.requires_grad and torch.is_grad_enabled()
+    # A trace of torch.jit would hold for the grad mode of its recording alone.
+    if kept or not fresh or in_place is None or torch.jit.is_tracing():
+        return act(x)
+    return in_place(x)
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension.
 
@@ -115,6 +131,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = gate
+        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim * (2 if gate else 1))
         self.act = ACTIVATIONS[act]()
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -126,18 +143,8 @@ class Mlp(nn.Module):
             x, z = x.chunk(2, dim=-1)
             x = x * self.act(z)
         else:
-            x = self.drop(self._activate(x))
+            x = self.drop(activate(self.act, x, self.fc1))
         return self.drop(self.fc2(x))
-
-    def _activate(self, x: Tensor) -> Tensor:
-        """The activation, in the memory of the first layer's result where nobody keeps that."""
-        in_place = IN_PLACE.get(type(self.act))
-        kept = (x.requires_grad and torch.is_grad_enabled()) or self.fc1._forward_hooks
-        hooked = self.act._forward_hooks or self.act._forward_pre_hooks
-        # A trace of torch.jit would hold for the grad mode of its recording alone.
-        if kept or hooked or in_place is None or torch.jit.is_tracing():
-            return self.act(x)
-        return in_place(x)
 
 
 def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -> list[nn.Module]:

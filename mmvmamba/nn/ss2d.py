@@ -14,7 +14,7 @@ from mmvmamba.ops._checks import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
 from .conv import Conv2d, cast_for_products
-from .layers import ACTIVATIONS, channels_first, channels_last, check_choice
+from .layers import ACTIVATIONS, activate, channels_first, channels_last, check_choice
 from .settings import check_conv_kernel, check_setting, check_width
 
 DIRECTIONS = 4
@@ -198,7 +198,7 @@ class SS2D(nn.Module):
             x, z = F.linear(x, weight_x), F.linear(x, weight_z)
         if self.conv2d is not None:
             x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
-        x = self.act(x)
+        x = activate(self.act, x, self.in_proj if self.conv2d is None else self.conv2d)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
         if self.in_proj.weight.dtype == x.dtype:
             y = y.to(x.dtype)  # outside autocast the norm takes the weights' dtype alone

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvmamba.nn import VSSBlock
+from mmvmamba.nn import SS2D, VSSBlock, block
 from mmvmamba.nn.conv import Conv2d
 from mmvmamba.nn.layers import (
     DropPath,
@@ -170,3 +170,67 @@ def test_a_hook_sees_what_its_layer_of_the_mlp_gave(layer):
         hidden = torch.nn.functional.linear(x, mlp.fc1.weight, mlp.fc1.bias)
         want = hidden if layer == 'fc1' else torch.nn.functional.gelu(hidden)
     torch.testing.assert_close(seen[0], want)
+
+
+@pytest.mark.parametrize('conv_kernel', [0, 3])
+@pytest.mark.parametrize('layer', ['in_proj', 'conv2d', 'act', None])
+def test_ss2d_is_the_same_with_and_without_gradients(layer, conv_kernel):
+    """A hook sees what its layer gave, although the activation may take that memory."""
+    torch.manual_seed(0)
+    op, seen = SS2D(8, conv_kernel=conv_kernel), []
+    if layer is not None and getattr(op, layer) is not None:
+        getattr(op, layer).register_forward_hook(
+            lambda _, inputs, output: seen.append((output, output.clone()))
+        )
+    x = torch.randn(2, 3, 5, 8)
+    before = x.clone()
+    want = op(x)
+    with torch.no_grad():
+        torch.testing.assert_close(op(x), want, rtol=0, atol=0)
+    assert torch.equal(x, before)
+    assert all(torch.equal(output, then) for output, then in seen)
+
+
+@pytest.fixture
+def small_slabs(monkeypatch):
+    """Slabs of 5 positions for the blocks' hidden maps of 32 channels in float64."""
+    monkeypatch.setattr(block, 'WHOLE_HIDDEN', 10 * 32 * 8)
+    monkeypatch.setattr(block, 'SLAB_HIDDEN', 5 * 32 * 8)
+
+
+def rows_of_the_mlp(layer, monkeypatch):
+    """The shapes of what goes into a block's MLP from now on."""
+    shapes, forward = [], layer.mlp.forward
+    monkeypatch.setattr(layer.mlp, 'forward', lambda x: shapes.append(tuple(x.shape)) or forward(x))
+    return shapes
+
+
+@pytest.mark.parametrize('gate', [False, True])
+def test_slabs_of_the_mlp_give_what_the_whole_does(gate, small_slabs, monkeypatch):
+    torch.manual_seed(0)
+    layer = VSSBlock(8, mlp_gate=gate).double().eval()
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    before, want = x.clone(), layer(x)
+    shapes = rows_of_the_mlp(layer, monkeypatch)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), want)
+        assert shapes == [(5, 8)] * 4 + [(4, 8)]
+        assert torch.equal(x, before)
+        del shapes[:]
+        layer(x[:1, :, :3])  # 9 positions
+        assert shapes == [(1, 3, 3, 8)]
+
+
+def test_where_the_mlp_does_not_go_in_slabs(small_slabs, monkeypatch):
+    """With gradients, in training, under a hook, under another norm, or on the caller's map."""
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    layers = {name: VSSBlock(8).double().eval() for name in ('grad', 'train', 'hook')}
+    layers['train'].train()
+    layers['hook'].mlp.fc2.register_forward_hook(lambda *_: None)
+    layers['norm'] = VSSBlock(8, norm='bn').double().eval()
+    layers['no scan'] = VSSBlock(8, ssm_ratio=0).double().eval()
+    for name, layer in layers.items():
+        shapes = rows_of_the_mlp(layer, monkeypatch)
+        with torch.set_grad_enabled(name == 'grad'):
+            layer(x)
+        assert shapes == [(2, 3, 4, 8)], name

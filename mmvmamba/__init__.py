@@ -8,6 +8,8 @@ from typing import Any
 
 from .version import __version__
 
+_BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
+
 __all__ = ['__version__', 'create_model']
 
 
@@ -17,4 +19,7 @@ def __getattr__(name: str) -> Any:
         from .nn import create_model
 
         return create_model
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    hint = ''
+    if name in _BACKBONES:  # 'mmvmamba.VMamba' is how configs name it.
+        hint = f'; the class is {__name__}.models.{name}'
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')

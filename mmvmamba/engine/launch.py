@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from mmvmamba.models.checkpoint_file import is_local, use_safe_loader
+from mmvmamba.nn.settings import similar
 
 from .datasets import check_dataset_paths
 from .distributed import runs_on_cpu
@@ -214,9 +215,9 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
     for key in options:
         top = key.split('.')[0]
         if top not in allowed:
-            near = difflib.get_close_matches(top, allowed, n=3)
-            hint = f'; did you mean {" or ".join(near)}?' if near else ''
-            raise UserError(f'--cfg-options {key}: the config has no {top!r}{hint}')
+            raise UserError(
+                f'--cfg-options {key}: the config has no {top!r}{similar(top, allowed)}'
+            )
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:

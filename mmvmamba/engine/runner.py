@@ -20,6 +20,7 @@ from .distributed import (
     use_cpu_strategy,
 )
 from .errors import UserError
+from .feature_maps import check_feature_maps
 from .resume import ResumeHook
 
 
@@ -32,6 +33,13 @@ class ToolRunnerMixin:
             dist_cfg = env_cfg.get('dist_cfg') or {}
             init_cpu_process_group(self.launcher, dist_cfg.get('timeout'))
         super().setup_env(env_cfg)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Builds a model; a neck or a head that does not fit the backbone is named."""
+        built = super().build_model(model)
+        if isinstance(model, dict):
+            check_feature_maps(model, built)
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps without a device, and without SyncBN, where there is no GPU."""
@@ -60,6 +68,10 @@ class ToolRunnerMixin:
         try:
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:
+            if isinstance(error, TypeError) and 'DataLoader' in str(error):  # DataLoader.__init__()
+                raise UserError(
+                    f'a data loader cannot be built from the config: {error}'
+                ) from error
             check_annotations(dataloader['dataset'])
             # NumPy's words when MMEngine packs the list of no images.
             if isinstance(error, ValueError) and 'need at least one array' in str(error):

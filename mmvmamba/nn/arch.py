@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS, check_choice
-from .settings import as_tuple, check_conv_kernel, check_setting, check_width
+from .settings import as_tuple, check_conv_kernel, check_setting, check_width, similar
 from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS
 
 
@@ -185,9 +185,23 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch
     return dataclasses.replace(settings, **_known_settings(given))
 
 
-def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    allowed = [field.name for field in dataclasses.fields(Arch)]
+def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
+    """Checks the names of settings of :class:`Arch`.
+
+    Args:
+        settings (Iterable[str]): What a user gave.
+        arguments (Iterable[str]): What is allowed beside the settings. Defaults to ().
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    allowed = [*arguments, *(field.name for field in dataclasses.fields(Arch))]
     unknown = sorted(set(settings) - set(allowed))
     if unknown:
-        raise ValueError(f'unknown architecture settings {unknown}; allowed are {allowed}')
+        hint = similar(unknown[0], allowed)
+        raise ValueError(f'unknown architecture settings {unknown}{hint}; allowed are {allowed}')
+
+
+def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    check_known(settings)
     return dict(settings)

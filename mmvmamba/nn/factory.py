@@ -57,7 +57,10 @@ def create_model(
     if model_name not in MODEL_NAMES:
         raise ValueError(f'model_name must be one of {sorted(MODEL_NAMES)}, but got {model_name!r}')
     if not isinstance(pretrained, str | os.PathLike) and pretrained is not False:
-        raise TypeError(f'pretrained must be the path of a file or False, but got {pretrained!r}')
+        raise TypeError(
+            'pretrained must be the path of a file or False (configs/vmamba/README.md has links to '
+            f'the released files; nothing is downloaded), but got {pretrained!r}'
+        )
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
     arch = MODEL_NAMES[model_name]

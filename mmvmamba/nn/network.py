@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .arch import Arch, resolve_arch
+from .arch import Arch, check_known, resolve_arch
 from .block import VSSBlock
 from .checkpoint import rename_tensors, resize_pos_embed
 from .head import POOLS, build_classifier
@@ -71,6 +72,7 @@ class VMambaNet(TimmMethods, nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
+        check_known(settings, self._argument_names())
         self.settings = arch = resolve_arch(arch, **settings)
         stages = len(arch.dims)
         check_setting('frozen_stages', frozen_stages, stages)
@@ -100,6 +102,12 @@ class VMambaNet(TimmMethods, nn.Module):
                 self.add_module(f'outnorm{i}', NORMS[arch.norm](arch.dims[i]))
         self._reset_linear_layers()
         self._freeze_stages()
+
+    @classmethod
+    def _argument_names(cls) -> list[str]:
+        """What a class takes beside the settings of an architecture."""
+        parameters = list(inspect.signature(cls).parameters.values())
+        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
     def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
         depth = sum(arch.depths)

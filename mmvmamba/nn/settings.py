@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -81,6 +82,12 @@ def as_tuple(name: str, value: Any) -> tuple:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f'{name} must be a sequence of int, but got {value!r}')
     return tuple(value)
+
+
+def similar(name: str, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name, with names that are written much like it."""
+    near = difflib.get_close_matches(name, list(allowed), n=3)
+    return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
 def stage_indices(indices: Any, stages: int, name: str = 'out_indices') -> tuple[int, ...]:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from mmvmamba.nn import VMambaNet
+from mmvmamba.models import VMamba
 
 from .errors import UserError
+
+#: The necks of mmdet and mmseg whose channels are those of the maps, one for one. Others begin with
+#: the last map, or leave some out.
+_NECKS = {
+    'CSPNeXtPAFPN',
+    'ChannelMapper',
+    'FPG',
+    'FPN',
+    'FPN_CARAFE',
+    'FPN_DropBlock',
+    'HRFPN',
+    'JPU',
+    'MLANeck',
+    'MultiLevelNeck',
+    'PAFPN',
+    'SSH',
+    'YOLOXPAFPN',
+}
+#: The necks of mmpretrain that keep the channels.
+_POOLINGS = {'GlobalAveragePooling', 'GeneralizedMeanPooling'}
 
 
 def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
@@ -26,7 +47,7 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         UserError: If channels or indices do not fit the backbone's.
     """
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, VMambaNet) or backbone.out_indices is None:
+    if getattr(type(backbone), 'forward', None) is not VMamba.forward:
         return
     channels = [backbone.settings.dims[i] for i in backbone.out_indices]
     given = (
@@ -35,39 +56,37 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
     )
     for name, part in _parts_after_the_backbone(cfg):
         wanted, index = part.get('in_channels'), part.get('in_index')
+        taken = channels
         if index is not None:
-            indices = index if _is_list(index) else [index]
+            indices = list(index) if _is_list(index) else [index]
+            if any(not isinstance(i, Integral) for i in indices):
+                continue
             if any(not -len(channels) <= i < len(channels) for i in indices):
                 raise UserError(f'{given}, but {name}.in_index is {index}')
             taken = [channels[i] for i in indices]
-        else:
-            taken = channels
-        if _is_list(wanted):
-            fits = list(wanted) == taken
-        else:  # One map, the last one where no index says which.
-            fits = wanted is None or wanted == taken[-1]
+        # One number is for one map, the last one where no index says which.
+        fits = list(wanted) == taken if _is_list(wanted) else wanted in (None, *taken[-1:])
         if not fits:
             raise UserError(f'{given}, but {name}.in_channels is {wanted}')
 
 
 def _parts_after_the_backbone(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The neck, or where there is none the heads, by the names of their settings.
+    """What takes the backbone's maps and is known to take them all, by the names of its settings.
 
-    What follows another neck, or is no dict with channels, is not judged.
+    The neck, and where there is none, or one that keeps the channels, the heads.
     """
     neck = cfg.get('neck')
-    names = ('neck',) if neck else ('decode_head', 'auxiliary_head', 'panoptic_head')
-    if isinstance(neck, Mapping) and 'in_channels' not in neck:
-        # A pooling keeps the channels.
-        names = ('head',) if 'Pooling' in str(neck.get('type')) else ()
-    for name in names:
-        part = cfg.get(name)
-        if isinstance(part, Mapping):
-            yield f'model.{name}', part
-        elif _is_list(part):
-            several = part[:1] if name == 'neck' else part  # Necks follow each other.
-            for i, one in enumerate(several):
-                yield f'model.{name}[{i}]', one
+    first = neck[0] if _is_list(neck) and neck else neck  # Necks follow each other.
+    kind = first.get('type') if isinstance(first, Mapping) else None
+    kind = getattr(kind, '__name__', str(kind)).split('.')[-1]  # a class in a Python config
+    if kind in _NECKS:
+        yield 'model.neck' if first is neck else 'model.neck[0]', first
+    if neck and not (first is neck and kind in _POOLINGS):
+        return
+    for name in ('head',) if neck else ('decode_head', 'auxiliary_head', 'panoptic_head'):
+        heads = cfg.get(name) or []
+        for i, head in enumerate(heads if _is_list(heads) else [heads]):
+            yield f'model.{name}[{i}]' if _is_list(heads) else f'model.{name}', head
 
 
 def _is_list(value: Any) -> bool:

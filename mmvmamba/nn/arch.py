@@ -195,11 +195,11 @@ def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
     Raises:
         ValueError: If one is unknown.
     """
-    allowed = [*arguments, *(field.name for field in dataclasses.fields(Arch))]
-    unknown = sorted(set(settings) - set(allowed))
+    allowed = list(dict.fromkeys([*arguments, *(f.name for f in dataclasses.fields(Arch))]))
+    unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:
-        hint = similar(unknown[0], allowed)
-        raise ValueError(f'unknown architecture settings {unknown}{hint}; allowed are {allowed}')
+        hint = similar(str(unknown[0]), allowed)
+        raise ValueError(f'unknown settings {unknown}{hint}; allowed are {allowed}')
 
 
 def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layers import NORMS, DropPath, Mlp, apply_norm, is_hooked
+from .layers import NORMS, DropPath, Mlp, apply_norm, runs_unseen
 from .ss2d import SS2D
 
 #: Bytes of the MLP's hidden map above which a CPU runs the MLP on slabs of positions. glibc takes
@@ -64,19 +64,21 @@ class VSSBlock(nn.Module):
         return x
 
     def _goes_in_slabs(self, x: Tensor) -> bool:
-        """Whether the MLP runs on slabs of ``x``, a map of this block's own: inference on a CPU."""
+        """Whether the MLP runs on slabs: inference on a large map, on a CPU, by known layers."""
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if recorded or torch.is_grad_enabled() or self.training or x.device.type != 'cpu':
+        if recorded or torch.is_grad_enabled() or x.device.type != 'cpu':
             return False
-        positions = x.numel() // x.shape[-1]
-        if positions * self.mlp.hidden_dim * x.element_size() <= WHOLE_HIDDEN:
+        mlp, norm = self.mlp, self.norm2
+        if type(mlp) is not Mlp or type(mlp.fc1) is not nn.Linear or type(norm) is not nn.LayerNorm:
             return False
-        own = self.op is not None and x.is_contiguous() and isinstance(self.norm2, nn.LayerNorm)
-        return own and not is_hooked(self.norm2, self.drop_path, *self.mlp.modules())
+        if self.drop_path.training or not runs_unseen(norm, self.drop_path, *mlp.modules()):
+            return False
+        hidden = x.numel() // x.shape[-1] * mlp.fc1.out_features * x.element_size()
+        # Sizes are symbols where make_fx records for any.
+        return isinstance(hidden, int) and hidden > WHOLE_HIDDEN
 
     def _add_mlp_in_slabs(self, x: Tensor) -> Tensor:
-        """Adds the second branch to a map (N, H, W, d) in its memory."""
-        rows = max(1, SLAB_HIDDEN // (self.mlp.hidden_dim * x.element_size()))
-        for slab in x.flatten(0, 2).split(rows):  # (rows, d)
-            slab += self.mlp(self.norm2(slab))
-        return x
+        """(N, H, W, d) -> (N, H, W, d), as the second branch does it for the whole map."""
+        rows = max(1, SLAB_HIDDEN // (self.mlp.fc1.out_features * x.element_size()))
+        slabs = x.flatten(0, 2).split(rows)  # (rows, d) each
+        return torch.cat([slab + self.mlp(self.norm2(slab)) for slab in slabs]).view(x.shape)

@@ -92,20 +92,33 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def is_hooked(*modules: nn.Module) -> bool:
-    """Whether a hook sees what goes into one of the modules or comes out of it."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+def runs_unseen(*modules: nn.Module) -> bool:
+    """Whether modules are of types known here, and no hook sees what goes in or comes out.
+
+    Users replace modules, perhaps by one that mixes positions, or keeps what it returns.
+    """
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return False
+    return all(
+        type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
+        for module in modules
+    )
 
 
 def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
     """The activation of the result ``x`` of ``source``, in its memory where nobody keeps that."""
     in_place = IN_PLACE.get(type(act))
-    fresh = isinstance(source, (nn.Linear, nn.Conv2d)) and not is_hooked(source, act)
+    fresh = type(source) in (nn.Linear, Conv2d) and runs_unseen(source, act)
     kept = x.requires_grad and torch.is_grad_enabled()
     # A trace of torch.jit would hold for the grad mode of its recording alone.
     if kept or not fresh or in_place is None or torch.jit.is_tracing():
         return act(x)
-    return in_place(x)
+    return in_place(x, **_arguments(act))
+
+
+def _arguments(act: nn.Module) -> dict[str, str]:
+    return dict(approximate=act.approximate) if isinstance(act, nn.GELU) else {}
 
 
 class Mlp(nn.Module):
@@ -131,7 +144,6 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = gate
-        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim * (2 if gate else 1))
         self.act = ACTIVATIONS[act]()
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -221,6 +233,10 @@ class PatchMerging(nn.Module):
         x = x.unflatten(1, (h, 2)).unflatten(3, (w, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(apply_norm(self.norm, x))
 
+
+#: What takes each position by itself and returns memory of its own, or its input.
+_KNOWN = {Mlp, DropPath, Conv2d, nn.Linear, nn.LayerNorm, nn.Dropout, *ACTIVATIONS.values()}
+_KNOWN |= {nn.Identity}
 
 STEMS = {'conv': conv_stem, 'patch': patch_stem}
 DOWNSAMPLES = {'conv': conv_downsample, 'conv2x2': conv2x2_downsample, 'merging': PatchMerging}

@@ -29,7 +29,11 @@ def check(backbone, **parts):
         (dict(out_indices=(0, 1, 2)), dict(neck=FPN), r'gives 3 maps of \[96, 192, 384\]'),
         (dict(out_indices=(1, 2)), dict(neck=FPN), r'\(out_indices \(1, 2\)\)'),
         (dict(arch='base'), dict(neck=FPN), r'model.neck.in_channels is \[96, 192, 384, 768\]'),
-        (dict(), dict(neck=[dict(in_channels=[256] * 4), {}]), r'neck\[0\].in_channels is'),
+        (
+            dict(),
+            dict(neck=[dict(type='mmdet.FPN', in_channels=[256] * 4), {}]),
+            r'neck\[0\].in_channels is',
+        ),
         (dict(), dict(panoptic_head=dict(in_channels=[96, 192, 384])), 'panoptic_head.in_channels'),
         (dict(), dict(decode_head=dict(in_channels=384)), 'model.decode_head.in_channels is 384'),
         (
@@ -58,8 +62,13 @@ def test_parts_that_do_not_fit(backbone, parts, message):
     ('backbone', 'parts'),
     [
         (dict(), dict(neck=FPN)),
-        (dict(dims=(32, 64, 128, 256)), dict(neck=dict(in_channels=(32, 64, 128, 256)))),
-        (dict(out_indices=(-1, 1)), dict(neck=dict(in_channels=[192, 768]))),
+        (dict(arch='base'), dict(neck=dict(FPN, in_channels=(128, 256, 512, 1024)))),
+        (dict(out_indices=(-1, 1)), dict(neck=dict(type='ChannelMapper', in_channels=[192, 768]))),
+        (dict(), dict(neck=dict(type='YOLOV3Neck', in_channels=[768, 384, 192]))),
+        (dict(), dict(neck=dict(type='NASFPN', in_channels=[96, 192, 384]))),
+        (dict(), dict(neck=dict(type='OwnPooling', out_channels=2), head=dict(in_channels=2))),
+        (dict(), dict(decode_head=dict(in_channels=96, in_index='first'))),
+        (dict(), dict(decode_head=dict(in_channels=[], in_index=[]))),
         (dict(), dict(decode_head=dict(in_channels=768))),
         (dict(), dict(decode_head=dict(in_channels=[768, 96], in_index=[3, 0]))),
         (dict(), dict(neck=dict(type='Feature2Pyramid'), decode_head=dict(in_channels=1))),
@@ -72,11 +81,22 @@ def test_parts_that_fit_or_are_not_judged(backbone, parts):
     check(backbone, **parts)
 
 
-def test_another_backbone_is_not_judged():
+def test_a_neck_given_as_a_class():
+    from mmdet.models import FPN as kind
+
+    with pytest.raises(UserError, match='model.neck.in_channels'):
+        check(dict(out_indices=(0, 1)), neck=dict(type=kind, in_channels=ALL))
+
+
+def test_other_backbones_are_not_judged():
+    class OneMore(VMamba):
+        def forward(self, x):
+            return (*super().forward(x), x)
+
     model = nn.Module()
-    model.backbone = nn.Identity()
-    check_feature_maps(dict(neck=dict(in_channels=[1, 2])), model)
-    check_feature_maps(dict(neck=dict(in_channels=[1, 2])), nn.Identity())
+    for model.backbone in (nn.Identity(), OneMore(dict(dims=(8,), depths=(1,)), (0,))):
+        check_feature_maps(dict(neck=dict(FPN, in_channels=[8, 3])), model)
+    check_feature_maps(dict(neck=FPN), nn.Identity())
 
 
 def test_all_our_configs_fit():

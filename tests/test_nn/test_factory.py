@@ -79,7 +79,7 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
         (dict(features_only=True, out_indices=(4,)), ValueError, r'out_indices must be in \[-4'),
         (dict(num_classes=-1), ValueError, 'num_classes must be at least 0'),
-        (dict(width=3), ValueError, r"unknown architecture settings \['width'\]"),
+        (dict(width=3), ValueError, r"unknown settings \['width'\]"),
     ],
 )
 def test_bad_arguments(kwargs, error, words):

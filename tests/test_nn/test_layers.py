@@ -1,10 +1,13 @@
 """The layers around SS2D, each by what it should compute."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmvmamba.nn import SS2D, VSSBlock, block
 from mmvmamba.nn.conv import Conv2d
@@ -12,6 +15,7 @@ from mmvmamba.nn.layers import (
     DropPath,
     Mlp,
     PatchMerging,
+    activate,
     conv2x2_downsample,
     conv_downsample,
     conv_stem,
@@ -148,47 +152,87 @@ def test_dropout_of_the_mlp(gate):
     assert not (layer.eval()(x) == 0).any()
 
 
-@pytest.mark.parametrize('act', ['gelu', 'silu', 'relu', 'sigmoid'])
-def test_mlp_is_the_same_with_and_without_gradients(act):
-    """Without them the activation takes the memory of the first layer's result."""
-    mlp = Mlp(4, 7, act)
-    x = torch.randn(2, 3, 5, 4)
-    before = x.clone()
+def memory_of(layer, results):
+    """Writes down where the results of a layer lie, without a hook."""
+    forward = layer.forward
+    layer.forward = lambda x: results.append(forward(x)) or results[-1]
+
+
+@pytest.mark.parametrize('act', [nn.GELU('tanh'), nn.GELU(), nn.SiLU(), nn.ReLU(), nn.Sigmoid()])
+def test_activation_takes_the_memory_of_a_result_that_nobody_keeps(act):
+    source, x, results = nn.Linear(4, 7), torch.randn(5, 4), []
+    want = act(source(x))
+    memory_of(source, results)
     with torch.no_grad():
-        got = mlp(x)
-    assert torch.equal(got, mlp(x))
+        got = activate(act, source(x), source)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert (got is results[0]) == (not isinstance(act, nn.Sigmoid))
+    kept = activate(act, source(x), source)  # for the backward
+    assert kept is not results[1]
+    assert torch.equal(kept, want)
+
+
+class KeepingLinear(nn.Linear):
+    """A layer that keeps what it returned."""
+
+    def forward(self, x):
+        self.result = super().forward(x)
+        return self.result
+
+
+def hook(*_):
+    """A hook that changes nothing, but could keep what it sees."""
+
+
+@pytest.mark.parametrize(
+    'case', ['result', 'activation', 'before', 'everywhere', 'type', 'identity']
+)
+def test_activation_leaves_the_memory_of_what_somebody_may_keep(case):
+    source, act, x = nn.Linear(4, 4), nn.SiLU(), torch.randn(5, 4)
+    handle = None
+    if case == 'result':
+        source.register_forward_hook(hook)
+    elif case == 'activation':
+        act.register_forward_hook(hook)
+    elif case == 'before':
+        act.register_forward_pre_hook(hook)
+    elif case == 'everywhere':
+        handle = nn.modules.module.register_module_forward_hook(hook)
+    elif case == 'type':
+        source = KeepingLinear(4, 4)
+    else:
+        source = nn.Identity()
+    try:
+        with torch.no_grad():
+            result = source(x)
+            before = result.clone()
+            got = activate(act, result, source)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert torch.equal(result, before)
+    torch.testing.assert_close(got, F.silu(before), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('module', [Mlp(8, 7), Mlp(8, 7, 'silu'), SS2D(8), SS2D(8, conv_kernel=0)])
+def test_a_module_is_the_same_with_and_without_gradients(module):
+    source = module.fc1 if isinstance(module, Mlp) else module.conv2d or module.in_proj
+    x, results = torch.randn(2, 3, 5, 8), []
+    before, want = x.clone(), module(x)
+    memory_of(source, results)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), want, rtol=0, atol=0)
     assert torch.equal(x, before)
+    # The activation went over it.
+    acted = source.__class__.forward(source, *seen_input(module, x))
+    assert not torch.equal(results[0], acted)
 
 
-@pytest.mark.parametrize('layer', ['fc1', 'act'])
-def test_a_hook_sees_what_its_layer_of_the_mlp_gave(layer):
-    mlp, seen = Mlp(4, 7), []
-    getattr(mlp, layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
-    x = torch.randn(2, 3, 5, 4)
-    with torch.no_grad():
-        mlp(x)
-        hidden = torch.nn.functional.linear(x, mlp.fc1.weight, mlp.fc1.bias)
-        want = hidden if layer == 'fc1' else torch.nn.functional.gelu(hidden)
-    torch.testing.assert_close(seen[0], want)
-
-
-@pytest.mark.parametrize('conv_kernel', [0, 3])
-@pytest.mark.parametrize('layer', ['in_proj', 'conv2d', 'act', None])
-def test_ss2d_is_the_same_with_and_without_gradients(layer, conv_kernel):
-    """A hook sees what its layer gave, although the activation may take that memory."""
-    torch.manual_seed(0)
-    op, seen = SS2D(8, conv_kernel=conv_kernel), []
-    if layer is not None and getattr(op, layer) is not None:
-        getattr(op, layer).register_forward_hook(
-            lambda _, inputs, output: seen.append((output, output.clone()))
-        )
-    x = torch.randn(2, 3, 5, 8)
-    before = x.clone()
-    want = op(x)
-    with torch.no_grad():
-        torch.testing.assert_close(op(x), want, rtol=0, atol=0)
-    assert torch.equal(x, before)
-    assert all(torch.equal(output, then) for output, then in seen)
+def seen_input(module, x):
+    """What the layer before a module's activation takes."""
+    if isinstance(module, SS2D) and module.conv2d is not None:
+        return (module.in_proj(x).permute(0, 3, 1, 2),)
+    return (x,)
 
 
 @pytest.fixture
@@ -198,6 +242,11 @@ def small_slabs(monkeypatch):
     monkeypatch.setattr(block, 'SLAB_HIDDEN', 5 * 32 * 8)
 
 
+def a_block(**settings):
+    torch.manual_seed(0)
+    return VSSBlock(8, **settings).double().eval()
+
+
 def rows_of_the_mlp(layer, monkeypatch):
     """The shapes of what goes into a block's MLP from now on."""
     shapes, forward = [], layer.mlp.forward
@@ -205,32 +254,109 @@ def rows_of_the_mlp(layer, monkeypatch):
     return shapes
 
 
-@pytest.mark.parametrize('gate', [False, True])
-def test_slabs_of_the_mlp_give_what_the_whole_does(gate, small_slabs, monkeypatch):
-    torch.manual_seed(0)
-    layer = VSSBlock(8, mlp_gate=gate).double().eval()
-    x = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+MAP = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'slabs'),
+    [
+        (dict(), [(5, 8)] * 4 + [(4, 8)]),
+        (dict(mlp_gate=True), [(2, 8)] * 12),
+        (dict(ssm_ratio=0.0), [(5, 8)] * 4 + [(4, 8)]),
+        (dict(drop_path=0.3), [(5, 8)] * 4 + [(4, 8)]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('x', [MAP, MAP.transpose(1, 2)], ids=['contiguous', 'transposed'])
+def test_slabs_of_the_mlp_give_what_the_whole_does(x, settings, slabs, small_slabs, monkeypatch):
+    layer = a_block(**settings)
     before, want = x.clone(), layer(x)
     shapes = rows_of_the_mlp(layer, monkeypatch)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), want)
-        assert shapes == [(5, 8)] * 4 + [(4, 8)]
-        assert torch.equal(x, before)
-        del shapes[:]
-        layer(x[:1, :, :3])  # 9 positions
-        assert shapes == [(1, 3, 3, 8)]
+    assert shapes == slabs
+    assert torch.equal(x, before)
 
 
-def test_where_the_mlp_does_not_go_in_slabs(small_slabs, monkeypatch):
-    """With gradients, in training, under a hook, under another norm, or on the caller's map."""
-    x = torch.randn(2, 3, 4, 8, dtype=torch.float64)
-    layers = {name: VSSBlock(8).double().eval() for name in ('grad', 'train', 'hook')}
-    layers['train'].train()
-    layers['hook'].mlp.fc2.register_forward_hook(lambda *_: None)
-    layers['norm'] = VSSBlock(8, norm='bn').double().eval()
-    layers['no scan'] = VSSBlock(8, ssm_ratio=0).double().eval()
-    for name, layer in layers.items():
-        shapes = rows_of_the_mlp(layer, monkeypatch)
-        with torch.set_grad_enabled(name == 'grad'):
-            layer(x)
-        assert shapes == [(2, 3, 4, 8)], name
+def test_a_small_map_is_no_slab(small_slabs, monkeypatch):
+    layer = a_block()
+    shapes = rows_of_the_mlp(layer, monkeypatch)
+    with torch.no_grad():
+        layer(MAP[:1, :, :3])  # 9 positions
+    assert shapes == [(1, 3, 3, 8)]
+
+
+class Mixing(Mlp):
+    """An MLP that is none: each position sees the mean of all."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean((0, 1, 2)))
+
+
+def changed_block(case):
+    layer = a_block(**(dict(norm='bn') if case == 'batch norm' else {}))
+    if case == 'another MLP':
+        layer.mlp = Mixing(8, 32).double()
+    elif case == 'another activation':
+        layer.mlp.act = nn.Softmax(dim=0)
+    elif case == 'no first layer':
+        layer.mlp.fc1 = nn.Identity()
+        layer.mlp.fc2 = nn.Linear(8, 8).double()
+    elif case == 'another drop path':
+        layer.drop_path = nn.Softmax(dim=0)
+    elif case == 'drop path on':
+        layer.drop_path = DropPath(0.5).train()
+    elif case.startswith('hook: '):
+        layer.get_submodule(case.removeprefix('hook: ')).register_forward_hook(hook)
+    return layer
+
+
+@pytest.mark.parametrize(
+    'case',
+    [
+        'gradients',
+        'batch norm',
+        'another MLP',
+        'another activation',
+        'no first layer',
+        'another drop path',
+        'drop path on',
+        *(
+            f'hook: {name}'
+            for name in ('norm2', 'drop_path', 'mlp', 'mlp.fc1', 'mlp.act', 'mlp.fc2')
+        ),
+    ],
+)
+def test_where_the_mlp_takes_the_whole_map(case, small_slabs, monkeypatch):
+    layer = changed_block(case)
+    shapes = rows_of_the_mlp(layer, monkeypatch)
+    with torch.set_grad_enabled(case == 'gradients'):
+        layer(MAP)
+    assert shapes == [(2, 3, 4, 8)]
+
+
+def test_an_mlp_may_be_replaced(small_slabs):
+    layer = a_block()
+    layer.mlp = nn.Identity()
+    with torch.no_grad():
+        got = layer(MAP)
+        y = MAP + layer.op(layer.norm(MAP))
+        torch.testing.assert_close(got, y + layer.norm2(y))
+
+
+@pytest.mark.parametrize('record', ['trace', 'export', 'make_fx'])
+def test_a_recorded_program_holds_no_slabs(record, small_slabs):
+    layer = a_block()
+    other = torch.randn(2, 6, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        want = layer(other)
+        if record == 'trace':
+            program = torch.jit.trace(layer, MAP)
+        elif record == 'export':
+            dims = dict(enumerate(torch.export.Dim(name, min=2) for name in 'NHW'))
+            program = torch.export.export(layer, (MAP,), dynamic_shapes=(dims,)).module()
+        else:
+            weights = dict(layer.named_parameters())
+            call = functools.partial(torch.func.functional_call, layer, weights)
+            program = make_fx(call, tracing_mode='symbolic', _allow_non_fake_inputs=True)(MAP)
+        torch.testing.assert_close(program(other), want)

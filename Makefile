@@ -90,7 +90,7 @@ linkcheck: $(STAMPS)/package $(STAMPS)/docs
 # Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
 # and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no
 # leak of ours. The tests see a copy of the package that holds the sanitized extension: PYTHONPATH
-# comes before the editable installation.
+# comes before the editable installation. A report ends the process: pytest must not hold it back.
 SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
@@ -104,7 +104,7 @@ sanitize: $(STAMPS)/package $(STAMPS)/test
 	$(call say,op tests under the sanitizers)
 	@$(SANITIZE_ENV) $(BIN)/python -c \
 		"import sys; del sys.path[0]; import mmvmamba as m; assert '$(SANITIZE_DIR)' in m.__file__, m"
-	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider $(PYTEST_ARGS)
+	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
 
 # On a machine with a GPU, for which the extension was built.
 sanitize-cuda: $(STAMPS)/package $(STAMPS)/test

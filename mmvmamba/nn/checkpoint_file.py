@@ -126,7 +126,7 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _safe_globals(history: type, config: type) -> Iterator[None]:
     """Allows what training runs save; torch 2.4 has no such context manager."""
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list it adds to
     torch.serialization.add_safe_globals(
         [argparse.Namespace, CFG_NODE, history, config, *_numpy_globals(), _getter(history)]
     )

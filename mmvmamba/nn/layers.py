@@ -108,11 +108,13 @@ def runs_unseen(*modules: nn.Module) -> bool:
 
 def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
     """The activation of the result ``x`` of ``source``, in its memory where nobody keeps that."""
+    # A trace of torch.jit would hold for the grad mode of its recording alone.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return act(x)
     in_place = IN_PLACE.get(type(act))
     fresh = type(source) in (nn.Linear, Conv2d) and runs_unseen(source, act)
     kept = x.requires_grad and torch.is_grad_enabled()
-    # A trace of torch.jit would hold for the grad mode of its recording alone.
-    if kept or not fresh or in_place is None or torch.jit.is_tracing():
+    if kept or not fresh or in_place is None:
         return act(x)
     return in_place(x, **_arguments(act))
 

@@ -205,13 +205,19 @@ def test_foreign_class_is_refused(tmp_path):
     path = save(tmp_path, {'model': classifier_state(), 'extra': fractions.Fraction(1, 2)})
     with pytest.raises(ValueError, match=r'needs fractions.Fraction.*add_safe_globals'):
         read_checkpoint(str(path))
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())
     try:
         torch.serialization.add_safe_globals([fractions.Fraction])
         assert read_checkpoint(str(path))['extra'] == fractions.Fraction(1, 2)
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def test_a_load_allows_no_class_for_later_ones(tmp_path):
+    before = list(torch.serialization.get_safe_globals())
+    read_checkpoint(str(save(tmp_path, {'model': classifier_state()})))
+    assert list(torch.serialization.get_safe_globals()) == before
 
 
 class Opens:

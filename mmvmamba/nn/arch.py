@@ -199,7 +199,8 @@ def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
     unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:
         hint = similar(str(unknown[0]), allowed)
-        raise ValueError(f'unknown settings {unknown}{hint}; allowed are {allowed}')
+        kind = 'settings' if arguments else 'architecture settings'
+        raise ValueError(f'unknown {kind} {unknown}{hint}; allowed are {allowed}')
 
 
 def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

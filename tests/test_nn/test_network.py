@@ -83,7 +83,7 @@ def test_bad_images(image, error):
     [
         (dict(arch='huge'), ValueError, "arch must be one of .*'huge'"),
         (dict(arch=3), TypeError, 'arch must be a str, dict or Arch'),
-        (dict(arch=dict(width=3)), ValueError, r"unknown settings \['width'\]"),
+        (dict(arch=dict(width=3)), ValueError, r"unknown architecture settings \['width'\]"),
         (dict(out_indixes=(1,)), ValueError, r"\['out_indixes'\]; did you mean out_indices"),
         (dict(with_pc=True), ValueError, r"\['with_pc'\]; did you mean with_cp.*'frozen_stages'"),
         (dict(arch=dict(dims=(8,), depths=(1, 1))), ValueError, 'dims and depths'),

@@ -40,14 +40,20 @@ def settings(case):
     return case
 
 
-@pytest.mark.parametrize('case', pairwise(ss2d.FACTORS | HALF | SPLITS, ss2d.small), ids=case_id)
+def cases(module):
+    """The pairs of a module's factors; those of many draws of a long sequence are slow."""
+    for case in pairwise(module.FACTORS | HALF | SPLITS, module.small):
+        length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
+        marks = [pytest.mark.slow] if module.draws(case) * length > 1500 else []
+        yield pytest.param(case, marks=marks, id=case_id(case))
+
+
+@pytest.mark.parametrize('case', cases(ss2d))
 def test_ss2d_scan_is_as_exact_as_eager(case):
     ss2d.compare_with_eager(settings(case), functools.partial(run, on_host.ss2d_scan))
 
 
-@pytest.mark.parametrize(
-    'case', pairwise(selective.FACTORS | HALF | SPLITS, selective.small), ids=case_id
-)
+@pytest.mark.parametrize('case', cases(selective))
 def test_selective_scan_is_as_exact_as_eager(case):
     selective.compare_with_eager(settings(case), functools.partial(run, on_host.selective_scan))
 

@@ -237,8 +237,16 @@ class PatchMerging(nn.Module):
 
 
 #: What takes each position by itself and returns memory of its own, or its input.
-_KNOWN = {Mlp, DropPath, Conv2d, nn.Linear, nn.LayerNorm, nn.Dropout, *ACTIVATIONS.values()}
-_KNOWN |= {nn.Identity}
+_KNOWN = {
+    Conv2d,
+    DropPath,
+    Mlp,
+    nn.Dropout,
+    nn.Identity,
+    nn.LayerNorm,
+    nn.Linear,
+    *ACTIVATIONS.values(),
+}
 
 STEMS = {'conv': conv_stem, 'patch': patch_stem}
 DOWNSAMPLES = {'conv': conv_downsample, 'conv2x2': conv2x2_downsample, 'merging': PatchMerging}

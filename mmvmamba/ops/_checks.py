@@ -50,7 +50,8 @@ def check_tensor(
         device (torch.device, optional): Where the tensor must be. Defaults to None, anywhere.
 
     Raises:
-        TypeError: If ``value`` is no tensor or of another dtype than the four of the scans.
+        TypeError: If ``value`` is no tensor, not dense, or of another dtype than the four of the
+            scans.
         ValueError: If shape or device differ.
     """
     if not isinstance(value, Tensor):
@@ -59,6 +60,9 @@ def check_tensor(
         raise TypeError(
             f'{name} must be float32, float16, bfloat16 or float64, but got {value.dtype}'
         )
+    if value.is_nested or value.layout != torch.strided:
+        layout = 'nested' if value.is_nested else str(value.layout).removeprefix('torch.')
+        raise TypeError(f'{name} must be a dense tensor (torch.strided), but is {layout}')
     if value.dim() != len(shape):
         raise ValueError(
             f'{name} must have {len(shape)} dimensions {_shape_text(shape)}, but got shape '

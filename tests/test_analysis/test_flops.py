@@ -361,7 +361,7 @@ def stock_cases():
             yield pytest.param(package, native, marks=marks)
 
 
-@pytest.mark.parametrize(('package', 'native'), stock_cases())
+@pytest.mark.parametrize(('package', 'native'), list(stock_cases()))
 def test_stock_tools(package, native, tmp_path):
     folder = Path(importlib.util.find_spec(package).origin).parent
     cfg = Config.fromfile(ROOT / STOCK[package])

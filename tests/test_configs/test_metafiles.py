@@ -65,7 +65,7 @@ def models():
                 yield pytest.param(folder, model, marks=marks, id=model['Name'])
 
 
-@pytest.mark.parametrize(('folder', 'model'), models())
+@pytest.mark.parametrize(('folder', 'model'), list(models()))
 def test_parameters_and_flops_are_what_the_tool_counts(folder, model):
     pytest.importorskip('mmengine')
     from mmengine.config import Config

@@ -27,6 +27,11 @@ CHANGES = {
     'first size': (lambda v: torch.cat([v, v[:1]]), ValueError),
     'last size': (lambda v: torch.cat([v, v[..., :1]], dim=-1), ValueError),
     'meta': (lambda v: v.to('meta'), ValueError),
+    'quantised': (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.quint8), TypeError),
+    'sparse': (lambda v: v.to_sparse(), TypeError),
+    'mkldnn': (lambda v: v.to_mkldnn(), TypeError),
+    'nested': (lambda v: torch.nested.nested_tensor([v.flatten()]), TypeError),
+    'jagged': (lambda v: torch.nested.nested_tensor([v], layout=torch.jagged), TypeError),
 }
 # The first input decides what the others must be, and A how many states there are.
 FREE = {('x', 'first size'), ('x', 'last size'), ('x', 'meta'), ('A', 'last size'),
@@ -164,20 +169,6 @@ def test_meta_tensors_give_shapes(backend):
     sequences = {k: v.to('meta') for k, v in selective_inputs().items()}
     y, state = selective_scan(**sequences, return_last_state=True, backend=backend)
     assert (y.shape, state.shape, y.device.type) == ((2, 4, 9), (2, 4, 2), 'meta')
-
-
-@native_only
-@pytest.mark.parametrize('kind', ['sparse', 'quantised', 'nested'])
-@pytest.mark.filterwarnings('ignore')
-def test_tensors_of_other_layouts_are_errors(kind):
-    inputs = ss2d_inputs(dtype=torch.float32)
-    inputs['x'] = {
-        'sparse': lambda x: x.to_sparse(),
-        'quantised': lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
-        'nested': lambda x: torch.nested.nested_tensor(list(x)),
-    }[kind](inputs['x'])
-    with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
-        ss2d_scan(**inputs, backend='native')
 
 
 # ---- the ops below the public functions -------------------------------------------------------

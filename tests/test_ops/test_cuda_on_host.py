@@ -48,12 +48,12 @@ def cases(module):
         yield pytest.param(case, marks=marks, id=case_id(case))
 
 
-@pytest.mark.parametrize('case', cases(ss2d))
+@pytest.mark.parametrize('case', list(cases(ss2d)))
 def test_ss2d_scan_is_as_exact_as_eager(case):
     ss2d.compare_with_eager(settings(case), functools.partial(run, on_host.ss2d_scan))
 
 
-@pytest.mark.parametrize('case', cases(selective))
+@pytest.mark.parametrize('case', list(cases(selective)))
 def test_selective_scan_is_as_exact_as_eager(case):
     selective.compare_with_eager(settings(case), functools.partial(run, on_host.selective_scan))
 

@@ -71,7 +71,7 @@ def eager_forms(results, length):
     yield from map(results, [chunked, sequential][length <= 1000 :])
 
 
-@pytest.mark.parametrize(('B', 'C'), itertools.product(FORMS, FORMS))
+@pytest.mark.parametrize(('B', 'C'), list(itertools.product(FORMS, FORMS)))
 def test_reference_is_the_definition(B, C):
     inputs = selective_inputs(length=7, d_state=3, B=B, C=C)
     arrays = [v.numpy() for v in inputs.values()]

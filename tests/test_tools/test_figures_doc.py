@@ -61,7 +61,7 @@ def trained_models():
     assert not trained
 
 
-@pytest.mark.parametrize(('command', 'word'), trained_models())
+@pytest.mark.parametrize(('command', 'word'), list(trained_models()))
 def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch, tmp_path):
     from mmengine.config import Config
 

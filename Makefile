@@ -16,6 +16,8 @@ VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
+# The processes of `make test`, at most eight: `logical` is one for each core.
+TEST_JOBS ?= logical
 CHAOS_KILLS ?= 200
 CHAOS_SEED ?= 0
 WORK_DIR ?= work_dirs/demo
@@ -49,11 +51,16 @@ setup: $(STAMPS)/package $(STAMPS)/test
 demo: $(STAMPS)/package $(STAMPS)/test
 	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
 
+# A file's tests share what they build, so they stay in one process. Each process computes on one
+# thread: those of several would fight for the cores.
+PARALLEL_PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest tests \
+	--numprocesses $(TEST_JOBS) --maxprocesses 8 --dist loadfile
+
 test: $(STAMPS)/package $(STAMPS)/test
-	$(BIN)/pytest tests $(PYTEST_ARGS)
+	$(PARALLEL_PYTEST) $(PYTEST_ARGS)
 
 test-all: $(STAMPS)/package $(STAMPS)/test
-	$(BIN)/pytest tests -m "" $(PYTEST_ARGS)
+	$(PARALLEL_PYTEST) -m "" $(PYTEST_ARGS)
 
 chaos: $(STAMPS)/package $(STAMPS)/test
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_SEED=$(CHAOS_SEED) \
@@ -91,7 +98,8 @@ linkcheck: $(STAMPS)/package $(STAMPS)/docs
 # and libstdc++ with them, or they miss the exceptions of C++. What Python keeps until its exit is no
 # leak of ours. The tests see a copy of the package that holds the sanitized extension: PYTHONPATH
 # comes before the editable installation. A report ends the process: pytest must not hold it back.
-SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+# Threads that wait in a loop take, under the sanitizers, most of the time from those that work.
+SANITIZE_ENV = MMVMAMBA_SANITIZE=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

@@ -122,12 +122,21 @@ def test_erf_draws_one_model_with_several_checkpoints():
         if not trained or place != 1
     ]
     grid = tool['grid_of'](panels)
-    assert [panel for row in grid for panel in row if panel] != []
-    assert sorted(map(id, panels)) == sorted(id(p) for row in grid for p in row if p)
-    assert [[panel and (panel.place, panel.trained) for panel in row] for row in grid[:2]] == [
-        [(0, False), (1, False), (2, False), (3, False)],
-        [(0, True), None, (2, True), (3, True)],
+    assert [[panel and (panel.place, panel.trained) for panel in row] for row in grid] == [
+        [(0, False), (1, False), (2, False)],
+        [(0, True), None, (2, True)],
+        [(3, False), (4, False), (5, False)],
+        [(3, True), (4, True), (5, True)],
     ]
+
+
+@pytest.mark.parametrize(
+    ('models', 'lines'), [(1, [1]), (5, [5]), (6, [3, 3]), (9, [5, 4]), (11, [4, 4, 3])]
+)
+def test_erf_has_lines_of_like_length(models, lines):
+    tool = functions_of('erf')
+    panels = [tool['Panel'](i, 'name', False, 'random', None) for i in range(models)]
+    assert [len(row) for row in tool['grid_of'](panels)] == lines
 
 
 @pytest.mark.slow

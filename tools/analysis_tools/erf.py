@@ -29,7 +29,7 @@ from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 
 SHARES = (0.5, 0.9, 0.99)
-COLUMNS = 4
+MAX_COLUMNS = 5
 
 
 @dataclass
@@ -145,20 +145,22 @@ def numbers(panel: Panel, size: Sequence[int]) -> dict[str, Any]:
 
 
 def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
-    """Models side by side; where some are trained, untrained above trained."""
+    """Models in lines of like length; where some are trained, untrained above trained."""
     after = {panel.place: panel for panel in panels if panel.trained}
-    if not after:
-        return [list(panels[i : i + COLUMNS]) for i in range(0, len(panels), COLUMNS)]
-    before = [panel for panel in panels if not panel.trained]
+    models = [panel for panel in panels if not panel.trained]
+    lines = math.ceil(len(models) / MAX_COLUMNS)
+    columns = math.ceil(len(models) / lines)
     grid: list[list[Panel | None]] = []
-    for i in range(0, len(before), COLUMNS):
-        part = before[i : i + COLUMNS]
-        grid += [list(part), [after.get(panel.place) for panel in part]]
+    for i in range(0, len(models), columns):
+        part = models[i : i + columns]
+        grid.append(list(part))
+        if after:
+            grid.append([after.get(panel.place) for panel in part])
     return grid
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
-    """One picture for each panel, with a circle around 90 % of the mass."""
+    """One picture for each panel, with the radii of shares of the mass below it."""
     grid = grid_of(panels)
     columns = max(map(len, grid))
     figure = Figure(figsize=(2.4 * columns, 3.1 * len(grid)), layout='constrained')

@@ -10,8 +10,6 @@ enum class Io { kFloat, kBFloat16, kDouble };
 
 // Kernels work on items [begin, end); results do not depend on how items are split among threads.
 struct SS2DKernels {
-  void (*pack)(const SS2DSizes&, const void* dt_weight, const void* dt_bias, const void* A,
-               const void* D, void* params);
   void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
   void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
 };

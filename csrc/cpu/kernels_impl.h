@@ -5,7 +5,7 @@ static Kernels make_kernels() {
   using Map = SS2D<io_t>;
   using Sequence = SelectiveScan<io_t>;
   return {Map::kLanes,
-          {Map::pack, Map::forward_any, Map::backward_any},
+          {Map::forward_any, Map::backward_any},
           {Sequence::pack, Sequence::forward_any, Sequence::backward_any}};
 }
 

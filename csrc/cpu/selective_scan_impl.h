@@ -34,19 +34,11 @@ struct SelectiveScan {
   };
 
   // (channels, positions) in memory -> [positions] vectors of channels.
-  static MMVMAMBA_NOINLINE void read(const Sequences& from, int64_t sample, int64_t channel,
-                                     int lanes, int64_t start, int64_t length, V* to) {
+  static void read(const Sequences& from, int64_t sample, int64_t channel, int lanes, int64_t start,
+                   int64_t length, V* to) {
     const io_t* base = static_cast<const io_t*>(from.data) + sample * from.batch_stride +
                        channel * from.channel_stride + start;
-    for (int64_t t = 0; t < length; t += kLanes) {
-      const int count = static_cast<int>(std::min<int64_t>(kLanes, length - t));
-      V square[kLanes];
-      for (int c = 0; c < kLanes; ++c) {
-        square[c] = c < lanes ? load_lanes(base + c * from.channel_stride + t, count) : V{};
-      }
-      transpose(square);
-      for (int i = 0; i < count; ++i) to[t + i] = square[i];
-    }
+    load_columns(base, from.channel_stride, lanes, length, to);
   }
   static MMVMAMBA_NOINLINE void write(void* to, const SelectiveSizes& s, int64_t sample,
                                       int64_t channel, int lanes, int64_t start, int64_t length,

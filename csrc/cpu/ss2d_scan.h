@@ -13,14 +13,20 @@ struct SS2DSizes {
   const int64_t* orders;  // [directions]
 };
 
-// Tensors are contiguous; `acc` is float, or double for double I/O. "packed" is by direction and
-// block of one vector's channels: [directions][blocks][...][lanes], zero where there is no channel.
+// Tensors are contiguous; `acc` is float, or double for double I/O.
+struct SS2DParams {
+  const void* dt_weight;  // acc [directions][channels][rank]
+  const void* dt_bias;    // acc [directions][channels]
+  const void* A;          // acc [directions][channels][states]
+  const void* D;          // acc [directions][channels]
+};
+
 struct SS2DForward {
   SS2DSizes sizes;
-  const void* x;       // io [batch][L][channels]
-  const void* proj;    // io [batch][L][directions][rank + 2 states]
-  const void* params;  // acc, packed [rank + states + 2]: dt weights, A, dt bias, D
-  void* y;             // io or acc [batch][L][channels]
+  const void* x;     // io [batch][L][channels]
+  const void* proj;  // io [batch][L][directions][rank + 2 states]
+  SS2DParams params;
+  void* y;  // io or acc [batch][L][channels]
   bool y_is_acc;
   void* states;  // acc [batch][directions][chunks][states][channels], or null
 };
@@ -29,13 +35,15 @@ struct SS2DBackward {
   SS2DSizes sizes;
   const void* x;
   const void* proj;
-  const void* params;
+  SS2DParams params;
   const void* states;
   const void* grad_y;  // io or acc [batch][L][channels]
   bool grad_y_is_acc;
-  void* grad_x;       // io [batch][L][channels]
-  void* grad_proj;    // acc [groups][batch][L][directions][rank + 2 states]
-  void* grad_params;  // acc [batch], each packed as params
+  void* grad_x;     // io [batch][L][channels]
+  void* grad_proj;  // acc [groups][batch][L][directions][rank + 2 states]
+  // acc [batch][directions][blocks][rank + states + 2][lanes]: of dt weights, A, dt bias, D, by
+  // block of one vector's channels.
+  void* grad_params;
 };
 
 // Channels of `groups` groups are split in whole blocks; the last groups may be empty.

@@ -7,7 +7,7 @@ struct SS2D {
   using V = typename VecOf<T>::type;
   static constexpr int kLanes = VecOf<T>::size;
 
-  // Offsets in a block's packed parameters, in vectors.
+  // Offsets in a block's parameters and in their gradients, in vectors.
   struct Layout {
     int64_t A, bias, D, size;
     explicit Layout(const SS2DSizes& s) : A(s.rank), bias(A + s.states), D(bias + 1), size(D + 1) {}
@@ -99,23 +99,17 @@ struct SS2D {
     return chunk;
   }
 
-  static void pack(const SS2DSizes& s, const void* dt_weight, const void* dt_bias, const void* A,
-                   const void* D, void* params) {
+  // One block's parameters in one direction: dt weights, A, dt bias, D, channels in lanes.
+  static MMVMAMBA_INLINE void read_params(const SS2DSizes& s, const SS2DParams& from, int64_t block,
+                                          int64_t k, V* to) {
     const Layout at(s);
-    const int64_t blocks = ceil_div(s.channels, kLanes);
-    for (int64_t k = 0; k < s.directions; ++k) {
-      for (int64_t c = 0; c < s.channels; ++c) {
-        const int64_t row = k * s.channels + c;
-        T* out =
-            static_cast<T*>(params) + (k * blocks + c / kLanes) * at.size * kLanes + c % kLanes;
-        const T* weight = static_cast<const T*>(dt_weight) + row * s.rank;
-        const T* rate = static_cast<const T*>(A) + row * s.states;
-        for (int64_t r = 0; r < s.rank; ++r) out[r * kLanes] = weight[r];
-        for (int64_t i = 0; i < s.states; ++i) out[(at.A + i) * kLanes] = rate[i];
-        out[at.bias * kLanes] = static_cast<const T*>(dt_bias)[row];
-        out[at.D * kLanes] = static_cast<const T*>(D)[row];
-      }
-    }
+    const int64_t row = k * s.channels + block * kLanes;
+    const int lanes = lanes_of(s, block);
+    load_columns(static_cast<const T*>(from.dt_weight) + row * s.rank, s.rank, lanes, s.rank, to);
+    load_columns(static_cast<const T*>(from.A) + row * s.states, s.states, lanes, s.states,
+                 to + at.A);
+    to[at.bias] = load_lanes(static_cast<const T*>(from.dt_bias) + row, lanes);
+    to[at.D] = load_lanes(static_cast<const T*>(from.D) + row, lanes);
   }
 
   // One block's channels of a map, copied out so that they lie densely: a walk in any order then
@@ -150,11 +144,15 @@ struct SS2D {
 
   struct ForwardRoom {
     Chunk chunk;
+    V* params;          // [Layout::size]
     V *x, *dt, *y, *h;  // [kChunk], [S]
     V *x_map, *y_map;   // [L]
-    static int64_t size(const SS2DSizes& s) { return chunk_vectors(s) + 3 * kChunk + s.states; }
+    static int64_t size(const SS2DSizes& s) {
+      return chunk_vectors(s) + Layout(s).size + 3 * kChunk + s.states;
+    }
     ForwardRoom(const SS2DSizes& s, Scratch<V>& scratch, Scratch<V>& maps)
         : chunk(take_chunk(s, scratch)),
+          params(scratch.vectors(Layout(s).size)),
           x(scratch.vectors(kChunk)),
           dt(scratch.vectors(kChunk)),
           y(scratch.vectors(kChunk)),
@@ -170,8 +168,8 @@ struct SS2D {
     const SS2DSizes& s = p.sizes;
     const Layout at(s);
     const int64_t S = s.states, R = s.rank, chunks = ceil_div(s.height * s.width, kChunk);
-    const V* params =
-        static_cast<const V*>(p.params) + (k * ceil_div(s.channels, kLanes) + block) * at.size;
+    const V* params = room.params;
+    read_params(s, p.params, block, k, room.params);
     const V skip = params[at.D];
     Chunk& chunk = room.chunk;
     for (int64_t i = 0; i < S; ++i) room.h[i] = V{};
@@ -280,6 +278,7 @@ struct SS2D {
 
   struct BackwardRoom {
     Chunk chunk;
+    V* params;                                      // [Layout::size]
     V *x, *dt, *slope, *grad_y, *grad_x, *grad_dt;  // [kChunk]
     V* grad_h;                                      // [S]
     V* transposed;                                  // [lanes][rank, padded]
@@ -289,12 +288,13 @@ struct SS2D {
     V *x_map, *grad_y_map, *grad_x_map;  // [L]
 
     static int64_t size(const SS2DSizes& s) {
-      return chunk_vectors(s) + 6 * kChunk + s.states +
+      return chunk_vectors(s) + Layout(s).size + 6 * kChunk + s.states +
              (kLanes + kChunk) * ceil_div(s.rank, kLanes) + ChunkRoom<V>::size(s.states) +
              2 * ceil_div(kChunk * s.states, kLanes);
     }
     BackwardRoom(const SS2DSizes& s, Scratch<V>& scratch, Scratch<V>& maps)
         : chunk(take_chunk(s, scratch)),
+          params(scratch.vectors(Layout(s).size)),
           x(scratch.vectors(kChunk)),
           dt(scratch.vectors(kChunk)),
           slope(scratch.vectors(kChunk)),
@@ -321,10 +321,11 @@ struct SS2D {
     const Layout at(s);
     const int64_t S = s.states, R = s.rank, row = ceil_div(R, kLanes);
     const int64_t blocks = ceil_div(s.channels, kLanes);
-    const V* params = static_cast<const V*>(p.params) + (k * blocks + block) * at.size;
+    const V* params = room.params;
     V* grad = static_cast<V*>(p.grad_params) +
               ((item.sample * s.directions + k) * blocks + block) * at.size;
     Chunk& chunk = room.chunk;
+    read_params(s, p.params, block, k, room.params);
     for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
     for (int64_t i = 0; i < S; ++i) room.grad_h[i] = V{};
     transpose_weight(s, params, room.transposed);

@@ -40,14 +40,9 @@ Inputs check_inputs(const at::Tensor& x, const at::Tensor& proj, const at::Tenso
   return in;
 }
 
-// Parameters of one direction and block next to each other, channels in lanes.
-at::Tensor pack(const Inputs& in) {
-  const auto& s = in.sizes;
-  at::Tensor params =
-      at::zeros({s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, in.A.options());
-  in.kernels.ss2d.pack(s, in.dt_weight.const_data_ptr(), in.dt_bias.const_data_ptr(),
-                       in.A.const_data_ptr(), in.D.const_data_ptr(), params.mutable_data_ptr());
-  return params;
+SS2DParams params_of(const Inputs& in) {
+  return {in.dt_weight.const_data_ptr(), in.dt_bias.const_data_ptr(), in.A.const_data_ptr(),
+          in.D.const_data_ptr()};
 }
 
 std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tensor& proj,
@@ -67,11 +62,10 @@ std::tuple<at::Tensor, at::Tensor> ss2d_scan(const at::Tensor& x, const at::Tens
   at::Tensor y = at::empty(in.x.sizes(), in.x.options().dtype(out_dtype));
   if (x.numel() == 0) return {y, states};
 
-  const at::Tensor params = pack(in);
   const SS2DForward args{s,
                          in.x.const_data_ptr(),
                          in.proj.const_data_ptr(),
-                         params.const_data_ptr(),
+                         params_of(in),
                          y.mutable_data_ptr(),
                          out_dtype == acc,
                          save_states ? states.mutable_data_ptr() : nullptr};
@@ -106,15 +100,13 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   std::vector<int64_t> shape = in.proj.sizes().vec();
   shape.insert(shape.begin(), groups);
   at::Tensor proj_parts = at::empty(shape, options);
-  const at::Tensor params = pack(in);
-  shape = params.sizes().vec();
-  shape.insert(shape.begin(), s.batch);
-  at::Tensor param_parts = at::empty(shape, options);
+  at::Tensor param_parts = at::empty(
+      {s.batch, s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, options);
 
   const SS2DBackward args{s,
                           in.x.const_data_ptr(),
                           in.proj.const_data_ptr(),
-                          params.const_data_ptr(),
+                          params_of(in),
                           saved.const_data_ptr(),
                           grad.const_data_ptr(),
                           grad.scalar_type() == acc,

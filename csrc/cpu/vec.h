@@ -268,6 +268,23 @@ MMVMAMBA_INLINE void transpose(V* rows) {
   if constexpr (size > 8) transpose_step<8, V, M>(rows);
 }
 
+// (lanes, length) in memory, one row for each lane -> [length] vectors, zero where there is no
+// lane.
+template <typename T, typename V>
+MMVMAMBA_NOINLINE void load_columns(const T* from, int64_t stride, int lanes, int64_t length,
+                                    V* to) {
+  constexpr int size = sizeof(V) / sizeof(to[0][0]);
+  for (int64_t i = 0; i < length; i += size) {
+    const int count = static_cast<int>(length - i < size ? length - i : size);
+    V square[size];
+    for (int c = 0; c < size; ++c) {
+      square[c] = c < lanes ? load_lanes(from + c * stride + i, count) : V{};
+    }
+    transpose(square);
+    for (int j = 0; j < count; ++j) to[i + j] = square[j];
+  }
+}
+
 // out[i] = sum of the lanes of rows[i], for i < count; adds in an order that depends on nothing.
 template <typename T, typename V>
 MMVMAMBA_NOINLINE void sum_lanes(const V* rows, int64_t count, T* out) {

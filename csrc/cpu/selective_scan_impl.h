@@ -40,17 +40,10 @@ struct SelectiveScan {
                        channel * from.channel_stride + start;
     load_columns(base, from.channel_stride, lanes, length, to);
   }
-  static MMVMAMBA_NOINLINE void write(void* to, const SelectiveSizes& s, int64_t sample,
-                                      int64_t channel, int lanes, int64_t start, int64_t length,
-                                      const V* from) {
+  static void write(void* to, const SelectiveSizes& s, int64_t sample, int64_t channel, int lanes,
+                    int64_t start, int64_t length, const V* from) {
     io_t* base = static_cast<io_t*>(to) + (sample * s.channels + channel) * s.length + start;
-    for (int64_t t = 0; t < length; t += kLanes) {
-      const int count = static_cast<int>(std::min<int64_t>(kLanes, length - t));
-      V square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = i < count ? from[t + i] : V{};
-      transpose(square);
-      for (int c = 0; c < lanes; ++c) store_lanes(base + c * s.length + t, square[c], count);
-    }
+    store_columns(from, s.length, lanes, length, base);
   }
 
   // B or C of a chunk as scalars [t][s]; nothing where they are constant.

@@ -20,6 +20,10 @@ struct SS2DParams {
   const void* A;          // acc [directions][channels][states]
   const void* D;          // acc [directions][channels]
 };
+// Their gradients, each [batch] before that.
+struct SS2DParamGrads {
+  void *dt_weight, *dt_bias, *A, *D;
+};
 
 struct SS2DForward {
   SS2DSizes sizes;
@@ -41,9 +45,7 @@ struct SS2DBackward {
   bool grad_y_is_acc;
   void* grad_x;     // io [batch][L][channels]
   void* grad_proj;  // acc [groups][batch][L][directions][rank + 2 states]
-  // acc [batch][directions][blocks][rank + states + 2][lanes]: of dt weights, A, dt bias, D, by
-  // block of one vector's channels.
-  void* grad_params;
+  SS2DParamGrads grads;
 };
 
 // Channels of `groups` groups are split in whole blocks; the last groups may be empty.

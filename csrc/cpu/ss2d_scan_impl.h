@@ -111,6 +111,16 @@ struct SS2D {
     to[at.bias] = load_lanes(static_cast<const T*>(from.dt_bias) + row, lanes);
     to[at.D] = load_lanes(static_cast<const T*>(from.D) + row, lanes);
   }
+  static MMVMAMBA_INLINE void write_grads(const SS2DSizes& s, const V* from, int64_t sample,
+                                          int64_t block, int64_t k, const SS2DParamGrads& to) {
+    const Layout at(s);
+    const int64_t row = (sample * s.directions + k) * s.channels + block * kLanes;
+    const int lanes = lanes_of(s, block);
+    store_columns(from, s.rank, lanes, s.rank, static_cast<T*>(to.dt_weight) + row * s.rank);
+    store_columns(from + at.A, s.states, lanes, s.states, static_cast<T*>(to.A) + row * s.states);
+    store_lanes(static_cast<T*>(to.dt_bias) + row, from[at.bias], lanes);
+    store_lanes(static_cast<T*>(to.D) + row, from[at.D], lanes);
+  }
 
   // One block's channels of a map, copied out so that they lie densely: a walk in any order then
   // meets a sixth of the pages (at 96 channels) and stays in the cache.
@@ -278,7 +288,7 @@ struct SS2D {
 
   struct BackwardRoom {
     Chunk chunk;
-    V* params;                                      // [Layout::size]
+    V *params, *grads;                              // [Layout::size]
     V *x, *dt, *slope, *grad_y, *grad_x, *grad_dt;  // [kChunk]
     V* grad_h;                                      // [S]
     V* transposed;                                  // [lanes][rank, padded]
@@ -288,13 +298,14 @@ struct SS2D {
     V *x_map, *grad_y_map, *grad_x_map;  // [L]
 
     static int64_t size(const SS2DSizes& s) {
-      return chunk_vectors(s) + Layout(s).size + 6 * kChunk + s.states +
+      return chunk_vectors(s) + 2 * Layout(s).size + 6 * kChunk + s.states +
              (kLanes + kChunk) * ceil_div(s.rank, kLanes) + ChunkRoom<V>::size(s.states) +
              2 * ceil_div(kChunk * s.states, kLanes);
     }
     BackwardRoom(const SS2DSizes& s, Scratch<V>& scratch, Scratch<V>& maps)
         : chunk(take_chunk(s, scratch)),
           params(scratch.vectors(Layout(s).size)),
+          grads(scratch.vectors(Layout(s).size)),
           x(scratch.vectors(kChunk)),
           dt(scratch.vectors(kChunk)),
           slope(scratch.vectors(kChunk)),
@@ -320,10 +331,8 @@ struct SS2D {
     const SS2DSizes& s = p.sizes;
     const Layout at(s);
     const int64_t S = s.states, R = s.rank, row = ceil_div(R, kLanes);
-    const int64_t blocks = ceil_div(s.channels, kLanes);
     const V* params = room.params;
-    V* grad = static_cast<V*>(p.grad_params) +
-              ((item.sample * s.directions + k) * blocks + block) * at.size;
+    V* grad = room.grads;
     Chunk& chunk = room.chunk;
     read_params(s, p.params, block, k, room.params);
     for (int64_t i = 0; i < at.size; ++i) grad[i] = V{};
@@ -362,6 +371,7 @@ struct SS2D {
     }
     grad[at.bias] = sum_bias.total();
     grad[at.D] = sum_D.total();
+    write_grads(s, grad, item.sample, block, k, p.grads);
   }
 
   // weight[r][channel] -> [channel][r], r padded to whole vectors.

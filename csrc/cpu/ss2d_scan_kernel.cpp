@@ -100,9 +100,14 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   std::vector<int64_t> shape = in.proj.sizes().vec();
   shape.insert(shape.begin(), groups);
   at::Tensor proj_parts = at::empty(shape, options);
-  at::Tensor param_parts = at::empty(
-      {s.batch, s.directions, in.blocks, s.rank + s.states + 2, in.kernels.lanes}, options);
-
+  // Each sample's part of a parameter's gradient.
+  const auto parts = [&](const at::Tensor& param) {
+    shape = param.sizes().vec();
+    shape.insert(shape.begin(), s.batch);
+    return at::empty(shape, options);
+  };
+  at::Tensor weight_parts = parts(dt_weight), bias_parts = parts(dt_bias);
+  at::Tensor A_parts = parts(A), D_parts = parts(D);
   const SS2DBackward args{s,
                           in.x.const_data_ptr(),
                           in.proj.const_data_ptr(),
@@ -112,21 +117,17 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
                           grad.scalar_type() == acc,
                           grad_x.mutable_data_ptr(),
                           proj_parts.mutable_data_ptr(),
-                          param_parts.mutable_data_ptr()};
+                          {weight_parts.mutable_data_ptr(), bias_parts.mutable_data_ptr(),
+                           A_parts.mutable_data_ptr(), D_parts.mutable_data_ptr()}};
   at::parallel_for(0, s.batch * s.groups, 1,
                    [&](int64_t begin, int64_t end) { in.kernels.ss2d.backward(args, begin, end); });
 
-  // [directions][blocks][row][lanes] -> [directions][channels][row]
-  const at::Tensor grads =
-      sum_first(param_parts, acc).transpose(2, 3).flatten(1, 2).narrow(1, 0, s.channels);
-  // Copies, even where a part is contiguous: the outputs of an op must not share memory.
-  const auto dense = at::MemoryFormat::Contiguous;
   return {grad_x,
-          groups == 1 && io == acc ? proj_parts[0] : sum_first(proj_parts, io),
-          grads.narrow(2, 0, s.rank).clone(dense),
-          grads.select(2, s.rank + s.states).clone(dense),
-          grads.narrow(2, s.rank, s.states).clone(dense),
-          grads.select(2, s.rank + s.states + 1).clone(dense)};
+          sum_first(proj_parts, io),
+          sum_first(weight_parts, acc),
+          sum_first(bias_parts, acc),
+          sum_first(A_parts, acc),
+          sum_first(D_parts, acc)};
 }
 
 }  // namespace

@@ -285,6 +285,20 @@ MMVMAMBA_NOINLINE void load_columns(const T* from, int64_t stride, int lanes, in
   }
 }
 
+// The inverse of load_columns.
+template <typename T, typename V>
+MMVMAMBA_NOINLINE void store_columns(const V* from, int64_t stride, int lanes, int64_t length,
+                                     T* to) {
+  constexpr int size = sizeof(V) / sizeof(from[0][0]);
+  for (int64_t i = 0; i < length; i += size) {
+    const int count = static_cast<int>(length - i < size ? length - i : size);
+    V square[size];
+    for (int j = 0; j < size; ++j) square[j] = j < count ? from[i + j] : V{};
+    transpose(square);
+    for (int c = 0; c < lanes; ++c) store_lanes(to + c * stride + i, square[c], count);
+  }
+}
+
 // out[i] = sum of the lanes of rows[i], for i < count; adds in an order that depends on nothing.
 template <typename T, typename V>
 MMVMAMBA_NOINLINE void sum_lanes(const V* rows, int64_t count, T* out) {

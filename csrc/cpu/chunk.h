@@ -43,9 +43,9 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
     for_each_block(length, [&](auto block, int64_t t) {
       constexpr int N = decltype(block)::value;
       V decay[N];
-      for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
+      MMVMAMBA_EACH decay[u] = dt[t + u] * rate;
       expv<N>(decay, decay);
-      for (int u = 0; u < N; ++u) {
+      MMVMAMBA_EACH {
         state = decay[u] * state + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
         y[t + u] = state * C.at(t + u, 0, 1);
       }
@@ -58,9 +58,9 @@ MMVMAMBA_INLINE void scan_chunk(int64_t length, int64_t states, const V* x, cons
       for_each_block(states, [&](auto block, int64_t s) {
         constexpr int N = decltype(block)::value;
         V decay[N];
-        for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
+        MMVMAMBA_EACH decay[u] = dt[t] * A[s + u];
         expv<N>(decay, decay);
-        for (int u = 0; u < N; ++u) {
+        MMVMAMBA_EACH {
           h[s + u] = decay[u] * h[s + u] + drive * B.at(t, s + u, states);
           sum[u] = sum[u] + h[s + u] * C.at(t, s + u, states);
         }
@@ -91,9 +91,9 @@ MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x,
     for_each_block(length, [&](auto block, int64_t t) {
       constexpr int N = decltype(block)::value;
       V decay[N];
-      for (int u = 0; u < N; ++u) decay[u] = dt[t + u] * rate;
+      MMVMAMBA_EACH decay[u] = dt[t + u] * rate;
       expv<N>(decay, decay);
-      for (int u = 0; u < N; ++u) {
+      MMVMAMBA_EACH {
         room.decay[t + u] = decay[u];
         room.h[t + u + 1] = decay[u] * room.h[t + u] + (dt[t + u] * x[t + u]) * B.at(t + u, 0, 1);
       }
@@ -106,9 +106,9 @@ MMVMAMBA_INLINE void recompute_chunk(int64_t length, int64_t states, const V* x,
       for_each_block(states, [&](auto block, int64_t s) {
         constexpr int N = decltype(block)::value;
         V decay[N];
-        for (int u = 0; u < N; ++u) decay[u] = dt[t] * A[s + u];
+        MMVMAMBA_EACH decay[u] = dt[t] * A[s + u];
         expv<N>(decay, decay);
-        for (int u = 0; u < N; ++u) {
+        MMVMAMBA_EACH {
           kept[s + u] = decay[u];
           after[s + u] = decay[u] * before[s + u] + drive * B.at(t, s + u, states);
         }
@@ -151,7 +151,8 @@ MMVMAMBA_INLINE void scan_chunk_backward(int64_t length, int64_t states, const V
       const V drive = dt[t] * x[t];
       V through_B[kSideBySide] = {}, through_A[kSideBySide] = {};
       for_each_block(S, [&](auto block, int64_t first) {
-        for (int u = 0; u < decltype(block)::value; ++u) {
+        constexpr int N = decltype(block)::value;
+        MMVMAMBA_EACH {
           const int64_t s = first + u, i = t * S + s;
           const V g = grad_y[t] * C.at(t, s, S) + grad_h[s];
           V& grad_C = room.grad_C[WC::index(t, s, S)];

@@ -70,7 +70,7 @@ struct SelectiveScan {
     for_each_block(length, [&](auto block, int64_t t) {
       constexpr int N = decltype(block)::value;
       V sum[N];
-      for (int u = 0; u < N; ++u) sum[u] = dt[t + u];
+      MMVMAMBA_EACH sum[u] = dt[t + u];
       softplus<N, kWithSlope>(sum, dt + t, kWithSlope ? slope + t : nullptr);
     });
   }
@@ -174,7 +174,7 @@ struct SelectiveScan {
     for (int64_t t = 0; t < length; ++t) {
       V sum[kSideBySide] = {};  // as scan_chunk adds them
       for_each_block(S, [&](auto block, int64_t first) {
-        for (int v = 0; v < decltype(block)::value; ++v) {
+        MMVMAMBA_UNROLL for (int v = 0; v < decltype(block)::value; ++v) {
           const int64_t i = first + v;
           sum[v] = sum[v] + room.h[(t + 1) * S + i] * C.at(t, i, S);
         }

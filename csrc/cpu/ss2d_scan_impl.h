@@ -59,30 +59,34 @@ struct SS2D {
     }
   }
 
+  // sum[u] += weight rows[u][r] for u < N.
+  template <int N>
+  static MMVMAMBA_INLINE void add_scaled(V weight, const T* const* rows, int64_t r, V* sum) {
+    MMVMAMBA_EACH sum[u] = sum[u] + weight * rows[u][r];
+  }
+
   // dt[t] = softplus(bias + sum_r low[t][r] weight[r]); with its slope where asked for.
   template <bool kWithSlope>
   static MMVMAMBA_INLINE void time_steps(const SS2DSizes& s, const Chunk& chunk, const V* weight,
                                          V bias, V* dt, V* slope) {
     for_each_block(chunk.length, [&](auto block, int64_t t) {
       constexpr int N = decltype(block)::value;
-      // Four partial sums: they lose fewer digits than one.
-      constexpr int kParts = 4;
-      V part[kParts][N] = {};
+      // Four partial sums lose fewer digits than one. As arrays of their own they stay in
+      // registers.
+      V sum[N], second[N], third[N], fourth[N];
+      MMVMAMBA_EACH sum[u] = second[u] = third[u] = fourth[u] = V{};
       const T* const* low = chunk.row + t;
       int64_t r = 0;
-      for (; r + kParts <= s.rank; r += kParts) {
-        for (int q = 0; q < kParts; ++q) {
-          const V w = weight[r + q];
-          for (int u = 0; u < N; ++u) part[q][u] = part[q][u] + w * low[u][r + q];
-        }
+      for (; r + 4 <= s.rank; r += 4) {
+        add_scaled<N>(weight[r], low, r, sum);
+        add_scaled<N>(weight[r + 1], low, r + 1, second);
+        add_scaled<N>(weight[r + 2], low, r + 2, third);
+        add_scaled<N>(weight[r + 3], low, r + 3, fourth);
       }
-      for (; r < s.rank; ++r) {
-        for (int u = 0; u < N; ++u) part[0][u] = part[0][u] + weight[r] * low[u][r];
-      }
-      V sum[N];
-      for (int u = 0; u < N; ++u) sum[u] = (part[0][u] + part[1][u]) + (part[2][u] + part[3][u]);
+      for (; r < s.rank; ++r) add_scaled<N>(weight[r], low, r, sum);
+      MMVMAMBA_EACH sum[u] = (sum[u] + second[u]) + (third[u] + fourth[u]);
       // The bias last: it is often the largest term, and every addition to it would round.
-      for (int u = 0; u < N; ++u) sum[u] = sum[u] + bias;
+      MMVMAMBA_EACH sum[u] = sum[u] + bias;
       softplus<N, kWithSlope>(sum, dt + t, kWithSlope ? slope + t : nullptr);
     });
   }
@@ -235,20 +239,21 @@ struct SS2D {
     }
   }
 
-  // grad_weight[r + v] += sum_t grad[t] low[t][r + v] for v < N, in two sums by the parity of t.
+  // grad_weight[r + u] += sum_t grad[t] low[t][r + u] for u < N, in two sums by the parity of t.
   template <int N>
   static MMVMAMBA_INLINE void add_products(const Chunk& chunk, const V* grad, int64_t r,
                                            V* grad_weight) {
-    V even[N] = {}, odd[N] = {};
+    V even[N], odd[N];
+    MMVMAMBA_EACH even[u] = odd[u] = V{};
     int64_t t = 0;
     for (; t + 2 <= chunk.length; t += 2) {
-      for (int v = 0; v < N; ++v) even[v] = even[v] + grad[t] * chunk.row[t][r + v];
-      for (int v = 0; v < N; ++v) odd[v] = odd[v] + grad[t + 1] * chunk.row[t + 1][r + v];
+      MMVMAMBA_EACH even[u] = even[u] + grad[t] * chunk.row[t][r + u];
+      MMVMAMBA_EACH odd[u] = odd[u] + grad[t + 1] * chunk.row[t + 1][r + u];
     }
     if (t < chunk.length) {
-      for (int v = 0; v < N; ++v) even[v] = even[v] + grad[t] * chunk.row[t][r + v];
+      MMVMAMBA_EACH even[u] = even[u] + grad[t] * chunk.row[t][r + u];
     }
-    for (int v = 0; v < N; ++v) grad_weight[r + v] = grad_weight[r + v] + (even[v] + odd[v]);
+    MMVMAMBA_EACH grad_weight[r + u] = grad_weight[r + u] + (even[u] + odd[u]);
   }
 
   // Gradients of the time steps' projection, from grad[t] before softplus.
@@ -267,14 +272,14 @@ struct SS2D {
       int64_t t = 0;
       for (; t + 4 <= chunk.length; t += 4) {
         V sum[4];
-        for (int u = 0; u < 4; ++u) sum[u] = grad_low[(t + u) * row + v];
+        MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) sum[u] = grad_low[(t + u) * row + v];
         for (int c = 0; c < kLanes; ++c) {
           const V w = transposed[c * row + v];
-          for (int u = 0; u < 4; ++u) {
+          MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) {
             sum[u] = sum[u] + w * reinterpret_cast<const T*>(grad + t + u)[c];
           }
         }
-        for (int u = 0; u < 4; ++u) grad_low[(t + u) * row + v] = sum[u];
+        MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) grad_low[(t + u) * row + v] = sum[u];
       }
       for (; t < chunk.length; ++t) {
         V sum = grad_low[t * row + v];

@@ -122,7 +122,14 @@ MMVMAMBA_INLINE void copy_row(T* to, const T* from, int64_t count) {
 
 // The functions take N independent vectors, step by step side by side: a chain of dependent
 // operations is longer than what a processor looks ahead, and one chain at a time would wait.
-#define MMVMAMBA_EACH for (int u = 0; u < N; ++u)
+// Unrolled while arrays of N vectors can still become N registers: left to itself gcc unrolls
+// later, and clears, stores and loads such arrays around every loop.
+#if defined(__clang__)
+#define MMVMAMBA_UNROLL _Pragma("unroll")
+#else
+#define MMVMAMBA_UNROLL _Pragma("GCC unroll 4")
+#endif
+#define MMVMAMBA_EACH MMVMAMBA_UNROLL for (int u = 0; u < N; ++u)
 
 // y = exp(x) where n = round(x / ln2) is in [-126, 127], and anything elsewhere.
 template <int N>
@@ -203,7 +210,6 @@ MMVMAMBA_INLINE void softplus(const vdouble* x, vdouble* y, vdouble* slope) {
     }
   }
 }
-#undef MMVMAMBA_EACH
 
 // Vectors that are worked on side by side.
 constexpr int kSideBySide = 4;

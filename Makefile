@@ -16,7 +16,8 @@ VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
-# The processes of `make test`, at most eight: `logical` is one for each core.
+# The processes of `make test`, at most eight: `logical` is one for each logical CPU, 0 is none
+# beside pytest's own.
 TEST_JOBS ?= logical
 CHAOS_KILLS ?= 200
 CHAOS_SEED ?= 0
@@ -52,7 +53,8 @@ demo: $(STAMPS)/package $(STAMPS)/test
 	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
 
 # A file's tests share what they build, so they stay in one process. Each process computes on one
-# thread: those of several would fight for the cores.
+# thread, but where a test asks for more: those of several would fight for the cores, most of all
+# while they wait in a loop.
 PARALLEL_PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest tests \
 	--numprocesses $(TEST_JOBS) --maxprocesses 8 --dist loadfile
 
@@ -99,7 +101,8 @@ linkcheck: $(STAMPS)/package $(STAMPS)/docs
 # leak of ours. The tests see a copy of the package that holds the sanitized extension: PYTHONPATH
 # comes before the editable installation. A report ends the process: pytest must not hold it back.
 # Threads that wait in a loop take, under the sanitizers, most of the time from those that work.
-SANITIZE_ENV = MMVMAMBA_SANITIZE=1 OMP_WAIT_POLICY=passive PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTHONMALLOC=malloc \
+	OMP_WAIT_POLICY=passive \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

@@ -101,10 +101,10 @@ Gradients ss2d_scan_backward(const at::Tensor& grad_y, const at::Tensor& x, cons
   shape.insert(shape.begin(), groups);
   at::Tensor proj_parts = at::empty(shape, options);
   // Each sample's part of a parameter's gradient.
-  const auto parts = [&](const at::Tensor& param) {
-    shape = param.sizes().vec();
-    shape.insert(shape.begin(), s.batch);
-    return at::empty(shape, options);
+  const auto parts = [&s, &options](const at::Tensor& param) {
+    std::vector<int64_t> sizes = param.sizes().vec();
+    sizes.insert(sizes.begin(), s.batch);
+    return at::empty(sizes, options);
   };
   at::Tensor weight_parts = parts(dt_weight), bias_parts = parts(dt_bias);
   at::Tensor A_parts = parts(A), D_parts = parts(D);

@@ -45,7 +45,10 @@ void sum_parts(const acc_t* parts, int64_t count, int64_t n, out_t* out) {
 }  // namespace
 
 at::Tensor sum_first(const at::Tensor& parts, at::ScalarType type) {
-  if (parts.size(0) == 1 && parts.scalar_type() == type) return parts[0];
+  // The same memory, but to autograd no view, which callers could not change in place.
+  if (parts.size(0) == 1 && parts.scalar_type() == type) {
+    return at::_unsafe_view(parts, parts.sizes().slice(1));
+  }
   at::Tensor out = at::empty(parts.sizes().slice(1), parts.options().dtype(type));
   if (parts.scalar_type() == at::kDouble) {
     sum_parts(parts.const_data_ptr<double>(), parts.size(0), out.numel(),

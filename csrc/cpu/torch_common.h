@@ -16,7 +16,7 @@ constexpr int64_t kItems = 16;
 Io io_of(c10::ScalarType type);
 
 // The sum over the first dimension as a tensor of a dtype; adds in a fixed order, whatever the
-// threads.
+// threads. May be the memory of `parts`, which is not to be used afterwards.
 at::Tensor sum_first(const at::Tensor& parts, at::ScalarType type);
 
 }  // namespace mmvmamba

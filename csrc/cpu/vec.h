@@ -6,6 +6,15 @@
 #define MMVMAMBA_INLINE inline __attribute__((always_inline))
 // For what runs once a chunk: copies of it in every caller would only make the build longer.
 #define MMVMAMBA_NOINLINE __attribute__((noinline))
+// Before a loop over at most four vectors: unrolls it while an array of them can still become
+// registers. Left to itself gcc unrolls later, and clears, stores and loads the array around loops.
+#if defined(__clang__)
+#define MMVMAMBA_UNROLL _Pragma("unroll")
+#else
+#define MMVMAMBA_UNROLL _Pragma("GCC unroll 4")
+#endif
+// For u = 0 .. N - 1, where N is a constant of at most kSideBySide.
+#define MMVMAMBA_EACH MMVMAMBA_UNROLL for (int u = 0; u < N; ++u)
 
 typedef float vfloat __attribute__((vector_size(MMVMAMBA_VECTOR_BYTES)));
 typedef int32_t vint __attribute__((vector_size(MMVMAMBA_VECTOR_BYTES)));
@@ -120,16 +129,8 @@ MMVMAMBA_INLINE void copy_row(T* to, const T* from, int64_t count) {
 
 // ---- functions ----
 
-// The functions take N independent vectors, step by step side by side: a chain of dependent
-// operations is longer than what a processor looks ahead, and one chain at a time would wait.
-// Unrolled while arrays of N vectors can still become N registers: left to itself gcc unrolls
-// later, and clears, stores and loads such arrays around every loop.
-#if defined(__clang__)
-#define MMVMAMBA_UNROLL _Pragma("unroll")
-#else
-#define MMVMAMBA_UNROLL _Pragma("GCC unroll 4")
-#endif
-#define MMVMAMBA_EACH MMVMAMBA_UNROLL for (int u = 0; u < N; ++u)
+// They take N independent vectors, step by step side by side: a chain of dependent operations is
+// longer than what a processor looks ahead, and one chain at a time would wait.
 
 // y = exp(x) where n = round(x / ln2) is in [-126, 127], and anything elsewhere.
 template <int N>
@@ -274,8 +275,8 @@ MMVMAMBA_INLINE void transpose(V* rows) {
   if constexpr (size > 8) transpose_step<8, V, M>(rows);
 }
 
-// (lanes, length) in memory, one row for each lane -> [length] vectors, zero where there is no
-// lane.
+// (lanes, length) in memory, a row each `stride` elements -> [length] vectors, zero where there is
+// no lane.
 template <typename T, typename V>
 MMVMAMBA_NOINLINE void load_columns(const T* from, int64_t stride, int lanes, int64_t length,
                                     V* to) {

@@ -61,7 +61,7 @@ def check_tensor(
             f'{name} must be float32, float16, bfloat16 or float64, but got {value.dtype}'
         )
     if value.is_nested or value.layout != torch.strided:
-        layout = 'nested' if value.is_nested else str(value.layout).removeprefix('torch.')
+        layout = 'torch.nested' if value.is_nested else value.layout
         raise TypeError(f'{name} must be a dense tensor (torch.strided), but is {layout}')
     if value.dim() != len(shape):
         raise ValueError(

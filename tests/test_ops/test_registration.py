@@ -36,7 +36,7 @@ def full_sizes(inputs):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, 1, 2])
 def test_opcheck_ss2d_scan(batch, dtype):
     inputs = ss2d_inputs(batch=batch, dtype=dtype, layout='permuted')
     for out_dtype, save in ((dtype, True), (inputs['A'].dtype, False)):
@@ -45,7 +45,7 @@ def test_opcheck_ss2d_scan(batch, dtype):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, 1, 2])
 def test_opcheck_ss2d_scan_backward(batch, dtype):
     inputs = ss2d_inputs(batch=batch, dtype=dtype, layout='permuted')
     y, states = torch.ops.mmvmamba.ss2d_scan(*inputs.values(), ORDERS, dtype, True)
@@ -55,7 +55,7 @@ def test_opcheck_ss2d_scan_backward(batch, dtype):
 
 @pytest.mark.parametrize('given', [True, False], ids=['all', 'required'])
 @pytest.mark.parametrize(('B', 'C'), [('shared', 'constant'), ('grouped', 'grouped')])
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, 1, 2])
 def test_opcheck_selective_scan(batch, B, C, given):
     inputs = full_sizes(selective_inputs(batch=batch, B=B, C=C, D=given, z=given, bias=given))
     for save in (True, False):
@@ -64,7 +64,7 @@ def test_opcheck_selective_scan(batch, B, C, given):
 
 @pytest.mark.parametrize('given', [True, False], ids=['all', 'required'])
 @pytest.mark.parametrize(('B', 'C'), [('shared', 'constant'), ('grouped', 'grouped')])
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, 1, 2])
 def test_opcheck_selective_scan_backward(batch, B, C, given):
     values = full_sizes(
         selective_inputs(batch=batch, B=B, C=C, D=given, z=given, bias=given, layout='permuted')
@@ -328,3 +328,18 @@ def test_trace_of_selective_scan_trains():
     got = torch.autograd.grad(traced(*values).sum(), values)
     want = torch.autograd.grad(selective_scan(*values).sum(), values)
     torch.testing.assert_close(got, want)
+
+
+@BOTH
+@pytest.mark.parametrize('batch', [1, 2])
+def test_gradients_are_tensors_of_their_own(batch, op):
+    """No views of each other, nor of what the kernel summed: a caller may change them in place."""
+    op, make = OPS[op]
+    inputs = {name: v.requires_grad_() for name, v in full_sizes(make(batch=batch)).items()}
+    y = op(**inputs, backend='native')
+    grads = torch.autograd.grad(y.sum(), list(inputs.values()))
+    assert not any(grad._is_view() for grad in grads)
+    owners = {v.untyped_storage().data_ptr() for v in (*grads, *inputs.values(), y)}
+    assert len(owners) == 2 * len(inputs) + 1
+    for grad in grads:
+        grad.mul_(torch.ones(1, dtype=grad.dtype, requires_grad=True))

@@ -54,7 +54,7 @@ import torch
 from mmvmamba.ops import selective_scan, ss2d_scan
 g = torch.Generator().manual_seed(0)
 n = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
-N, H, W, C, R, S, K = 2, 9, 17, 21, 3, {d_state}, 4
+N, H, W, C, R, S, K = 2, 9, 17, 21, 19, {d_state}, 4
 maps = [n(N, H, W, C), n(N, H, W, K, R + 2 * S), n(K, C, R), n(K, C), -n(K, C, S).exp(), n(K, C)]
 L = H * W
 lines = [n(N, C, L), n(N, C, L), -n(C, S).exp(), n(N, S, L), n(N, 3, S, L), n(C), n(N, C, L), n(C)]

@@ -71,7 +71,7 @@ def test_ranks_stop_at_the_next_update(stop, interval, accumulative_counts, last
 
 class Slow:
     def __len__(self):
-        return 8
+        return 16
 
     def __getitem__(self, index):
         time.sleep(0.05)
@@ -89,23 +89,28 @@ def loader_of(signals, **options):
     return loader
 
 
+def first_of_each(batches):
+    """A batch of each worker: both have begun."""
+    return [next(batches) for _ in batches._workers]
+
+
 def test_workers_outlive_signals_of_others():
     """As many as come; the numbers are those that the parent heeds."""
     signals = [signal.SIGTERM, signal.SIGUSR1]
     batches = iter(loader_of(signals))
-    found = [next(batches)]
+    found = first_of_each(batches)
     pids = [str(worker.pid) for worker in batches._workers]
     for number in signals * 2:
         subprocess.run(['/bin/sh', '-c', f'kill -s {number.name[3:]} {" ".join(pids)}'], check=True)
     for worker in batches._workers:  # of this one they heed SIGTERM alone
         os.kill(worker.pid, signal.SIGUSR1)
     found += list(batches)
-    assert [batch.tolist() for batch in found] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [batch.tolist() for batch in found] == [[i, i + 1] for i in range(0, 16, 2)]
 
 
 def test_workers_end_at_their_parents_wish():
     batches = iter(loader_of([signal.SIGTERM], persistent_workers=True))
-    next(batches)
+    first_of_each(batches)
     workers = batches._workers
     # What the loader, and at last the interpreter, do with workers that do not end.
     batches._shutdown = True

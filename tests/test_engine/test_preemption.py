@@ -1,12 +1,16 @@
 """When a signal stops a run, and the data-loading processes that it leaves alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine import PreemptionHook, preemption
@@ -82,6 +86,9 @@ def seen(worker_id):
     os.environ['SEEN'] = str(worker_id)
 
 
+BATCHES = [[i, i + 1] for i in range(0, 16, 2)]
+
+
 def loader_of(signals, **options):
     loader = DataLoader(Slow(), batch_size=2, num_workers=2, worker_init_fn=seen, **options)
     shield_workers(loader, signals)
@@ -94,18 +101,66 @@ def first_of_each(batches):
     return [next(batches) for _ in batches._workers]
 
 
+def signal_from_elsewhere(number, *pids):
+    command = f'kill -s {number.name.removeprefix("SIG")} {" ".join(map(str, pids))}'
+    subprocess.run(['/bin/sh', '-c', command], check=True)
+
+
+@pytest.fixture
+def several_threads():
+    """After such a call workers start threads of PyTorch before they call worker_init_fn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures('several_threads')
 def test_workers_outlive_signals_of_others():
     """As many as come; the numbers are those that the parent heeds."""
     signals = [signal.SIGTERM, signal.SIGUSR1]
     batches = iter(loader_of(signals))
     found = first_of_each(batches)
-    pids = [str(worker.pid) for worker in batches._workers]
+    pids = [worker.pid for worker in batches._workers]
     for number in signals * 2:
-        subprocess.run(['/bin/sh', '-c', f'kill -s {number.name[3:]} {" ".join(pids)}'], check=True)
-    for worker in batches._workers:  # of this one they heed SIGTERM alone
-        os.kill(worker.pid, signal.SIGUSR1)
+        signal_from_elsewhere(number, *pids)
+    for pid in pids:  # of this one they heed SIGTERM alone
+        os.kill(pid, signal.SIGUSR1)
     found += list(batches)
-    assert [batch.tolist() for batch in found] == [[i, i + 1] for i in range(0, 16, 2)]
+    assert [batch.tolist() for batch in found] == BATCHES
+
+
+def test_workers_outlive_signals_before_their_init_fn(monkeypatch):
+    def set_num_threads(count):  # the worker calls it once it has its own handlers
+        signal_from_elsewhere(signal.SIGTERM, os.getpid())
+
+    monkeypatch.setattr(torch, 'set_num_threads', set_num_threads)
+    found = list(loader_of([signal.SIGTERM]))
+    assert [batch.tolist() for batch in found] == BATCHES
+
+
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_workers_that_are_no_forks(method):
+    script = Path(__file__).with_name('started_workers.py')
+    command = [sys.executable, str(script), method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == '[[0, 1], [2, 3]]\n', done.stderr
+
+
+def test_the_parent_hears_its_signals_as_before():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    context = multiprocessing.get_context('fork')
+    process = context.Process
+    list(loader_of([signal.SIGTERM], multiprocessing_context=context))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert context.Process is process
+
+
+def test_a_loader_without_workers_is_left_alone():
+    loader = DataLoader(Slow(), batch_size=2)
+    shield_workers(loader, [signal.SIGTERM])
+    assert loader.worker_init_fn is None
+    assert loader.multiprocessing_context is None
 
 
 def test_workers_end_at_their_parents_wish():

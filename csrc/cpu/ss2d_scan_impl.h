@@ -258,7 +258,7 @@ struct SS2D {
 
   // Gradients of the time steps' projection, from grad[t] before softplus.
   //   grad_weight[r] += sum_t grad[t] low[t][r]           lanes over channels
-  //   grad_low[t][r] += sum_lanes grad[t] weight[r]       lanes over r: `transposed` holds
+  //   grad_low[t][r] = sum_lanes grad[t] weight[r]        lanes over r: `transposed` holds
   //                                                       weight[r] by channel, r padded
   static MMVMAMBA_INLINE void time_steps_backward(const SS2DSizes& s, const Chunk& chunk,
                                                   const V* grad, const V* transposed,
@@ -271,8 +271,7 @@ struct SS2D {
     for (int64_t v = 0; v < row; ++v) {
       int64_t t = 0;
       for (; t + 4 <= chunk.length; t += 4) {
-        V sum[4];
-        MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) sum[u] = grad_low[(t + u) * row + v];
+        V sum[4] = {};
         for (int c = 0; c < kLanes; ++c) {
           const V w = transposed[c * row + v];
           MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) {
@@ -282,7 +281,7 @@ struct SS2D {
         MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) grad_low[(t + u) * row + v] = sum[u];
       }
       for (; t < chunk.length; ++t) {
-        V sum = grad_low[t * row + v];
+        V sum{};
         for (int c = 0; c < kLanes; ++c) {
           sum = sum + transposed[c * row + v] * reinterpret_cast<const T*>(grad + t)[c];
         }
@@ -335,7 +334,7 @@ struct SS2D {
                                                    int64_t block, int64_t k, BackwardRoom& room) {
     const SS2DSizes& s = p.sizes;
     const Layout at(s);
-    const int64_t S = s.states, R = s.rank, row = ceil_div(R, kLanes);
+    const int64_t S = s.states, R = s.rank;
     const V* params = room.params;
     V* grad = room.grads;
     Chunk& chunk = room.chunk;
@@ -351,7 +350,6 @@ struct SS2D {
         room.scan.h[i] = load_lanes(saved + i * s.channels, lanes_of(s, block));
       }
       for (int64_t i = 0; i < kChunk * S; ++i) room.scan.grad_B[i] = room.scan.grad_C[i] = V{};
-      for (int64_t i = 0; i < kChunk * row; ++i) room.grad_low[i] = V{};
       for (int64_t t = 0; t < chunk.length; ++t) {
         room.x[t] = room.x_map[chunk.position[t]];
         room.grad_y[t] = room.grad_y_map[chunk.position[t]];

@@ -238,20 +238,20 @@ class SS2D(nn.Module):
     ) -> tuple[Any, ...]:
         """What :meth:`core` scans: the first seven arguments of :func:`mmvmamba.ops.ss2d_scan`."""
         count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
-        part = slice(first, first + count)
-        acc = accumulate_dtype(x.dtype)
+        parameters = [
+            self.x_proj_weight,
+            self.dt_projs_weight,
+            self.dt_projs_bias,
+            self.A_logs.view(DIRECTIONS, self.d_inner, self.d_state),
+            self.Ds.view(DIRECTIONS, self.d_inner),
+        ]
+        if count < DIRECTIONS:  # the backward of a slice, even of the whole, fills and copies
+            parameters = [parameter[first : first + count] for parameter in parameters]
+        x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
         # The projection commutes with any reordering of positions: once, in image order.
-        proj = F.linear(x, self.x_proj_weight[part].flatten(0, 1))
-        A = -self.A_logs.to(acc).exp().view(DIRECTIONS, self.d_inner, self.d_state)[part]
-        return (
-            x,
-            proj.to(x.dtype).unflatten(-1, (count, -1)),
-            self.dt_projs_weight[part],
-            self.dt_projs_bias[part],
-            A,
-            self.Ds.view(DIRECTIONS, self.d_inner)[part],
-            pattern,
-        )
+        proj = F.linear(x, x_proj_weight.flatten(0, 1))
+        A = -A_log.to(accumulate_dtype(x.dtype)).exp()
+        return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern
 
     def cascade_core(self, x: Tensor) -> Tensor:
         """Scans each row both ways, then each column of the result, normalised in between."""

@@ -71,11 +71,11 @@ class VSSBlock(nn.Module):
         mlp, norm = self.mlp, self.norm2
         if type(mlp) is not Mlp or type(mlp.fc1) is not nn.Linear or type(norm) is not nn.LayerNorm:
             return False
-        if self.drop_path.training or not runs_unseen(norm, self.drop_path, *mlp.modules()):
-            return False
         hidden = x.numel() // x.shape[-1] * mlp.fc1.out_features * x.element_size()
         # Sizes are symbols where make_fx records for any.
-        return isinstance(hidden, int) and hidden > WHOLE_HIDDEN
+        if not isinstance(hidden, int) or hidden <= WHOLE_HIDDEN or self.drop_path.training:
+            return False
+        return runs_unseen(norm, self.drop_path, *mlp.modules())
 
     def _add_mlp_in_slabs(self, x: Tensor) -> Tensor:
         """(N, H, W, d) -> (N, H, W, d), as the second branch does it for the whole map."""

@@ -71,8 +71,11 @@ class PreemptionHook(Hook):
             self._before[number] = signal.signal(number, self._note)
         for loop in (runner.train_loop, runner.val_loop):
             loader = getattr(loop, 'dataloader', None)
-            if isinstance(loader, DataLoader):
-                shield_workers(loader, self.signals)
+            if isinstance(loader, DataLoader) and not shield_workers(loader, self.signals):
+                runner.logger.warning(
+                    'a signal that reaches data-loading processes ends this run: they are neither '
+                    'forked nor spawned ones of multiprocessing on Linux'
+                )
         restart_workers(runner.train_loop)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
-"""Prints the batches of a worker that outlives signals: METHOD is how it is started.
+"""Prints the batches of a worker that outlives signals, and how its parent's SIGTERM ends it.
 
-Not a test itself: a worker that does not begin as a fork imports its main module again.
+The argument is the method by which the worker is started. Not a test itself: what a fork does first
+stays so for a process, and a spawned worker imports its main module again.
 """
 
 import os
@@ -19,33 +20,42 @@ def signal_from_elsewhere():
 
 
 class Data:
-    """A spawned worker is signalled before all else, and at its first sample.
-
-    With a fork server the main thread blocks the signal; whether imports have started others
-    depends on the versions of the libraries.
-    """
+    """Is signalled as it reaches a spawned worker, and at its first sample in any."""
 
     def __init__(self):
         self.first = True
 
     def __setstate__(self, state):
         self.__dict__ = state
-        if sys.argv[1] == 'spawn':
-            signal_from_elsewhere()
+        signal_from_elsewhere()
 
     def __len__(self):
         return 4
 
     def __getitem__(self, index):
-        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        if self.first and sys.argv[1] == 'spawn':
+        if self.first:
             signal_from_elsewhere()
         self.first = False
         return index
 
 
+def main(method):
+    options = dict(batch_size=2, num_workers=1, persistent_workers=True)
+    loader = DataLoader(Data(), multiprocessing_context=method, **options)
+    assert shield_workers(loader, [signal.SIGTERM])
+    if method == 'fork':
+        os.register_at_fork(after_in_child=signal_from_elsewhere)
+    batches = iter(loader)
+    print([batch.tolist() for batch in batches])
+    (worker,) = batches._workers
+    # What the loader, and at last the interpreter, do with workers that do not end.
+    torch.utils.data._utils.signal_handling._remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
+    batches._shutdown = True
+    worker.terminate()
+    worker.join()
+    print(worker.exitcode)
+
+
 if __name__ == '__main__':
-    torch.set_num_threads(1)
-    loader = DataLoader(Data(), batch_size=2, num_workers=1, multiprocessing_context=sys.argv[1])
-    shield_workers(loader, [signal.SIGTERM])
-    print([batch.tolist() for batch in loader])
+    main(sys.argv[1])

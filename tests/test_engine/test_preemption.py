@@ -1,5 +1,6 @@
 """When a signal stops a run, and the data-loading processes that it leaves alone."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmvmamba.engine import PreemptionHook, preemption
+from mmvmamba.engine import AtomicCheckpointHook, PreemptionHook, preemption
 from mmvmamba.engine.workers import shield_workers
 
 
@@ -89,10 +90,12 @@ def seen(worker_id):
 BATCHES = [[i, i + 1] for i in range(0, 16, 2)]
 
 
-def loader_of(signals, **options):
-    loader = DataLoader(Slow(), batch_size=2, num_workers=2, worker_init_fn=seen, **options)
-    shield_workers(loader, signals)
-    shield_workers(loader, signals)  # training may begin twice
+def loader_of(signals):
+    loader = DataLoader(
+        Slow(), batch_size=2, num_workers=2, worker_init_fn=seen, multiprocessing_context='fork'
+    )
+    assert shield_workers(loader, signals)
+    assert shield_workers(loader, signals)  # training may begin twice
     return loader
 
 
@@ -139,41 +142,66 @@ def test_workers_outlive_signals_before_their_init_fn(monkeypatch):
     assert [batch.tolist() for batch in found] == BATCHES
 
 
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
-def test_workers_that_are_no_forks(method):
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_workers_outlive_signals_from_their_birth_and_end_at_their_parents_wish(method):
     script = Path(__file__).with_name('started_workers.py')
     command = [sys.executable, str(script), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout == '[[0, 1], [2, 3]]\n', done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout == '[[0, 1], [2, 3]]\n0\n', done.stderr
+
+
+def blocked():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_the_parent_hears_its_signals_as_before():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGTERM not in blocked()
     context = multiprocessing.get_context('fork')
     process = context.Process
-    list(loader_of([signal.SIGTERM], multiprocessing_context=context))
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    list(loader_of([signal.SIGTERM]))
+    assert signal.SIGTERM not in blocked()
     assert context.Process is process
 
 
-def test_a_loader_without_workers_is_left_alone():
+def test_a_handler_that_raises_at_a_start_leaves_nothing_blocked(monkeypatch):
+    worker = loader_of([signal.SIGTERM]).multiprocessing_context.Process()
+    change = signal.pthread_sigmask
+
+    def interrupted(how, signals):
+        before = change(how, signals)
+        if how == signal.SIG_BLOCK and signals:
+            raise KeyboardInterrupt
+        return before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, 'pthread_sigmask', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker.start()
+    assert signal.SIGTERM not in blocked()
+
+
+def test_a_loader_without_workers_needs_nothing():
     loader = DataLoader(Slow(), batch_size=2)
-    shield_workers(loader, [signal.SIGTERM])
-    assert loader.worker_init_fn is None
+    assert shield_workers(loader, [signal.SIGTERM])
     assert loader.multiprocessing_context is None
 
 
-def test_workers_end_at_their_parents_wish():
-    batches = iter(loader_of([signal.SIGTERM], persistent_workers=True))
-    first_of_each(batches)
-    workers = batches._workers
-    # What the loader, and at last the interpreter, do with workers that do not end.
-    batches._shutdown = True
-    from torch.utils.data._utils import signal_handling
+class OwnContext(multiprocessing.context.ForkContext):
+    pass
 
-    signal_handling._remove_worker_pids(id(batches))
-    batches._worker_pids_set = False
-    for worker in workers:
-        worker.terminate()
-        worker.join(10)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+
+@pytest.mark.parametrize('context', ['forkserver', OwnContext()], ids=['fork server', 'own'])
+def test_other_contexts_are_left_alone_with_a_warning(context, caplog):
+    loader = DataLoader(Slow(), num_workers=1, multiprocessing_context=context)
+    before = loader.multiprocessing_context
+    hook = PreemptionHook()
+    runner = SimpleNamespace(
+        hooks=[AtomicCheckpointHook()],
+        train_loop=SimpleNamespace(dataloader=loader),
+        val_loop=None,
+        logger=logging.getLogger('runner'),
+    )
+    hook.before_train(runner)
+    hook.after_train(runner)
+    assert loader.multiprocessing_context is before
+    assert 'a signal that reaches data-loading processes ends this run' in caplog.text

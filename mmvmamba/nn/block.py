@@ -72,10 +72,11 @@ class VSSBlock(nn.Module):
         if type(mlp) is not Mlp or type(mlp.fc1) is not nn.Linear or type(norm) is not nn.LayerNorm:
             return False
         hidden = x.numel() // x.shape[-1] * mlp.fc1.out_features * x.element_size()
-        # Sizes are symbols where make_fx records for any.
-        if not isinstance(hidden, int) or hidden <= WHOLE_HIDDEN or self.drop_path.training:
+        if not isinstance(hidden, int):  # sizes are symbols where make_fx records for any
             return False
-        return runs_unseen(norm, self.drop_path, *mlp.modules())
+        if hidden <= WHOLE_HIDDEN or self.drop_path.training:
+            return False
+        return runs_unseen(norm, self.drop_path, *mlp.modules())  # last: the dearest question
 
     def _add_mlp_in_slabs(self, x: Tensor) -> Tensor:
         """(N, H, W, d) -> (N, H, W, d), as the second branch does it for the whole map."""

@@ -245,7 +245,9 @@ class SS2D(nn.Module):
             self.A_logs.view(DIRECTIONS, self.d_inner, self.d_state),
             self.Ds.view(DIRECTIONS, self.d_inner),
         ]
-        if count < DIRECTIONS:  # the backward of a slice, even of the whole, fills and copies
+        if (
+            first or count < DIRECTIONS
+        ):  # the backward of a slice, even of the whole, fills and copies
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
         # The projection commutes with any reordering of positions: once, in image order.

@@ -101,6 +101,8 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() or not self._is_recorded_on_a_cpu(x):
             return super().forward(x)
+        if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
+            return super().forward(x)  # the op has none of these
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)
         return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)

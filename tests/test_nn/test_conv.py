@@ -90,3 +90,14 @@ def test_autocast_leaves_float64_alone():
         got = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
     assert got.dtype == want.dtype == torch.float64
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    'option', [dict(dilation=2), dict(padding_mode='reflect'), dict(padding='same')], ids=str
+)
+def test_what_the_op_has_not_is_compiled_as_pytorchs(option):
+    conv = Conv2d(4, 4, 3, **dict(padding=1) | option)
+    x = torch.randn(2, 5, 6, 4).permute(0, 3, 1, 2)
+    torch._dynamo.reset()
+    got = torch.compile(conv, backend='aot_eager', fullgraph=True)(x)
+    torch.testing.assert_close(got, conv(x))

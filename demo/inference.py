@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, DefaultScope
@@ -37,8 +38,8 @@ def find_images(names: Sequence[str]) -> list[str]:
         names (Sequence[str]): Paths of files and folders.
 
     Raises:
-        UserError: If one does not exist, a folder holds no image, or two pictures would have the
-            same name.
+        UserError: If one does not exist or is no image, a folder holds none, or two pictures would
+            have the same name.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -51,6 +52,8 @@ def find_images(names: Sequence[str]) -> list[str]:
             if not inside:
                 raise UserError(f'folder {name!r} holds no image with one of {SUFFIXES}')
         for image in inside:
+            if not cv2.haveImageReader(str(image)):
+                raise UserError(f'{str(image)!r} is no image, or of a format that cannot be read')
             other = found.setdefault(image.name, str(image))
             if other != str(image):
                 raise UserError(f'{other!r} and {str(image)!r} would have the same picture')

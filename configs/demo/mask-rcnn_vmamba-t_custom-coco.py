@@ -1,14 +1,15 @@
 # A template: fine-tunes a published Mask R-CNN on a data set of one's own in COCO's format, on one
 # GPU. Copy it, and change what stands above the line; docs/custom_data.md walks through it.
-_base_ = '../mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'
+_base_ = 'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'
 
-# The names in the `categories` of the annotation files.
+# The names in the `categories` of the annotation files, in their order.
 classes = ('cat', 'coin', 'cup', 'motorcycle', 'person', 'rocket')
 data_root = 'data/demo/'
 train_annotations, train_images = 'annotations/instances_train.json', 'images/train/'
 val_annotations, val_images = 'annotations/instances_val.json', 'images/val/'
 batch_size = 2  # what the GPU's memory holds
 max_epochs = 12
+warmup_iters = 100  # steps in which the learning rate rises: a small part of all
 # A COCO model of the same backbone: a file, or a URL that is downloaded once.
 load_from = 'https://github.com/MzeroMiko/VMamba/releases/download/%23v2det/mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth'  # noqa: E501
 
@@ -46,7 +47,7 @@ train_cfg = dict(max_epochs=max_epochs)
 # The rate of the recipe, 1e-4, is for 16 images a step; it is scaled to the batch of this run.
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=warmup_iters),
     dict(
         type='MultiStepLR',
         begin=0,

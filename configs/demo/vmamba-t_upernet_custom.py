@@ -1,6 +1,6 @@
 # A template: fine-tunes a published UperNet on a segmentation data set of one's own, on one GPU.
 # Copy it, and change what stands above the line; docs/custom_data.md walks through it.
-_base_ = '../upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = 'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
 
 classes = (
     'cat',
@@ -91,9 +91,10 @@ val_interval = max(1, max_iters // 10)
 train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
 # The rate of the recipe, 6e-5, is for 16 images a step; it is scaled to the batch of this run.
 auto_scale_lr = dict(enable=True, base_batch_size=16)
+warmup_iters = max(1, min(100, max_iters // 10))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=100, end=max_iters, by_epoch=False),
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=warmup_iters, end=max_iters, by_epoch=False),
 ]
 # The best model on the validation data is kept beside the last two.
 default_hooks = dict(

@@ -82,15 +82,55 @@ def check_coco_file(path: str) -> None:
         )
 
 
+def check_classes(cfg: Mapping[str, Any]) -> None:
+    """Checks the classes that a config gives mmdet's COCO data sets against their files.
+
+    mmdet leaves out the annotations of categories whose names are not among the classes, and
+    numbers those that are in the order of the file: a typo shifts the labels of the classes after
+    it, and classes in another order get each other's labels, without a word.
+
+    Args:
+        cfg (Mapping): The config of a data set that was built, wrappers included.
+
+    Raises:
+        UserError: If the classes are no list, lack in a file or have another order there.
+    """
+    leaves = list(leaf_datasets(cfg))
+    for index, path in _coco_files(cfg).items():
+        kind, classes = (
+            _class_of(leaves[index]),
+            (leaves[index].get('metainfo') or {}).get('classes'),
+        )
+        # Other data sets of COCO's API number their classes in ways of their own.
+        if classes is None or kind.load_data_list.__qualname__ != 'CocoDataset.load_data_list':
+            continue
+        if isinstance(classes, str):
+            if os.path.isfile(classes):  # a name in each line
+                continue
+            raise UserError(
+                f'metainfo.classes of {kind.__name__} is the string {classes!r}; a tuple of one '
+                f'name is written ({classes!r},)'
+            )
+        names = _categories(path)
+        found = f'the categories of annotation file {path!r} are {names[:40]}'
+        lacking = [name for name in classes if name not in names]
+        if lacking:
+            raise UserError(f'metainfo.classes has {lacking[:12]}, but {found}')
+        if [name for name in names if name in classes] != list(classes):
+            raise UserError(
+                f'metainfo.classes is {list(classes)[:40]}, but {found}: {kind.__name__} numbers '
+                'the classes in the order of the file, so write them in that order'
+            )
+
+
 def describe_empty(cfg: Mapping[str, Any]) -> str:
     """Says why a data set may have no image, with its classes and its file's categories."""
     leaves = list(leaf_datasets(cfg))
     for index, path in _coco_files(cfg).items():
-        with open(path, encoding='utf-8') as file:
-            names = [category.get('name') for category in json.load(file).get('categories', [])]
         return (
             f'{leaves[index].get("type")} has no image to use: annotation file {path!r} has the '
-            f'categories {names[:12]}, the data set has the classes {_classes(leaves[index])[:12]}'
+            f'categories {_categories(path)[:12]}, the data set has the classes '
+            f'{_classes(leaves[index])[:12]}'
         )
     paths = [path for leaf in leaves for _, path in _local_paths(leaf)]
     return f'{" and ".join(str(leaf.get("type")) for leaf in leaves)} has no image in {paths}'
@@ -106,6 +146,12 @@ def _coco_files(cfg: Mapping[str, Any]) -> dict[int, str]:
         if coco and path and path.endswith('.json') and os.path.isfile(path):
             files[index] = path
     return files
+
+
+def _categories(path: str) -> list[str]:
+    """The names of a COCO file's categories, in its order."""
+    with open(path, encoding='utf-8') as file:
+        return [category.get('name') for category in json.load(file).get('categories', [])]
 
 
 def _classes(cfg: Mapping[str, Any]) -> list[str]:

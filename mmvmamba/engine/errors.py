@@ -69,9 +69,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     except SystemExit as stop:
         code = stop.code
     except KeyboardInterrupt:
-        sys.stderr.write('\ninterrupted\n')
-        sys.exit(130)
+        _exit_interrupted()
     except Exception as error:
+        # MMEngine takes whatever stops the formatting of a config for a fault in it.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _exit_interrupted()
         message = explain(error)
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
             raise
@@ -82,6 +84,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     _end_process_group()
     sys.exit(code)
+
+
+def _exit_interrupted() -> NoReturn:
+    sys.stderr.write('\ninterrupted\n')
+    sys.exit(130)
 
 
 def _end_process_group() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .datasets import check_annotations, check_coco_file, describe_empty
+from .datasets import check_annotations, check_classes, check_coco_file, describe_empty
 from .distributed import (
     cpu_model_wrapper,
     init_cpu_process_group,
@@ -21,6 +21,7 @@ from .distributed import (
 )
 from .errors import UserError
 from .feature_maps import check_feature_maps
+from .head_classes import check_head_classes
 from .resume import ResumeHook
 
 
@@ -58,6 +59,15 @@ class ToolRunnerMixin:
         if self.distributed and runs_on_cpu():
             self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Builds optimizers; one that is not registered is named."""
+        if isinstance(optim_wrapper, dict):
+            kind = (optim_wrapper.get('optimizer') or {}).get('type')
+            if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+                known = sorted(OPTIMIZERS.module_dict)
+                raise UserError(f'optimizer {kind!r} is not registered; there are {known}')
+        return super().build_optim_wrapper(optim_wrapper)
+
     @staticmethod
     def build_dataloader(
         dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
@@ -79,7 +89,17 @@ class ToolRunnerMixin:
             raise
         if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
             raise UserError(describe_empty(dataloader['dataset']))
+        check_classes(dataloader['dataset'])
         return loader
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Builds the loop; a head for fewer classes than the data set has is named."""
+        built = super().build_train_loop(loop)
+        classes = getattr(built.dataloader.dataset, 'metainfo', {}).get('classes')
+        if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
+            for message in check_head_classes(self.cfg.model, len(classes)):
+                self.logger.warning(message)
+        return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Builds an evaluator; a file that is no annotation file is named."""

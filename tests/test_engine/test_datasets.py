@@ -83,3 +83,56 @@ def test_coco_is_still_checked(tmp_path, wrap):
     other = dict(images=[dict(id=0, file_name='0.png', width=9, height=9)], annotations=[])
     with pytest.raises(UserError, match=r"the categories \['chair leg'\], .*classes \['person'"):
         build(wrap(coco(tmp_path, dict(other, categories=[dict(id=1, name='chair leg')]))))
+
+
+# ---- classes ----
+
+
+def classed(folder, classes, names=('green', 'blue', 'red'), kind='mmdet.CocoDataset'):
+    content = dict(
+        images=[dict(id=1, file_name='a.png', width=4, height=4)],
+        annotations=[
+            dict(id=i, image_id=1, category_id=3 * i, bbox=[0, 0, 2, 2], area=4, iscrowd=0)
+            for i in range(len(names))
+        ],
+        categories=[dict(id=3 * i, name=name) for i, name in enumerate(names)],
+    )
+    return dict(coco(folder, content), type=kind, metainfo=dict(classes=classes))
+
+
+@pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
+@pytest.mark.parametrize(
+    ('classes', 'said'),
+    [
+        (('green', 'bleu'), r"has \['bleu'\], but .* are \['green', 'blue', 'red'\]"),
+        (('blue', 'green'), 'in the order of the file'),
+        ('blue', r"the string 'blue'; .* \('blue',\)"),
+    ],
+    ids=['typo', 'order', 'string'],
+)
+def test_classes_that_mmdet_would_number_otherwise(tmp_path, wrap, classes, said):
+    with pytest.raises(UserError, match=said):
+        build(wrap(classed(tmp_path, classes)))
+
+
+@pytest.mark.parametrize('classes', [('green', 'blue', 'red'), ['green', 'red'], ('red',)])
+def test_classes_of_the_file_in_its_order(tmp_path, classes):
+    dataset = build(classed(tmp_path, classes)).dataset
+    assert dataset.metainfo['classes'] == classes
+    assert [dataset.cat2label[i] for i in dataset.cat_ids] == list(range(len(classes)))
+
+
+def test_classes_in_a_file_of_names(tmp_path):
+    (tmp_path / 'names.txt').write_text('green\nblue\n')
+    dataset = build(classed(tmp_path, str(tmp_path / 'names.txt'))).dataset
+    assert dataset.metainfo['classes'] == ['green', 'blue']
+
+
+@DATASETS.register_module()
+class OwnNumbersDataset(mmdet.datasets.CocoDataset):
+    def load_data_list(self):
+        return super().load_data_list()
+
+
+def test_data_sets_with_numbers_of_their_own_are_left_alone(tmp_path):
+    build(classed(tmp_path, ('blue', 'green'), kind='OwnNumbersDataset'))

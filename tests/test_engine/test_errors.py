@@ -46,3 +46,22 @@ def test_the_threads_of_a_process_group_end_with_the_tool(stop, code, no_group):
         assert len(os.listdir('/proc/self/task')) <= before
     finally:
         gc.enable()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def interrupt_the_formatting_of_a_config():
+    try:
+        raise KeyboardInterrupt
+    except BaseException:
+        raise SyntaxError('Failed to format the config file')  # noqa: B904  (as MMEngine does)
+
+
+@pytest.mark.parametrize('main', [interrupt, interrupt_the_formatting_of_a_config])
+def test_ctrl_c_is_no_error(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        errors.run(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == '\ninterrupted\n'

@@ -97,8 +97,8 @@ def run(monkeypatch, arguments):
 def published_weights(config, path):
     """A file as published: the model of the recipe, with its own classes."""
     options = [option.split('=', 1) for option in SMALL[config] if option.startswith('model.')]
-    base = re.search(r"_base_ = '(.*)'", (ROOT / config).read_text())[1]
-    cfg = Config.fromfile((ROOT / 'configs/demo' / base).resolve())
+    base = re.search(r"_base_ = 'mmvmamba::(.*)'", (ROOT / config).read_text())[1]
+    cfg = Config.fromfile(ROOT / 'configs' / base)
     cfg.merge_from_dict({key: eval(value) for key, value in options})
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)

@@ -83,12 +83,14 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, 
         (lambda p: ['nowhere.jpg'], "image 'nowhere.jpg' does not exist"),
         (lambda p: [p.parent / 'empty'], 'holds no image'),
         (lambda p: [p, p.parent / 'twin'], 'would have the same picture'),
+        (lambda p: [p.parent / 'no_image.pth'], "no_image.pth' is no image"),
     ],
 )
 def test_wrong_images(make, words, predict, photographs, detection_config, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'twin').mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'twin' / 'a.png')
+    (tmp_path / 'no_image.pth').write_bytes(bytes(100))
     code, err = predict(*make(photographs), detection_config, 'weights.pth')
     assert code == 2
     assert 'inference.py: error: ' in err and words in err

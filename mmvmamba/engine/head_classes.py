@@ -1,0 +1,65 @@
+"""Whether the heads of a model have the classes of the data set that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import UserError
+
+#: Where mmdet, mmseg and mmpretrain have heads whose ``num_classes`` are the data set's. Others,
+#: such as RPN's, tell objects from the rest.
+_HEADS = (
+    'bbox_head',
+    'mask_head',
+    'roi_head.bbox_head',
+    'roi_head.mask_head',
+    'decode_head',
+    'auxiliary_head',
+    'head',
+)
+
+
+def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
+    """Compares the classes of a model's heads with those of a data set.
+
+    A head for fewer classes fails at the first label beyond them, or takes that class for the
+    background.
+
+    Args:
+        cfg (Mapping): The config of the model.
+        count (int): The classes of the data set.
+
+    Returns:
+        list[str]: What is to be said of heads with more classes, which learn without them.
+
+    Raises:
+        UserError: If a head has fewer classes than the data set.
+    """
+    others = []
+    for name, head in _heads(cfg):
+        classes = head.get('num_classes')
+        if not isinstance(classes, int) or classes == count or head.get('class_agnostic'):
+            continue
+        message = f'the training data set has {count} classes, but {name}.num_classes is {classes}'
+        # A segmentor or a classifier of one class tells it from the rest, which has a name too.
+        one_for_two = classes == 1 and count == 2 and 'bbox_head' not in name
+        if classes < count and not one_for_two:
+            raise UserError(message)
+        others.append(message)
+    return others
+
+
+def _heads(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name in _HEADS:
+        part: Any = cfg
+        for key in name.split('.'):
+            part = part.get(key) if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping):
+            yield f'model.{name}', part
+        elif isinstance(part, list | tuple):  # a cascade's, or several auxiliary heads
+            yield from (
+                (f'model.{name}[{i}]', head)
+                for i, head in enumerate(part)
+                if isinstance(head, Mapping)
+            )

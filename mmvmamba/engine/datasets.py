@@ -97,10 +97,8 @@ def check_classes(cfg: Mapping[str, Any]) -> None:
     """
     leaves = list(leaf_datasets(cfg))
     for index, path in _coco_files(cfg).items():
-        kind, classes = (
-            _class_of(leaves[index]),
-            (leaves[index].get('metainfo') or {}).get('classes'),
-        )
+        kind = _class_of(leaves[index])
+        classes = (leaves[index].get('metainfo') or {}).get('classes')
         # Other data sets of COCO's API number their classes in ways of their own.
         if classes is None or kind.load_data_list.__qualname__ != 'CocoDataset.load_data_list':
             continue

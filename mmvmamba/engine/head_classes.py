@@ -8,14 +8,13 @@ from typing import Any
 from .errors import UserError
 
 #: Where mmdet, mmseg and mmpretrain have heads whose ``num_classes`` are the data set's. Others,
-#: such as RPN's, tell objects from the rest.
+#: such as RPN's and STDC's auxiliary ones, tell objects or boundaries from the rest.
 _HEADS = (
     'bbox_head',
     'mask_head',
     'roi_head.bbox_head',
     'roi_head.mask_head',
     'decode_head',
-    'auxiliary_head',
     'head',
 )
 
@@ -23,18 +22,18 @@ _HEADS = (
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
     """Compares the classes of a model's heads with those of a data set.
 
-    A head for fewer classes fails at the first label beyond them, or takes that class for the
-    background.
+    A detector's head for fewer classes fails at the first label beyond them, or takes that class for
+    the background. A segmentor's may leave out a background that its data set names.
 
     Args:
         cfg (Mapping): The config of the model.
         count (int): The classes of the data set.
 
     Returns:
-        list[str]: What is to be said of heads with more classes, which learn without them.
+        list[str]: What is to be said of other heads with another number of classes.
 
     Raises:
-        UserError: If a head has fewer classes than the data set.
+        UserError: If a detector's head has fewer classes than the data set.
     """
     others = []
     for name, head in _heads(cfg):
@@ -42,9 +41,7 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
         if not isinstance(classes, int) or classes == count or head.get('class_agnostic'):
             continue
         message = f'the training data set has {count} classes, but {name}.num_classes is {classes}'
-        # A segmentor or a classifier of one class tells it from the rest, which has a name too.
-        one_for_two = classes == 1 and count == 2 and 'bbox_head' not in name
-        if classes < count and not one_for_two:
+        if classes < count and not name.startswith(('model.decode_head', 'model.head')):
             raise UserError(message)
         others.append(message)
     return others
@@ -57,7 +54,7 @@ def _heads(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
             part = part.get(key) if isinstance(part, Mapping) else None
         if isinstance(part, Mapping):
             yield f'model.{name}', part
-        elif isinstance(part, list | tuple):  # a cascade's, or several auxiliary heads
+        elif isinstance(part, list | tuple):  # a cascade's
             yield from (
                 (f'model.{name}[{i}]', head)
                 for i, head in enumerate(part)

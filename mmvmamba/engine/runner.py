@@ -95,7 +95,9 @@ class ToolRunnerMixin:
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Builds the loop; a head for fewer classes than the data set has is named."""
         built = super().build_train_loop(loop)
-        classes = getattr(built.dataloader.dataset, 'metainfo', {}).get('classes')
+        known = getattr(built.dataloader.dataset, 'metainfo', {})
+        # Of a panoptic data set the heads for boxes and masks have the things alone.
+        classes = known.get('thing_classes', known.get('classes'))
         if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
             for message in check_head_classes(self.cfg.model, len(classes)):
                 self.logger.warning(message)

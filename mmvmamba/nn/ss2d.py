@@ -245,9 +245,8 @@ class SS2D(nn.Module):
             self.A_logs.view(DIRECTIONS, self.d_inner, self.d_state),
             self.Ds.view(DIRECTIONS, self.d_inner),
         ]
-        if (
-            first or count < DIRECTIONS
-        ):  # the backward of a slice, even of the whole, fills and copies
+        # The backward of a slice fills and copies, even that of a slice of the whole.
+        if first or count < DIRECTIONS:
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
         # The projection commutes with any reordering of positions: once, in image order.

@@ -44,12 +44,14 @@ def test_options_of_inductor(given, expected, on_cpu, monkeypatch, tmp_path):
 class Base:
     """What stands below the mixin: a loop over a data set of two classes."""
 
+    metainfo = dict(classes=('green', 'blue'))
+
     def __init__(self, **model):
         self.cfg = Config(dict(model=model))
         self.logger = logging.getLogger('runner')
 
     def build_train_loop(self, loop):
-        dataset = SimpleNamespace(metainfo=dict(classes=('green', 'blue')))
+        dataset = SimpleNamespace(metainfo=self.metainfo)
         return SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), of=loop)
 
     def build_optim_wrapper(self, optim_wrapper):
@@ -81,3 +83,10 @@ def test_heads_for_the_classes_of_the_data_or_more(classes, warned, caplog):
 def test_a_head_for_fewer_classes_than_the_data_has():
     with pytest.raises(UserError, match='has 2 classes, but model.bbox_head.num_classes is 1'):
         Mixed(bbox_head=dict(num_classes=1)).build_train_loop('loop')
+
+
+def test_boxes_of_a_panoptic_data_set_are_of_things(monkeypatch, caplog):
+    panoptic = dict(classes=('green', 'blue', 'sky'), thing_classes=('green', 'blue'))
+    monkeypatch.setattr(Base, 'metainfo', panoptic)
+    Mixed(roi_head=dict(bbox_head=dict(num_classes=2))).build_train_loop('loop')
+    assert not caplog.text

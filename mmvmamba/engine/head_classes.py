@@ -22,8 +22,8 @@ _HEADS = (
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
     """Compares the classes of a model's heads with those of a data set.
 
-    A detector's head for fewer classes fails at the first label beyond them, or takes that class for
-    the background. A segmentor's may leave out a background that its data set names.
+    A detector's head for fewer classes fails at the first label beyond them, or takes that class
+    for the background. A segmentor's may leave out a background that its data set names.
 
     Args:
         cfg (Mapping): The config of the model.

@@ -84,9 +84,25 @@ def _parts_after_the_backbone(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Map
     if neck and not (first is neck and kind in _POOLINGS):
         return
     for name in ('head',) if neck else ('decode_head', 'auxiliary_head', 'panoptic_head'):
-        heads = cfg.get(name) or []
-        for i, head in enumerate(heads if _is_list(heads) else [heads]):
-            yield f'model.{name}[{i}]' if _is_list(heads) else f'model.{name}', head
+        yield from named_parts(cfg, name)
+
+
+def named_parts(cfg: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The settings of a part of a model, or of each of several, with their names in the config.
+
+    Args:
+        cfg (Mapping): The config of the model.
+        path (str): Where the part stands in it, e.g. 'roi_head.bbox_head'.
+    """
+    part: Any = cfg
+    for key in path.split('.'):
+        part = part.get(key) if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping):
+        yield f'model.{path}', part
+    elif _is_list(part):
+        for i, one in enumerate(part):
+            if isinstance(one, Mapping):
+                yield f'model.{path}[{i}]', one
 
 
 def _is_list(value: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import UserError
+from .feature_maps import named_parts
 
 #: Where mmdet, mmseg and mmpretrain have heads whose ``num_classes`` are the data set's. Others,
 #: such as RPN's and STDC's auxiliary ones, tell objects or boundaries from the rest.
@@ -36,7 +37,7 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
         UserError: If a detector's head has fewer classes than the data set.
     """
     others = []
-    for name, head in _heads(cfg):
+    for name, head in (part for path in _HEADS for part in named_parts(cfg, path)):
         classes = head.get('num_classes')
         if not isinstance(classes, int) or classes == count or head.get('class_agnostic'):
             continue
@@ -45,18 +46,3 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
             raise UserError(message)
         others.append(message)
     return others
-
-
-def _heads(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name in _HEADS:
-        part: Any = cfg
-        for key in name.split('.'):
-            part = part.get(key) if isinstance(part, Mapping) else None
-        if isinstance(part, Mapping):
-            yield f'model.{name}', part
-        elif isinstance(part, list | tuple):  # a cascade's
-            yield from (
-                (f'model.{name}[{i}]', head)
-                for i, head in enumerate(part)
-                if isinstance(head, Mapping)
-            )

@@ -4,6 +4,13 @@
 #include <cuda_runtime.h>
 
 #include "scan_args.h"
+#include "shared_memory.h"
+
+// The least threads that a multiprocessor must hold: 512 leave 128 registers to each. Another number
+// is for measurements alone (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).
+#ifndef MMVMAMBA_THREADS_PER_SM
+#define MMVMAMBA_THREADS_PER_SM 512
+#endif
 
 namespace mmvmamba {
 
@@ -19,13 +26,16 @@ struct DeviceBlock {
   }
 };
 
-// 512 threads for a multiprocessor at the least, which leaves 128 registers to each. Two blocks
-// rather than one: one computes while the other waits for its threads.
 template <class Scan>
 constexpr int kThreads = kMaxLanes * Scan::kWalkers;
 
 template <class Scan>
-__global__ void __launch_bounds__(kThreads<Scan>, 512 / kThreads<Scan>)
+constexpr int kBlocks = MMVMAMBA_THREADS_PER_SM > kThreads<Scan>
+                            ? MMVMAMBA_THREADS_PER_SM / kThreads<Scan>
+                            : 1;
+
+template <class Scan>
+__global__ void __launch_bounds__(kThreads<Scan>, kBlocks<Scan>)
     scan_kernel(const typename Scan::Args args) {
   extern __shared__ __align__(16) unsigned char memory[];
   DeviceBlock<typename Scan::Thread> block;
@@ -40,9 +50,9 @@ cudaError_t launch_scan(const typename Scan::Args& args, bool summary, int64_t s
                          (summary ? args.directions.count : 1);
   // More than a grid has would need 2^31 blocks of 64 positions or more: 2^37 elements.
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  // Above 48 KB a kernel must ask for its shared memory.
-  const cudaError_t status = cudaFuncSetAttribute(
-      scan_kernel<Scan>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  static std::atomic<uint64_t> raised{0};
+  const cudaError_t status =
+      raise_shared_memory_limit(reinterpret_cast<const void*>(scan_kernel<Scan>), raised);
   if (status != cudaSuccess) return status;
   scan_kernel<Scan>
       <<<static_cast<unsigned>(blocks), static_cast<unsigned>(s.lanes * Scan::kWalkers),

@@ -16,6 +16,7 @@ Environment variables:
 This file can be imported without side effects; ``tests/test_packaging.py`` tests its functions.
 """
 
+import hashlib
 import logging
 import os
 import pprint
@@ -165,6 +166,15 @@ def find_sources(with_cuda):
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
+def source_digest():
+    """Return a digest of all that the extension is compiled from."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / 'csrc').rglob('*')):
+        if path.suffix in ('.cpp', '.h', '.cu', '.cuh'):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def want_cuda(torch, cuda_home):
     """Decide as torchvision does: a visible GPU and a toolkit, or FORCE_CUDA=1."""
     if not env_flag('FORCE_CUDA'):
@@ -205,7 +215,7 @@ def make_extension(info):
     sanitize = bool(env_flag('MMVMAMBA_SANITIZE'))
     windows = sys.platform == 'win32'
     openmp = torch.backends.openmp.is_available() and sys.platform != 'darwin'
-    info.update(torch=torch.__version__, sanitize=sanitize)
+    info.update(torch=torch.__version__, sources=source_digest(), sanitize=sanitize)
     sources = find_sources(with_cuda)
     if not sources:
         return None

@@ -81,11 +81,18 @@ def backends() -> dict[str, str]:
     return {name: _backend(torch.device(name)) for name in devices}
 
 
+def why_not_native(device: torch.device) -> str | None:
+    """The reason why the native kernels cannot run on a device, or None where they can."""
+    if not has_kernel('ss2d_scan', device.type):
+        return load_extension() or f'built without {device.type} kernels'
+    if device.type != 'cuda':
+        return None
+    return missing_architecture(device.index) if torch.cuda.is_available() else 'there is no GPU'
+
+
 def _backend(device: torch.device) -> str:
     slow = 'the chunked PyTorch form'
-    if not has_kernel('ss2d_scan', device.type):
-        return f'{slow}: {load_extension() or f"built without {device.type} kernels"}'
-    if device.type == 'cuda' and (reason := missing_architecture(device.index)):
+    if reason := why_not_native(device):
         return f'{slow}: {reason}'
     names = ', '.join(str(dtype).removeprefix('torch.') for dtype in NATIVE_DTYPES[device.type])
     return f'native kernels for {names}; {slow} for others'

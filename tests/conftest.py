@@ -1,8 +1,11 @@
 """What holds for all tests."""
 
 import importlib.util
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
 
 def _globals():
@@ -17,6 +20,21 @@ def _globals():
 
 
 GLOBALS = _globals()
+
+
+def pytest_configure():
+    """Where the CUDA kernels are what is to be tested, a run that skips their tests is an error."""
+    if os.environ.get('MMVMAMBA_REQUIRE_CUDA') != '1':
+        return
+    import mmvmamba
+    from mmvmamba.info import why_not_native
+
+    if reason := why_not_native(torch.device('cuda', 0)):
+        # `python -m pytest` puts the working directory before what is installed.
+        raise pytest.UsageError(
+            f'MMVMAMBA_REQUIRE_CUDA=1, but the CUDA kernels cannot run: {reason} (mmvmamba was '
+            f'imported from {Path(mmvmamba.__file__).parent})'
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import itertools
 import random
 import statistics
 
+import pytest
 import torch
 
 ALL_ORDERS = {
@@ -11,6 +12,11 @@ ALL_ORDERS = {
     'unidirectional': (0, 0, 0, 0),
     'bidirectional': (0, 0, 2, 2),
 }
+#: The dtypes of the CUDA kernels.
+HALF = {'dtype': [torch.float32, torch.float16, torch.bfloat16, torch.float64]}
+#: The least and the most blocks, and as little shared memory as the smallest GPUs have: settings of
+#: the host harness.
+SPLITS = {'blocks': [1, 512], 'descending': [False, True], 'shared': [64 * 1024, 99 * 1024]}
 REGIMES = ('plain', 'dt_30', 'dt_far', 'A_near_0', 'A_-1e4', 'x_limit')
 
 
@@ -40,6 +46,18 @@ def pairwise(factors, allowed=lambda case: True):
             wanted -= pairs(best)
             cases.append(best)
     return cases
+
+
+def kernel_cases(module):
+    """The cases of the CUDA kernels, the same on the host harness and on a GPU.
+
+    Errors are compared with chance in them: a case that passes on the harness, which runs the very
+    code, passes on a GPU. Those of many draws of a long sequence are slow.
+    """
+    for case in pairwise(module.FACTORS | HALF | SPLITS, module.small):
+        length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
+        marks = [pytest.mark.slow] if module.draws(case) * length > 1500 else []
+        yield pytest.param(case, marks=marks, id=case_id(case))
 
 
 def case_id(case):

@@ -1,35 +1,48 @@
-"""The CUDA kernels on a GPU: the CPU's grid, and what only a GPU can show."""
+"""The CUDA kernels on a GPU: the CPU's grid, and what only a GPU can show.
+
+With MMVMAMBA_REQUIRE_CUDA=1 it is an error if they cannot run, see conftest.py.
+"""
 
 import functools
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
+import mmvmamba
+from mmvmamba.info import why_not_native
 from mmvmamba.nn import SS2D
-from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
+from mmvmamba.ops import selective_scan, ss2d_scan
 from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
-    case_id,
-    pairwise,
+    HALF,
+    SPLITS,
+    kernel_cases,
     run,
     selective_inputs,
     ss2d_inputs,
 )
 
+REASON = why_not_native(torch.device('cuda', 0))
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(
-        not (torch.cuda.is_available() and has_kernel('ss2d_scan', 'cuda')),
-        reason='no GPU, or built without CUDA kernels',
+        REASON is not None,
+        reason=f'the CUDA kernels of {Path(mmvmamba.__file__).parent} cannot run: {REASON}',
     ),
 ]
-HALF = {'dtype': [torch.float32, torch.float16, torch.bfloat16, torch.float64]}
+native_ss2d_scan = functools.partial(ss2d_scan, backend='native')
+native_selective_scan = functools.partial(selective_scan, backend='native')
 OPS = {
-    'ss2d_scan': (ss2d_scan, lambda **kw: ss2d_inputs(20, 33, **kw)),
-    'selective_scan': (selective_scan, lambda **kw: selective_inputs(660, **kw)),
+    'ss2d_scan': (native_ss2d_scan, lambda **kw: ss2d_inputs(20, 33, **kw)),
+    'selective_scan': (
+        functools.partial(native_selective_scan, delta_softplus=True),
+        lambda **kw: selective_inputs(660, **kw),
+    ),
 }
 BOTH = pytest.mark.parametrize('op', list(OPS))
 
@@ -44,19 +57,21 @@ def run_on_gpu(function, inputs, device='cuda', **options):
     return {name: value.cpu() for name, value in result.items()}
 
 
-@pytest.mark.parametrize('case', pairwise(ss2d.FACTORS | HALF, ss2d.small), ids=case_id)
+def without_splits(case):
+    """A case without the settings of the host harness."""
+    return {name: value for name, value in case.items() if name not in SPLITS}
+
+
+@pytest.mark.parametrize('case', list(kernel_cases(ss2d)))
 def test_ss2d_scan_is_as_exact_as_eager(case):
-    native = functools.partial(run_on_gpu, ss2d_scan, backend='native')
-    ss2d.compare_with_eager(case, native)
+    native = functools.partial(run_on_gpu, native_ss2d_scan)
+    ss2d.compare_with_eager(without_splits(case), native)
 
 
-SELECTIVE = pairwise(selective.FACTORS | HALF, selective.small)
-
-
-@pytest.mark.parametrize('case', SELECTIVE, ids=case_id)
+@pytest.mark.parametrize('case', list(kernel_cases(selective)))
 def test_selective_scan_is_as_exact_as_eager(case):
-    native = functools.partial(run_on_gpu, selective_scan, backend='native')
-    selective.compare_with_eager(case, native)
+    native = functools.partial(run_on_gpu, native_selective_scan)
+    selective.compare_with_eager(without_splits(case), native)
 
 
 @BOTH
@@ -126,12 +141,37 @@ def test_in_a_cuda_graph(op):
 
 def test_no_synchronisation():
     inputs = {k: v.requires_grad_() for k, v in on('cuda', ss2d_inputs(20, 33)).items()}
-    ss2d_scan(**inputs).sum().backward()
+    native_ss2d_scan(**inputs).sum().backward()
     torch.cuda.set_sync_debug_mode('error')
     try:
-        ss2d_scan(**inputs).sum().backward()
+        native_ss2d_scan(**inputs).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode('default')
+
+
+def test_threads_with_different_shared_memory():
+    """A launch of one host thread must not take shared memory from another's."""
+    calls = [on('cuda', ss2d_inputs(5, 7, 1, rank, channels=64)) for rank in (1, 64)]
+    wanted = [native_ss2d_scan(**inputs) for inputs in calls]
+    failures = []
+
+    def work(index):
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(500):
+                    got = native_ss2d_scan(**calls[index % 2])
+                torch.cuda.current_stream().synchronize()
+            assert torch.equal(got, wanted[index % 2])
+        except Exception as error:
+            failures.append(error)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
 
 
 @pytest.mark.slow
@@ -159,8 +199,8 @@ def test_autocast_keeps_the_scan_wide(dtype):
 def test_very_long_sequences_stay_finite_and_exact(dtype):
     """Four million positions, one channel, beside float64 on the same GPU."""
     inputs = on('cuda', ss2d_inputs(1, 2**22, 1, 1, 1, 1, dtype, pattern=(0, 2)))
-    got = run(ss2d_scan, inputs, pattern=(0, 2), out_dtype=torch.float32)
-    want = run(ss2d_scan, inputs, torch.float64, pattern=(0, 2))
+    got = run(native_ss2d_scan, inputs, pattern=(0, 2), out_dtype=torch.float32)
+    want = run(native_ss2d_scan, inputs, torch.float64, pattern=(0, 2))
     for name, value in got.items():
         assert value.isfinite().all(), name
         scale = want[name].abs().max()
@@ -180,8 +220,8 @@ def test_more_than_2_to_the_31_elements():
     x[-1:], proj[-1:] = small['x'].cuda(), small['proj'].cuda()
     assert x.numel() > 2**31
     params = {k: v.cuda() for k, v in small.items() if k not in ('x', 'proj')}
-    y = ss2d_scan(x, proj, **params, pattern=(1,))
-    want = ss2d_scan(**on('cuda', small), pattern=(1,))
+    y = native_ss2d_scan(x, proj, **params, pattern=(1,))
+    want = native_ss2d_scan(**on('cuda', small), pattern=(1,))
     torch.testing.assert_close(y[-1:], want, rtol=1e-3, atol=1e-3)
     assert not y[:-1].any()
 

@@ -20,17 +20,13 @@ from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
     assert_as_exact_as_eager,
-    case_id,
-    pairwise,
+    kernel_cases,
     run,
     selective_inputs,
     ss2d_inputs,
 )
 
 pytestmark = pytest.mark.skipif(not on_host.can_build(), reason='no C++ compiler or no ninja')
-HALF = {'dtype': [torch.float32, torch.float16, torch.bfloat16, torch.float64]}
-# The least and the most blocks, and as little shared memory as the smallest GPUs have.
-SPLITS = {'blocks': [1, 512], 'descending': [False, True], 'shared': [64 * 1024, 99 * 1024]}
 
 
 def settings(case):
@@ -40,20 +36,12 @@ def settings(case):
     return case
 
 
-def cases(module):
-    """The pairs of a module's factors; those of many draws of a long sequence are slow."""
-    for case in pairwise(module.FACTORS | HALF | SPLITS, module.small):
-        length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
-        marks = [pytest.mark.slow] if module.draws(case) * length > 1500 else []
-        yield pytest.param(case, marks=marks, id=case_id(case))
-
-
-@pytest.mark.parametrize('case', list(cases(ss2d)))
+@pytest.mark.parametrize('case', list(kernel_cases(ss2d)))
 def test_ss2d_scan_is_as_exact_as_eager(case):
     ss2d.compare_with_eager(settings(case), functools.partial(run, on_host.ss2d_scan))
 
 
-@pytest.mark.parametrize('case', list(cases(selective)))
+@pytest.mark.parametrize('case', list(kernel_cases(selective)))
 def test_selective_scan_is_as_exact_as_eager(case):
     selective.compare_with_eager(settings(case), functools.partial(run, on_host.selective_scan))
 

@@ -1,8 +1,10 @@
-"""Speed and memory of VMamba beside Swin, ConvNeXt and DeiT of mmpretrain.
+"""Speed and memory of VMamba beside Swin, ConvNeXt and DeiT.
 
 Each model returns the normalised features of its last stage. Inference runs without gradients;
 a training step is forward, the sum of the outputs and backward, without an optimizer. AMP is
 bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
+The others are mmpretrain's, or else timm's or torchvision's: the first of the three that can be
+imported, or the one that ``--peers`` names.
 
 `vmamba-t-nocore` is VMamba-T with the core of each SS2D (x_proj, dt, scan, merge) replaced by the
 identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
@@ -17,6 +19,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,23 +70,92 @@ def build_vmamba(scale: str, core: bool = True) -> nn.Module:
     return model
 
 
-def build_peer(family: str, scale: str, size: tuple[int, int]) -> nn.Module:
-    """A backbone of mmpretrain.
+def build_peer(family: str, scale: str, size: tuple[int, int], source: str) -> nn.Module:
+    """A peer's backbone up to the normalised map of its last stage.
+
+    Args:
+        family (str): 'swin', 'convnext' or 'deit'.
+        scale (str): 't', 's' or 'b'.
+        size (tuple[int, int]): Height and width of the images.
+        source (str): A key of :data:`PEERS`.
 
     Raises:
-        ImportError: If mmpretrain is not installed.
-        ValueError: If the model does not take images of this size.
+        ImportError: If the package is not installed.
+        ValueError: If the package has no such model, or it does not take images of this size.
     """
+    if family == 'deit' and (size[0] % 16 or size[1] % 16):
+        raise ValueError('its patches of 16 pixels do not fill the image')
+    return PEERS[source](family, SCALES[scale], size, DROP_PATH[scale])
+
+
+def build_mmpretrain(
+    family: str, scale: str, size: tuple[int, int], drop_path_rate: float
+) -> nn.Module:
+    """A backbone of mmpretrain."""
     from mmpretrain.models.backbones import ConvNeXt, SwinTransformer, VisionTransformer
 
     if family == 'deit':
-        if size[0] % 16 or size[1] % 16:
-            raise ValueError('its patches of 16 pixels do not fill the image')
-        return VisionTransformer(f'deit-{SCALES[scale]}', img_size=size, drop_path_rate=0.1)
+        return VisionTransformer(f'deit-{scale}', img_size=size, drop_path_rate=0.1)
     if family == 'convnext':
-        return ConvNeXt(SCALES[scale], drop_path_rate=DROP_PATH[scale])
+        return ConvNeXt(scale, drop_path_rate=drop_path_rate)
     # From 224 px on no map is smaller than a window.
-    return SwinTransformer(SCALES[scale], drop_path_rate=DROP_PATH[scale], pad_small_map=True)
+    return SwinTransformer(scale, drop_path_rate=drop_path_rate, pad_small_map=True)
+
+
+class TimmFeatures(nn.Module):
+    """A model of timm without its pooling and its classifier."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        # ConvNeXt normalises in its head.
+        self.norm = model.head.norm if type(model).__name__ == 'ConvNeXt' else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.model.forward_features(x))
+
+
+def build_timm(family: str, scale: str, size: tuple[int, int], drop_path_rate: float) -> nn.Module:
+    """A backbone of timm."""
+    import timm
+
+    names = {
+        'swin': f'swin_{scale}_patch4_window7_224',
+        'convnext': f'convnext_{scale}',
+        'deit': f'deit_{scale}_patch16_224',
+    }
+    sized = {} if family == 'convnext' else {'img_size': size}
+    model = timm.create_model(names[family], num_classes=0, drop_path_rate=drop_path_rate, **sized)
+    return TimmFeatures(model)
+
+
+def build_torchvision(
+    family: str, scale: str, size: tuple[int, int], drop_path_rate: float
+) -> nn.Module:
+    """A backbone of torchvision, channels last at its end for Swin, first for ConvNeXt."""
+    import torchvision
+
+    if family == 'deit':
+        raise ValueError('torchvision has no DeiT')
+    name = f'swin_{scale[0]}' if family == 'swin' else f'convnext_{scale}'
+    model = getattr(torchvision.models, name)(weights=None, stochastic_depth_prob=drop_path_rate)
+    norm = model.norm if family == 'swin' else model.classifier[0]
+    return nn.Sequential(model.features, norm)
+
+
+PEERS = {'mmpretrain': build_mmpretrain, 'timm': build_timm, 'torchvision': build_torchvision}
+
+
+def find_peers() -> str | None:
+    """The first package of :data:`PEERS` that can be imported, or None."""
+    for name in PEERS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a package built for another torch raises
+            logger.debug('%s cannot be imported: %s', name, error)
+        else:
+            return name
+    return None
 
 
 def model_names() -> list[str]:
@@ -93,24 +165,36 @@ def model_names() -> list[str]:
     return names + [f'vmamba-{scale}-nocore' for scale in SCALES]
 
 
+def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Module:
+    """A model by the name that ``--models`` takes.
+
+    Raises:
+        ImportError: If its package is not installed.
+        ValueError: As :func:`build_peer`.
+    """
+    family, scale, *rest = name.split('-')
+    if family == 'vmamba':
+        return build_vmamba(scale, core=not rest)
+    if peers is None:
+        raise ImportError(f'none of {", ".join(PEERS)} can be imported')
+    return build_peer(family, scale, size, peers)
+
+
 def build_models(
-    names: Sequence[str], size: tuple[int, int], train: bool, device: torch.device
-) -> dict[str, nn.Module]:
-    """Builds the models that can be built here; the others are named in a message."""
-    models = {}
+    names: Sequence[str], size: tuple[int, int], peers: str | None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Builds the models that can be built here.
+
+    Returns:
+        tuple[dict, dict]: The models by name, and the reason for each that is left out.
+    """
+    models, missing = {}, {}
     for name in names:
-        family, scale, *rest = name.split('-')
         try:
-            if family == 'vmamba':
-                model = build_vmamba(scale, core=not rest)
-            else:
-                model = build_peer(family, scale, size)
+            models[name] = build_model(name, size, peers)
         except (ImportError, ValueError) as error:
-            logger.info('  %s left out: %s', name, error)
-            continue
-        model.train(train)
-        models[name] = model.to(device)
-    return models
+            missing[name] = str(error)
+    return models, missing
 
 
 # ---- measurement --------------------------------------------------------------------------------
@@ -134,8 +218,14 @@ def compare(
         logger.info('  compiling, which can take a minute for each model')
         measure.allow_recompilation()
     train = mode == 'train'
-    models = build_models(args.models, size, train, device)
-    images = torch.randn(batch, 3, *size, device=device)
+    models, missing = build_models(args.models, size, args.peers)
+    for name, reason in missing.items():
+        logger.info('  %s left out: %s', name, reason)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    images = torch.randn(batch, 3, *size, device=device).to(memory_format=layout)
+    for model in models.values():
+        model.train(train)
+        model.to(device, memory_format=layout)
     calls = {
         name: measure.make_call(model, images, train, precision, run)
         for name, model in models.items()
@@ -144,6 +234,7 @@ def compare(
     rows = []
     for name, samples in times.items():
         row = dict(model=name, height=size[0], width=size[1], **where, **measure.summarise(samples))
+        row['source'] = 'mmvmamba' if name.startswith('vmamba') else args.peers
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)
         row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
@@ -220,6 +311,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--modes', nargs='+', choices=('inference', 'train'))
     add('--precisions', nargs='+', choices=('fp32', 'amp'))
     add('--runs', nargs='+', choices=('eager', 'compiled'))
+    add('--peers', choices=PEERS, help='whose Swin, ConvNeXt and DeiT; by default the first found')
+    add('--channels-last', action='store_true', help='weights and images in channels-last memory')
+    add('--tf32', action='store_true', help='TF32 in float32 products and convolutions on a GPU')
     add('--baseline', default=BASELINE, choices=names, metavar='MODEL', help='what ratios refer to')
     add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
     args = parser.parse_args(argv)
@@ -244,7 +338,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     if args.quick:
         args.seconds = min(args.seconds, 5)
+    args.peers = args.peers or find_peers()
     return args
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether products and convolutions in float32 may use TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
@@ -264,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs the benchmark and returns its rows."""
     args = parse_args(argv)
     device = common.set_up(args)
+    allow_tf32(args.tf32)
     rows = run(args, device)
     summary = [f'base of the ratios: {args.baseline}', *core_shares(rows)]
     summary += gains(rows, 'precision', 'fp32', 'amp') + gains(rows, 'run', 'eager', 'compiled')

@@ -2,7 +2,7 @@
 
 The shapes are those of a VMamba's stages. Candidates:
 
-- native: ``mmvmamba.ops.ss2d_scan``, which reads the map in place;
+- native and triton: ``mmvmamba.ops.ss2d_scan`` with that backend, which reads the map in place;
 - reference: the same in PyTorch, in chunks (small maps only);
 - composed: cross-scan copy, products, ``mmvmamba.ops.selective_scan``, merge;
 - mamba_ssm and vmamba: the same with ``selective_scan_fn`` of mamba_ssm and with the kernels of
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import itertools
 import math
 import sys
@@ -33,10 +33,12 @@ from torch import Tensor
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import ARCHS, SS2D
-from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan_reference
+from mmvmamba.ops import BACKENDS, has_kernel, selective_scan, ss2d_scan_reference
 from mmvmamba.ops.selective_scan import scan_chunked
 
-CANDIDATES = ('native', 'reference', 'composed', 'mamba_ssm', 'vmamba')
+CANDIDATES = ('native', 'triton', 'reference', 'composed', 'mamba_ssm', 'vmamba')
+#: Candidates that read the map as it is, channels last; the others copy it into sequences.
+CHANNELS_LAST = ('native', 'triton', 'reference')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: The longest sequence for which the PyTorch form is run.
 REFERENCE_LENGTH = 56 * 56
@@ -64,9 +66,14 @@ COLUMNS = dict(
 # ---- candidates ----------------------------------------------------------------------------------
 
 
-def native_core(module: SS2D, x: Tensor) -> Tensor:
-    """The fused op, as the network calls it."""
-    return module.core(x, 'cross')
+def fused_core(backend: str) -> Callable[[SS2D, Tensor], Tensor]:
+    """The fused op, as the network calls it, with a backend."""
+
+    def core(module: SS2D, x: Tensor) -> Tensor:
+        module.backend = backend
+        return module.core(x, 'cross')
+
+    return core
 
 
 def reference_core(module: SS2D, x: Tensor) -> Tensor:
@@ -147,31 +154,45 @@ def _mamba_ssm_scan(u, delta, A, B, C, D, bias):
     return selective_scan_fn(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
 
 
-def find_cores(names: Sequence[str], device: torch.device) -> dict[str, Callable]:
-    """The candidates that can run here; the others are named in a message."""
-    modules = {'mamba_ssm': 'mamba_ssm', 'vmamba': 'selective_scan_cuda_oflex'}
-    ops = {'native': 'ss2d_scan', 'composed': 'selective_scan'}
+def find_cores(
+    names: Sequence[str], device: torch.device
+) -> tuple[dict[str, Callable], dict[str, str]]:
+    """Finds the candidates that can run here.
+
+    Returns:
+        tuple[dict, dict]: The candidates by name, and the reason for each that is left out.
+    """
     cores = {
-        'native': native_core,
+        'native': fused_core('native'),
+        'triton': fused_core('triton'),
         'reference': reference_core,
         'composed': compose(_composed_scan, device),
         'mamba_ssm': compose(_mamba_ssm_scan, device),
         'vmamba': compose(AuthorsScan.apply, device),
     }
-    found = {}
-    for name in names:
-        reason = None
-        if name in ops and not has_kernel(ops[name], device.type):
-            reason = f'the extension has no kernel for {device.type}'
-        elif name in modules and device.type != 'cuda':
-            reason = 'it needs a GPU'
-        elif name in modules and importlib.util.find_spec(modules[name]) is None:
-            reason = f'{modules[name]} is not installed'
-        if reason is None:
-            found[name] = cores[name]
-        else:
-            logger.info('%s left out: %s', name, reason)
-    return found
+    missing = {name: reason for name in names if (reason := why_missing(name, device))}
+    return {name: cores[name] for name in names if name not in missing}, missing
+
+
+def why_missing(name: str, device: torch.device) -> str | None:
+    """The reason why a candidate cannot run here, or None."""
+    ops = {'native': 'ss2d_scan', 'composed': 'selective_scan'}
+    modules = {
+        'mamba_ssm': 'mamba_ssm.ops.selective_scan_interface',
+        'vmamba': 'selective_scan_cuda_oflex',
+    }
+    if name in ops and not has_kernel(ops[name], device.type):
+        return f'the extension has no kernel for {device.type}'
+    if name == 'triton' and name not in BACKENDS:
+        return 'this version has no Triton backend'
+    if name in modules and device.type != 'cuda':
+        return 'it needs a GPU'
+    if name in modules:
+        try:
+            importlib.import_module(modules[name])
+        except Exception as error:  # whatever a package built for another torch raises
+            return f'{modules[name]} cannot be imported: {error}'
+    return None
 
 
 # ---- measurement ---------------------------------------------------------------------------------
@@ -232,8 +253,8 @@ def compare(
     for name, core in cores.items():
         if name == 'reference' and not small:
             continue
-        # The authors' maps are channels first.
-        value = x if name in ('native', 'reference') else x.permute(0, 3, 1, 2).contiguous()
+        # The others' maps are channels first.
+        value = x if name in CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
         calls[name] = make_calls(core, module, value, precision)
     where = dict(
         size=measure.size_text(*size),
@@ -338,7 +359,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Runs the benchmark and returns its rows."""
     args = parse_args(argv)
     device = common.set_up(args)
-    cores = find_cores(args.candidates, device)
+    cores, missing = find_cores(args.candidates, device)
+    for name, reason in missing.items():
+        logger.info('%s left out: %s', name, reason)
     rows = []
     for size, batch, precision in itertools.product(args.sizes, args.batch_sizes, args.precisions):
         part = []

@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         for mode in args.modes:
             where = dict(model=args.model, size=measure.size_text(*size), mode=mode)
             logger.info('%(model)s at %(size)s, %(mode)s', where)
-            model = backbone.build_models([args.model], size, mode == 'train', device)[args.model]
+            model = backbone.build_model(args.model, size, backbone.find_peers())
+            model.train(mode == 'train')
+            model.to(device)
             images = torch.randn(args.batch_size, 3, *size, device=device)
             call = measure.make_call(model, images, mode == 'train', args.precision, 'eager')
             rows = [where | row for row in profile_passes(call, device, steps)]

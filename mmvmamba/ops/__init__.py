@@ -2,12 +2,14 @@
 
 from . import _registrations as _registrations
 from . import flops as flops
+from ._checks import BACKENDS
 from ._extension import ExtensionUnavailableWarning, has_kernel, load_extension
 from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
 from .selective_scan import selective_scan, selective_scan_reference
 from .ss2d_scan import decompositions, ss2d_scan, ss2d_scan_reference
 
 __all__ = [
+    'BACKENDS',
     'SCAN_PATTERNS',
     'ExtensionUnavailableWarning',
     'cross_merge',

@@ -1,0 +1,472 @@
+"""Turns the results of ``gpu_check.sh`` into the tables of docs/benchmarks.md.
+
+Needs Python alone.
+
+Examples:
+    python benchmarks/gpu_report.py work_dirs/gpu_check
+    python benchmarks/gpu_report.py work_dirs/gpu_check --write docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+NOT_RUN = 'not run'
+BEGIN = '<!-- begin: written by benchmarks/gpu_report.py -->'
+END = '<!-- end: written by benchmarks/gpu_report.py -->'
+#: The settings of the tables; a cell without a result says so.
+OP_SETTINGS = [
+    ('fp16', '224', 128),
+    ('fp16', '512', 4),
+    ('fp16', '800x1333', 1),
+    ('fp32', '224', 128),
+]
+BACKBONE_SETTINGS = [
+    (size, batch, mode, run)
+    for run, size, batch in (('eager', '224', 128), ('eager', '512', 16), ('compiled', '224', 128))
+    for mode in ('inference', 'train')
+]
+PEERS = {
+    'triton': 'Triton',
+    'vmamba': "authors'",
+    'mamba_ssm': 'mamba_ssm',
+    'composed': 'our 1-D scan',
+    'reference': 'PyTorch',
+}
+#: The blocks of VMamba-T's stages.
+DEPTHS = (2, 2, 8, 2)
+TITLES = ('build and load', 'exactness', 'tests', 'sanitizers', 'op table', 'backbones', 'sweeps')
+
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [headings, ['---'] * len(headings), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
+
+
+def number(value: float | None, unit: str = '') -> str:
+    """Three digits, or that there is no result."""
+    if value is None:
+        return NOT_RUN
+    text = f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+    return text + unit
+
+
+def over(value: float | None, base: float | None) -> float | None:
+    """A ratio, if both values are there."""
+    return None if value is None or not base else value / base
+
+
+def rows_of(results: Row, step: int) -> list[Row]:
+    """The rows of a step."""
+    return results.get('steps', {}).get(str(step), {}).get('rows', [])
+
+
+def find(rows: Iterable[Row], **keys: Any) -> Row:
+    """The measured row with these values, or an empty one."""
+    matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
+    return next((row for row in matches if row['status'] == 'passed'), {})
+
+
+def why_not(rows: Iterable[Row], **keys: Any) -> str:
+    """What a cell says where there is no result."""
+    matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
+    return next((row['status'] for row in matches if row['status'] != 'passed'), NOT_RUN)
+
+
+# ---- the tables ----------------------------------------------------------------------------------
+
+
+def head_table(results: Row) -> str:
+    """The machine and the versions."""
+    run = results.get('run', {})
+    machine, versions = run.get('machine', {}), run.get('versions', {})
+    gpu = machine.get('gpu') or (f'none: {machine["cpu"]}' if machine else NOT_RUN)
+    if 'gpu_memory_gib' in machine:
+        gpu += f', {machine["gpu_memory_gib"]} GiB, capability {machine["capability"]}'
+    names = ('driver', 'torch', 'cuda', 'nvcc', 'triton', 'python', 'mmvmamba')
+    software = ', '.join(f'{name} {versions[name]}' for name in names if versions.get(name))
+    return table(
+        ('', ''),
+        [('GPU', gpu), ('software', software or NOT_RUN), ('date', run.get('date', NOT_RUN))],
+    )
+
+
+def step_table(results: Row) -> str:
+    """The steps: what passed, and one figure of each."""
+    lines = []
+    for step, title in enumerate(TITLES, 1):
+        record = results.get('steps', {}).get(str(step), {})
+        count = counts(record)
+        lines.append(
+            (
+                f'{step}. {title}',
+                ' '.join(filter(None, (record.get('status', NOT_RUN), record.get('reason')))),
+                *(count[status] for status in ('passed', 'failed', 'skipped')),
+                number(record.get('seconds'), ' s') if record.get('seconds') else '',
+                FIGURES[step](record['rows']) if record.get('rows') else '',
+            )
+        )
+    headings = ('step', 'result', 'passed', 'failed', 'skipped', 'time', 'figure')
+    return table(headings, lines)
+
+
+def exactness_table(results: Row) -> str:
+    """The largest error of each case and backend."""
+    rows = [row for row in rows_of(results, 2) if 'error' in row]
+    lines = [
+        (
+            row['op'],
+            row['input'],
+            row['dtype'],
+            row['backend'],
+            f'{row["error"]:.1e} ({row["worst"]})',
+            f'{row["allowed"]:.1e}',
+            f'{row["repeats"]} runs' if row['repeats'] else '',
+        )
+        for row in rows
+    ]
+    headings = ('op', 'input', 'dtype', 'backend', 'largest error', 'allowed', 'equal bits')
+    return table(headings, lines or [(NOT_RUN,) + ('',) * 6])
+
+
+def op_table(results: Row) -> str:
+    """The core: time, share of the copy bandwidth, and the others' times over ours."""
+    rows = rows_of(results, 5)
+    bandwidth = find(rows, item='copy bandwidth').get('gb_per_s')
+    lines = []
+    for setting in op_settings(results):
+        stages = [op_stage(rows, setting, stage) for stage in range(4)]
+        names = [f'stage {stage}' for stage in range(4)]
+        measured = {name: s for name, s in zip(names, stages, strict=True) if s['native']}
+        if len(measured) == 4 or not measured:
+            measured = {'all blocks': add_stages(stages)} | measured
+        for name, cores in measured.items():
+            precision, size, batch = setting
+            lines.append([f'{size}, {batch}', precision, name, *op_cells(cores, bandwidth)])
+    headings = ('image, batch', 'precision', 'part', 'ms', 'of copy', *PEERS.values())
+    text = f'Copy bandwidth, read and written: {number(bandwidth, " GB/s")}.\n\n'
+    return text + table(headings, lines) + left_out(rows, 'candidate')
+
+
+def left_out(rows: Sequence[Row], key: str) -> str:
+    """The reasons for what was left out, below a table."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if key in row and row['status'] == 'skipped':
+            names = reasons.setdefault(row['reason'], [])
+            names += [row[key]] if row[key] not in names else []
+    lines = [f'- {", ".join(names)}: {reason}\n' for reason, names in reasons.items()]
+    return '\nLeft out:\n\n' + ''.join(lines) if lines else ''
+
+
+def op_stage(rows: Sequence[Row], setting: tuple, stage: int) -> dict[str, Row]:
+    """The rows of all candidates at a stage; of one that is missing, the reason as ``why``."""
+    precision, size, batch = setting
+    where = dict(precision=precision, size=size, batch=batch, stage=stage)
+    item = f'{precision}, image {size}, batch {batch}, stage {stage}'
+    cores = {name: find(rows, candidate=name, **where) for name in PEERS}
+    for name, row in cores.items():
+        cores[name] = row or dict(why=why_not(rows, candidate=name, item=item))
+    return cores | dict(native=find(rows, candidate='native', **where))
+
+
+def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
+    """The stages of VMamba-T added, each as often as it has blocks."""
+    keys = ('forward_ms', 'training_ms', 'forward_bytes', 'training_bytes')
+    total = {}
+    for name in stages[0]:
+        parts = [stage[name] for stage in stages]
+        if all('forward_ms' in part for part in parts):
+            weighted = list(zip(DEPTHS, parts, strict=True))
+            total[name] = {k: sum(depth * part[k] for depth, part in weighted) for k in keys}
+        else:
+            total[name] = next(({'why': p['why']} for p in parts if 'why' in p), {})
+    return total
+
+
+def op_cells(cores: dict[str, Row], bandwidth: float | None) -> list[str]:
+    """Time, share of the copy bandwidth and ratios, each for both passes."""
+    native, kinds = cores['native'], ('forward', 'training')
+    times = [native.get(f'{kind}_ms') for kind in kinds]
+    shares = [
+        over(over(native.get(f'{kind}_bytes'), bandwidth and bandwidth * 1e6), time)
+        for kind, time in zip(kinds, times, strict=True)
+    ]
+    cells = [pair(times, number), pair(shares, '{:.0%}'.format)]
+    for name in PEERS:
+        others = [cores[name].get(f'{kind}_ms') for kind in kinds]
+        ratios = [over(other, time) for other, time in zip(others, times, strict=True)]
+        cells.append(cores[name].get('why') or pair(ratios, number))
+    return cells
+
+
+def pair(values: Sequence[float | None], text: Callable[[float], str]) -> str:
+    """A value for the forward and one for forward and backward."""
+    return NOT_RUN if None in values else ' / '.join(map(text, values))
+
+
+def op_settings(results: Row) -> list[tuple]:
+    """The settings that were measured, or those that will be."""
+    rows = [row for row in rows_of(results, 5) if row.get('candidate') == 'native']
+    measured = dict.fromkeys((row['precision'], row['size'], row['batch']) for row in rows)
+    return [*OP_SETTINGS, *(key for key in measured if key not in OP_SETTINGS)]
+
+
+def backbone_table(results: Row) -> str:
+    """VMamba-T in images a second, and over its peers."""
+    rows = rows_of(results, 6)
+    settings = list(BACKBONE_SETTINGS)
+    for row in rows:
+        if 'mode' in row:
+            settings.append((row['size'], row['batch'], row['mode'], row['run']))
+    lines = []
+    for size, batch, mode, run in dict.fromkeys(settings):
+        where = dict(size=size, batch=batch, mode=mode, run=run)
+        item = f'{mode}, {size}, batch {batch}, amp, {run}'
+        ours = find(rows, model='vmamba-t', **where)
+        cells = [number(ours.get('images_per_s')), number(ours.get('peak_mib'))]
+        for name in ('swin-t', 'convnext-t'):
+            other = find(rows, model=name, **where)
+            for key in ('images_per_s', 'peak_mib'):
+                ratio = over(ours.get(key), other.get(key))
+                missing = why_not(rows, model=name, item=item)
+                cells.append(missing if ratio is None else number(ratio))
+        lines.append((f'{size}, {batch}', mode, run, *cells))
+    headings = (
+        'image, batch', '', '', 'images/s', 'peak MiB', 'speed / Swin-T', 'memory / Swin-T',
+        'speed / ConvNeXt-T', 'memory / ConvNeXt-T',
+    )  # fmt: skip
+    return table(headings, lines) + left_out(rows, 'model')
+
+
+def sweep_table(results: Row) -> str:
+    """Time of the op alone over rank, directions, states and threads."""
+    rows = [row for row in rows_of(results, 7) if 'forward_ns' in row]
+    lines = [
+        (row['item'], number(row['forward_ns'] * 1e3), number(row['backward_ns'] * 1e3))
+        for row in rows
+    ]
+    headings = ('', 'forward, ps', 'backward, ps')
+    return table(headings, lines or [(NOT_RUN, '', '')])
+
+
+def resource_table(results: Row) -> str:
+    """Registers of the compiled kernels."""
+    rows = [row for row in rows_of(results, 7) if 'registers' in row]
+    lines = [
+        (row['kernel'], row['dtype'], row['states'], row['registers'], row['stack']) for row in rows
+    ]
+    headings = ('kernel', 'I/O', 'states', 'registers', 'stack, bytes')
+    return table(headings, lines or [(NOT_RUN,) + ('',) * 4])
+
+
+def tables(results: Row) -> str:
+    """All tables, as they stand in docs/benchmarks.md."""
+    parts = [
+        head_table(results),
+        '### Steps\n\n' + step_table(results),
+        '### Exactness\n\nThe error is the norm of the difference to float64 over the norm, the '
+        'largest of the output and all\ngradients.\n\n' + exactness_table(results),
+        '### The core beside others\n\n`of copy` is the time that a copy of as many bytes would '
+        'take, each input read and each output written once,\nover the time of the native op. The '
+        'columns after it are the time of others over ours. Each cell: forward /\nforward and '
+        'backward.\n\n' + op_table(results),
+        '### Backbones\n\nAMP (float16), channels-last, TF32 allowed, for all three alike.\n\n'
+        + backbone_table(results),
+        '### Sweeps\n\nThe native op alone, picoseconds for each element and direction: 56 x 56, '
+        '96 channels, batch 128, float16,\nrank 6, one state, four directions where nothing '
+        'else is said. `threads` is the least number of threads on a\nmultiprocessor, which bounds '
+        'the registers; the build has 512.\n\n' + sweep_table(results),
+        'Registers as compiled:\n\n' + resource_table(results),
+    ]
+    return '\n'.join(parts)
+
+
+# ---- the summary ---------------------------------------------------------------------------------
+
+
+def counts(record: Row) -> Row:
+    """How many rows of a step passed, failed and were skipped."""
+    rows = record.get('rows', [])
+    return {
+        status: sum(row['status'] == status for row in rows)
+        for status in ('passed', 'failed', 'skipped')
+    }
+
+
+def build_figure(rows: Sequence[Row]) -> str:
+    """How the extension came about."""
+    row = find(rows, item='extension')
+    if not row:
+        return ''
+    built = f'built in {row["seconds"]:.0f} s' if row['how'] == 'built' else 'taken as built'
+    return f'{row["package"]}, {built}, for {", ".join(row["architectures"]) or "the CPU"}'
+
+
+def exactness_figure(rows: Sequence[Row]) -> str:
+    """The error that comes nearest to what is allowed."""
+    ratios = [row['error'] / row['allowed'] for row in rows if 'error' in row]
+    return f'errors at most {number(max(ratios))} of what is allowed' if ratios else ''
+
+
+def test_figure(rows: Sequence[Row]) -> str:
+    """The time of the tests."""
+    return f'{sum(row.get("seconds", 0) for row in rows):.0f} s in tests'
+
+
+def sanitizer_figure(rows: Sequence[Row]) -> str:
+    """The number of reports."""
+    reports = [row['reports'] for row in rows if 'reports' in row]
+    return f'{sum(reports)} reports' if reports else ''
+
+
+def op_figure(rows: Sequence[Row]) -> str:
+    """The first stage of the first setting, and the authors' time over ours."""
+    native = next((row for row in rows if row.get('candidate') == 'native'), None)
+    if native is None or 'forward_ms' not in native:
+        return ''
+    text = f'{native["forward_ms"]:.3g} ms forward, {native["training_ms"]:.3g} ms training'
+    authors = find(rows, candidate='vmamba', item=native['item'])
+    if authors:
+        text += f", authors' {authors['training_ms'] / native['training_ms']:.2f} x in training"
+    return f'{text} ({native["item"]})'
+
+
+def backbone_figure(rows: Sequence[Row]) -> str:
+    """Images a second at the first setting, and over Swin-T's."""
+    ours = find(rows, model='vmamba-t')
+    if not ours:
+        return ''
+    text = f'{number(ours["images_per_s"])} images/s ({ours["item"]})'
+    swin = find(rows, model='swin-t', item=ours['item'])
+    if swin:
+        text += f', {ours["images_per_s"] / swin["images_per_s"]:.2f} x Swin-T'
+    return text
+
+
+def sweep_figure(rows: Sequence[Row]) -> str:
+    """The straight line through the forward's times over the rank."""
+    points = [(row['rank'], row['forward_ns'] * 1e3) for row in rows if 'rank' in row]
+    if len(points) < 2:
+        return ''
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    slope /= sum((x - mean_x) ** 2 for x, _ in points)
+    return f'forward {mean_y - slope * mean_x:.3g} + {slope:.3g} R ps'
+
+
+FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
+    1: build_figure,
+    2: exactness_figure,
+    3: test_figure,
+    4: sanitizer_figure,
+    5: op_figure,
+    6: backbone_figure,
+    7: sweep_figure,
+}
+
+
+def summarise(results: Row) -> Row:
+    """What ``summary.json`` holds."""
+    steps = {}
+    for step, title in enumerate(TITLES, 1):
+        record = results['steps'].get(str(step), {})
+        steps[step] = dict(
+            title=title,
+            status=record.get('status', NOT_RUN),
+            reason=record.get('reason', ''),
+            **counts(record),
+            seconds=record.get('seconds', 0.0),
+            figure=FIGURES[step](record.get('rows', [])),
+        )
+    return dict(run=results.get('run', {}), device=results.get('device'), steps=steps)
+
+
+def summary_text(results: Row) -> str:
+    """What ``summary.md`` holds; the table of the steps comes last."""
+    parts = []
+    for status in ('failed', 'skipped'):
+        lines = grouped(results, status)
+        if lines:
+            parts.append(f'{status}:\n\n' + '\n'.join(lines) + '\n')
+    return '\n'.join([*parts, head_table(results), step_table(results)])
+
+
+def grouped(results: Row, status: str) -> list[str]:
+    """Rows that failed, or were skipped, with their reasons; those of one reason together."""
+    groups: dict[tuple, list[str]] = {}
+    for step in range(1, len(TITLES) + 1):
+        record = results['steps'].get(str(step), {})
+        if status == 'failed' and record.get('error'):
+            groups[step, record['error']] = ['the step itself']
+        for row in record.get('rows', []):
+            if row['status'] == status:
+                name = row.get('candidate') or row.get('model') or row.get('name') or row['item']
+                name = name.rpartition('::')[2]
+                groups.setdefault((step, row['reason']), []).append(name)
+    lines = []
+    for (step, reason), names in groups.items():
+        names = list(dict.fromkeys(names))
+        more = f' and {len(names) - 3} more' if len(names) > 4 else ''
+        shown = ', '.join(names[: 3 if more else 4])
+        lines.append(f'- step {step}: {shown}{more}: {reason}')
+    return lines
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+def replace_tables(text: str, new: str) -> str:
+    """Puts tables between the two marks of a page.
+
+    Raises:
+        ValueError: If the page has not both marks.
+    """
+    pattern = re.escape(BEGIN) + r'.*?' + re.escape(END)
+    if not re.search(pattern, text, re.DOTALL):
+        raise ValueError(f'the page has no place for the tables: {BEGIN} and {END}')
+    whole = f'{BEGIN}\n\n{new}\n{END}'
+    return re.sub(pattern, lambda _: whole, text, flags=re.DOTALL)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    add = parser.add_argument
+    add('out', nargs='?', type=Path, help='the folder of a run; without one nothing has run')
+    add('--write', type=Path, metavar='PAGE.md', help='put the tables into a page')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the tables to the standard output or into a page."""
+    args = parse_args(argv)
+    results: Row = {}
+    try:
+        if args.out is not None:
+            results = json.loads((args.out / 'results.json').read_text(encoding='utf-8'))
+        if args.write is None:
+            sys.stdout.write(tables(results))
+        else:
+            page = replace_tables(args.write.read_text(encoding='utf-8'), tables(results))
+            args.write.write_text(page, encoding='utf-8')
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f'{error}\n')
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Step 2: outputs and gradients against float64, then the same run ten times to the last bit."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import op_inputs
+import torch
+
+from gpu_steps.context import Context, Item, Row, Skip
+from mmvmamba import ops
+from mmvmamba.ops.selective_scan import scan_chunked
+
+REPEATS = 10
+BACKENDS = ('native', 'triton', 'chunked')
+#: The largest error allowed, the norm of the difference over that of the float64 result.
+TOLERANCE = {'float64': 1e-11, 'float32': 2e-5, 'float16': 2e-3, 'bfloat16': 1.6e-2}
+# op, dtype, and the arguments of the inputs: batch, size or length, channels, then by name.
+CASES = [
+    ('ss2d_scan', 'float16', (2, (56, 56), 96), dict(rank=6)),
+    ('ss2d_scan', 'bfloat16', (2, (56, 56), 96), dict(rank=6)),
+    ('ss2d_scan', 'float32', (2, (28, 28), 192), dict(rank=12)),
+    ('ss2d_scan', 'float16', (2, (14, 14), 384), dict(rank=24)),
+    ('ss2d_scan', 'bfloat16', (4, (7, 7), 768), dict(rank=48)),
+    ('ss2d_scan', 'float16', (1, (200, 334), 96), dict(rank=6)),
+    ('ss2d_scan', 'float64', (3, (13, 29), 40), dict(rank=3)),
+    ('ss2d_scan', 'float32', (1, (25, 42), 100), dict(rank=7, d_state=16)),
+    ('ss2d_scan', 'float32', (1, (1, 1), 33), dict(rank=70)),
+    ('selective_scan', 'float16', (2, 3136, 192), dict(d_state=16)),
+    ('selective_scan', 'bfloat16', (1, 1001, 68), dict(groups=2, gate=True)),
+    ('selective_scan', 'float32', (3, 130, 34), dict(d_state=5, groups=None)),
+]
+CPU_CASES = [
+    ('ss2d_scan', 'float32', (2, (9, 14), 24), dict(rank=6)),
+    ('ss2d_scan', 'bfloat16', (1, (7, 7), 40), dict(rank=3, d_state=2)),
+    ('selective_scan', 'float32', (2, 130, 10), dict(d_state=5, groups=2, gate=True)),
+]
+
+
+def items(context: Context) -> Iterator[Item]:
+    """Each case with each backend."""
+    for case in CASES if context.cuda else CPU_CASES:
+        op, dtype, *_ = case
+        for backend in BACKENDS:
+            name = f'{op} {dtype} {describe(case)}, {backend}'
+            yield name, functools.partial(check_exactness, context, case, backend)
+
+
+def describe(case: tuple) -> str:
+    """The input of a case, for a table."""
+    _, _, (batch, size, channels), options = case
+    where = 'x'.join(map(str, size)) if isinstance(size, tuple) else size
+    return ', '.join([f'{batch} x {where} x {channels}', *(f'{k} {v}' for k, v in options.items())])
+
+
+def scan_functions(op: str, backend: str) -> tuple[Callable, Callable]:
+    """An op with a backend, and the PyTorch form for the exact result.
+
+    Raises:
+        Skip: If this version does not have the backend.
+    """
+    if op == 'ss2d_scan':
+        function = ops.ss2d_scan
+        chunked = functools.partial(ops.ss2d_scan_reference, scan=scan_chunked)
+    else:
+        function = functools.partial(ops.selective_scan, delta_softplus=True)
+
+        def chunked(**inputs):
+            y, _ = ops.selective_scan_reference(**inputs, delta_softplus=True, scan=scan_chunked)
+            return y
+
+    if backend == 'chunked':
+        return chunked, chunked
+    if backend not in ops.BACKENDS:
+        raise Skip(f'this version has no {backend} backend')
+    return functools.partial(function, backend=backend), chunked
+
+
+def fill_with_nan(context: Context) -> None:
+    """Leaves NaN in the memory that the allocator hands out next: what is not written shows."""
+    if not context.cuda:
+        return
+    blocks = [torch.full((2**power,), math.nan, device='cuda') for power in range(6, 27)]
+    del blocks
+
+
+def check_exactness(context: Context, case: tuple, backend: str) -> list[Row]:
+    """Compares output and gradients with float64, then repeats the run."""
+    op, dtype, shape, options = case
+    function, exact_form = scan_functions(op, backend)
+    make = op_inputs.ss2d_inputs if op == 'ss2d_scan' else op_inputs.selective_inputs
+    torch.manual_seed(0)
+    device = torch.device(context.device)
+    inputs = make(*shape, dtype=getattr(torch, dtype), device=device, **options)
+    exact = op_inputs.run(exact_form, inputs, torch.float64)
+    fill_with_nan(context)
+    got = op_inputs.run(function, inputs)
+    row = dict(op=op, dtype=dtype, backend=backend, input=describe(case), repeats=0)
+    infinite = [name for name, value in got.items() if not value.isfinite().all()]
+    if infinite:
+        return [row | dict(status='failed', reason=f'not finite: {", ".join(infinite)}')]
+    errors = {
+        name: ((got[name].double() - want).norm() / want.norm().clamp(min=1e-30)).item()
+        for name, want in exact.items()
+    }
+    worst = max(errors, key=errors.get)
+    row |= dict(errors=errors, worst=worst, error=errors[worst], allowed=TOLERANCE[dtype])
+    if errors[worst] > TOLERANCE[dtype]:
+        reason = f'{worst}: error {errors[worst]:.2g}, allowed {TOLERANCE[dtype]:.2g}'
+        return [row | dict(status='failed', reason=reason)]
+    if backend == 'chunked':  # PyTorch's own kernels promise no order of sums
+        return [row]
+    for repeat in range(1, REPEATS + 1):
+        fill_with_nan(context)
+        again = op_inputs.run(function, inputs)
+        different = [name for name, value in got.items() if not torch.equal(again[name], value)]
+        if different:
+            reason = f'run {repeat} of {REPEATS} gave other bits: {", ".join(different)}'
+            return [row | dict(status='failed', reason=reason)]
+    return [row | dict(repeats=REPEATS)]

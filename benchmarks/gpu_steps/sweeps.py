@@ -1,0 +1,181 @@
+"""Step 7: the op alone over rank, directions, states and registers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from op_inputs import ss2d_inputs
+
+import mmvmamba
+from gpu_steps.build import build, load_setup, probe
+from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip
+from mmvmamba.analysis import measure
+from mmvmamba.ops import has_kernel, ss2d_scan
+
+PATTERNS = {
+    '1 row': (0,),
+    '1 column': (1,),
+    '2 rows': (0, 2),
+    '4 rows': (0, 0, 2, 2),
+    '4': (0, 1, 2, 3),
+}
+#: Threads that a multiprocessor must hold, which bounds the registers; the build has 512.
+THREADS = (256, 1024)
+
+
+def items(context: Context) -> Iterator[Item]:
+    """The sweeps; those that have to compile come last."""
+    for rank in (1, 6, 12, 24, 48):
+        yield f'rank {rank}', functools.partial(sweep, context, rank=rank)
+    for name, pattern in PATTERNS.items():
+        yield f'directions: {name}', functools.partial(sweep, context, pattern=pattern)
+    for d_state in (4, 16):
+        yield f'states {d_state}', functools.partial(sweep, context, d_state=d_state)
+    yield 'resources', kernel_resources
+    for threads in THREADS:
+        yield f'threads {threads}', functools.partial(sweep_threads, context, threads)
+
+
+def sweep(context: Context, **options: Any) -> list[Row]:
+    """The time of the op alone."""
+    return [dict(options) | time_scan(context.device, **options)]
+
+
+def time_scan(
+    device: str, rank: int = 6, d_state: int = 1, pattern: Sequence[int] = (0, 1, 2, 3)
+) -> Row:
+    """The op alone at the first stage of VMamba-T at 224, batch 128, in nanoseconds.
+
+    Returns:
+        dict: ``forward_ns`` and ``backward_ns`` for each element of the map and direction.
+    """
+    torch.manual_seed(0)
+    batch, size, dtype = (128, 56, torch.float16) if device == 'cuda' else (2, 14, torch.bfloat16)
+    where = torch.device(device)
+    inputs = ss2d_inputs(
+        batch, (size, size), 96, rank, dtype, where, d_state, directions=len(pattern)
+    )
+    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+    scan = functools.partial(
+        ss2d_scan, **leaves, pattern=tuple(pattern), out_dtype=torch.float32, backend='native'
+    )
+    grad = torch.randn(inputs['x'].shape, device=where)
+
+    def forward():
+        with torch.no_grad():
+            return scan()
+
+    def training():
+        return torch.autograd.grad(scan(), list(leaves.values()), grad)
+
+    seconds, rounds = (0.5, 5) if device == 'cuda' else (0.0, 1)
+    calls = dict(forward=forward, training=training)
+    times = measure.interleave(calls, where, seconds, rounds)
+    ns = {
+        name: measure.summarise(samples)['median_ms'] * 1e6 / inputs['x'].numel() / len(pattern)
+        for name, samples in times.items()
+    }
+    backward = ns['training'] - ns['forward']
+    return dict(forward_ns=round(ns['forward'], 6), backward_ns=round(backward, 6))
+
+
+def kernel_resources() -> list[Row]:
+    """Registers and memory of the compiled kernels."""
+    if not has_kernel('ss2d_scan', 'cuda'):
+        raise Skip('the extension has no CUDA kernels')
+    program = find_cuobjdump()
+    if program is None:
+        raise Skip('there is no cuobjdump; it comes with the CUDA toolkit and with triton')
+    (library,) = extension_of(Path(mmvmamba.__file__).parent)
+    return resources_of(library, program)
+
+
+def extension_of(package: Path) -> list[Path]:
+    """The extension in a package's folder for this torch."""
+    return list(package.glob(f'_C_{load_setup().build_tag(torch.__version__)}.*'))
+
+
+def find_cuobjdump() -> str | None:
+    """cuobjdump, on the PATH, in the CUDA toolkit or in triton."""
+    folders = [os.environ.get('PATH', os.defpath)]
+    home = load_setup().find_cuda_home()
+    if home is not None:
+        folders.append(f'{home}/bin')
+    with contextlib.suppress(ImportError):
+        import triton
+
+        folders.append(str(Path(triton.__file__).parent / 'backends/nvidia/bin'))
+    return shutil.which('cuobjdump', path=os.pathsep.join(folders))
+
+
+def resources_of(library: Path, cuobjdump: str) -> list[Row]:
+    """A row for each kernel of an extension.
+
+    Args:
+        library (Path): The extension.
+        cuobjdump (str): The program.
+
+    Returns:
+        list[dict]: ``kernel``, ``dtype``, ``states`` ('1' or 'many'), ``registers``, and ``stack``:
+        the bytes for what does not fit into registers.
+    """
+    command = [cuobjdump, '--dump-resource-usage', str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dtypes = {
+        'f': 'float32',
+        'd': 'float64',
+        'N3c104HalfE': 'float16',
+        'N3c108BFloat16E': 'bfloat16',
+    }
+    rows = []
+    for name, usage in re.findall(r'Function (\S+):\s+(REG:.*)', text):
+        used = {key: int(value) for key, value in re.findall(r'(\w+)(?:\[0\])?:(\d+)', usage)}
+        scan = re.search(r'(Forward|Backward)ScanI(f|d|N3c10\w+?E)Li(\d+)ELb([01])E', name)
+        combine = re.search(r'combine_kernelI([fd])E', name)
+        if scan:
+            kernel = scan[1].lower() + (' summary' if scan[4] == '1' else '')
+            row = dict(
+                kernel=kernel, dtype=dtypes[scan[2]], states='1' if scan[3] == '1' else 'many'
+            )
+        elif combine:
+            row = dict(kernel='combine', dtype=dtypes[combine[1]], states='any')
+        else:
+            continue
+        rows.append(row | dict(registers=used['REG'], stack=used['STACK']))
+    if not rows:
+        raise RuntimeError(f'cuobjdump lists no kernel of ours in {library.name}')
+    return sorted(rows, key=lambda row: (row['kernel'], row['dtype'], row['states']))
+
+
+def sweep_threads(context: Context, threads: int) -> list[Row]:
+    """The op with kernels that are compiled for another number of threads, hence of registers.
+
+    Such a build in ``build/gpu_check/threads_<number>`` is taken if it is there.
+    """
+    if not context.cuda:
+        raise Skip(NEEDS_CUDA)
+    folder = ROOT / 'build' / 'gpu_check' / f'threads_{threads}'
+    built = (folder / 'lib' / 'mmvmamba').is_dir()
+    if not built or probe(context, folder / 'lib')['problem'] is not None:
+        flags = f'-DMMVMAMBA_THREADS_PER_SM={threads}'
+        command = ['build', '--build-base', str(folder), '--build-lib', str(folder / 'lib')]
+        build(context, command, NVCC_APPEND_FLAGS=flags)
+    torch.cuda.empty_cache()
+    code = "import json; from gpu_steps import sweeps; print(json.dumps(sweeps.time_scan('cuda')))"
+    env = os.environ | dict(PYTHONPATH=str(folder / 'lib'))
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=BENCHMARKS, env=env, stdout=subprocess.PIPE, text=True,
+        check=True,
+    )  # fmt: skip
+    return [dict(threads=threads) | json.loads(done.stdout.splitlines()[-1])]

@@ -126,6 +126,8 @@ def test_command_is_understood(variables, words, monkeypatch):
     elif program == 'python' and arguments[1].startswith('mmvmamba'):
         module = ROOT / arguments[1].replace('.', '/')
         assert module.with_suffix('.py').is_file() or (module / '__main__.py').is_file()
+    elif program == 'benchmarks/gpu_check.sh':
+        assert (ROOT / program).is_file() and len(arguments) <= 1
     elif program.endswith('.sh'):
         check_shell_script(monkeypatch, program, arguments)
         known = (ROOT / 'tools/launch.sh').read_text() + (ROOT / program).read_text()

@@ -37,6 +37,10 @@ GRACE = 60
 LEAST_SECONDS = 5
 EXIT_STATUS = {'passed': 0, 'skipped': 0, 'failed': 1, 'unfinished': 3, 'not run': 3}
 
+#: A step and all that it starts end together. A session of its own, which a step gets with Python
+#: 3.10, would outlive a batch system's end of the run.
+OWN_GROUP = {'process_group': 0} if sys.version_info >= (3, 11) else {'start_new_session': True}
+
 Record = dict[str, Any]
 
 
@@ -227,7 +231,7 @@ class Check:
             stderr=subprocess.STDOUT,
             encoding='utf-8',
             errors='replace',
-            start_new_session=True,
+            **OWN_GROUP,
         )
         reader = threading.Thread(target=self.read_output, args=(child.stdout,), daemon=True)
         reader.start()
@@ -243,9 +247,7 @@ class Check:
 
     def child_environment(self) -> dict[str, str]:
         """The environment of a step: no plugins of pytest, and the package that step 1 chose."""
-        env = os.environ | dict(
-            PYTHONUNBUFFERED='1', PYTEST_DISABLE_PLUGIN_AUTOLOAD='1', MMVMAMBA_GPU_CHECK=self.device
-        )
+        env = os.environ | dict(PYTHONUNBUFFERED='1', PYTEST_DISABLE_PLUGIN_AUTOLOAD='1')
         if self.device == 'cuda':
             env['MMVMAMBA_REQUIRE_CUDA'] = '1'
         if self.environment and self.results['run']['package'] == 'source tree':
@@ -328,6 +330,7 @@ class Check:
             int: The exit status, that of the worst of the steps that were asked for.
         """
         for number in STEPS:
+            self.merge_events(number)  # of a step that was cut off
             record = self.record(number)
             record['status'], record['reason'] = self.state(number)
         self.save()

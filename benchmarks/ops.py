@@ -37,6 +37,8 @@ from mmvmamba.ops import BACKENDS, has_kernel, selective_scan, ss2d_scan_referen
 from mmvmamba.ops.selective_scan import scan_chunked
 
 CANDIDATES = ('native', 'triton', 'reference', 'composed', 'mamba_ssm', 'vmamba')
+#: Packages of others.
+PEERS = ('mamba_ssm', 'vmamba')
 #: Candidates that read the map as it is, channels last; the others copy it into sequences.
 CHANNELS_LAST = ('native', 'triton', 'reference')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / 'benchmarks'
@@ -383,6 +384,10 @@ def test_a_test_is_an_item(tmp_path):
     [
         ('memcheck', 0, '========= ERROR SUMMARY: 0 errors', 'passed'),
         ('memcheck', 255, '========= Error: Device not supported. Please refer to', 'skipped'),
+        ('memcheck', 255, '========= Error: Target application terminated before first '
+         'instrumented API call', 'skipped'),
+        ('memcheck', 255, 'Traceback (most recent call last):\n========= Error: Target application '
+         'terminated before first instrumented API call', 'failed'),
         ('memcheck', 86, '========= Invalid __global__ read of size 4 bytes\n'
          '=========     at void mmvmamba::scan_kernel<int>(int)+0x10', 'failed'),
         ('racecheck', 86, '========= Error: Race reported between Write access at void '
@@ -428,6 +433,42 @@ def test_registers_of_the_compiled_kernels(tmp_path):
         dict(kernel='combine', dtype='float32', states='any', registers=40, stack=0),
         dict(kernel='forward', dtype='float16', states='1', registers=123, stack=0),
     ]
+
+
+def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
+    op_table = load('gpu_steps.op_table')
+    cores, missing = op_table.ops.find_cores(['native', 'composed'], torch.device('cpu'))
+
+    def broken(module, x):
+        raise TypeError('an argument too many')
+
+    cores |= dict(vmamba=broken, reference=broken)
+    monkeypatch.setattr(op_table.ops, 'find_cores', lambda *_: (cores, missing))
+    op_table.find_cores.cache_clear()
+    context = load('gpu_steps.context').Context(5, gpu_steps.STEPS[5], tmp_path, 'cpu', 10)
+    args = op_table.ops.parse_args(['--seconds', '0', '--min-rounds', '1'])
+    got = op_table.compare_ops(context, args, ('32x48', 1, 0, 'fp32'))
+    op_table.find_cores.cache_clear()
+    reason = 'TypeError: an argument too many'
+    assert {row['candidate']: row.get('reason') for row in got} == {
+        'native': None, 'composed': None, 'vmamba': reason, 'reference': reason,
+    }  # fmt: skip
+    statuses = {row['candidate']: row.get('status', 'passed') for row in got}
+    # The authors' kernels are a peer; the PyTorch form is part of this package.
+    assert statuses['vmamba'] == 'skipped' and statuses['reference'] == 'failed'
+
+
+def test_a_backbone_that_fails_costs_vmamba_nothing(tmp_path, monkeypatch):
+    backbones = load('gpu_steps.backbones')
+    wrong = torch.nn.Linear(1, 1)  # takes no images
+    monkeypatch.setattr(backbones.backbone, 'build_peer', lambda *_: wrong)
+    monkeypatch.setattr(backbones.backbone, 'find_peers', lambda: 'timm')
+    context = load('gpu_steps.context').Context(6, gpu_steps.STEPS[6], tmp_path, 'cpu', 10)
+    got = backbones.compare(context, ('32', 1, 'inference', 'eager'))
+    assert [row['model'] for row in got] == ['vmamba-t', 'swin-t', 'convnext-t']
+    assert got[0]['images_per_s'] > 0
+    for row in got[1:]:
+        assert row['status'] == 'skipped' and row['reason'].startswith('RuntimeError: mat1')
 
 
 def test_bytes_that_an_op_must_move():

@@ -14,6 +14,6 @@ STEPS = {
     3: Step('tests', 'tests', limit=180, item_seconds=90),
     4: Step('sanitizers', 'sanitizers', limit=120, item_seconds=120, may_skip=True),
     5: Step('op table', 'op_table', limit=180, item_seconds=120),
-    6: Step('backbones', 'backbones', limit=210, item_seconds=200),
+    6: Step('backbones', 'backbones', limit=300, item_seconds=300),
     7: Step('sweeps', 'sweeps', limit=150, item_seconds=150),
 }

@@ -84,7 +84,7 @@ def probe(context: Context, folder: Path | None) -> Row:
     """
     env = os.environ.copy()
     if folder is not None:
-        env['PYTHONPATH'] = str(folder)
+        env['PYTHONPATH'] = os.pathsep.join([str(folder), env.get('PYTHONPATH', '')])
     digest = load_setup().source_digest()
     done = subprocess.run(
         [sys.executable, '-c', PROBE, context.device, digest],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 
 import ops
 import torch
@@ -45,17 +46,41 @@ def compare_ops(context: Context, args: argparse.Namespace, setting: tuple) -> l
     """The rows of ``ops.py`` at one stage of a network; one with a reason for who is missing."""
     size, batch, stage, precision = setting
     device = torch.device(context.device)
-    cores, missing = ops.find_cores(args.candidates, device)
+    cores, missing, failed = find_cores(device, precision)
     rows = ops.compare(args, device, cores, measure.parse_size(size), batch, stage, precision)
-    for name in set(cores) - {row['candidate'] for row in rows}:
-        missing[name] = 'too large for it'
-    if 'native' in missing:
-        raise RuntimeError(f'the native op was not measured: {missing["native"]}')
     for row in rows:
         row.update(least_bytes(row))
-    return rows + [
-        dict(candidate=name, status='skipped', reason=reason) for name, reason in missing.items()
-    ]
+    for name in set(cores) - {row['candidate'] for row in rows}:
+        (failed if name == 'native' else missing)[name] = 'too large for it'
+    for status, reasons in (('skipped', missing), ('failed', failed)):
+        rows += [dict(candidate=n, status=status, reason=reason) for n, reason in reasons.items()]
+    return rows
+
+
+@functools.cache
+def find_cores(
+    device: torch.device, precision: str
+) -> tuple[dict[str, Callable], dict[str, str], dict[str, str]]:
+    """The candidates that can be imported and run, tried at a small size.
+
+    Returns:
+        tuple[dict, dict, dict]: The candidates by name, the reasons why others are left out, and
+        those why candidates of this package failed.
+    """
+    cores, missing = ops.find_cores(ops.CANDIDATES, device)
+    failed = {}
+    for name, core in list(cores.items()):
+        try:
+            module, x = ops.build_inputs(96, 'tiny', (8, 12), 2, device)
+            value = x if name in ops.CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
+            for call in ops.make_calls(core, module, value, precision):
+                call()
+        except Exception as error:  # whatever a peer raises, ours is still to be measured
+            traceback.print_exc()
+            reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+            (missing if name in ops.PEERS else failed)[name] = reason
+            del cores[name]
+    return cores, missing, failed
 
 
 def least_bytes(row: Row) -> Row:

@@ -55,7 +55,7 @@ def sanitize(context: Context, tool: str) -> list[Row]:
     if program is None:
         raise Skip('compute-sanitizer is not installed; it comes with the CUDA toolkit')
     command = [program, '--tool', tool, '--error-exitcode', str(SANITIZER_STATUS)]
-    command += ['--target-processes', 'application-only', '--show-backtrace', 'device']
+    command += ['--show-backtrace', 'device']
     if tool == 'memcheck':
         # Room between allocations, so that an overrun does not end in the next one. PyTorch asks
         # the driver for things that may not exist and handles that itself.
@@ -82,6 +82,9 @@ def judge_sanitizer(tool: str, status: int, output: str) -> Row:
         output (str): All that it and the script wrote.
     """
     refused = re.search(r'Device not supported|is not supported on this device', output)
+    if 'Traceback' not in output:  # else it was the script that ended early
+        early = 'Target application terminated before first instrumented API call'
+        refused = refused or re.search(early, output)
     if refused:
         return dict(status='skipped', reason=f'compute-sanitizer: {refused[0]}')
     # A report names the kernel: "at void mmvmamba::scan_kernel<...>(...)+0x4d0".

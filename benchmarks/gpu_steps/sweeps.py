@@ -178,4 +178,11 @@ def sweep_threads(context: Context, threads: int) -> list[Row]:
         [sys.executable, '-c', code], cwd=BENCHMARKS, env=env, stdout=subprocess.PIPE, text=True,
         check=True,
     )  # fmt: skip
-    return [dict(threads=threads) | json.loads(done.stdout.splitlines()[-1])]
+    row = dict(threads=threads) | json.loads(done.stdout.splitlines()[-1])
+    program = find_cuobjdump()
+    if program is not None:
+        (library,) = extension_of(folder / 'lib' / 'mmvmamba')
+        for kernel in resources_of(library, program):
+            if (kernel['dtype'], kernel['states']) == ('float16', '1'):
+                row[f'registers_{kernel["kernel"].replace(" ", "_")}'] = kernel['registers']
+    return [row]

@@ -6,8 +6,8 @@
 #include "scan_args.h"
 #include "shared_memory.h"
 
-// The least threads that a multiprocessor must hold: 512 leave 128 registers to each. Another number
-// is for measurements alone (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).
+// The least threads that a multiprocessor must hold: 512 leave 128 registers to each. Another
+// number is for measurements alone (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).
 #ifndef MMVMAMBA_THREADS_PER_SM
 #define MMVMAMBA_THREADS_PER_SM 512
 #endif
@@ -30,9 +30,8 @@ template <class Scan>
 constexpr int kThreads = kMaxLanes * Scan::kWalkers;
 
 template <class Scan>
-constexpr int kBlocks = MMVMAMBA_THREADS_PER_SM > kThreads<Scan>
-                            ? MMVMAMBA_THREADS_PER_SM / kThreads<Scan>
-                            : 1;
+constexpr int kBlocks =
+    MMVMAMBA_THREADS_PER_SM > kThreads<Scan> ? MMVMAMBA_THREADS_PER_SM / kThreads<Scan> : 1;
 
 template <class Scan>
 __global__ void __launch_bounds__(kThreads<Scan>, kBlocks<Scan>)

@@ -5,7 +5,7 @@
 #   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
-#   make gpu-check  all that only a GPU can show, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
+#   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
 #   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
 #   make setup     the set-up alone          make clean      remove builds and caches, keep .venv*
@@ -25,7 +25,7 @@ CHAOS_SEED ?= 0
 WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
 DOCS_DIR ?= build/docs
-OUT ?= work_dirs/gpu_check
+OUT ?=
 MINUTES ?= 8
 STEPS ?= 1-7
 export MAX_JOBS
@@ -122,11 +122,11 @@ sanitize: $(STAMPS)/package $(STAMPS)/test
 		"import sys; del sys.path[0]; import mmvmamba as m; assert '$(SANITIZE_DIR)' in m.__file__, m"
 	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
 
-# Sets nothing up: a rented machine has torch, and no time. Python is that of $(VENV) where it is there.
+# Installs nothing. Uses the Python of $(VENV) if it exists.
 gpu-check:
-	DEVICE=$(if $(filter file,$(origin DEVICE)),cuda,$(DEVICE)) MINUTES=$(MINUTES) STEPS=$(STEPS) \
-		PYTHON=$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
-		bash benchmarks/gpu_check.sh $(OUT)
+	DEVICE="$(if $(filter file,$(origin DEVICE)),cuda,$(DEVICE))" MINUTES="$(MINUTES)" STEPS="$(STEPS)" \
+		PYTHON="$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON))" \
+		bash benchmarks/gpu_check.sh "$(OUT)"
 
 sanitize-cuda:
 	$(MAKE) gpu-check STEPS=4

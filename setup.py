@@ -167,7 +167,7 @@ def find_sources(with_cuda):
 
 
 def source_digest():
-    """Return a digest of all that the extension is compiled from."""
+    """Return a hash of the extension's sources."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / 'csrc').rglob('*')):
         if path.suffix in ('.cpp', '.h', '.cu', '.cuh'):

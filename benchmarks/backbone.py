@@ -1,7 +1,7 @@
 """Speed and memory of VMamba beside Swin, ConvNeXt and DeiT.
 
 Each model returns the normalised features of its last stage. Inference runs without gradients;
-a training step is forward, the sum of the outputs and backward, without an optimizer. AMP is
+a training step is forward, and backward from random gradients, without an optimizer. AMP is
 bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
 The others are mmpretrain's, or else timm's or torchvision's: the first of the three that can be
 imported, or the one that ``--peers`` names.
@@ -19,6 +19,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import sys
@@ -71,7 +72,7 @@ def build_vmamba(scale: str, core: bool = True) -> nn.Module:
 
 
 def build_peer(family: str, scale: str, size: tuple[int, int], source: str) -> nn.Module:
-    """A peer's backbone up to the normalised map of its last stage.
+    """Build a peer's backbone up to the normalised map of its last stage.
 
     Args:
         family (str): 'swin', 'convnext' or 'deit'.
@@ -91,7 +92,7 @@ def build_peer(family: str, scale: str, size: tuple[int, int], source: str) -> n
 def build_mmpretrain(
     family: str, scale: str, size: tuple[int, int], drop_path_rate: float
 ) -> nn.Module:
-    """A backbone of mmpretrain."""
+    """Build a backbone of mmpretrain."""
     from mmpretrain.models.backbones import ConvNeXt, SwinTransformer, VisionTransformer
 
     if family == 'deit':
@@ -116,7 +117,7 @@ class TimmFeatures(nn.Module):
 
 
 def build_timm(family: str, scale: str, size: tuple[int, int], drop_path_rate: float) -> nn.Module:
-    """A backbone of timm."""
+    """Build a backbone of timm."""
     import timm
 
     names = {
@@ -132,13 +133,16 @@ def build_timm(family: str, scale: str, size: tuple[int, int], drop_path_rate: f
 def build_torchvision(
     family: str, scale: str, size: tuple[int, int], drop_path_rate: float
 ) -> nn.Module:
-    """A backbone of torchvision, channels last at its end for Swin, first for ConvNeXt."""
+    """Build a backbone of torchvision, whose Swin ends channels last."""
     import torchvision
 
     if family == 'deit':
         raise ValueError('torchvision has no DeiT')
-    name = f'swin_{scale[0]}' if family == 'swin' else f'convnext_{scale}'
-    model = getattr(torchvision.models, name)(weights=None, stochastic_depth_prob=drop_path_rate)
+    if family == 'swin':  # its drop path rates are those of DROP_PATH
+        model = getattr(torchvision.models, f'swin_{scale[0]}')(weights=None)
+    else:
+        build = getattr(torchvision.models, f'convnext_{scale}')
+        model = build(weights=None, stochastic_depth_prob=drop_path_rate)
     norm = model.norm if family == 'swin' else model.classifier[0]
     return nn.Sequential(model.features, norm)
 
@@ -147,14 +151,17 @@ PEERS = {'mmpretrain': build_mmpretrain, 'timm': build_timm, 'torchvision': buil
 
 
 def find_peers() -> str | None:
-    """The first package of :data:`PEERS` that can be imported, or None."""
-    for name in PEERS:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a package built for another torch raises
-            logger.debug('%s cannot be imported: %s', name, error)
-        else:
-            return name
+    """Find the first package of :data:`PEERS` that can be imported."""
+    return next((name for name in PEERS if import_error(name) is None), None)
+
+
+@functools.cache
+def import_error(name: str) -> str | None:
+    """Return the reason why a package cannot be imported, or None if it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a package built for another torch may raise anything
+        return f'{type(error).__name__}: {error}'
     return None
 
 
@@ -166,7 +173,7 @@ def model_names() -> list[str]:
 
 
 def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Module:
-    """A model by the name that ``--models`` takes.
+    """Build a model by the name that ``--models`` takes.
 
     Raises:
         ImportError: If its package is not installed.
@@ -176,14 +183,14 @@ def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Modul
     if family == 'vmamba':
         return build_vmamba(scale, core=not rest)
     if peers is None:
-        raise ImportError(f'none of {", ".join(PEERS)} can be imported')
+        raise ImportError('; '.join(f'{name}: {import_error(name)}' for name in PEERS))
     return build_peer(family, scale, size, peers)
 
 
 def build_models(
     names: Sequence[str], size: tuple[int, int], peers: str | None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Builds the models that can be built here.
+    """Build the models that can be built here.
 
     Returns:
         tuple[dict, dict]: The models by name, and the reason for each that is left out.
@@ -311,7 +318,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--modes', nargs='+', choices=('inference', 'train'))
     add('--precisions', nargs='+', choices=('fp32', 'amp'))
     add('--runs', nargs='+', choices=('eager', 'compiled'))
-    add('--peers', choices=PEERS, help='whose Swin, ConvNeXt and DeiT; by default the first found')
+    add('--peers', choices=PEERS, help='package of the peers; defaults to the first installed')
     add('--channels-last', action='store_true', help='weights and images in channels-last memory')
     add('--tf32', action='store_true', help='TF32 in float32 products and convolutions on a GPU')
     add('--baseline', default=BASELINE, choices=names, metavar='MODEL', help='what ratios refer to')
@@ -343,7 +350,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Sets whether products and convolutions in float32 may use TF32."""
+    """Allow or forbid TF32 in float32 products and convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 

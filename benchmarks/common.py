@@ -45,7 +45,7 @@ def base_parser(description: str, seconds: float) -> argparse.ArgumentParser:
         '--min-rounds',
         type=int,
         default=5,
-        help='the least rounds of a comparison',
+        help='minimum rounds per comparison',
     )
     return parser
 

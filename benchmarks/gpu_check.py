@@ -1,12 +1,11 @@
-"""Runs the steps of ``gpu_steps`` within a number of minutes and sums them up.
+"""Run the GPU check's steps within a time limit and summarize them.
 
 Each step is a process of its own, so that a crash, a hang or an illegal memory access ends one item
 of one step and nothing else. The process writes each result to a file as soon as it has it. A run
-that is cut off loses the item in progress; a later run with the same folder skips what is done,
-does what is left and then tries again what failed. Results of another GPU, another torch or other
-sources are not kept.
+that is interrupted loses the item in progress; a later run with the same folder runs what is left
+and then retries what failed. Results from another GPU, PyTorch or source tree are discarded.
 
-This file needs Python alone. `benchmarks/gpu_check.sh` is the command.
+Requires only the standard library. ``benchmarks/gpu_check.sh`` is the command.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,44 +32,42 @@ import gpu_report
 from gpu_steps import RESTART, STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
-#: How long (seconds) an item may go on after its step's limit.
+#: How long (seconds) an item may exceed its step's limit.
 GRACE = 60
-#: A step is not begun with less time (seconds) than this left.
-LEAST_SECONDS = 5
+#: A step needs more time than this (seconds) to be started.
+LEAST_SECONDS = 20
 EXIT_STATUS = {'passed': 0, 'skipped': 0, 'failed': 1, 'unfinished': 3, 'not run': 3}
-
-#: A step and all that it starts end together. A session of its own, which a step gets with Python
-#: 3.10, would outlive a batch system's end of the run.
+#: Each step is in its own process group, so that its children can be killed with it. Before Python
+#: 3.11 that needs a session of its own.
 OWN_GROUP = {'process_group': 0} if sys.version_info >= (3, 11) else {'start_new_session': True}
 
 Record = dict[str, Any]
 
 
-def package_digest() -> str:
-    """A digest of all that the results of a step depend on: the kernels and the package."""
+def source_digest(number: int) -> str:
+    """Hash the sources that the results of a step depend on."""
+    step = STEPS[number]
+    patterns = ('csrc/**/*', 'mmvmamba/**/*.py', f'benchmarks/gpu_steps/{step.module}.py')
     digest = hashlib.sha256()
-    files = [path for path in (ROOT / 'csrc').rglob('*') if path.is_file()]
-    files += [
-        path
-        for path in (ROOT / 'mmvmamba').rglob('*.py')
-        if '.mim' not in path.parts and not path.name.startswith('_build_info')
-    ]
-    for path in sorted(files):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    for path in sorted({path for p in (*patterns, *step.files) for path in ROOT.glob(p)}):
+        name = path.relative_to(ROOT).as_posix()
+        if path.is_file() and '/.mim/' not in name and '/_build_info' not in name:
+            digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def new_record(number: int) -> Record:
-    """A step that has not run."""
-    return dict(title=STEPS[number].title, status='not run', seconds=0.0, plan=[], done=[], rows=[])
+    """Return the record of a step that has not run."""
+    record = dict(title=STEPS[number].title, status='not run', reason='', seconds=0.0)
+    return record | dict(plan=[], done=[], interrupted=[], retry=[], rows=[])
 
 
 @dataclasses.dataclass
-class Ending:
+class Exit:
     """How the process of a step ended."""
 
-    status: int  # its exit status, or the negative number of a signal
-    killed: str | None  # the reason, where it was killed for the time it took
+    status: int  # the exit status, or the negative number of a signal
+    limit: str | None  # the time limit that killed it, 'run' or 'step', if any
 
 
 class Check:
@@ -77,12 +76,13 @@ class Check:
     Args:
         out (Path): The folder.
         device (str): 'cuda' or 'cpu'.
-        minutes (float): How long the run may take.
+        minutes (float): Time limit of the run.
         command (Sequence[str]): What runs a step, in this file's folder. Defaults to the module
             ``gpu_steps``.
 
     Raises:
-        ValueError: If the folder holds results of another device.
+        OSError: If the folder cannot be written.
+        ValueError: If the folder is in use, or holds results of another device or damaged ones.
     """
 
     def __init__(
@@ -94,20 +94,39 @@ class Check:
     ):
         self.out, self.device, self.command = out, device, command
         self.deadline = time.monotonic() + 60 * minutes
-        self.environment: Record | None = None
         self.child: subprocess.Popen | None = None
+        self.last_line = ''
         out.mkdir(parents=True, exist_ok=True)
-        self.results: Record = dict(benchmark='gpu_check', device=device, run={}, steps={})
-        if (out / 'results.json').exists():
-            self.results = json.loads((out / 'results.json').read_text(encoding='utf-8'))
-            if self.results['device'] != device:
-                raise ValueError(
-                    f'{out} holds results of DEVICE={self.results["device"]}, not of {device}: '
-                    'choose another folder'
-                )
+        self.log_file = open(out / 'log.txt', 'a', encoding='utf-8', errors='replace')  # noqa: SIM115
+        try:
+            fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another run is writing to {out}') from None
+        self.results = self.load()
         for number in STEPS:
             self.results['steps'].setdefault(str(number), new_record(number))
             self.merge_events(number)  # of a run that was killed
+
+    def load(self) -> Record:
+        """Load the results of earlier runs, if there are any."""
+        path = self.out / 'results.json'
+        if not path.exists():
+            return dict(benchmark='gpu_check', device=self.device, run={}, steps={})
+        try:
+            results = json.loads(path.read_text(encoding='utf-8'))
+            device, steps = results['device'], results['steps']
+            if not all(new_record(int(n)).keys() <= record.keys() for n, record in steps.items()):
+                raise ValueError('an incomplete step')
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path} is not a results file ({error!r}): remove it or choose another folder'
+            ) from None
+        if device != self.device:
+            raise ValueError(
+                f'{self.out} holds results of DEVICE={device}, not of {self.device}: '
+                'choose another folder'
+            )
+        return results
 
     @property
     def left(self) -> float:
@@ -115,118 +134,135 @@ class Check:
         return self.deadline - time.monotonic()
 
     def record(self, number: int) -> Record:
-        """The results of a step."""
+        """Return the results of a step."""
         return self.results['steps'][str(number)]
 
     def save(self) -> None:
-        """Writes ``results.json``, whole or not at all."""
+        """Write ``results.json`` atomically."""
         temporary = self.out / 'results.json.new'
         temporary.write_text(json.dumps(self.results, indent=1) + '\n', encoding='utf-8')
         temporary.replace(self.out / 'results.json')
 
     def log(self, text: str) -> None:
-        """Appends to ``log.txt`` and to the standard output."""
-        with open(self.out / 'log.txt', 'a', encoding='utf-8', errors='replace') as file:
+        """Write to ``log.txt`` and to the standard output."""
+        for file in (self.log_file, sys.stdout):
             file.write(text)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+            file.flush()
 
     # ---- the order of the steps ------------------------------------------------------------------
 
     def run(self, numbers: Sequence[int]) -> None:
-        """Runs steps until all are done or the time is up."""
+        """Run steps until all are done or the time limit is reached."""
         self.log(f'=== gpu_check on {self.device}, {self.left / 60:.1f} minutes, {now()}\n')
-        # It takes seconds where the extension is built, and says on which GPU this run is.
+        # Takes seconds if the extension is built, and tells which GPU this run is on.
         self.results['steps']['1'] = new_record(1)
         self.run_step(1)
+        machine = next((row for row in self.record(1)['rows'] if 'run' in row), None)
+        if machine is not None:
+            self.results['run'] = machine['run']
         if self.record(1)['status'] != 'passed':
+            self.log('=== no other step can run; their results are of earlier runs\n')
             return
-        self.set_environment()
+        self.discard_others(machine)
         for number in self.order([number for number in numbers if number != 1]):
             if self.left < LEAST_SECONDS:
-                self.log('=== the time is up\n')
+                self.log('=== time limit reached\n')
                 return
             self.run_step(number)
 
-    def set_environment(self) -> None:
-        """Takes what the results depend on from step 1, and forgets the results of other ones."""
-        rows = {row['item']: row for row in self.record(1)['rows']}
-        machine = rows['machine']
-        self.results['run'] = machine['run'] | dict(package=rows['extension']['package'])
-        keys = ('gpu', 'cpu', 'torch')
-        self.environment = {key: machine[key] for key in keys} | dict(sources=package_digest())
+    def discard_others(self, machine: Record) -> None:
+        """Discard the results of another machine, PyTorch or source tree; keep a copy."""
+        # Machines with the same GPU may have different CPUs.
+        keys = ('gpu', 'torch') if self.device == 'cuda' else ('cpu', 'torch')
+        copied = False
         for number in STEPS:
+            environment = {key: machine[key] for key in keys} | dict(sources=source_digest(number))
             record = self.record(number)
-            if number == 1 or record.get('environment') in (None, self.environment):
-                record['environment'] = self.environment
-            else:
-                self.log(f'=== step {number}: dropped, from another GPU, torch or source\n')
-                self.results['steps'][str(number)] = new_record(number)
+            if number != 1 and record['plan'] and record.get('environment') != environment:
+                if not copied:
+                    copy = self.out / f'results-{now().replace(":", "")}.json'
+                    shutil.copy(self.out / 'results.json', copy)
+                    self.log(f'=== {copy.name}: results of another GPU, PyTorch or source tree\n')
+                copied = True
+                record = self.results['steps'][str(number)] = new_record(number)
+            record['environment'] = environment
 
     def order(self, numbers: Sequence[int]) -> list[int]:
-        """Steps with something left, in their order, then those that failed."""
-        states = {number: self.state(number)[0] for number in numbers}
-        waiting = [n for n in numbers if states[n] in ('not run', 'unfinished')]
-        return waiting + [n for n in numbers if states[n] == 'failed']
+        """Order steps: those with items that have not run, then those with failed ones."""
+        waiting = [number for number in numbers if self.pending(number) != 0]
+        # An item that does not fit into a run must not keep the other steps from running.
+        waiting.sort(key=lambda number: self.pending(number, fresh=True) == 0)
+        failed = [number for number in numbers if self.state(number)[0] == 'failed']
+        return list(dict.fromkeys(waiting + failed))
+
+    def pending(self, number: int, fresh: bool = False) -> int | None:
+        """Count the items of a step that are left; None if they are not known yet.
+
+        Args:
+            number (int): The step.
+            fresh (bool): Leave out those that a run's time limit interrupted. Defaults to False.
+        """
+        record = self.record(number)
+        if not record['plan']:
+            return None
+        left = set(record['plan']) - set(record['done'])
+        return len(left - set(record['interrupted']) if fresh else left)
 
     def state(self, number: int) -> tuple[str, str]:
-        """The status of a step and the reason for it."""
+        """Return the status of a step and the reason for it."""
         record = self.record(number)
         count = {
             status: sum(row['status'] == status for row in record['rows'])
             for status in ('passed', 'failed', 'skipped')
         }
-        pending = len(set(record['plan']) - set(record['done']))
+        pending = self.pending(number)
         if count['failed'] or record.get('error'):
             return 'failed', record.get('error') or f'{count["failed"]} failed'
-        if not record['plan']:
+        if pending is None:
             return 'not run', ''
         if pending:
             return 'unfinished', f'{pending} of {len(record["plan"])} left'
         if count['passed']:
             return 'passed', ''
         if self.device == 'cuda' and not STEPS[number].may_skip:
-            return 'failed', f'nothing ran: all {count["skipped"]} were skipped'
-        return 'skipped', 'all were skipped'
+            return 'failed', f'nothing ran: all {count["skipped"]} items were skipped'
+        return 'skipped', ''
 
     # ---- a step ----------------------------------------------------------------------------------
 
     def run_step(self, number: int) -> None:
-        """Runs the items of a step that are not done, in one process after the other."""
+        """Run the items of a step that are left, then those that failed before."""
         step, record = STEPS[number], self.record(number)
         self.log(f'\n=== step {number}: {step.title}\n')
         failed = {row['item'] for row in record['rows'] if row['status'] == 'failed'}
-        record['rows'] = [row for row in record['rows'] if row['item'] not in failed]
-        record['done'] = [item for item in record['done'] if item not in failed]
+        record['retry'] = sorted(failed)
         record.pop('error', None)
-        record['environment'] = self.environment
         self.save()
         begin = time.monotonic()
-        again = True
-        while again:
+        restart = True
+        while restart:
             spent = time.monotonic() - begin
-            ending = self.run_child(number, step.limit - spent)
-            again = self.merge_events(number, ending)
+            restart = self.merge_events(number, self.run_child(number, step.limit - spent))
         record['seconds'] = round(record['seconds'] + time.monotonic() - begin, 1)
         record['status'], record['reason'] = self.state(number)
         self.save()
         self.log(f'=== step {number}: {record["status"]} {record["reason"]}\n')
 
-    def run_child(self, number: int, seconds: float) -> Ending:
-        """Runs the process of a step; its output goes to the log.
+    def run_child(self, number: int, seconds: float) -> Exit:
+        """Run the process of a step; its output goes to the log.
 
         Args:
             number (int): The step.
             seconds (float): What is left of the step's limit.
         """
         command = [*self.command, str(number), '--out', str(self.out)]
-        command += ['--device', self.device, '--seconds', str(min(seconds, self.left))]
-        run_is_shorter = self.left < seconds + GRACE
-        limit = self.left if run_is_shorter else seconds + GRACE
+        command += ['--device', self.device, '--seconds', f'{min(seconds, self.left):.3f}']
+        limit = 'run' if self.left < seconds + GRACE else 'step'
         self.child = child = subprocess.Popen(
             command,
             cwd=ROOT / 'benchmarks',
-            env=self.child_environment(),
+            env=self.child_environment(number),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding='utf-8',
@@ -235,55 +271,58 @@ class Check:
         )
         reader = threading.Thread(target=self.read_output, args=(child.stdout,), daemon=True)
         reader.start()
-        killed = None
         try:
-            child.wait(limit)
+            child.wait(self.left if limit == 'run' else seconds + GRACE)
+            limit = None
         except subprocess.TimeoutExpired:
-            killed = 'run' if run_is_shorter else 'step'
+            pass
         finally:
             self.end_child()
         reader.join(5)
-        return Ending(child.returncode, killed)
+        return Exit(child.returncode, limit)
 
-    def child_environment(self) -> dict[str, str]:
-        """The environment of a step: no plugins of pytest, and the package that step 1 chose."""
-        env = os.environ | dict(PYTHONUNBUFFERED='1', PYTEST_DISABLE_PLUGIN_AUTOLOAD='1')
-        if self.device == 'cuda':
-            env['MMVMAMBA_REQUIRE_CUDA'] = '1'
-        if self.environment and self.results['run']['package'] == 'source tree':
-            paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-            env['PYTHONPATH'] = os.pathsep.join(paths)
+    def child_environment(self, number: int) -> dict[str, str]:
+        """Return the environment of a step: this source tree, and no plugins for pytest."""
+        paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+        env = os.environ | dict(
+            PYTHONUNBUFFERED='1',
+            PYTHONPATH=os.pathsep.join(paths),
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD='1',
+            MMVMAMBA_REQUIRE_CUDA='1' if self.device == 'cuda' else '0',
+        )
+        if STEPS[number].threads:
+            env |= dict(OMP_NUM_THREADS=str(STEPS[number].threads), OMP_WAIT_POLICY='passive')
         return env
 
     def read_output(self, stream) -> None:
-        """Copies a process's output to the log, line by line."""
+        """Copy a process's output to the log, line by line."""
         for line in stream:
             self.log(line)
+            self.last_line = line.strip() or self.last_line
 
     def end_child(self) -> None:
-        """Ends the process of a step, if there is one, with all that it started."""
+        """End the process of a step, if there is one, and its children."""
         child, self.child = self.child, None
         if child is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 30)):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, sign)
+                os.killpg(child.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(5)
-                return
+                child.wait(seconds)
 
-    def merge_events(self, number: int, ending: Ending | None = None) -> bool:
-        """Moves what a step's process wrote into the results.
+    def merge_events(self, number: int, ended: Exit | None = None) -> bool:
+        """Move what a step's process wrote into the results.
 
-        An item that was in progress when its process died has failed, unless the run's time was up.
+        An item that was in progress when its process died has failed, unless the run's time limit
+        was reached.
 
         Args:
             number (int): The step.
-            ending (Ending, optional): How the process ended. Defaults to None: not known, as the
-                run itself was killed.
+            ended (Exit, optional): How the process ended. Defaults to None, not known.
 
         Returns:
-            bool: Whether the step's process must be started again for the items that are left.
+            bool: Whether the step's process must be restarted for the items that are left.
         """
         path, record = self.out / f'step{number}.jsonl', self.record(number)
         rows, current, began = [], None, 0.0
@@ -295,58 +334,66 @@ class Check:
             elif 'row' in event:
                 rows.append(event['row'])
             elif 'end' in event:
-                record['done'].append(current)
-                record['rows'] += rows
+                finish_item(record, current, rows)
                 current = None
         path.unlink(missing_ok=True)
-        again = False
-        if ending is not None and ending.killed != 'run' and ending.status != 0:
-            again = ending.killed is None and (current is not None or ending.status == RESTART)
-            reason = self.why_ended(number, ending, time.time() - began if current else None)
+        restart = False
+        if ended is not None and ended.limit != 'run' and ended.status != 0:
+            restart = ended.limit is None and (current is not None or ended.status == RESTART)
+            reason = describe_exit(number, ended, time.time() - began if current else 0.0)
             if current is not None:
-                record['done'].append(current)
-                record['rows'].append(dict(item=current, status='failed', reason=reason))
-            elif ending.status != RESTART:
-                record['error'] = reason
+                finish_item(record, current, [dict(item=current, status='failed', reason=reason)])
+            elif ended.status != RESTART:
+                record['error'] = f'{reason}: {self.last_line}'[:300]
+        elif current is not None and current not in record['done'] + record['interrupted']:
+            record['interrupted'].append(current)
         self.save()
-        return again
-
-    def why_ended(self, number: int, ending: Ending, seconds: float | None) -> str:
-        """Why a process that did not end by itself did so, in words."""
-        if ending.killed == 'step':
-            return "was not done within the step's limit"
-        if seconds is not None and seconds >= STEPS[number].item_seconds:
-            return f'took longer than {STEPS[number].item_seconds} s'
-        if ending.status < 0:
-            return f'the process ended by {signal.Signals(-ending.status).name}, see log.txt'
-        return f'the process ended with status {ending.status}, see log.txt'
+        return restart
 
     # ---- the end ---------------------------------------------------------------------------------
 
     def summarise(self, numbers: Sequence[int]) -> int:
-        """Writes ``summary.json`` and ``summary.md``, and the latter to the standard output.
+        """Write ``summary.json`` and ``summary.md``, and print the latter.
 
         Returns:
             int: The exit status, that of the worst of the steps that were asked for.
         """
         for number in STEPS:
-            self.merge_events(number)  # of a step that was cut off
+            self.merge_events(number)  # of a step that was interrupted
             record = self.record(number)
             record['status'], record['reason'] = self.state(number)
         self.save()
-        summary = gpu_report.summarise(self.results)
         text = gpu_report.summary_text(self.results)
-        (self.out / 'summary.json').write_text(
-            json.dumps(summary, indent=1) + '\n', encoding='utf-8'
-        )
+        summary = json.dumps(gpu_report.summarise(self.results), indent=1)
+        (self.out / 'summary.json').write_text(summary + '\n', encoding='utf-8')
         (self.out / 'summary.md').write_text(text, encoding='utf-8')
-        self.log('\n' + text)
         statuses = {EXIT_STATUS[self.record(number)['status']] for number in numbers}
+        left = 3 in statuses or any(self.pending(number) for number in numbers)
+        self.log('\nThe same command goes on.\n' if left else '\nNothing is left to run.\n')
+        self.log('\n' + text)
         return 1 if 1 in statuses else max(statuses)
 
 
+def finish_item(record: Record, item: str, rows: Sequence[Record]) -> None:
+    """Replace the rows of an item."""
+    record['rows'] = [row for row in record['rows'] if row['item'] != item] + list(rows)
+    record['done'] = [name for name in record['done'] if name != item] + [item]
+    record['retry'] = [name for name in record['retry'] if name != item]
+
+
+def describe_exit(number: int, ended: Exit, seconds: float) -> str:
+    """Describe why the process of a step ended during an item that had run for some seconds."""
+    if ended.limit == 'step':
+        return "exceeded the step's time limit"
+    if seconds >= STEPS[number].item_seconds:
+        return f'took longer than {STEPS[number].item_seconds} s'
+    if ended.status < 0:
+        return f'the process was killed by {signal.Signals(-ended.status).name}, see log.txt'
+    return f'the process ended with status {ended.status}, see log.txt'
+
+
 def read_events(path: Path) -> list[Record]:
-    """What a step's process wrote; a last line that was cut off is left out."""
+    """Read what a step's process wrote, except for a truncated last line."""
     events = []
     if path.exists():
         for line in path.read_text(encoding='utf-8').splitlines():
@@ -356,7 +403,7 @@ def read_events(path: Path) -> list[Record]:
 
 
 def now() -> str:
-    """Date and time (UTC)."""
+    """Return date and time (UTC)."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
 
 
@@ -364,14 +411,15 @@ def now() -> str:
 
 
 def parse_steps(text: str) -> list[int]:
-    """'1-3,7' -> [1, 2, 3, 7]; step 1 is always one of them."""
+    """Parse '3,5-6' to [1, 3, 5, 6]; step 1 always runs."""
     numbers = {1}
     for part in text.split(','):
-        first, _, last = part.partition('-')
+        first, dash, last = part.partition('-')
         try:
-            numbers.update(range(int(first), int(last or first) + 1))
+            steps = range(int(first), int(last if dash else first) + 1)
         except ValueError:
-            numbers.add(0)
+            steps = ()
+        numbers.update(steps or [0])
     if not numbers <= set(STEPS):
         raise argparse.ArgumentTypeError(
             f'steps are numbers from 1 to {max(STEPS)}, such as 1-7 or 3,5-6, but got {text!r}'
@@ -380,7 +428,7 @@ def parse_steps(text: str) -> list[int]:
 
 
 def parse_minutes(text: str) -> float:
-    """A positive number."""
+    """Parse a positive number."""
     try:
         minutes = float(text)
     except ValueError:
@@ -391,32 +439,39 @@ def parse_minutes(text: str) -> float:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
     add('--out', type=Path, required=True, help='the folder of the results')
-    add('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu: a rehearsal, small sizes')
-    add('--minutes', type=parse_minutes, default=8.0, help='how long the run may take')
+    add(
+        '--device',
+        choices=('cuda', 'cpu'),
+        default='cuda',
+        help='cpu: small sizes, without the CUDA kernels',
+    )
+    add('--minutes', type=parse_minutes, default=8.0, help='time limit of the run')
     add('--steps', type=parse_steps, default='1-7', help='which steps, such as 1-7 or 3,5-6')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the check and returns its exit status."""
+    """Run the check and return its exit status."""
     args = parse_args(argv)
     try:
         check = Check(args.out.resolve(), args.device, args.minutes)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f'{error}\n')
         return 2
 
     def stop(number: int, frame: Any) -> None:
+        check.log(f'=== interrupted by {signal.Signals(number).name}\n')
         raise SystemExit(128 + number)
 
-    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(sign, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup
+            signal.signal(number, stop)
     try:
         check.run(args.steps)
     finally:

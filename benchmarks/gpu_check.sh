@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Builds, tests and measures on a GPU: the seven steps of benchmarks/gpu_steps, one after the other.
+# Build, test and benchmark on a GPU: the seven steps of benchmarks/gpu_steps, one after the other.
 #
 # usage: [DEVICE=cuda] [MINUTES=8] [STEPS=1-7] [PYTHON=python3] bash benchmarks/gpu_check.sh [OUT]
 #
-# Needs torch, triton, NumPy, pytest and, to build the kernels, nvcc and ninja; no network and no
-# OpenMMLab. A run stops after MINUTES; a later one with the same OUT does what is left. OUT gets
-# results.json, log.txt, summary.md and summary.json. Exit status: 0 passed, 1 failed, 3 unfinished.
+# Needs torch, triton, NumPy, pytest and, to build the kernels, a C++ compiler, nvcc and ninja; no
+# network and no OpenMMLab. A run stops after MINUTES; a later one with the same OUT resumes it. OUT,
+# by default work_dirs/gpu_check (on a CPU work_dirs/gpu_check_cpu), gets results.json, log.txt,
+# summary.md and summary.json. Exit status: 0 passed, 1 failed, 2 wrong arguments, 3 unfinished.
 set -euo pipefail
 
 benchmarks=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec "${PYTHON:-python3}" "$benchmarks/gpu_check.py" --out "${1:-${OUT:-work_dirs/gpu_check}}" \
-  --device "${DEVICE:-cuda}" --minutes "${MINUTES:-8}" --steps "${STEPS:-1-7}"
+device=${DEVICE:-cuda}
+out=work_dirs/gpu_check
+[[ $device == cuda ]] || out+=_$device
+exec "${PYTHON:-python3}" "$benchmarks/gpu_check.py" --out "${1:-${OUT:-$out}}" \
+  --device "$device" --minutes "${MINUTES:-8}" --steps "${STEPS:-1-7}"

@@ -1,6 +1,6 @@
-"""Turns the results of ``gpu_check.sh`` into the tables of docs/benchmarks.md.
+"""Turn the results of ``gpu_check.sh`` into the tables of docs/benchmarks.md.
 
-Needs Python alone.
+Requires only the standard library.
 
 Examples:
     python benchmarks/gpu_report.py work_dirs/gpu_check
@@ -17,23 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_steps import BACKBONE_SETTINGS, DEPTHS, OP_SETTINGS, STEPS
+
 Row = dict[str, Any]
 
 NOT_RUN = 'not run'
 BEGIN = '<!-- begin: written by benchmarks/gpu_report.py -->'
 END = '<!-- end: written by benchmarks/gpu_report.py -->'
-#: The settings of the tables; a cell without a result says so.
-OP_SETTINGS = [
-    ('fp16', '224', 128),
-    ('fp16', '512', 4),
-    ('fp16', '800x1333', 1),
-    ('fp32', '224', 128),
-]
-BACKBONE_SETTINGS = [
-    (size, batch, mode, run)
-    for run, size, batch in (('eager', '224', 128), ('eager', '512', 16), ('compiled', '224', 128))
-    for mode in ('inference', 'train')
-]
 PEERS = {
     'triton': 'Triton',
     'vmamba': "authors'",
@@ -41,22 +31,19 @@ PEERS = {
     'composed': 'our 1-D scan',
     'reference': 'PyTorch',
 }
-#: The blocks of VMamba-T's stages.
-DEPTHS = (2, 2, 8, 2)
-TITLES = ('build and load', 'exactness', 'tests', 'sanitizers', 'op table', 'backbones', 'sweeps')
 
 
 # ---- cells ---------------------------------------------------------------------------------------
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [headings, ['---'] * len(headings), *rows]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
 
 
 def number(value: float | None, unit: str = '') -> str:
-    """Three digits, or that there is no result."""
+    """Format to three digits; None gives 'not run'."""
     if value is None:
         return NOT_RUN
     text = f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
@@ -64,23 +51,23 @@ def number(value: float | None, unit: str = '') -> str:
 
 
 def over(value: float | None, base: float | None) -> float | None:
-    """A ratio, if both values are there."""
+    """Divide two values, either of which may be missing."""
     return None if value is None or not base else value / base
 
 
 def rows_of(results: Row, step: int) -> list[Row]:
-    """The rows of a step."""
+    """Return the rows of a step."""
     return results.get('steps', {}).get(str(step), {}).get('rows', [])
 
 
 def find(rows: Iterable[Row], **keys: Any) -> Row:
-    """The measured row with these values, or an empty one."""
+    """Find the measured row with these values, or return an empty one."""
     matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
     return next((row for row in matches if row['status'] == 'passed'), {})
 
 
 def why_not(rows: Iterable[Row], **keys: Any) -> str:
-    """What a cell says where there is no result."""
+    """Return the placeholder of a cell without a result."""
     matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
     return next((row['status'] for row in matches if row['status'] != 'passed'), NOT_RUN)
 
@@ -89,12 +76,13 @@ def why_not(rows: Iterable[Row], **keys: Any) -> str:
 
 
 def head_table(results: Row) -> str:
-    """The machine and the versions."""
+    """Format the machine and the versions."""
     run = results.get('run', {})
     machine, versions = run.get('machine', {}), run.get('versions', {})
     gpu = machine.get('gpu') or (f'none: {machine["cpu"]}' if machine else NOT_RUN)
     if 'gpu_memory_gib' in machine:
-        gpu += f', {machine["gpu_memory_gib"]} GiB, capability {machine["capability"]}'
+        details = ('gpu_memory_gib', ' GiB'), ('power_limit', ''), ('max_clock', '')
+        gpu += ''.join(f', {machine[k]}{unit}' for k, unit in details if machine.get(k))
     names = ('driver', 'torch', 'cuda', 'nvcc', 'triton', 'python', 'mmvmamba')
     software = ', '.join(f'{name} {versions[name]}' for name in names if versions.get(name))
     return table(
@@ -104,14 +92,14 @@ def head_table(results: Row) -> str:
 
 
 def step_table(results: Row) -> str:
-    """The steps: what passed, and one figure of each."""
+    """Format the status, counts and one figure of each step."""
     lines = []
-    for step, title in enumerate(TITLES, 1):
+    for step in STEPS:
         record = results.get('steps', {}).get(str(step), {})
         count = counts(record)
         lines.append(
             (
-                f'{step}. {title}',
+                f'{step}. {STEPS[step].title}',
                 ' '.join(filter(None, (record.get('status', NOT_RUN), record.get('reason')))),
                 *(count[status] for status in ('passed', 'failed', 'skipped')),
                 number(record.get('seconds'), ' s') if record.get('seconds') else '',
@@ -123,7 +111,7 @@ def step_table(results: Row) -> str:
 
 
 def exactness_table(results: Row) -> str:
-    """The largest error of each case and backend."""
+    """Format the largest error of each case and backend."""
     rows = [row for row in rows_of(results, 2) if 'error' in row]
     lines = [
         (
@@ -142,7 +130,7 @@ def exactness_table(results: Row) -> str:
 
 
 def op_table(results: Row) -> str:
-    """The core: time, share of the copy bandwidth, and the others' times over ours."""
+    """Format time, share of the copy bandwidth and ratios of the core."""
     rows = rows_of(results, 5)
     bandwidth = find(rows, item='copy bandwidth').get('gb_per_s')
     lines = []
@@ -161,29 +149,28 @@ def op_table(results: Row) -> str:
 
 
 def left_out(rows: Sequence[Row], key: str) -> str:
-    """The reasons for what was left out, below a table."""
+    """List why rows were skipped or failed."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if key in row and row['status'] == 'skipped':
+        if key in row and row['status'] != 'passed':
             names = reasons.setdefault(row['reason'], [])
             names += [row[key]] if row[key] not in names else []
     lines = [f'- {", ".join(names)}: {reason}\n' for reason, names in reasons.items()]
-    return '\nLeft out:\n\n' + ''.join(lines) if lines else ''
+    return '\nNot measured:\n\n' + ''.join(lines) if lines else ''
 
 
 def op_stage(rows: Sequence[Row], setting: tuple, stage: int) -> dict[str, Row]:
-    """The rows of all candidates at a stage; of one that is missing, the reason as ``why``."""
+    """Return the rows of all candidates at a stage; a missing one has its status as ``why``."""
     precision, size, batch = setting
     where = dict(precision=precision, size=size, batch=batch, stage=stage)
-    item = f'{precision}, image {size}, batch {batch}, stage {stage}'
     cores = {name: find(rows, candidate=name, **where) for name in PEERS}
     for name, row in cores.items():
-        cores[name] = row or dict(why=why_not(rows, candidate=name, item=item))
+        cores[name] = row or dict(why=why_not(rows, candidate=name, **where))
     return cores | dict(native=find(rows, candidate='native', **where))
 
 
 def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
-    """The stages of VMamba-T added, each as often as it has blocks."""
+    """Add the stages of VMamba-T, each as often as it has blocks."""
     keys = ('forward_ms', 'training_ms', 'forward_bytes', 'training_bytes')
     total = {}
     for name in stages[0]:
@@ -197,7 +184,7 @@ def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
 
 
 def op_cells(cores: dict[str, Row], bandwidth: float | None) -> list[str]:
-    """Time, share of the copy bandwidth and ratios, each for both passes."""
+    """Format time, share of the copy bandwidth and ratios, each for both passes."""
     native, kinds = cores['native'], ('forward', 'training')
     times = [native.get(f'{kind}_ms') for kind in kinds]
     shares = [
@@ -213,23 +200,23 @@ def op_cells(cores: dict[str, Row], bandwidth: float | None) -> list[str]:
 
 
 def pair(values: Sequence[float | None], text: Callable[[float], str]) -> str:
-    """A value for the forward and one for forward and backward."""
+    """Format a value of the forward and one of forward and backward."""
     return NOT_RUN if None in values else ' / '.join(map(text, values))
 
 
 def op_settings(results: Row) -> list[tuple]:
-    """The settings that were measured, or those that will be."""
-    rows = [row for row in rows_of(results, 5) if row.get('candidate') == 'native']
+    """Return the standard settings, and others that were measured."""
+    rows = [row for row in rows_of(results, 5) if 'forward_ms' in row]
     measured = dict.fromkeys((row['precision'], row['size'], row['batch']) for row in rows)
     return [*OP_SETTINGS, *(key for key in measured if key not in OP_SETTINGS)]
 
 
 def backbone_table(results: Row) -> str:
-    """VMamba-T in images a second, and over its peers."""
+    """Format the speed and memory of VMamba-T, and their ratios to its peers."""
     rows = rows_of(results, 6)
     settings = list(BACKBONE_SETTINGS)
     for row in rows:
-        if 'mode' in row:
+        if 'images_per_s' in row:
             settings.append((row['size'], row['batch'], row['mode'], row['run']))
     lines = []
     for size, batch, mode, run in dict.fromkeys(settings):
@@ -252,18 +239,19 @@ def backbone_table(results: Row) -> str:
 
 
 def sweep_table(results: Row) -> str:
-    """Time of the op alone over rank, directions, states and threads."""
-    rows = [row for row in rows_of(results, 7) if 'forward_ns' in row]
-    lines = [
-        (row['item'], number(row['forward_ns'] * 1e3), number(row['backward_ns'] * 1e3))
-        for row in rows
-    ]
-    headings = ('', 'forward, ps', 'backward, ps')
-    return table(headings, lines or [(NOT_RUN, '', '')])
+    """Format the time of the op alone over rank, directions, states and threads."""
+    lines = []
+    for row in rows_of(results, 7):
+        if 'forward_ns' in row:
+            times = (number(row[f'{kind}_ns'] * 1e3) for kind in ('forward', 'backward'))
+            registers = (row.get(f'registers_{kind}', '') for kind in ('forward', 'backward'))
+            lines.append((row['item'], *times, *registers))
+    headings = ('', 'forward, ps', 'backward, ps', 'registers, forward', 'registers, backward')
+    return table(headings, lines or [(NOT_RUN, '', '', '', '')])
 
 
 def resource_table(results: Row) -> str:
-    """Registers of the compiled kernels."""
+    """Format the registers of the compiled kernels."""
     rows = [row for row in rows_of(results, 7) if 'registers' in row]
     lines = [
         (row['kernel'], row['dtype'], row['states'], row['registers'], row['stack']) for row in rows
@@ -273,32 +261,62 @@ def resource_table(results: Row) -> str:
 
 
 def tables(results: Row) -> str:
-    """All tables, as they stand in docs/benchmarks.md."""
-    parts = [
-        head_table(results),
-        '### Steps\n\n' + step_table(results),
-        '### Exactness\n\nThe error is the norm of the difference to float64 over the norm, the '
-        'largest of the output and all\ngradients.\n\n' + exactness_table(results),
-        '### The core beside others\n\n`of copy` is the time that a copy of as many bytes would '
-        'take, each input read and each output written once,\nover the time of the native op. The '
-        'columns after it are the time of others over ours. Each cell: forward /\nforward and '
-        'backward.\n\n' + op_table(results),
-        '### Backbones\n\nAMP (float16), channels-last, TF32 allowed, for all three alike.\n\n'
-        + backbone_table(results),
-        '### Sweeps\n\nThe native op alone, picoseconds for each element and direction: 56 x 56, '
-        '96 channels, batch 128, float16,\nrank 6, one state, four directions where nothing '
-        'else is said. `threads` is the least number of threads on a\nmultiprocessor, which bounds '
-        'the registers; the build has 512.\n\n' + sweep_table(results),
-        'Registers as compiled:\n\n' + resource_table(results),
-    ]
-    return '\n'.join(parts)
+    """Format all tables, as they stand in docs/benchmarks.md."""
+    machine = results.get('run', {}).get('machine', {})
+    return TEMPLATE.format(
+        recorded='' if 'gpu' in machine else '**No run on a GPU is recorded yet.**\n',
+        head=head_table(results),
+        steps=step_table(results),
+        exactness=exactness_table(results),
+        ops=op_table(results),
+        backbones=backbone_table(results),
+        sweeps=sweep_table(results),
+        resources=resource_table(results),
+    )
+
+
+TEMPLATE = """{recorded}
+{head}
+### Steps
+
+{steps}
+### Exactness
+
+The error is the norm of the difference to float64, divided by the norm: the largest of the output
+and all gradients, relative to what is allowed. The PyTorch form is not repeated, as its sums are
+not deterministic.
+
+{exactness}
+### The core and its peers
+
+Each cell: forward / forward and backward. `of copy` is the time in which a copy would move the
+bytes that the core's passes must read and write, divided by the time of the core. The other columns
+are a peer's time divided by ours. At batch 4 and less, the maps of the last stages fit into the
+second-level cache, and their kernels take less time than their launches.
+
+{ops}
+### Backbones
+
+AMP (float16), channels-last and TF32 for all three.
+
+{backbones}
+### Sweeps
+
+The native op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
+float16, rank 6, one state and four directions unless stated otherwise. `threads` is the minimum of
+resident threads per multiprocessor, which bounds the registers; the build has 512.
+
+{sweeps}
+Registers of the build:
+
+{resources}"""
 
 
 # ---- the summary ---------------------------------------------------------------------------------
 
 
 def counts(record: Row) -> Row:
-    """How many rows of a step passed, failed and were skipped."""
+    """Count the rows of a step that passed, failed and were skipped."""
     rows = record.get('rows', [])
     return {
         status: sum(row['status'] == status for row in rows)
@@ -307,35 +325,35 @@ def counts(record: Row) -> Row:
 
 
 def build_figure(rows: Sequence[Row]) -> str:
-    """How the extension came about."""
+    """Tell whether the extension was reused or built, and for which architectures."""
     row = find(rows, item='extension')
     if not row:
         return ''
-    built = f'built in {row["seconds"]:.0f} s' if row['how'] == 'built' else 'taken as built'
-    return f'{row["package"]}, {built}, for {", ".join(row["architectures"]) or "the CPU"}'
+    built = 'reused' if row['how'] == 'reused' else f'built in {row["seconds"]:.0f} s'
+    return f'extension {built}, for {", ".join(row["architectures"]) or "the CPU"}'
 
 
 def exactness_figure(rows: Sequence[Row]) -> str:
-    """The error that comes nearest to what is allowed."""
+    """Return the largest error relative to what is allowed."""
     ratios = [row['error'] / row['allowed'] for row in rows if 'error' in row]
     return f'errors at most {number(max(ratios))} of what is allowed' if ratios else ''
 
 
 def test_figure(rows: Sequence[Row]) -> str:
-    """The time of the tests."""
+    """Return the time of the tests."""
     return f'{sum(row.get("seconds", 0) for row in rows):.0f} s in tests'
 
 
 def sanitizer_figure(rows: Sequence[Row]) -> str:
-    """The number of reports."""
+    """Return the number of reports."""
     reports = [row['reports'] for row in rows if 'reports' in row]
-    return f'{sum(reports)} reports' if reports else ''
+    return f'{len(reports)} tools, {sum(reports)} reports' if reports else 'no tool ran'
 
 
 def op_figure(rows: Sequence[Row]) -> str:
-    """The first stage of the first setting, and the authors' time over ours."""
-    native = next((row for row in rows if row.get('candidate') == 'native'), None)
-    if native is None or 'forward_ms' not in native:
+    """Return the times of the first setting, and the authors' time divided by ours."""
+    native = find(rows, candidate='native')
+    if not native:
         return ''
     text = f'{native["forward_ms"]:.3g} ms forward, {native["training_ms"]:.3g} ms training'
     authors = find(rows, candidate='vmamba', item=native['item'])
@@ -345,7 +363,7 @@ def op_figure(rows: Sequence[Row]) -> str:
 
 
 def backbone_figure(rows: Sequence[Row]) -> str:
-    """Images a second at the first setting, and over Swin-T's."""
+    """Return the speed at the first setting, and its ratio to Swin-T's."""
     ours = find(rows, model='vmamba-t')
     if not ours:
         return ''
@@ -357,14 +375,14 @@ def backbone_figure(rows: Sequence[Row]) -> str:
 
 
 def sweep_figure(rows: Sequence[Row]) -> str:
-    """The straight line through the forward's times over the rank."""
+    """Fit a straight line to the forward's time over the rank."""
     points = [(row['rank'], row['forward_ns'] * 1e3) for row in rows if 'rank' in row]
     if len(points) < 2:
         return ''
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
     slope /= sum((x - mean_x) ** 2 for x, _ in points)
-    return f'forward {mean_y - slope * mean_x:.3g} + {slope:.3g} R ps'
+    return f'forward: {mean_y - slope * mean_x:.3g} + {slope:.3g} x rank ps'
 
 
 FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
@@ -379,23 +397,26 @@ FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
 
 
 def summarise(results: Row) -> Row:
-    """What ``summary.json`` holds."""
+    """Return the contents of ``summary.json``."""
     steps = {}
-    for step, title in enumerate(TITLES, 1):
+    for step in STEPS:
         record = results['steps'].get(str(step), {})
         steps[step] = dict(
-            title=title,
+            title=STEPS[step].title,
             status=record.get('status', NOT_RUN),
             reason=record.get('reason', ''),
             **counts(record),
             seconds=record.get('seconds', 0.0),
             figure=FIGURES[step](record.get('rows', [])),
+            failures=[row for row in record.get('rows', []) if row['status'] == 'failed'],
+            sources=record.get('environment', {}).get('sources'),
         )
-    return dict(run=results.get('run', {}), device=results.get('device'), steps=steps)
+    reasons = {status: grouped(results, status) for status in ('failed', 'skipped')}
+    return dict(run=results['run'], device=results['device'], reasons=reasons, steps=steps)
 
 
 def summary_text(results: Row) -> str:
-    """What ``summary.md`` holds; the table of the steps comes last."""
+    """Return the contents of ``summary.md``, which ends with the table of the steps."""
     parts = []
     for status in ('failed', 'skipped'):
         lines = grouped(results, status)
@@ -405,23 +426,24 @@ def summary_text(results: Row) -> str:
 
 
 def grouped(results: Row, status: str) -> list[str]:
-    """Rows that failed, or were skipped, with their reasons; those of one reason together."""
+    """List rows of a status, those of the same step and reason together."""
     groups: dict[tuple, list[str]] = {}
-    for step in range(1, len(TITLES) + 1):
+    for step in STEPS:
         record = results['steps'].get(str(step), {})
         if status == 'failed' and record.get('error'):
             groups[step, record['error']] = ['the step itself']
         for row in record.get('rows', []):
             if row['status'] == status:
-                name = row.get('candidate') or row.get('model') or row.get('name') or row['item']
-                name = name.rpartition('::')[2]
+                part = row.get('candidate') or row.get('model') or row.get('name')
+                item = row['item'].rpartition('::')[2]
+                name = f'{part} ({item})' if part else item
                 groups.setdefault((step, row['reason']), []).append(name)
     lines = []
     for (step, reason), names in groups.items():
         names = list(dict.fromkeys(names))
-        more = f' and {len(names) - 3} more' if len(names) > 4 else ''
-        shown = ', '.join(names[: 3 if more else 4])
-        lines.append(f'- step {step}: {shown}{more}: {reason}')
+        rest = f' and {len(names) - 2} more' if len(names) > 3 else ''
+        shown = '; '.join(names[: 2 if rest else 3])
+        lines.append(f'- step {step}: {shown}{rest}: {reason}')
     return lines
 
 
@@ -429,34 +451,39 @@ def grouped(results: Row, status: str) -> list[str]:
 
 
 def replace_tables(text: str, new: str) -> str:
-    """Puts tables between the two marks of a page.
+    """Put tables between the two markers of a page.
 
     Raises:
-        ValueError: If the page has not both marks.
+        ValueError: If a marker is missing.
     """
     pattern = re.escape(BEGIN) + r'.*?' + re.escape(END)
     if not re.search(pattern, text, re.DOTALL):
-        raise ValueError(f'the page has no place for the tables: {BEGIN} and {END}')
+        raise ValueError(f'the page lacks the markers {BEGIN} and {END}')
     whole = f'{BEGIN}\n\n{new}\n{END}'
     return re.sub(pattern, lambda _: whole, text, flags=re.DOTALL)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     add = parser.add_argument
-    add('out', nargs='?', type=Path, help='the folder of a run; without one nothing has run')
+    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, write empty tables')
     add('--write', type=Path, metavar='PAGE.md', help='put the tables into a page')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the tables to the standard output or into a page."""
+    """Write the tables to the standard output or into a page."""
     args = parse_args(argv)
     results: Row = {}
     try:
         if args.out is not None:
-            results = json.loads((args.out / 'results.json').read_text(encoding='utf-8'))
+            path = args.out / 'results.json'
+            results = json.loads(path.read_text(encoding='utf-8'))
+            if not isinstance(results, dict) or results.get('benchmark') != 'gpu_check':
+                raise ValueError(f'{path} is not a results file of gpu_check.sh')
+        if args.write is not None and results.get('device') == 'cpu':
+            raise ValueError(f'{args.out} holds a rehearsal on a CPU, not a run on a GPU')
         if args.write is None:
             sys.stdout.write(tables(results))
         else:

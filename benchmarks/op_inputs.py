@@ -1,4 +1,4 @@
-"""Random inputs for the two scans, drawn on the CPU, so that a seed means the same everywhere."""
+"""Random inputs for the two scans, drawn on the CPU so that seeds are reproducible."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Inputs = dict[str, Tensor]
 
 
 def normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Normally distributed float32 values."""
+    """Draw normally distributed float32 values."""
     return torch.randn(shape) * std + mean
 
 
 def to(inputs: Inputs, dtype: torch.dtype, device: torch.device, narrow: tuple[str, ...]) -> Inputs:
-    """Moves inputs to a device: ``narrow`` in the dtype, the others in that of the sums."""
+    """Move inputs to a device: ``narrow`` in the dtype, the others in that of the sums."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {
         name: value.to(dtype if name in narrow else wide).to(device)
@@ -34,7 +34,7 @@ def ss2d_inputs(
     d_state: int = 1,
     directions: int = 4,
 ) -> Inputs:
-    """The tensors of :func:`mmvmamba.ops.ss2d_scan`; time steps are near 0.1."""
+    """Draw the tensors of :func:`mmvmamba.ops.ss2d_scan`; time steps are near 0.1."""
     K, C = directions, channels
     inputs = dict(
         x=normal(batch, *size, C),
@@ -57,7 +57,7 @@ def selective_inputs(
     groups: int | None = 1,
     gate: bool = False,
 ) -> Inputs:
-    """The tensors of :func:`mmvmamba.ops.selective_scan`; ``delta`` is for ``delta_softplus``.
+    """Draw the tensors of :func:`mmvmamba.ops.selective_scan` with ``delta_softplus``.
 
     Args:
         batch (int): The samples N.
@@ -87,12 +87,12 @@ def selective_inputs(
 def run(
     function: Callable[..., Tensor], inputs: Inputs, dtype: torch.dtype | None = None
 ) -> Inputs:
-    """The output and the gradient of every input, by name.
+    """Return the output and the gradient of every input, by name.
 
     Args:
         function (Callable): Takes the inputs by name.
         inputs (dict[str, Tensor]): The inputs.
-        dtype (torch.dtype, optional): What all are cast to before. Defaults to None: nothing.
+        dtype (torch.dtype, optional): Cast all inputs to this dtype. Defaults to None.
     """
     leaves = {k: v.detach().to(dtype or v.dtype).requires_grad_() for k, v in inputs.items()}
     out = function(**leaves)

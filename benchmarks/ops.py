@@ -69,7 +69,7 @@ COLUMNS = dict(
 
 
 def fused_core(backend: str) -> Callable[[SS2D, Tensor], Tensor]:
-    """The fused op, as the network calls it, with a backend."""
+    """Return the fused op with a backend, as the network calls it."""
 
     def core(module: SS2D, x: Tensor) -> Tensor:
         module.backend = backend
@@ -121,7 +121,8 @@ def compose(scan: Callable, device: torch.device) -> Callable[[SS2D, Tensor], Te
             module.Ds,
             module.dt_projs_bias.flatten(),
         )
-        return merge(ys.view(N, 4, C, H * W), H, W).to(x.dtype)
+        # Like the fused op's for a float16 map, the sum stays in the dtype of the scan's results.
+        return merge(ys.view(N, 4, C, H * W), H, W)
 
     return core
 
@@ -159,7 +160,7 @@ def _mamba_ssm_scan(u, delta, A, B, C, D, bias):
 def find_cores(
     names: Sequence[str], device: torch.device
 ) -> tuple[dict[str, Callable], dict[str, str]]:
-    """Finds the candidates that can run here.
+    """Find the candidates that can run here.
 
     Returns:
         tuple[dict, dict]: The candidates by name, and the reason for each that is left out.
@@ -177,7 +178,7 @@ def find_cores(
 
 
 def why_missing(name: str, device: torch.device) -> str | None:
-    """The reason why a candidate cannot run here, or None."""
+    """Return the reason why a candidate cannot run here, or None."""
     ops = {'native': 'ss2d_scan', 'composed': 'selective_scan'}
     modules = {
         'mamba_ssm': 'mamba_ssm.ops.selective_scan_interface',
@@ -207,7 +208,7 @@ def make_calls(core: Callable, module: SS2D, x: Tensor, precision: str) -> tuple
         p for name, p in module.named_parameters() if name.startswith(('x_', 'dt_', 'A_', 'Ds'))
     ]
     x = x.to(dtype).requires_grad_()
-    grad = torch.ones_like(x)
+    grad = torch.randn_like(x)
 
     def autocast():
         if precision == 'fp32':
@@ -223,8 +224,10 @@ def make_calls(core: Callable, module: SS2D, x: Tensor, precision: str) -> tuple
             return core(module, x)
 
     def training():
+        nonlocal grad
         y = training_forward()
-        return torch.autograd.grad(y, [x, *weights], grad.to(y.dtype))
+        grad = grad.to(y.dtype)  # a copy in the first call alone
+        return torch.autograd.grad(y, [x, *weights], grad)
 
     return forward, training_forward, training
 

@@ -3,8 +3,8 @@
 Small sizes that reach each path: all dtypes, one and many states, blocks that are not full,
 sequences of many segments, groups, gates and constant B and C. Needs torch alone.
 
-Each tensor is an allocation of its own, without which memcheck sees no overrun inside one of the
-caching allocator's blocks. ``benchmarks/gpu_check.sh`` (step 4) runs this under each tool.
+Each tensor is an allocation of its own, so that memcheck also sees overruns within what would be a
+cached block. ``benchmarks/gpu_check.sh`` (step 4) runs this under each tool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmvmamba.ops import selective_scan, ss2d_scan  # noqa: E402
 
 
 def calls(device: torch.device, backend: str) -> Iterator[tuple[Callable, Inputs]]:
-    """Functions and their inputs. The CPU kernels have no float16, which bfloat16 stands in for."""
+    """List functions and inputs. The CPU kernels have no float16, bfloat16 is used instead."""
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
     scan = functools.partial(ss2d_scan, backend=backend)
     yield scan, ss2d_inputs(2, (9, 29), 40, 6, half, device)
@@ -43,7 +43,7 @@ def calls(device: torch.device, backend: str) -> Iterator[tuple[Callable, Inputs
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda', help='where to run')
     parser.add_argument('--backend', default='native', help='of the ops')
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the calls; 1 where a result is not finite."""
+    """Run the calls and return 1 if a result is not finite."""
     args = parse_args(argv)
     torch.manual_seed(0)
     for function, inputs in calls(torch.device(args.device), args.backend):

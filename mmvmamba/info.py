@@ -82,7 +82,7 @@ def backends() -> dict[str, str]:
 
 
 def why_not_native(device: torch.device) -> str | None:
-    """The reason why the native kernels cannot run on a device, or None where they can."""
+    """Return the reason why the native kernels cannot run on a device, or None."""
     if not has_kernel('ss2d_scan', device.type):
         return load_extension() or f'built without {device.type} kernels'
     if device.type != 'cuda':

@@ -23,7 +23,7 @@ GLOBALS = _globals()
 
 
 def pytest_configure():
-    """Where the CUDA kernels are what is to be tested, a run that skips their tests is an error."""
+    """Fail if MMVMAMBA_REQUIRE_CUDA=1 and the CUDA kernels cannot run."""
     if os.environ.get('MMVMAMBA_REQUIRE_CUDA') != '1':
         return
     import mmvmamba

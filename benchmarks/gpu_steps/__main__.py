@@ -1,11 +1,14 @@
-"""Runs one step in this process: ``python -m gpu_steps 2 --out DIR``, in the folder benchmarks/."""
+"""Run one step in this process: ``python -m gpu_steps 2 --out DIR``, in the folder benchmarks/."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import faulthandler
 import importlib
 import logging
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +16,26 @@ from pathlib import Path
 from gpu_steps import STEPS
 from gpu_steps.context import Context, run_items
 
+PR_SET_PDEATHSIG = 1
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition(':')[0])
     add = parser.add_argument
     add('step', type=int, choices=STEPS, help='which step')
     add('--out', type=Path, required=True, help='the folder of the run')
     add('--device', choices=('cuda', 'cpu'), default='cuda', help='where to run')
-    add('--seconds', type=float, default=math.inf, help='no item is begun after so many')
+    add('--seconds', type=float, default=math.inf, help='time limit for starting items')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a step and returns its exit status."""
+    """Run a step and return its exit status."""
     args = parse_args(argv)
+    faulthandler.enable()
+    if sys.platform == 'linux':  # end with gpu_check.py even if that is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(
         level=logging.INFO, format='[%(asctime)s] %(message)s', datefmt='%H:%M:%S', force=True
     )

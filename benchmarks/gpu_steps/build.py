@@ -1,4 +1,4 @@
-"""Step 1: a built extension is taken or one is built; versions; the kernels are there and run."""
+"""Step 1: describe the machine, find or build the extension, and check that its kernels run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import torch
 
 from gpu_steps.context import NEEDS_CUDA, ROOT, Context, Item, Row, logger
 
-# mmvmamba is imported in functions: which one is known only in the course of this step.
-
 PROBE = """
 import json, sys
 import torch
@@ -27,21 +25,20 @@ from mmvmamba.info import build_info, why_not_native
 problem = why_not_native(torch.device(sys.argv[1], 0 if sys.argv[1] == 'cuda' else None))
 info = build_info()
 if problem is None and info.get('sources') != sys.argv[2]:
-    problem = 'it was built from other sources than csrc/'
+    problem = 'it was built from different sources'
 print(json.dumps(dict(problem=problem, architectures=info.get('arch_list', []))))
 """
 
 
 def items(context: Context) -> Iterator[Item]:
-    """The items of the step."""
-    sys.path.append(str(ROOT))  # until it is known which package has the kernels
-    yield 'extension', lambda: [find_or_build(context)]
+    """List the items of the step."""
     yield 'machine', lambda: [describe(context)]
+    yield 'extension', lambda: [find_or_build(context)]
     yield 'kernels', lambda: check_kernels(context)
 
 
 def load_setup():
-    """The build script as a module."""
+    """Import the build script as a module."""
     sys.path.insert(0, str(ROOT))
     try:
         return importlib.import_module('setup')
@@ -49,47 +46,83 @@ def load_setup():
         sys.path.remove(str(ROOT))
 
 
-def find_or_build(context: Context) -> Row:
-    """Takes the extension of the source tree or an installed one, or else builds the former."""
+# ---- the machine ---------------------------------------------------------------------------------
+
+
+def describe(context: Context) -> Row:
+    """Describe the machine and the versions."""
+    from mmvmamba.analysis.measure import describe_run
+
     if context.cuda and not torch.cuda.is_available():
-        raise RuntimeError(f'PyTorch {torch.__version__} sees no GPU')
+        raise RuntimeError(f'PyTorch {torch.__version__} sees no GPU; DEVICE=cpu is a rehearsal')
+    run = describe_run(torch.device(context.device))
+    machine, versions = run['machine'], run['versions']
+    if context.cuda:
+        machine['capability'] = '{}.{}'.format(*torch.cuda.get_device_capability())
+        versions['driver'], machine['power_limit'], machine['max_clock'] = ask_driver()
+    versions['nvcc'] = nvcc_version()
+    return dict(run=run, gpu=machine.get('gpu'), cpu=machine['cpu'], torch=versions['torch'])
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Return what a command prints, or an empty string if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.info('%s: %s', command[0], error)
+        return ''
+    return done.stdout if done.returncode == 0 else ''
+
+
+def ask_driver() -> list[str | None]:
+    """Return driver version, power limit and highest clock, or None for what is unknown."""
+    fields = ('driver_version', 'power.limit', 'clocks.max.sm')
+    command = ['nvidia-smi', f'--query-gpu={",".join(fields)}', '--format=csv,noheader']
+    values = [value.strip() for value in output_of(command).partition('\n')[0].split(',')]
+    return values if len(values) == len(fields) else [None] * len(fields)
+
+
+def nvcc_version() -> str | None:
+    """Return the version of nvcc, or None without one."""
+    home = load_setup().find_cuda_home()
+    nvcc = shutil.which('nvcc', path=f'{home}/bin') if home else shutil.which('nvcc')
+    found = re.search(r'release [\d.]+, V([\d.]+)', output_of([nvcc, '--version']) if nvcc else '')
+    return found[1] if found else None
+
+
+# ---- the extension -------------------------------------------------------------------------------
+
+
+def find_or_build(context: Context) -> Row:
+    """Use the extension in the source tree, or build it."""
     begin = time.monotonic()
-    reasons = []
-    for package, folder in (('source tree', ROOT), ('installed', None)):
-        found = probe(context, folder)
-        if found['problem'] is None:
-            if folder is not None:
-                sys.path.insert(0, str(folder))
-            return found | dict(package=package, how='taken', seconds=0.0)
-        reasons.append(f'{package}: {found["problem"]}')
-        logger.info('%s', reasons[-1])
+    found = probe(context, ROOT)
+    if found['problem'] is None:
+        return found | dict(how='reused', seconds=0.0)
+    logger.info('building the extension: %s', found['problem'])
+    reason = found['problem']
     build(context, ['build_ext', '--inplace'])
     found = probe(context, ROOT)
     if found['problem'] is not None:
-        raise RuntimeError(f'the extension that was built cannot be used: {found["problem"]}')
-    sys.path.insert(0, str(ROOT))
-    seconds = round(time.monotonic() - begin, 1)
-    return found | dict(package='source tree', how='built', seconds=seconds, reasons=reasons)
+        raise RuntimeError(f'the new extension cannot be used: {found["problem"]}')
+    return found | dict(how='built', why=reason, seconds=round(time.monotonic() - begin, 1))
 
 
-def probe(context: Context, folder: Path | None) -> Row:
-    """Asks a new process whether an extension can be used.
+def probe(context: Context, folder: Path) -> Row:
+    """Ask a new process whether the extension in a folder can be used.
 
     Args:
         context (Context): The run.
-        folder (Path, optional): The folder that holds the package; None for an installed one.
+        folder (Path): The folder that holds the package.
 
     Returns:
         dict: ``problem``, the reason why it cannot be used or None, and ``architectures``.
     """
-    env = os.environ.copy()
-    if folder is not None:
-        env['PYTHONPATH'] = os.pathsep.join([str(folder), env.get('PYTHONPATH', '')])
     digest = load_setup().source_digest()
     done = subprocess.run(
         [sys.executable, '-c', PROBE, context.device, digest],
         cwd=context.out,
-        env=env,
+        env=with_package(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -100,60 +133,36 @@ def probe(context: Context, folder: Path | None) -> Row:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def with_package(folder: Path) -> dict[str, str]:
+    """Return an environment in which Python finds a folder's package first."""
+    paths = [str(folder), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
+
+
 def build(context: Context, command: Sequence[str], **variables: str) -> None:
-    """Compiles the extension, for the GPU at hand alone, with a compiler for each core.
+    """Compile the extension for this GPU only, one job per core.
 
     Raises:
         RuntimeError: If that fails; the compiler's output is in the log.
     """
     env = dict(MAX_JOBS=str(os.cpu_count())) | os.environ | variables | dict(MMVMAMBA_BUILD_EXT='1')
-    # Where ninja was installed with pip it stands beside Python.
+    # pip installs ninja next to Python.
     env['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), env.get('PATH', os.defpath)])
     if context.cuda:
         major, minor = torch.cuda.get_device_capability()
         env |= dict(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST=f'{major}.{minor}')
-    done = subprocess.run([sys.executable, 'setup.py', *command], cwd=ROOT, env=env, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f'setup.py {command[0]} failed with status {done.returncode}, see log.txt'
+    command = [sys.executable, 'setup.py', *command]
+    # Thousands of lines, of which the standard output gets none.
+    with open(context.out / 'log.txt', 'ab') as log:
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, check=False
         )
-
-
-def describe(context: Context) -> Row:
-    """The machine and the versions."""
-    from mmvmamba.analysis.measure import describe_run
-
-    run = describe_run(torch.device(context.device))
-    if context.cuda:
-        run['machine']['capability'] = '{}.{}'.format(*torch.cuda.get_device_capability())
-    run['versions'] |= dict(driver=driver_version(), nvcc=nvcc_version())
-    machine = run['machine']
-    return dict(run=run, gpu=machine.get('gpu'), cpu=machine['cpu'], torch=run['versions']['torch'])
-
-
-def driver_version() -> str | None:
-    """The version of NVIDIA's driver, where nvidia-smi is there to ask."""
-    if shutil.which('nvidia-smi') is None:
-        return None
-    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 else None
-
-
-def nvcc_version() -> str | None:
-    """The version of nvcc, where there is one."""
-    home = load_setup().find_cuda_home()
-    if home is None:
-        return None
-    done = subprocess.run(
-        [f'{home}/bin/nvcc', '--version'], capture_output=True, text=True, check=False
-    )
-    found = re.search(r'release [\d.]+, V([\d.]+)', done.stdout)
-    return found[1] if found else None
+    if done.returncode:
+        raise RuntimeError(f'setup.py {command[2]} ended with {done.returncode}, see log.txt')
 
 
 def check_kernels(context: Context) -> list[Row]:
-    """Each op has its kernel, and runs."""
+    """Check that each op has its kernel, and run it."""
     from op_inputs import run, selective_inputs, ss2d_inputs
 
     from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan

@@ -1,67 +1,99 @@
-"""Step 5: the core beside its peers at the stages of VMamba-T, and the copy bandwidth."""
+"""Step 5: the core and its peers at the stages of VMamba-T, and the copy bandwidth."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import math
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 
 import ops
 import torch
-from gpu_report import OP_SETTINGS
 
-from gpu_steps.context import Context, Item, Row
+from gpu_steps import OP_SETTINGS
+from gpu_steps.context import BENCHMARKS, Context, Item, Row, first_line, logger
 from mmvmamba.analysis import measure
+
+Reasons = dict[str, str]
 
 
 def items(context: Context) -> Iterator[Item]:
-    """The copy, then each setting and stage."""
+    """List the copy, then each setting and stage."""
     settings = OP_SETTINGS
     stages, seconds = range(4), 1.0
     if not context.cuda:
         settings, stages, seconds = [('fp32', '32x48', 2)], range(1), 0.0
+    # Each shape of a map is a variant of the compiled copy and merge.
+    measure.allow_recompilation()
     yield 'copy bandwidth', lambda: [copy_bandwidth(context)]
-    arguments = ['--device', context.device, '--seconds', str(seconds), '--min-rounds', '3']
-    args = ops.parse_args(arguments)
+    args = ops.parse_args(['--seconds', str(seconds), '--min-rounds', '3'])
     for precision, size, batch in settings:
         for stage in stages:
+            where = dict(precision=precision, size=size, batch=batch, stage=stage)
             name = f'{precision}, image {size}, batch {batch}, stage {stage}'
-            setting = (size, batch, stage, precision)
-            yield name, functools.partial(compare_ops, context, args, setting)
+            yield name, functools.partial(compare_ops, context, args, where)
 
 
 def copy_bandwidth(context: Context) -> Row:
-    """Bytes read and written in a second by a copy that is far larger than the caches."""
+    """Measure the bytes that a copy far larger than the caches reads and writes in a second."""
     device = torch.device(context.device)
     source = torch.randn(2**28 if context.cuda else 2**22, device=device)  # 1 GiB on a GPU
     target = torch.empty_like(source)
     times = measure.interleave({'copy': lambda: target.copy_(source)}, device, 1.0)
-    seconds = measure.summarise(times['copy'])['min_ms'] / 1e3
+    seconds = measure.summarise(times['copy'])['median_ms'] / 1e3
     return dict(gb_per_s=round(2 * source.nbytes / seconds / 1e9, 1))
 
 
-def compare_ops(context: Context, args: argparse.Namespace, setting: tuple) -> list[Row]:
-    """The rows of ``ops.py`` at one stage of a network; one with a reason for who is missing."""
-    size, batch, stage, precision = setting
+def compare_ops(context: Context, args: argparse.Namespace, where: Row) -> list[Row]:
+    """Return the rows of ``ops.py`` at one stage, and a reason for each missing candidate."""
     device = torch.device(context.device)
-    cores, missing, failed = find_cores(device, precision)
-    rows = ops.compare(args, device, cores, measure.parse_size(size), batch, stage, precision)
+    cores, missing, failed = find_cores(device, where['precision'])
+    missing, failed = dict(missing), dict(failed)
+    rows, error = measure_cores(args, device, cores, where)
+    if error:
+        # A peer may run at the size of the trial and fail at this one.
+        own = {name: core for name, core in cores.items() if name not in ops.PEERS}
+        missing |= dict.fromkeys(set(cores) - set(own), error)
+        rows, error = measure_cores(args, device, own, where)
+        if error:
+            raise RuntimeError(error)
+    measured = {row['candidate'] for row in rows}
+    for name in set(cores) - measured - set(missing):
+        (failed if name == 'native' else missing)[name] = 'out of memory or sequence too long'
     for row in rows:
         row.update(least_bytes(row))
-    for name in set(cores) - {row['candidate'] for row in rows}:
-        (failed if name == 'native' else missing)[name] = 'too large for it'
     for status, reasons in (('skipped', missing), ('failed', failed)):
-        rows += [dict(candidate=n, status=status, reason=reason) for n, reason in reasons.items()]
+        for name, reason in reasons.items():
+            rows.append(where | dict(candidate=name, status=status, reason=reason))
     return rows
+
+
+def measure_cores(
+    args: argparse.Namespace, device: torch.device, cores: dict[str, Callable], where: Row
+) -> tuple[list[Row], str | None]:
+    """Return the rows of candidates, or no row and the error."""
+    size = measure.parse_size(where['size'])
+    try:
+        rows = ops.compare(
+            args, device, cores, size, where['batch'], where['stage'], where['precision']
+        )
+        return rows, None
+    except Exception as error:  # a peer may raise anything
+        traceback.print_exc()
+        return [], first_line(error)
 
 
 @functools.cache
 def find_cores(
     device: torch.device, precision: str
-) -> tuple[dict[str, Callable], dict[str, str], dict[str, str]]:
-    """The candidates that can be imported and run, tried at a small size.
+) -> tuple[dict[str, Callable], Reasons, Reasons]:
+    """Find the candidates that can be imported and run at a small size.
+
+    Peers are tried in a process of their own, as an illegal memory access ends its process's use
+    of CUDA.
 
     Returns:
         tuple[dict, dict, dict]: The candidates by name, the reasons why others are left out, and
@@ -69,26 +101,55 @@ def find_cores(
     """
     cores, missing = ops.find_cores(ops.CANDIDATES, device)
     failed = {}
-    for name, core in list(cores.items()):
+    for name in list(cores):
+        own = name not in ops.PEERS
         try:
-            module, x = ops.build_inputs(96, 'tiny', (8, 12), 2, device)
-            value = x if name in ops.CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
-            for call in ops.make_calls(core, module, value, precision):
-                call()
-        except Exception as error:  # whatever a peer raises, ours is still to be measured
-            traceback.print_exc()
-            reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-            (missing if name in ops.PEERS else failed)[name] = reason
+            if own:
+                try_core(name, cores[name], device, precision)
+            else:
+                code = f'from gpu_steps import op_table; op_table.try_peer({name!r}, {precision!r})'
+                subprocess.run(
+                    [sys.executable, '-c', code], cwd=BENCHMARKS, check=True, timeout=80,
+                    stderr=subprocess.STDOUT,
+                )  # fmt: skip
+        except Exception as error:  # the others are still to be measured
+            logger.info('%s failed: %s', name, error)
+            (failed if own else missing)[name] = (
+                first_line(error) if own else 'it failed at a small size, see log.txt'
+            )
             del cores[name]
     return cores, missing, failed
 
 
+def try_core(name: str, core: Callable, device: torch.device, precision: str) -> None:
+    """Run a candidate at a small size."""
+    module, x = ops.build_inputs(96, 'tiny', (9, 13), 2, device)
+    value = x if name in ops.CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
+    for call in ops.make_calls(core, module, value, precision):
+        call()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def try_peer(name: str, precision: str) -> None:
+    """Run a peer at a small size on the GPU."""
+    device = torch.device('cuda')
+    cores, _ = ops.find_cores([name], device)
+    try_core(name, cores[name], device, precision)
+
+
 def least_bytes(row: Row) -> Row:
-    """The bytes that the fused op must move, each input read and each output written once."""
+    """Count the bytes of a core whose passes read each input and write each output once.
+
+    The passes of the forward are the product that gives ``proj`` and the scan; those of the
+    backward the scan's, the product's two and the sum of the two gradients of ``x``.
+    """
     positions = row['batch'] * math.prod(measure.parse_size(row['map']))
     item = 4 if row['precision'] == 'fp32' else 2
     x = positions * row['channels'] * item
     proj = round(x * row['low_rank_maps'])
-    wide = positions * row['channels'] * 4  # the sum over directions, float32 for a float16 map
-    y = wide if row['precision'] != 'bf16' else x
-    return dict(forward_bytes=x + proj + y, training_bytes=(x + proj + y) + 2 * (x + proj) + y)
+    # A float16 map has a float32 sum over directions.
+    y = x if row['precision'] == 'bf16' else positions * row['channels'] * 4
+    forward = 2 * x + 2 * proj + y
+    backward = (2 * x + 2 * proj + y) + (2 * x + 2 * proj) + 3 * x
+    return dict(forward_bytes=forward, training_bytes=forward + backward)

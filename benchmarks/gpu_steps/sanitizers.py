@@ -15,30 +15,36 @@ from gpu_steps.build import load_setup
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
 
 TOOLS = ('memcheck', 'racecheck', 'initcheck', 'synccheck')
-SANITIZER_STATUS = 86
+#: The last line of ``sanitize_ops.py``.
+FINISHED = 'ten calls, all results finite'
+REFUSALS = (
+    'Device not supported',
+    'is not supported on this device',
+    'Target application terminated before first instrumented API call',
+)
 
 
 def items(context: Context) -> Iterator[Item]:
-    """The tools."""
+    """List the tools; on a CPU the calls run without one."""
     if not context.cuda:
-        yield 'the ten calls alone', lambda: [run_calls(context)]
+        yield 'ten calls', lambda: [run_calls(context)]
     for tool in TOOLS:
         yield tool, functools.partial(sanitize, context, tool)
 
 
 def sanitizer_script(context: Context) -> list[str]:
-    """The command of the ten calls."""
+    """Return the command of the ten calls."""
     return [sys.executable, str(BENCHMARKS / 'sanitize_ops.py'), '--device', context.device]
 
 
 def run_calls(context: Context) -> Row:
-    """The ten calls without a sanitizer."""
+    """Run the ten calls without a sanitizer."""
     subprocess.run(sanitizer_script(context), check=True)
     return {}
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer, on the PATH or in the CUDA toolkit."""
+    """Find compute-sanitizer on the PATH or in the CUDA toolkit."""
     found = shutil.which('compute-sanitizer')
     home = load_setup().find_cuda_home()
     if found or home is None:
@@ -48,52 +54,47 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(context: Context, tool: str) -> list[Row]:
-    """Runs the ten calls under a tool of compute-sanitizer."""
+    """Run the ten calls under a tool of compute-sanitizer."""
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
     program = find_sanitizer()
     if program is None:
         raise Skip('compute-sanitizer is not installed; it comes with the CUDA toolkit')
-    command = [program, '--tool', tool, '--error-exitcode', str(SANITIZER_STATUS)]
-    command += ['--show-backtrace', 'device']
+    command = [program, '--tool', tool, '--error-exitcode', '86', '--show-backtrace', 'device']
     if tool == 'memcheck':
-        # Room between allocations, so that an overrun does not end in the next one. PyTorch asks
-        # the driver for things that may not exist and handles that itself.
+        # Padding between allocations, so that an overrun does not end in the next one. PyTorch
+        # probes optional driver APIs and handles their errors.
         command += ['--padding', '256', '--report-api-errors', 'no']
     if tool != 'initcheck':
-        # initcheck has to see the writes of PyTorch's kernels, too.
+        # initcheck must also see what PyTorch's kernels write and read.
         command += ['--kernel-name', 'kernel_substring=mmvmamba']
-    env = os.environ | dict(PYTORCH_NO_CUDA_MEMORY_CACHING='1')
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, *sanitizer_script(context)],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
-        check=False,
+        env=os.environ | dict(PYTORCH_NO_CUDA_MEMORY_CACHING='1'),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
     )  # fmt: skip
-    sys.stdout.write(done.stdout)
-    return [judge_sanitizer(tool, done.returncode, done.stdout)]
+    lines = []
+    for line in process.stdout:
+        sys.stdout.write(line)
+        lines.append(line)
+    return [judge_sanitizer(tool, process.wait(), ''.join(lines))]
 
 
 def judge_sanitizer(tool: str, status: int, output: str) -> Row:
-    """The row of a sanitizer's run: whether it refused the device, found something, or did not.
+    """Turn a sanitizer's exit status and output into a row.
 
     Args:
         tool (str): The tool.
         status (int): The exit status.
-        output (str): All that it and the script wrote.
+        output (str): The output of the tool and of the script.
     """
-    refused = re.search(r'Device not supported|is not supported on this device', output)
-    if 'Traceback' not in output:  # else it was the script that ended early
-        early = 'Target application terminated before first instrumented API call'
-        refused = refused or re.search(early, output)
-    if refused:
-        return dict(status='skipped', reason=f'compute-sanitizer: {refused[0]}')
+    refusal = next((text for text in REFUSALS if text in output), None)
+    if refusal and FINISHED not in output and 'Traceback' not in output:
+        return dict(status='skipped', reason=f'compute-sanitizer: {refusal}')
     # A report names the kernel: "at void mmvmamba::scan_kernel<...>(...)+0x4d0".
-    places = [line for line in output.splitlines() if re.match(r'=+ .*\bat ', line)]
-    ours = [line for line in places if 'mmvmamba' in line]
-    row = dict(reports=len(ours), others=len(places) - len(ours))
-    if status == 0:
+    places = [line.strip('= ') for line in output.splitlines() if re.match(r'=+ .*\bat ', line)]
+    row = dict(reports=len(places))
+    if status == 0 and FINISHED in output and re.search(r'SUMMARY: 0 (errors|hazards)', output):
         return row
-    if tool == 'initcheck' and status == SANITIZER_STATUS and places and not ours:
-        return row  # all of them of PyTorch's own kernels
-    reason = ours[0].strip('= ') if ours else f'{tool} ended with status {status}'
+    reason = places[0] if places else f'{tool} ended with status {status}'
     return row | dict(status='failed', reason=f'{reason}, see log.txt')

@@ -1,4 +1,4 @@
-"""Step 7: the op alone over rank, directions, states and registers."""
+"""Step 7: time the op alone over rank, directions, states and registers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from op_inputs import ss2d_inputs
 
 import mmvmamba
-from gpu_steps.build import build, load_setup, probe
+from gpu_steps.build import build, load_setup, probe, with_package
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip
 from mmvmamba.analysis import measure
 from mmvmamba.ops import has_kernel, ss2d_scan
@@ -30,12 +30,12 @@ PATTERNS = {
     '4 rows': (0, 0, 2, 2),
     '4': (0, 1, 2, 3),
 }
-#: Threads that a multiprocessor must hold, which bounds the registers; the build has 512.
+#: Minimum resident threads per multiprocessor, which bounds the registers; the build has 512.
 THREADS = (256, 1024)
 
 
 def items(context: Context) -> Iterator[Item]:
-    """The sweeps; those that have to compile come last."""
+    """List the sweeps; those that need a build come last."""
     for rank in (1, 6, 12, 24, 48):
         yield f'rank {rank}', functools.partial(sweep, context, rank=rank)
     for name, pattern in PATTERNS.items():
@@ -48,14 +48,14 @@ def items(context: Context) -> Iterator[Item]:
 
 
 def sweep(context: Context, **options: Any) -> list[Row]:
-    """The time of the op alone."""
+    """Time the op alone."""
     return [dict(options) | time_scan(context.device, **options)]
 
 
 def time_scan(
     device: str, rank: int = 6, d_state: int = 1, pattern: Sequence[int] = (0, 1, 2, 3)
 ) -> Row:
-    """The op alone at the first stage of VMamba-T at 224, batch 128, in nanoseconds.
+    """Time the op alone at the first stage of VMamba-T at 224, batch 128, in nanoseconds.
 
     Returns:
         dict: ``forward_ns`` and ``backward_ns`` for each element of the map and direction.
@@ -91,23 +91,23 @@ def time_scan(
 
 
 def kernel_resources() -> list[Row]:
-    """Registers and memory of the compiled kernels."""
+    """List registers and stack of the compiled kernels."""
     if not has_kernel('ss2d_scan', 'cuda'):
         raise Skip('the extension has no CUDA kernels')
     program = find_cuobjdump()
     if program is None:
-        raise Skip('there is no cuobjdump; it comes with the CUDA toolkit and with triton')
+        raise Skip('cuobjdump was not found; it comes with the CUDA toolkit and with triton')
     (library,) = extension_of(Path(mmvmamba.__file__).parent)
     return resources_of(library, program)
 
 
 def extension_of(package: Path) -> list[Path]:
-    """The extension in a package's folder for this torch."""
+    """Find the extension in a package's folder for this torch."""
     return list(package.glob(f'_C_{load_setup().build_tag(torch.__version__)}.*'))
 
 
 def find_cuobjdump() -> str | None:
-    """cuobjdump, on the PATH, in the CUDA toolkit or in triton."""
+    """Find cuobjdump on the PATH, in the CUDA toolkit or in triton."""
     folders = [os.environ.get('PATH', os.defpath)]
     home = load_setup().find_cuda_home()
     if home is not None:
@@ -120,7 +120,7 @@ def find_cuobjdump() -> str | None:
 
 
 def resources_of(library: Path, cuobjdump: str) -> list[Row]:
-    """A row for each kernel of an extension.
+    """List the kernels of an extension.
 
     Args:
         library (Path): The extension.
@@ -154,14 +154,14 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
             continue
         rows.append(row | dict(registers=used['REG'], stack=used['STACK']))
     if not rows:
-        raise RuntimeError(f'cuobjdump lists no kernel of ours in {library.name}')
+        raise RuntimeError(f'no mmvmamba kernel in {library.name}')
     return sorted(rows, key=lambda row: (row['kernel'], row['dtype'], row['states']))
 
 
 def sweep_threads(context: Context, threads: int) -> list[Row]:
-    """The op with kernels that are compiled for another number of threads, hence of registers.
+    """Time the op with kernels built with different launch bounds.
 
-    Such a build in ``build/gpu_check/threads_<number>`` is taken if it is there.
+    A build in ``build/gpu_check/threads_<number>`` is reused.
     """
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
@@ -173,7 +173,7 @@ def sweep_threads(context: Context, threads: int) -> list[Row]:
         build(context, command, NVCC_APPEND_FLAGS=flags)
     torch.cuda.empty_cache()
     code = "import json; from gpu_steps import sweeps; print(json.dumps(sweeps.time_scan('cuda')))"
-    env = os.environ | dict(PYTHONPATH=str(folder / 'lib'))
+    env = with_package(folder / 'lib')
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=BENCHMARKS, env=env, stdout=subprocess.PIPE, text=True,
         check=True,

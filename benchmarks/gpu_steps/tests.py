@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 import faulthandler
-import functools
 import os
 import re
 import time
 
 import pytest
 
-from gpu_steps.context import RESTART, ROOT, Context, Row, fail, run_item
+from gpu_steps.context import RESTART, ROOT, Context, Row, run_item
 
 
 class Recorder:
-    """A plugin of pytest: one item for each test, and a stop when the time is up.
+    """A pytest plugin that records each test as an item and stops at the time limit.
 
     Args:
         context (Context): The run.
-        item_seconds (int): A test that takes longer ends the process.
     """
 
-    def __init__(self, context: Context, item_seconds: int):
-        self.context, self.item_seconds = context, item_seconds
-        self.healthy = True
+    def __init__(self, context: Context):
+        self.context = context
+        self.lost: str | None = None
         self.plan: list[str] = []
         self.rows: list[Row] = []
         # pytest captures the standard error.
         self.stderr = os.fdopen(os.dup(2), 'w')
+        faulthandler.enable(self.stderr)
 
     def pytest_collection_finish(self, session):
-        """Writes the plan and leaves out what is done."""
+        """Write the plan and deselect finished tests."""
         self.session = session
-        self.plan = [item.nodeid for item in session.items]
+        items = {item.nodeid: item for item in session.items}
+        self.plan = list(items)
         self.context.write(plan=self.plan)
-        session.items[:] = [i for i in session.items if i.nodeid not in self.context.done]
+        session.items[:] = [items[name] for name in self.context.order(items)]
 
     def pytest_runtest_logstart(self, nodeid):
-        """Begins an item."""
+        """Begin an item."""
         self.context.write(begin=nodeid, time=time.time())
         self.rows = []
-        faulthandler.dump_traceback_later(self.item_seconds, exit=True, file=self.stderr)
+        seconds = self.context.step.item_seconds
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self.stderr)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self, item):
+        """Fail the test that launched a failing kernel, not the next one."""
+        outcome = yield
+        self.lost = self.context.device_error()
+        if self.lost and outcome.excinfo is None:
+            outcome.force_exception(RuntimeError(self.lost))
 
     def pytest_runtest_logreport(self, report):
-        """Keeps the outcome of a phase of a test."""
+        """Keep the outcome of a phase of a test."""
         row = dict(item=report.nodeid, status=report.outcome, seconds=round(report.duration, 2))
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
@@ -52,35 +61,38 @@ class Recorder:
             text = report.longreprtext
             errors = re.findall(r'^E +(.*)$', text, re.MULTILINE) or text.splitlines()[-1:]
             self.rows.append(row | dict(reason=f'{report.when}: {" ".join(errors)[:300]}'))
-            self.healthy &= 'CUDA error' not in text
         elif report.when == 'call':
             self.rows.append(row)
 
     def pytest_runtest_logfinish(self, nodeid):
-        """Ends an item: a test may pass and fail in its teardown."""
+        """End an item: a test may pass and fail in its teardown."""
         faulthandler.cancel_dump_traceback_later()
         for row in sorted(self.rows, key=lambda row: row['status'] != 'failed')[:1]:
             self.context.write(row=row)
         self.context.write(end=nodeid)
         if self.context.time_is_up:
-            self.session.shouldstop = 'the time is up'
-        elif not self.healthy:
-            self.session.shouldstop = 'CUDA cannot be used any more in this process'
+            self.session.shouldstop = 'time limit reached'
+        elif self.lost:
+            self.session.shouldstop = 'CUDA failed, a new process is needed'
 
 
 def run(context: Context) -> int:
-    """Runs the tests of the CUDA kernels in this process, which imports the package of step 1.
+    """Run the tests in this process.
 
     Returns:
         int: The exit status.
     """
-    recorder = Recorder(context, context.step.item_seconds)
+    recorder = Recorder(context)
     arguments = [
         str(ROOT / 'tests/test_ops/test_cuda.py'), f'--rootdir={ROOT}',
         f'--config-file={ROOT / "pyproject.toml"}', '-p', 'no:cacheprovider',
         '-p', 'no:faulthandler', '-m', 'cuda and not slow', '-q', '--tb=short',
     ]  # fmt: skip
     status = int(pytest.main(arguments, plugins=[recorder]))
-    if not recorder.plan:
-        run_item(context, 'pytest', functools.partial(fail, f'pytest ended with status {status}'))
-    return 0 if recorder.healthy else RESTART
+    if not recorder.plan or status not in (0, 1, 2, 5):
+
+        def fail() -> list[Row]:
+            raise RuntimeError(f'pytest ended with status {status}, see log.txt')
+
+        run_item(context, 'pytest', fail)
+    return RESTART if recorder.lost else 0

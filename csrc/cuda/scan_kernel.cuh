@@ -6,8 +6,8 @@
 #include "scan_args.h"
 #include "shared_memory.h"
 
-// The least threads that a multiprocessor must hold: 512 leave 128 registers to each. Another
-// number is for measurements alone (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).
+// Minimum resident threads per multiprocessor (launch bounds): 512 leave 128 registers to each.
+// Override only for benchmarks (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).
 #ifndef MMVMAMBA_THREADS_PER_SM
 #define MMVMAMBA_THREADS_PER_SM 512
 #endif

@@ -11,8 +11,8 @@ namespace mmvmamba {
 // Raises a kernel's limit to the most that a block of the current device may opt in to. Launches
 // above 48 KB fail without it. The limit belongs to the function and not to a launch, so it is
 // never set to what one launch needs: that would lower it under another thread's larger launch.
-// `raised` is the kernel's own: a bit for each device on which that is done. Two threads that both
-// find it unset write the same value.
+// `raised` belongs to the kernel: one bit per device already set. Concurrent first launches write
+// the same value.
 inline cudaError_t raise_shared_memory_limit(const void* kernel, std::atomic<uint64_t>& raised) {
   int device = 0, bytes = 0;
   cudaError_t status = cudaGetDevice(&device);

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: the CPU's grid, and what only a GPU can show.
+"""The CUDA kernels on a GPU: the host harness's grid, and GPU-only behavior.
 
 With MMVMAMBA_REQUIRE_CUDA=1 it is an error if they cannot run, see conftest.py.
 """
@@ -94,7 +94,7 @@ def test_on_another_stream(op):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10**8)  # what follows must wait for it
-        late = {k: v.to('cuda', non_blocking=True) for k, v in inputs.items()}
+        late = {k: v.pin_memory().to('cuda', non_blocking=True) for k, v in inputs.items()}
         result = run(function, late)
     stream.synchronize()
     for name, value in want.items():

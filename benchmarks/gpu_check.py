@@ -161,7 +161,7 @@ class Check:
         if machine is not None:
             self.results['run'] = machine['run']
         if self.record(1)['status'] != 'passed':
-            self.log('=== no other step can run; their results are of earlier runs\n')
+            self.log('=== the other steps cannot run: results of theirs are from earlier runs\n')
             return
         self.discard_others(machine)
         for number in self.order([number for number in numbers if number != 1]):
@@ -217,7 +217,7 @@ class Check:
         }
         pending = self.pending(number)
         if count['failed'] or record.get('error'):
-            return 'failed', record.get('error') or f'{count["failed"]} failed'
+            return 'failed', record.get('error', '')
         if pending is None:
             return 'not run', ''
         if pending:
@@ -369,7 +369,10 @@ class Check:
         (self.out / 'summary.md').write_text(text, encoding='utf-8')
         statuses = {EXIT_STATUS[self.record(number)['status']] for number in numbers}
         left = 3 in statuses or any(self.pending(number) for number in numbers)
-        self.log('\nThe same command goes on.\n' if left else '\nNothing is left to run.\n')
+        if not left:
+            self.log('\nNothing is left to run.\n')
+        elif self.record(1)['status'] == 'passed':
+            self.log('\nRun the same command again to continue.\n')
         self.log('\n' + text)
         return 1 if 1 in statuses else max(statuses)
 

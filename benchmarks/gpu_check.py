@@ -32,8 +32,8 @@ import gpu_report
 from gpu_steps import RESTART, STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
-#: How long (seconds) an item may exceed its step's limit.
-GRACE = 60
+#: How long (seconds) the end of a step's process may take.
+GRACE = 15
 #: A step needs more time than this (seconds) to be started.
 LEAST_SECONDS = 20
 EXIT_STATUS = {'passed': 0, 'skipped': 0, 'failed': 1, 'unfinished': 3, 'not run': 3}
@@ -145,9 +145,11 @@ class Check:
 
     def log(self, text: str) -> None:
         """Write to ``log.txt`` and to the standard output."""
-        for file in (self.log_file, sys.stdout):
-            file.write(text)
-            file.flush()
+        self.log_file.write(text)
+        self.log_file.flush()
+        with contextlib.suppress(OSError):  # a closed terminal must not end the run
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     # ---- the order of the steps ------------------------------------------------------------------
 
@@ -159,11 +161,11 @@ class Check:
         self.run_step(1)
         machine = next((row for row in self.record(1)['rows'] if 'run' in row), None)
         if machine is not None:
+            self.discard_others(machine)
             self.results['run'] = machine['run']
         if self.record(1)['status'] != 'passed':
             self.log('=== the other steps cannot run: results of theirs are from earlier runs\n')
             return
-        self.discard_others(machine)
         for number in self.order([number for number in numbers if number != 1]):
             if self.left < LEAST_SECONDS:
                 self.log('=== time limit reached\n')
@@ -178,7 +180,8 @@ class Check:
         for number in STEPS:
             environment = {key: machine[key] for key in keys} | dict(sources=source_digest(number))
             record = self.record(number)
-            if number != 1 and record['plan'] and record.get('environment') != environment:
+            used = record['plan'] or record['rows'] or record.get('error')
+            if number != 1 and used and record.get('environment') != environment:
                 if not copied:
                     copy = self.out / f'results-{now().replace(":", "")}.json'
                     shutil.copy(self.out / 'results.json', copy)
@@ -243,6 +246,7 @@ class Check:
         while restart:
             spent = time.monotonic() - begin
             restart = self.merge_events(number, self.run_child(number, step.limit - spent))
+            restart &= time.monotonic() - begin < step.limit and self.left > 0
         record['seconds'] = round(record['seconds'] + time.monotonic() - begin, 1)
         record['status'], record['reason'] = self.state(number)
         self.save()
@@ -257,7 +261,9 @@ class Check:
         """
         command = [*self.command, str(number), '--out', str(self.out)]
         command += ['--device', self.device, '--seconds', f'{min(seconds, self.left):.3f}']
-        limit = 'run' if self.left < seconds + GRACE else 'step'
+        # An item that began in time may end.
+        longest = seconds + STEPS[number].item_seconds + GRACE
+        limit = 'run' if self.left < longest else 'step'
         self.child = child = subprocess.Popen(
             command,
             cwd=ROOT / 'benchmarks',
@@ -272,7 +278,7 @@ class Check:
         reader = threading.Thread(target=self.read_output, args=(child.stdout,), daemon=True)
         reader.start()
         try:
-            child.wait(self.left if limit == 'run' else seconds + GRACE)
+            child.wait(self.left if limit == 'run' else longest)
             limit = None
         except subprocess.TimeoutExpired:
             pass
@@ -328,7 +334,10 @@ class Check:
         rows, current, began = [], None, 0.0
         for event in read_events(path):
             if 'plan' in event:
-                record['plan'] = event['plan']
+                record['plan'] = plan = event['plan']
+                record['rows'] = [row for row in record['rows'] if row['item'] in plan]
+                for key in ('done', 'interrupted', 'retry'):
+                    record[key] = [item for item in record[key] if item in plan]
             elif 'begin' in event:
                 rows, current, began = [], event['begin'], event['time']
             elif 'row' in event:
@@ -336,7 +345,6 @@ class Check:
             elif 'end' in event:
                 finish_item(record, current, rows)
                 current = None
-        path.unlink(missing_ok=True)
         restart = False
         if ended is not None and ended.limit != 'run' and ended.status != 0:
             restart = ended.limit is None and (current is not None or ended.status == RESTART)
@@ -348,6 +356,7 @@ class Check:
         elif current is not None and current not in record['done'] + record['interrupted']:
             record['interrupted'].append(current)
         self.save()
+        path.unlink(missing_ok=True)
         return restart
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -469,7 +478,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def stop(number: int, frame: Any) -> None:
-        check.log(f'=== interrupted by {signal.Signals(number).name}\n')
+        with contextlib.suppress(RuntimeError):  # the signal came during another write
+            check.log(f'=== interrupted by {signal.Signals(number).name}\n')
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -292,7 +292,7 @@ not deterministic.
 Each cell: forward / forward and backward. `of copy` is the time in which a copy would move the
 bytes that the core's passes must read and write, divided by the time of the core. The other columns
 are a peer's time divided by ours. At batch 4 and less, the maps of the last stages fit into the
-second-level cache, and their kernels take less time than their launches.
+second-level cache, and their kernels may take less time than their launches.
 
 {ops}
 ### Backbones
@@ -302,7 +302,8 @@ AMP (float16), channels-last and TF32 for all three.
 {backbones}
 ### Sweeps
 
-The native op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
+The native op alone, in picoseconds for each element and direction (backward: a training step minus
+the inference forward): 56 x 56, 96 channels, batch 128,
 float16, rank 6, one state and four directions unless stated otherwise. `threads` is the minimum of
 resident threads per multiprocessor, which bounds the registers; the build has 512.
 

@@ -245,7 +245,7 @@ def test_an_item_longer_than_a_run_does_not_block_the_others(run):
 
 
 def test_an_item_that_hangs_ends_with_its_step(run, monkeypatch):
-    set_limits(monkeypatch, 2, limit=1)
+    set_limits(monkeypatch, 2, limit=1, item_seconds=1)
     monkeypatch.setattr(gpu_check, 'GRACE', 1)
     steps, status = run({'2': {'a': 1, 'b': 'hang', 'c': 1}, '3': {'d': 1}})
     assert status == 1
@@ -316,6 +316,19 @@ def test_a_step_depends_on_its_own_sources(monkeypatch):
     set_limits(monkeypatch, 4, files=())
     changed = {n for n in gpu_check.STEPS if gpu_check.source_digest(n) != digests[n]}
     assert changed == {4}
+
+
+def test_results_are_not_shown_under_the_name_of_another_machine(run):
+    run({'2': {'a': 1}})
+    other = MACHINE | {'cpu': 'another'}
+    steps, status = run({'1': {'machine': other, 'extension': {'status': 'failed'}}})
+    assert status == 1 and steps[2]['rows'] == []
+
+
+def test_items_that_are_gone_are_dropped(run):
+    run({'2': {'a': 1, 'pytest': {'status': 'failed'}}}, numbers=(1, 2))
+    steps, status = run({'2': {'a': 1, 'b': 1}}, numbers=(1, 2))
+    assert status == 0 and rows(steps[2]) == {'a': 'passed', 'b': 'passed'}
 
 
 def test_the_machine_is_named_though_the_build_failed(run):

@@ -8,6 +8,7 @@ import faulthandler
 import importlib
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -48,4 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Destructors may abort after CUDA failed, which would hide the status.
+    os._exit(status)

@@ -37,7 +37,13 @@ def items(context: Context) -> Iterator[Item]:
 def warm_up(context: Context, model: str, setting: tuple) -> list[Row]:
     """Compile one model, so that the comparison finds its kernels in Inductor's cache."""
     begin = time.monotonic()
-    rows, missing = measure_models(context, setting, [model])
+    try:
+        rows, missing = measure_models(context, setting, [model])
+    except Exception as error:  # a peer may raise anything
+        if model not in PEERS:
+            raise
+        traceback.print_exc()
+        raise Skip(first_line(error)) from None
     if not rows and model in PEERS:
         raise Skip(missing[model])
     if not rows:

@@ -19,15 +19,13 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
 
 import common
 import torch
-from common import logger
+from common import import_error, logger
 from torch import nn
 
 from mmvmamba.analysis import measure
@@ -153,16 +151,6 @@ PEERS = {'mmpretrain': build_mmpretrain, 'timm': build_timm, 'torchvision': buil
 def find_peers() -> str | None:
     """Find the first package of :data:`PEERS` that can be imported."""
     return next((name for name in PEERS if import_error(name) is None), None)
-
-
-@functools.cache
-def import_error(name: str) -> str | None:
-    """Return the reason why a package cannot be imported, or None if it can."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # a package built for another torch may raise anything
-        return f'{type(error).__name__}: {error}'
-    return None
 
 
 def model_names() -> list[str]:

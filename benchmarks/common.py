@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, tables and JSON files.
+"""Options, tables and JSON files of the benchmarks.
 
 Needs torch and ``mmvmamba`` alone.
 """
@@ -6,6 +6,8 @@ Needs torch and ``mmvmamba`` alone.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
 import logging
 import os
@@ -24,8 +26,18 @@ from mmvmamba.analysis.measure import Row, describe_machine, describe_run  # noq
 logger = logging.getLogger('benchmarks')
 
 
+@functools.cache
+def import_error(name: str) -> str | None:
+    """Return the reason why a module cannot be imported, or None if it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a package built for another torch may raise anything
+        return f'{type(error).__name__}: {error}'
+    return None
+
+
 def base_parser(description: str, seconds: float) -> argparse.ArgumentParser:
-    """The options that all benchmarks have.
+    """Return a parser with the options of all benchmarks.
 
     Args:
         description (str): What the benchmark measures.

@@ -30,8 +30,8 @@ from typing import Any
 
 import gpu_report
 from gpu_steps import RESTART, STEPS
+from gpu_steps.context import ROOT, with_package
 
-ROOT = Path(__file__).resolve().parents[1]
 #: How long (seconds) the end of a step's process may take.
 GRACE = 15
 #: A step needs more time than this (seconds) to be started.
@@ -176,19 +176,21 @@ class Check:
         """Discard the results of another machine, PyTorch or source tree; keep a copy."""
         # Machines with the same GPU may have different CPUs.
         keys = ('gpu', 'torch') if self.device == 'cuda' else ('cpu', 'torch')
-        copied = False
-        for number in STEPS:
-            environment = {key: machine[key] for key in keys} | dict(sources=source_digest(number))
+        same = {key: machine[key] for key in keys}
+        environments = {number: same | dict(sources=source_digest(number)) for number in STEPS}
+        stale = []
+        for number, environment in environments.items():
             record = self.record(number)
             used = record['plan'] or record['rows'] or record.get('error')
             if number != 1 and used and record.get('environment') != environment:
-                if not copied:
-                    copy = self.out / f'results-{now().replace(":", "")}.json'
-                    shutil.copy(self.out / 'results.json', copy)
-                    self.log(f'=== {copy.name}: results of another GPU, PyTorch or source tree\n')
-                copied = True
-                record = self.results['steps'][str(number)] = new_record(number)
-            record['environment'] = environment
+                stale.append(number)
+        if stale:
+            copy = self.out / f'results-{now().replace(":", "")}.json'
+            shutil.copy(self.out / 'results.json', copy)
+            self.log(f'=== {copy.name}: results of another GPU, PyTorch or source tree\n')
+        self.results['steps'] |= {str(number): new_record(number) for number in stale}
+        for number, environment in environments.items():
+            self.record(number)['environment'] = environment
 
     def order(self, numbers: Sequence[int]) -> list[int]:
         """Order steps: those with items that have not run, then those with failed ones."""
@@ -214,10 +216,7 @@ class Check:
     def state(self, number: int) -> tuple[str, str]:
         """Return the status of a step and the reason for it."""
         record = self.record(number)
-        count = {
-            status: sum(row['status'] == status for row in record['rows'])
-            for status in ('passed', 'failed', 'skipped')
-        }
+        count = gpu_report.counts(record)
         pending = self.pending(number)
         if count['failed'] or record.get('error'):
             return 'failed', record.get('error', '')
@@ -289,10 +288,8 @@ class Check:
 
     def child_environment(self, number: int) -> dict[str, str]:
         """Return the environment of a step: this source tree, and no plugins for pytest."""
-        paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-        env = os.environ | dict(
+        env = with_package(ROOT) | dict(
             PYTHONUNBUFFERED='1',
-            PYTHONPATH=os.pathsep.join(paths),
             PYTEST_DISABLE_PLUGIN_AUTOLOAD='1',
             MMVMAMBA_REQUIRE_CUDA='1' if self.device == 'cuda' else '0',
         )

@@ -60,16 +60,28 @@ def rows_of(results: Row, step: int) -> list[Row]:
     return results.get('steps', {}).get(str(step), {}).get('rows', [])
 
 
+def matching(rows: Iterable[Row], keys: Row) -> list[Row]:
+    """Select the rows with these values."""
+    return [r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items())]
+
+
 def find(rows: Iterable[Row], **keys: Any) -> Row:
     """Find the measured row with these values, or return an empty one."""
-    matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
-    return next((row for row in matches if row['status'] == 'passed'), {})
+    return next((row for row in matching(rows, keys) if row['status'] == 'passed'), {})
 
 
 def why_not(rows: Iterable[Row], **keys: Any) -> str:
     """Return the placeholder of a cell without a result."""
-    matches = (r for r in rows if all(str(r.get(k)) == str(v) for k, v in keys.items()))
-    return next((row['status'] for row in matches if row['status'] != 'passed'), NOT_RUN)
+    statuses = [row['status'] for row in matching(rows, keys)]
+    return next((status for status in statuses if status != 'passed'), NOT_RUN)
+
+
+def group(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
+    """Group names by their keys, each name once."""
+    groups: dict[Any, dict[str, None]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, {})[name] = None
+    return {key: list(names) for key, names in groups.items()}
 
 
 # ---- the tables ----------------------------------------------------------------------------------
@@ -150,11 +162,8 @@ def op_table(results: Row) -> str:
 
 def left_out(rows: Sequence[Row], key: str) -> str:
     """List why rows were skipped or failed."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if key in row and row['status'] != 'passed':
-            names = reasons.setdefault(row['reason'], [])
-            names += [row[key]] if row[key] not in names else []
+    missing = [row for row in rows if key in row and row['status'] != 'passed']
+    reasons = group((row['reason'], row[key]) for row in missing)
     lines = [f'- {", ".join(names)}: {reason}\n' for reason, names in reasons.items()]
     return '\nNot measured:\n\n' + ''.join(lines) if lines else ''
 
@@ -302,10 +311,10 @@ AMP (float16), channels-last and TF32 for all three.
 {backbones}
 ### Sweeps
 
-The native op alone, in picoseconds for each element and direction (backward: a training step minus
-the inference forward): 56 x 56, 96 channels, batch 128,
-float16, rank 6, one state and four directions unless stated otherwise. `threads` is the minimum of
-resident threads per multiprocessor, which bounds the registers; the build has 512.
+The native op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
+float16, rank 6, one state and four directions unless stated otherwise. The backward is a training
+step minus the inference forward. `threads` is the minimum of resident threads per multiprocessor,
+which bounds the registers; the build has 512.
 
 {sweeps}
 Registers of the build:
@@ -428,20 +437,19 @@ def summary_text(results: Row) -> str:
 
 def grouped(results: Row, status: str) -> list[str]:
     """List rows of a status, those of the same step and reason together."""
-    groups: dict[tuple, list[str]] = {}
+    pairs = []
     for step in STEPS:
         record = results['steps'].get(str(step), {})
         if status == 'failed' and record.get('error'):
-            groups[step, record['error']] = ['the step itself']
+            pairs.append(((step, record['error']), 'the step itself'))
         for row in record.get('rows', []):
             if row['status'] == status:
                 part = row.get('candidate') or row.get('model') or row.get('name')
                 item = row['item'].rpartition('::')[2]
                 name = f'{part} ({item})' if part else item
-                groups.setdefault((step, row['reason']), []).append(name)
+                pairs.append(((step, row['reason']), name))
     lines = []
-    for (step, reason), names in groups.items():
-        names = list(dict.fromkeys(names))
+    for (step, reason), names in group(pairs).items():
         rest = f' and {len(names) - 2} more' if len(names) > 3 else ''
         shown = '; '.join(names[: 2 if rest else 3])
         lines.append(f'- step {step}: {shown}{rest}: {reason}')

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import math
 import sys
@@ -190,12 +189,8 @@ def why_missing(name: str, device: torch.device) -> str | None:
         return 'this version has no Triton backend'
     if name in modules and device.type != 'cuda':
         return 'it needs a GPU'
-    if name in modules:
-        try:
-            importlib.import_module(modules[name])
-        except Exception as error:  # whatever a package built for another torch raises
-            return f'{modules[name]} cannot be imported: {error}'
-    return None
+    error = common.import_error(modules[name]) if name in modules else None
+    return error and f'{modules[name]} cannot be imported: {error}'
 
 
 # ---- measurement ---------------------------------------------------------------------------------

@@ -505,7 +505,7 @@ def test_what_a_sanitizer_says(tool, status, output, want):
 
 def test_a_missing_sanitizer_is_named(monkeypatch, tmp_path):
     sanitizers = load('gpu_steps.sanitizers')
-    monkeypatch.setattr(sanitizers, 'find_sanitizer', lambda: None)
+    monkeypatch.setattr(sanitizers, 'find_tool', lambda *_: None)
     context = load('gpu_steps.context')
     on_gpu = context.Context(4, gpu_steps.STEPS[4], tmp_path, 'cuda', 10)
     with pytest.raises(context.Skip, match='compute-sanitizer is not installed'):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_steps.context import NEEDS_CUDA, ROOT, Context, Item, Row, logger
+from gpu_steps.context import NEEDS_CUDA, ROOT, Context, Item, Row, logger, with_package
 
 PROBE = """
 import json, sys
@@ -44,6 +44,20 @@ def load_setup():
         return importlib.import_module('setup')
     finally:
         sys.path.remove(str(ROOT))
+
+
+def find_tool(name: str, *folders: str) -> str | None:
+    """Find a program on the PATH, in the CUDA toolkit or in other folders.
+
+    Args:
+        name (str): The program.
+        *folders (str): Where it may be, too; a relative one is in the toolkit.
+    """
+    home = load_setup().find_cuda_home()
+    paths = [os.environ.get('PATH', os.defpath)]
+    if home is not None:
+        paths += [os.path.join(home, folder) for folder in ('bin', *folders)]
+    return shutil.which(name, path=os.pathsep.join([*paths, *filter(os.path.isabs, folders)]))
 
 
 # ---- the machine ---------------------------------------------------------------------------------
@@ -131,12 +145,6 @@ def probe(context: Context, folder: Path) -> Row:
         lines = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']
         return dict(problem=lines[-1])
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def with_package(folder: Path) -> dict[str, str]:
-    """Return an environment in which Python finds a folder's package first."""
-    paths = [str(folder), *filter(None, [os.environ.get('PYTHONPATH')])]
-    return os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
 
 
 def build(context: Context, command: Sequence[str], **variables: str) -> None:

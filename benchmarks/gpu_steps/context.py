@@ -116,6 +116,12 @@ class Context:
         return None
 
 
+def with_package(folder: Path) -> dict[str, str]:
+    """Return an environment in which Python finds a folder's package first."""
+    paths = [str(folder), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
+
+
 def first_line(error: BaseException) -> str:
     """Describe an error in one line."""
     return f'{type(error).__name__}: {error}'.strip().splitlines()[0]

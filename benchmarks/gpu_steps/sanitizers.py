@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from gpu_steps.build import load_setup
+from gpu_steps.build import find_tool
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
 
 TOOLS = ('memcheck', 'racecheck', 'initcheck', 'synccheck')
@@ -43,21 +41,11 @@ def run_calls(context: Context) -> Row:
     return {}
 
 
-def find_sanitizer() -> str | None:
-    """Find compute-sanitizer on the PATH or in the CUDA toolkit."""
-    found = shutil.which('compute-sanitizer')
-    home = load_setup().find_cuda_home()
-    if found or home is None:
-        return found
-    folders = (Path(home) / 'bin', Path(home) / 'compute-sanitizer')
-    return shutil.which('compute-sanitizer', path=os.pathsep.join(map(str, folders)))
-
-
 def sanitize(context: Context, tool: str) -> list[Row]:
     """Run the ten calls under a tool of compute-sanitizer."""
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
-    program = find_sanitizer()
+    program = find_tool('compute-sanitizer', 'compute-sanitizer')
     if program is None:
         raise Skip('compute-sanitizer is not installed; it comes with the CUDA toolkit')
     command = [program, '--tool', tool, '--error-exitcode', '86', '--show-backtrace', 'device']

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,8 +16,8 @@ import torch
 from op_inputs import ss2d_inputs
 
 import mmvmamba
-from gpu_steps.build import build, load_setup, probe, with_package
-from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip
+from gpu_steps.build import build, find_tool, load_setup, probe
+from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip, with_package
 from mmvmamba.analysis import measure
 from mmvmamba.ops import has_kernel, ss2d_scan
 
@@ -108,15 +106,12 @@ def extension_of(package: Path) -> list[Path]:
 
 def find_cuobjdump() -> str | None:
     """Find cuobjdump on the PATH, in the CUDA toolkit or in triton."""
-    folders = [os.environ.get('PATH', os.defpath)]
-    home = load_setup().find_cuda_home()
-    if home is not None:
-        folders.append(f'{home}/bin')
+    folders = []
     with contextlib.suppress(ImportError):
         import triton
 
         folders.append(str(Path(triton.__file__).parent / 'backends/nvidia/bin'))
-    return shutil.which('cuobjdump', path=os.pathsep.join(folders))
+    return find_tool('cuobjdump', *folders)
 
 
 def resources_of(library: Path, cuobjdump: str) -> list[Row]:

@@ -13,7 +13,7 @@ from gpu_steps.context import RESTART, ROOT, Context, Row, run_item
 
 
 class Recorder:
-    """A pytest plugin that records each test as an item and stops at the time limit.
+    """Plugin for pytest: record each test as an item and stop at the time limit.
 
     Args:
         context (Context): The run.

@@ -22,10 +22,9 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmvmamba.engine import errors, launch
+from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.models.checkpoint import load_whole
-from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.models.loading import load_whole, read_checkpoint
 
 logger = logging.getLogger('inference')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -66,7 +65,7 @@ def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
     if meta.get('dataset_meta'):
         return {key.lower(): value for key, value in meta['dataset_meta'].items()}
     dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
-    with DefaultScope.overwrite_default_scope(launch.task_of(cfg)):
+    with DefaultScope.overwrite_default_scope(cli.task_of(cfg)):
         return DATASETS.build(dataset).metainfo
 
 
@@ -82,7 +81,7 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
         UserError: If the config is for no package that has one.
         ValueError: If the checkpoint does not fit.
     """
-    task, checkpoint = launch.task_of(cfg), read_checkpoint(filename)
+    task, checkpoint = cli.task_of(cfg), read_checkpoint(filename)
     with warnings.catch_warnings():
         # The weights come afterwards, in every spelling that the tools take.
         warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None')
@@ -144,7 +143,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=launch.KeyValueAction,
+        action=cli.KeyValueAction,
         default={},
         help='settings that replace those of the config',
     )
@@ -158,9 +157,9 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     args = parse_args()
     images = find_images(args.images)
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     inferencer = build_inferencer(cfg, args.checkpoint, args.device)
-    folder = predict(inferencer, images, args.out_dir, args.score_thr, launch.task_of(cfg))
+    folder = predict(inferencer, images, args.out_dir, args.score_thr, cli.task_of(cfg))
     logger.info('%d pictures are in %s', len(images), folder)
 
 

@@ -9,8 +9,8 @@ import sys
 import torch
 
 from .ops import has_kernel, load_extension
-from .ops._checks import NATIVE_DTYPES
-from .ops._extension import build_info, missing_architecture
+from .ops.backend import NATIVE_DTYPES
+from .ops.extension import build_info, missing_architecture
 from .version import __version__
 
 #: The packages whose versions matter, by import name: distributions that provide each.

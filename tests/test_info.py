@@ -8,7 +8,7 @@ import torch
 
 import mmvmamba
 from mmvmamba import info
-from mmvmamba.ops import _checks, _extension, load_extension
+from mmvmamba.ops import backend, extension, load_extension
 
 
 def test_the_command_prints_the_report():
@@ -65,21 +65,21 @@ def test_extension_that_loaded():
     ],
 )
 def test_architectures_that_a_build_runs_on(capability, archs, runs):
-    assert _extension.runs_on(capability, archs) is runs
+    assert extension.runs_on(capability, archs) is runs
 
 
 @pytest.fixture
 def old_build(monkeypatch):
     """A build with CUDA kernels for another GPU than the one there is."""
-    monkeypatch.setattr(_extension, 'build_info', lambda: {'arch_list': ['8.0']})
+    monkeypatch.setattr(extension, 'build_info', lambda: {'arch_list': ['8.0']})
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: (9, 0))
-    monkeypatch.setattr(_checks, 'has_kernel', lambda op, device: True)
-    monkeypatch.setattr(_checks, 'load_extension', lambda: None)
-    _extension.missing_architecture.cache_clear()
-    _extension.warn_no_kernel.cache_clear()
+    monkeypatch.setattr(backend, 'has_kernel', lambda op, device: True)
+    monkeypatch.setattr(backend, 'load_extension', lambda: None)
+    extension.missing_architecture.cache_clear()
+    extension.warn_no_kernel.cache_clear()
     yield
-    _extension.missing_architecture.cache_clear()
-    _extension.warn_no_kernel.cache_clear()
+    extension.missing_architecture.cache_clear()
+    extension.warn_no_kernel.cache_clear()
 
 
 class OnGpu:
@@ -90,7 +90,7 @@ class OnGpu:
 
 
 def test_an_architecture_that_was_not_built_for(old_build):
-    with pytest.warns(_extension.ExtensionUnavailableWarning, match='TORCH_CUDA_ARCH_LIST="9.0"'):
-        assert _checks.choose_backend('ss2d_scan', 'auto', OnGpu()) == 'chunked'
+    with pytest.warns(extension.ExtensionUnavailableWarning, match='TORCH_CUDA_ARCH_LIST="9.0"'):
+        assert backend.choose_backend('ss2d_scan', 'auto', OnGpu()) == 'chunked'
     with pytest.raises(RuntimeError, match='built for the architectures 8.0, this GPU has 9.0'):
-        _checks.choose_backend('ss2d_scan', 'native', OnGpu())
+        backend.choose_backend('ss2d_scan', 'native', OnGpu())

@@ -2,13 +2,13 @@
 
 import argparse
 
-from mmvmamba.engine import errors, launch, testing
-from mmvmamba.engine.runner import build_runner
+from mmvmamba.engine import cli, errors
+from mmvmamba.engine.runner import build_runner, testing
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_common_arguments(parser)
+    cli.add_common_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         testing.draw_predictions(cfg, args.show, args.show_dir, args.wait_time, args.interval)
@@ -42,8 +42,8 @@ def main() -> None:
         testing.use_tta(cfg)
     if args.out:
         testing.keep_predictions(cfg, args.out)
-    launch.check_data(cfg, 'test')
-    launch.check_checkpoint(cfg, whole=True)
+    cli.check_data(cfg, 'test')
+    cli.check_checkpoint(cfg, whole=True)
     build_runner(cfg).test()
 
 

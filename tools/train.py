@@ -4,15 +4,15 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvmamba.engine import errors, launch
-from mmvmamba.engine.distributed import runs_on_cpu
+from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
+from mmvmamba.engine.runner.distributed import runs_on_cpu
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_common_arguments(parser)
+    cli.add_common_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -38,7 +38,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     # MMEngine's wrapper for mixed precision, which a config may name, refuses to run on a CPU.
     named = (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper'
     if args.amp or (named and runs_on_cpu()):
-        launch.use_amp(cfg)
+        cli.use_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -46,15 +46,15 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.resume is not None:
-        launch.resume_from(cfg, args.resume)
+        cli.resume_from(cfg, args.resume)
 
 
 def main() -> None:
     args = parse_args()
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     apply_args(cfg, args)
-    launch.check_data(cfg, 'train', *([] if args.no_validate else ['val']))
-    launch.check_checkpoint(cfg, whole=False)
+    cli.check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+    cli.check_checkpoint(cfg, whole=False)
     build_runner(cfg).train()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvmamba.ops._extension import load_extension
+from mmvmamba.ops.extension import load_extension
 from mmvmamba.ops.flops import scan_mark_cost, selective_scan_cost, ss2d_scan_cost
 
 aten = torch.ops.aten

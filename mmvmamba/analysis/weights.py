@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from mmvmamba.models.checkpoint import adapt_state_dict
-from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.models.loading import adapt_state_dict, read_checkpoint
 from mmvmamba.nn import VMambaNet, convert_state_dict
-from mmvmamba.nn.checkpoint_file import state_dict_of
 
 #: Buffers that follow from a model's arguments or are not used, which older files may lack.
 _NOT_NEEDED = ('relative_position_index', 'num_batches_tracked')

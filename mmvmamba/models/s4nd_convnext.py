@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmvmamba.nn.layers import DropPath, Mlp, channels_first, channels_last, check_choice
 from mmvmamba.nn.settings import as_tuple, check_setting, stage_indices
-from mmvmamba.ops._checks import accumulate_dtype
+from mmvmamba.ops.backend import accumulate_dtype
 from mmvmamba.registry import MODELS
 
 from .vmamba import check_init_cfg

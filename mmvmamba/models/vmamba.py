@@ -12,7 +12,7 @@ from torch import Tensor
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
-from .checkpoint import check_backbone, load_pretrained, name_classifier
+from .loading import check_backbone, load_pretrained, name_classifier
 
 _PRETRAINED = 'Pretrained'
 

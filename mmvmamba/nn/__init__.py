@@ -1,10 +1,10 @@
 """The VMamba network in plain PyTorch. Needs torch alone."""
 
+from mmvmamba.checkpoint.keys import convert_state_dict
+
 from .arch import ARCHS, Arch, resolve_arch
-from .block import VSSBlock
-from .checkpoint import convert_state_dict
 from .factory import create_model
-from .network import VMambaNet, VSSStage
+from .network import VMambaNet, VSSBlock, VSSStage
 from .ss2d import SS2D
 
 __all__ = [

@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mmvmamba.checkpoint.matching import load_tensors
+from mmvmamba.checkpoint.reader import read_local_checkpoint, state_dict_of
+
 from .arch import ARCHS, resolve_arch
-from .checkpoint_file import read_local_checkpoint, state_dict_of
-from .fit import load_tensors
 from .network import VMambaNet
 
 _logger = logging.getLogger(__name__)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import Conv2d
+from .cpu_inference import POINTWISE, Conv2d, activate
+from .settings import check_setting
 
 #: The activations that the reference and its ablation use.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -17,8 +17,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     'relu': nn.ReLU,
     'sigmoid': nn.Sigmoid,
 }
-#: The activations in the memory of their input.
-IN_PLACE = {nn.SiLU: torch.ops.aten.silu_, nn.GELU: torch.ops.aten.gelu_, nn.ReLU: torch.relu_}
 #: The norms of stem, blocks, downsampling and outputs.
 NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
 
@@ -90,37 +88,6 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     if isinstance(norm, nn.LayerNorm):
         return norm(x)
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def runs_unseen(*modules: nn.Module) -> bool:
-    """Whether modules are of types known here, and no hook sees what goes in or comes out.
-
-    Users replace modules, perhaps by one that mixes positions, or keeps what it returns.
-    """
-    everywhere = nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
-        return False
-    return all(
-        type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
-        for module in modules
-    )
-
-
-def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
-    """The activation of the result ``x`` of ``source``, in its memory where nobody keeps that."""
-    # A trace of torch.jit would hold for the grad mode of its recording alone.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return act(x)
-    in_place = IN_PLACE.get(type(act))
-    fresh = type(source) in (nn.Linear, Conv2d) and runs_unseen(source, act)
-    kept = x.requires_grad and torch.is_grad_enabled()
-    if kept or not fresh or in_place is None:
-        return act(x)
-    return in_place(x, **_arguments(act))
-
-
-def _arguments(act: nn.Module) -> dict[str, str]:
-    return dict(approximate=act.approximate) if isinstance(act, nn.GELU) else {}
 
 
 class Mlp(nn.Module):
@@ -236,17 +203,28 @@ class PatchMerging(nn.Module):
         return self.reduction(apply_norm(self.norm, x))
 
 
-#: What takes each position by itself and returns memory of its own, or its input.
-_KNOWN = {
-    Conv2d,
-    DropPath,
-    Mlp,
-    nn.Dropout,
-    nn.Identity,
-    nn.LayerNorm,
-    nn.Linear,
-    *ACTIVATIONS.values(),
+#: What pools a map (N, C, H, W); '' leaves it, as (N, H, W, C).
+POOLS = {
+    'avg': lambda: nn.AdaptiveAvgPool2d(1),
+    'max': lambda: nn.AdaptiveMaxPool2d(1),
+    '': channels_last,
 }
+
+
+def build_pooling(global_pool: str) -> dict[str, nn.Module]:
+    """The layers between the norm and the linear layer, by name."""
+    check_choice('global_pool', global_pool, POOLS)
+    flatten = nn.Flatten(1) if global_pool else nn.Identity()
+    return {'avgpool': POOLS[global_pool](), 'flatten': flatten}
+
+
+def build_linear(dim: int, num_classes: int) -> nn.Module:
+    """The last linear layer; for no classes nothing in its place."""
+    check_setting('num_classes', num_classes)
+    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+
+POINTWISE.update({DropPath, Mlp, *ACTIVATIONS.values()})
 
 STEMS = {'conv': conv_stem, 'patch': patch_stem}
 DOWNSAMPLES = {'conv': conv_downsample, 'conv2x2': conv2x2_downsample, 'merging': PatchMerging}

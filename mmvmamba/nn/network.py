@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,76 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmvmamba.checkpoint.keys import rename_tensors, resize_pos_embed
+
 from .arch import Arch, check_known, resolve_arch
-from .block import VSSBlock
-from .checkpoint import rename_tensors, resize_pos_embed
-from .head import POOLS, build_classifier
-from .layers import DOWNSAMPLES, NORMS, STEMS, apply_norm, check_choice, reset_linear
+from .cpu_inference import add_mlp_in_slabs, runs_in_slabs
+from .layers import (
+    DOWNSAMPLES,
+    NORMS,
+    POOLS,
+    STEMS,
+    DropPath,
+    Mlp,
+    apply_norm,
+    build_linear,
+    build_pooling,
+    channels_first,
+    check_choice,
+    reset_linear,
+)
 from .settings import check_setting, stage_indices
+from .ss2d import SS2D
 from .timm_methods import TimmMethods
+
+
+class VSSBlock(nn.Module):
+    """x + DropPath(SS2D(norm(x))), then x + DropPath(MLP(norm2(x))) (VMamba, Fig. 3d).
+
+    Args:
+        dim (int): Channels d.
+        drop_path (float): Probability of dropping each branch. Defaults to 0.
+        mlp_ratio (float): Hidden channels of the MLP over ``dim``; 0 for no MLP. Defaults to 4.
+        mlp_act (str): The MLP's activation. Defaults to 'gelu'.
+        mlp_gate (bool): Whether the MLP is gated. Defaults to False.
+        mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
+        norm (str): 'ln' or 'bn'. Defaults to 'ln'.
+        ssm_ratio (float): Inner channels of SS2D over ``dim``; 0 for no SS2D. Defaults to 1.
+        **ssm: The other arguments of :class:`SS2D`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        drop_path: float = 0.0,
+        mlp_ratio: float = 4.0,
+        mlp_act: str = 'gelu',
+        mlp_gate: bool = False,
+        mlp_drop_rate: float = 0.0,
+        norm: str = 'ln',
+        ssm_ratio: float = 1.0,
+        **ssm,
+    ) -> None:
+        super().__init__()
+        self.norm = self.op = None
+        if ssm_ratio > 0:
+            self.norm = NORMS[norm](dim)
+            self.op = SS2D(dim, ssm_ratio=ssm_ratio, **ssm)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = self.mlp = None
+        if mlp_ratio > 0:
+            self.norm2 = NORMS[norm](dim)
+            self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp_act, mlp_gate, mlp_drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, d) -> (N, H, W, d)."""
+        if self.op is not None:
+            x = x + self.drop_path(self.op(apply_norm(self.norm, x)))
+        if self.mlp is not None:
+            if runs_in_slabs(self, x):
+                return add_mlp_in_slabs(self, x)
+            x = x + self.drop_path(self.mlp(apply_norm(self.norm2, x)))
+        return x
 
 
 class VSSStage(nn.Sequential):
@@ -26,6 +90,32 @@ class VSSStage(nn.Sequential):
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
+
+
+def build_classifier(
+    arch: Arch, num_classes: int, global_pool: str = 'avg', drop_rate: float = 0.0
+) -> nn.Sequential:
+    """Builds the classifier by the released files' names.
+
+    Args:
+        arch (Arch): The architecture.
+        num_classes (int): Classes; 0 for no linear layer.
+        global_pool (str): A key of :data:`POOLS`. Defaults to 'avg'.
+        drop_rate (float): Dropout before the linear layer. Defaults to 0.
+    """
+    norm, permute = NORMS[arch.norm](arch.dims[-1]), channels_first()
+    first = {'norm': norm, 'permute': permute}
+    if arch.norm == 'bn':
+        first = {'permute': permute, 'norm': norm}
+    drop = {'drop': nn.Dropout(drop_rate)} if drop_rate else {}
+    return nn.Sequential(
+        OrderedDict(
+            first,
+            **build_pooling(global_pool),
+            **drop,
+            head=build_linear(arch.dims[-1], num_classes),
+        )
+    )
 
 
 class VMambaNet(TimmMethods, nn.Module):

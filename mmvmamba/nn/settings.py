@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-from mmvmamba.ops._checks import MAX_STATE
+from mmvmamba.ops.backend import MAX_STATE
 
 _RATE = (float, 0, 1)
 #: Setting: type, lowest and highest value. An int may be the highest, a float has to be below it.

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvmamba.ops import ss2d_scan
-from mmvmamba.ops._checks import BACKENDS, accumulate_dtype
+from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .conv import Conv2d, cast_for_products
+from .cpu_inference import Conv2d, cast_for_products
 from .layers import ACTIVATIONS, activate, channels_first, channels_last, check_choice
 from .settings import check_conv_kernel, check_setting, check_width
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .head import build_linear, build_pooling
-from .layers import apply_norm, check_choice, reset_linear
+from .layers import apply_norm, build_linear, build_pooling, check_choice, reset_linear
 from .settings import stage_indices
 
 #: timm's mark of a group that is part of the one before it.

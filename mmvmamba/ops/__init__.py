@@ -1,10 +1,9 @@
 """Selective scans over sequences and maps. Needs torch alone."""
 
-from . import _registrations as _registrations
 from . import flops as flops
-from ._checks import BACKENDS
-from ._extension import ExtensionUnavailableWarning, has_kernel, load_extension
+from .backend import BACKENDS
 from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
+from .extension import ExtensionUnavailableWarning, has_kernel, load_extension
 from .selective_scan import selective_scan, selective_scan_reference
 from .ss2d_scan import decompositions, ss2d_scan, ss2d_scan_reference
 

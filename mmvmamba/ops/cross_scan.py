@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_tensor
+from .backend import check_tensor
 
 #: The orders in which a direction can read a map of H x W positions:
 #: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.

@@ -8,8 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
-from ._mark import mark_scan
+from .backend import (
+    accumulate_dtype,
+    check_state_size,
+    check_tensor,
+    choose_backend,
+    needs_states,
+    num_chunks,
+    register,
+)
+from .extension import load_extension
+from .flops import mark_scan
 
 
 def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,3 +248,49 @@ def _selective_scan_native(
         *inputs, delta_softplus, needs_states(inputs)
     )
     return y, last_state
+
+
+def _selective_scan_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states):
+    batch, dim, length = u.shape
+    acc = accumulate_dtype(u.dtype)
+    chunks = num_chunks(length) if save_states else 0
+    return (
+        u.new_empty((batch, dim, length)),
+        u.new_empty((batch, dim, A.shape[1]), dtype=acc),
+        u.new_empty((batch * chunks * A.shape[1] * dim,), dtype=acc),
+    )
+
+
+def _selective_scan_backward_fake(
+    grad_out, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus
+):
+    def like(v):
+        return u.new_empty((0,)) if v is None else v.new_empty(v.shape)
+
+    return tuple(like(v) for v in (u, delta, A, B, C, D, z, delta_bias))
+
+
+def _selective_scan_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.delta_softplus, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _selective_scan_backward(ctx, grad_out, *_):
+    if grad_out is None:
+        return (None,) * 10
+    *tensors, states = ctx.saved_tensors
+    if not ctx.saved:
+        _, _, states = torch.ops.mmvmamba.selective_scan(*tensors, ctx.delta_softplus, True)
+    grads = torch.ops.mmvmamba.selective_scan_backward(
+        grad_out, *tensors, states, ctx.delta_softplus
+    )
+    grads = (None if v is None else g for g, v in zip(grads, tensors, strict=True))
+    return (*grads, None, None)
+
+
+if load_extension() is None:
+    register(
+        'selective_scan', _selective_scan_fake, _selective_scan_backward, _selective_scan_setup
+    )
+    register('selective_scan_backward', _selective_scan_backward_fake)

@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import (
+from .backend import (
     accumulate_dtype,
     check_state_size,
     check_tensor,
     choose_backend,
     needs_states,
+    num_chunks,
+    register,
     without_autocast,
 )
-from ._extension import load_extension
-from ._mark import mark_scan
 from .cross_scan import resolve_pattern, to_map, to_sequence
+from .extension import load_extension
+from .flops import mark_scan
 from .selective_scan import scan_chunked, scan_reference
 
 
@@ -166,3 +168,39 @@ def _decomposed(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_state
     inputs = (x, proj, dt_weight, dt_bias, A, D)
     y = ss2d_scan_reference(*inputs, orders, out_dtype, scan_chunked)
     return y, x.new_empty((0,), dtype=A.dtype)  # no states: a program for inference
+
+
+def _ss2d_scan_fake(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
+    N, H, W, C = x.shape
+    y = x.new_empty((N, H, W, C), dtype=out_dtype)
+    chunks = num_chunks(H * W) if save_states else 0
+    size = N * len(orders) * chunks * A.shape[2] * C
+    return y, x.new_empty((size,), dtype=accumulate_dtype(x.dtype))
+
+
+def _ss2d_scan_backward_fake(
+    grad_y, x, proj, dt_weight, dt_bias, A, D, states, orders
+) -> tuple[Tensor, ...]:
+    return tuple(v.new_empty(v.shape) for v in (x, proj, dt_weight, dt_bias, A, D))
+
+
+def _ss2d_scan_setup(ctx, inputs, output) -> None:
+    *tensors, orders, _, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.orders = orders
+    ctx.set_materialize_grads(False)
+
+
+def _ss2d_scan_backward(ctx, grad_y, _):
+    if grad_y is None:
+        return (None,) * 9
+    *tensors, states = ctx.saved_tensors
+    if not ctx.saved:  # traced by torch.jit, where nobody knew whether a backward would come
+        _, states = torch.ops.mmvmamba.ss2d_scan(*tensors, ctx.orders, tensors[0].dtype, True)
+    grads = torch.ops.mmvmamba.ss2d_scan_backward(grad_y, *tensors, states, ctx.orders)
+    return (*grads, None, None, None)
+
+
+if load_extension() is None:
+    register('ss2d_scan', _ss2d_scan_fake, _ss2d_scan_backward, _ss2d_scan_setup)
+    register('ss2d_scan_backward', _ss2d_scan_backward_fake)

@@ -10,11 +10,11 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from mmvmamba.checkpoint.keys import split_state_dict
+from mmvmamba.checkpoint.matching import compare, other_head, with_resized
+from mmvmamba.checkpoint.reader import CFG_NODE, state_dict_of
 from mmvmamba.nn import ARCHS, VMambaNet
-from mmvmamba.nn.checkpoint import split_state_dict
-from mmvmamba.nn.checkpoint_file import CFG_NODE, state_dict_of
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
-from mmvmamba.nn.fit import compare, other_head, with_resized
 
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: The released ImageNet classifiers, by architecture.

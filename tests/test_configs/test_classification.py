@@ -16,7 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
-from mmvmamba.models.checkpoint import adapt_state_dict, check_fit
+from mmvmamba.models.loading import adapt_state_dict, check_fit
 from mmvmamba.nn import VMambaNet, resolve_arch
 
 from ..spellings import convolution_weights, january_names, one_file_names

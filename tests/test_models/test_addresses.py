@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmvmamba.engine.launch import check_checkpoint
-from mmvmamba.models import VMamba, checkpoint_file
-from mmvmamba.models.checkpoint_file import read_checkpoint, use_safe_loader
+from mmvmamba.engine.cli import check_checkpoint
+from mmvmamba.models import VMamba, loading
+from mmvmamba.models.loading import read_checkpoint, use_safe_loader
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 LOADERS = (read_checkpoint, CheckpointLoader.load_checkpoint)
@@ -55,7 +55,7 @@ def test_what_comes_from_ceph_is_not_executed(address, safe_loader, monkeypatch,
         return path.read_bytes()
 
     path = tmp_path / 'x.pth'
-    monkeypatch.setattr(checkpoint_file.fileio, 'get', get)
+    monkeypatch.setattr(loading.fileio, 'get', get)
     for load in LOADERS:
         torch.save({'state_dict': {'a': torch.ones(2)}}, path)
         assert torch.equal(load(address, 'cpu')['state_dict']['a'], torch.ones(2))
@@ -86,7 +86,7 @@ def test_what_is_no_path_is_refused(name):
 PROCESS = """
 import datetime, sys, time
 import torch
-from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.models.loading import read_checkpoint
 
 rank, fails = int(sys.argv[1]), sys.argv[2] == 'fails'
 

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mmvmamba.nn import SS2D, VSSBlock, block
-from mmvmamba.nn.conv import Conv2d
+from mmvmamba.nn import SS2D, VSSBlock, cpu_inference
+from mmvmamba.nn.cpu_inference import Conv2d, activate
 from mmvmamba.nn.layers import (
     DropPath,
     Mlp,
     PatchMerging,
-    activate,
     conv2x2_downsample,
     conv_downsample,
     conv_stem,
@@ -238,8 +237,8 @@ def seen_input(module, x):
 @pytest.fixture
 def small_slabs(monkeypatch):
     """Slabs of 5 positions for the blocks' hidden maps of 32 channels in float64."""
-    monkeypatch.setattr(block, 'WHOLE_HIDDEN', 10 * 32 * 8)
-    monkeypatch.setattr(block, 'SLAB_HIDDEN', 5 * 32 * 8)
+    monkeypatch.setattr(cpu_inference, 'WHOLE_HIDDEN', 10 * 32 * 8)
+    monkeypatch.setattr(cpu_inference, 'SLAB_HIDDEN', 5 * 32 * 8)
 
 
 def a_block(**settings):

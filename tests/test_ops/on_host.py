@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.utils.cpp_extension
 
-from mmvmamba.ops._checks import accumulate_dtype
+from mmvmamba.ops.backend import accumulate_dtype
 from mmvmamba.ops.cross_scan import resolve_pattern
 
 ROOT = Path(__file__).resolve().parents[2]

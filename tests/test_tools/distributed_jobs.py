@@ -29,10 +29,10 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
 
 from mmvmamba.engine import AverageBatchNormHook
-from mmvmamba.engine.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.engine.runner import build_runner
+from mmvmamba.engine.runner.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.models import VMamba
-from mmvmamba.nn.block import VSSBlock
+from mmvmamba.nn.network import VSSBlock
 from mmvmamba.registry import register_config_packages
 
 TIMEOUT = 240

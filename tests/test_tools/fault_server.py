@@ -53,7 +53,7 @@ class DyingFile:
 
 def die_while_writing(nth, fraction):
     """Kills this process in its n-th checkpoint: while writing it or, at 1.0, before renaming."""
-    from mmvmamba.engine import checkpoint_files
+    from mmvmamba.engine import atomic_io
 
     seen = []
 
@@ -73,7 +73,7 @@ def die_while_writing(nth, fraction):
 
     rename = os.replace
     if fraction < 1:
-        checkpoint_files.open = open_file
+        atomic_io.open = open_file
     else:
         os.replace = replace
 

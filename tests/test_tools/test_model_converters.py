@@ -8,9 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 
+from mmvmamba.checkpoint.convert import convert, kind_of
 from mmvmamba.models import VMamba
-from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.models.convert import convert, kind_of
+from mmvmamba.models.loading import read_checkpoint
 from mmvmamba.nn import VMambaNet
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))

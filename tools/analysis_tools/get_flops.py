@@ -3,12 +3,12 @@
 import argparse
 
 from mmvmamba.analysis.model_flops import Complexity, count_config
-from mmvmamba.engine import errors, launch
+from mmvmamba.engine import cli, errors
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_config_arguments(parser)
+    cli.add_config_arguments(parser)
     parser.add_argument(
         '--shape',
         type=int,
@@ -40,7 +40,7 @@ def report(result: Complexity, by_op: bool) -> str:
 
 def main() -> None:
     args = parse_args()
-    print(report(count_config(launch.load_config(args), args.shape), args.by_op))
+    print(report(count_config(cli.load_config(args), args.shape), args.by_op))
 
 
 if __name__ == '__main__':

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.model_flops import build_model
-from mmvmamba.engine import errors, launch
+from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.models.checkpoint import load_whole
-from mmvmamba.models.checkpoint_file import read_checkpoint
+from mmvmamba.models.loading import load_whole, read_checkpoint
 
 OPSET = 20
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
@@ -38,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    launch.add_config_arguments(parser)
+    cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('out', help='the file to write, OUT.onnx')
     parser.add_argument(
@@ -98,7 +97,7 @@ def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
     Raises:
         UserError: If the model has no such part, or it cannot be exported whole.
     """
-    task = launch.task_of(cfg)
+    task = cli.task_of(cfg)
     if task not in SHAPES:
         raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but is {task!r}')
     part = part or ('neck' if task == 'mmdet' else 'whole')
@@ -139,7 +138,7 @@ def export(
     """
     import onnx
 
-    from mmvmamba.engine.onnx import translations, use_half_products
+    from mmvmamba.export.onnx import translations, use_half_products
 
     shapes = None
     if dynamic:
@@ -227,11 +226,11 @@ def main() -> None:
     args = parse_args()
     check_arguments(args)
     logger = MMLogger.get_instance('export_onnx')
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     model = build_model(cfg)
     load_whole(model, read_checkpoint(args.checkpoint), args.checkpoint)
     part = choose_part(cfg, model, args.part)
-    task = launch.task_of(cfg)
+    task = cli.task_of(cfg)
     model = Exported(model, part).eval()
     channels = getattr(model.model.backbone, 'in_channels', 3)
     images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))

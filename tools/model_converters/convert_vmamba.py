@@ -3,11 +3,11 @@
 import argparse
 import os
 
+from mmvmamba.checkpoint.convert import KINDS, TARGETS, convert, kind_of, to_bytes, write_file
+from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.models.convert import KINDS, TARGETS, convert, kind_of, to_bytes, write_file
-from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.models.loading import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,10 +4,10 @@ import argparse
 import hashlib
 import os
 
+from mmvmamba.checkpoint.convert import strip_checkpoint, to_bytes, write_file
+from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.engine import errors
-from mmvmamba.models.checkpoint_file import read_checkpoint
-from mmvmamba.models.convert import strip_checkpoint, to_bytes, write_file
-from mmvmamba.nn.checkpoint_file import state_dict_of
+from mmvmamba.models.loading import read_checkpoint
 
 #: Hexadecimal digits in the name, which torch.hub checks after a download.
 _DIGITS = 8

@@ -1,0 +1,16 @@
+"""Reading, renaming, matching and converting checkpoint files. Needs torch alone."""
+
+from .convert import convert, kind_of, strip_checkpoint
+from .keys import convert_state_dict
+from .matching import load_tensors
+from .reader import read_local_checkpoint, state_dict_of
+
+__all__ = [
+    'convert',
+    'convert_state_dict',
+    'kind_of',
+    'load_tensors',
+    'read_local_checkpoint',
+    'state_dict_of',
+    'strip_checkpoint',
+]

@@ -1,0 +1,240 @@
+"""What tools/train.py and tools/test.py share: arguments and the config."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import glob
+import inspect
+import os
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from mmvmamba.engine.checks.configs import check_dataset_paths
+from mmvmamba.engine.runner.distributed import runs_on_cpu
+from mmvmamba.models.loading import is_local, use_safe_loader
+from mmvmamba.nn.settings import similar
+
+from .errors import UserError
+
+#: Keys that tools read from a config besides the runner's arguments.
+_TOOL_KEYS = (
+    'auto_scale_lr',
+    'compile',
+    'find_unused_parameters',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+)
+#: The default hooks of MMEngine's runners, which take None for no others.
+_RUNNER_HOOKS = (
+    'runtime_info',
+    'timer',
+    'sampler_seed',
+    'logger',
+    'param_scheduler',
+    'checkpoint',
+)
+_CFG_OPTIONS_HELP = (
+    'settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" or '
+    'key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside'
+)
+
+
+class KeyValueAction(DictAction):
+    """DictAction with an error instead of a traceback for an option without ``=``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Parses KEY=VALUE."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes KEY=VALUE, but got {value!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool with a config takes; :func:`load_config` has all that it needs."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
+    )
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what training and testing have in common."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--work-dir',
+        help="folder of logs and checkpoints; by default the config's work_dir, else "
+        'work_dirs/<name of the config>',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # torchrun passes --local-rank only when it is asked to; it sets LOCAL_RANK anyway.
+    parser.add_argument(
+        '--local-rank', '--local_rank', type=int, default=0, help='set by launchers'
+    )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config, merges ``--cfg-options`` and sets launcher and work folder.
+
+    Args:
+        args (argparse.Namespace): What :func:`add_config_arguments` defined.
+
+    Raises:
+        UserError: If the file does not exist, cannot be read, or an option does not fit it.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not os.path.isfile(args.config):
+        raise UserError(f'config {args.config!r} does not exist{_similar_file(args.config)}')
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:  # whatever the Python code of a config raises
+        raise UserError(
+            f'config {args.config!r} cannot be read: {type(error).__name__}: {error}'
+        ) from error
+    _merge_options(cfg, args.cfg_options)
+    if 'model' not in cfg:
+        raise UserError(f'config {args.config!r} has no model; it has {sorted(cfg)}')
+    use_safe_loader()
+    cfg.launcher = args.launcher
+    name = os.path.splitext(os.path.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
+    if task_of(cfg) == 'mmpretrain':
+        _set_classification_loaders(cfg)
+    _drop_hooks(cfg)
+    _add_hook(cfg, dict(type='mmvmamba.MixedSizesHook'))
+    return cfg
+
+
+def task_of(cfg: Config) -> str | None:
+    """Returns the package whose models and data sets a config uses, e.g. 'mmdet'."""
+    return cfg.get('default_scope') or cfg.model.get('_scope_')
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Checks that the files named by data loaders and their evaluators exist.
+
+    Args:
+        cfg (Config): The whole config.
+        *loaders (str): The parts that will run: 'train', 'val' or 'test'.
+
+    Raises:
+        UserError: If one does not exist.
+    """
+    for loader in loaders:
+        dataloader = cfg.get(f'{loader}_dataloader')
+        if dataloader is not None and 'dataset' in dataloader:
+            check_dataset_paths(dataloader['dataset'], f'{loader}_dataloader.dataset')
+        evaluator = cfg.get(f'{loader}_evaluator')
+        for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
+            path = metric.get('ann_file') if metric else None
+            if isinstance(path, str) and '://' not in path and not os.path.isfile(path):
+                raise UserError(f'{loader}_evaluator: ann_file {path!r} does not exist')
+
+
+def check_checkpoint(cfg: Config, whole: bool) -> None:
+    """Checks ``load_from`` now, and when it is loaded that it fits.
+
+    Args:
+        cfg (Config): The whole config.
+        whole (bool): Whether all of the model must be in the file.
+
+    Raises:
+        UserError: If the file does not exist.
+        ValueError: If it is an address of an unknown kind.
+    """
+    path = cfg.get('load_from')
+    if path and is_local(path) and not os.path.isfile(os.path.expanduser(path)):
+        raise UserError(f'checkpoint {path!r} does not exist')
+    _add_hook(cfg, dict(type='mmvmamba.CheckpointMatchingHook', whole=whole))
+
+
+def resume_from(cfg: Config, path: str) -> None:
+    """Makes a run go on from a checkpoint.
+
+    Args:
+        cfg (Config): The whole config.
+        path (str): The checkpoint; 'auto' is the last whole one in the work folder and, as long as
+            there is none, a begin with the config's ``load_from``.
+    """
+    cfg.resume = True
+    if path == 'auto':
+        hooks = cfg.setdefault('default_hooks', ConfigDict())
+        hook = hooks.setdefault('resume', ConfigDict(type='mmvmamba.ResumeHook'))
+        hook.load_from = cfg.get('load_from')
+        path = None
+    cfg.load_from = path
+
+
+def use_amp(cfg: Config) -> None:
+    """Turns mixed precision on: fp16 with loss scaling, or bfloat16 on a CPU.
+
+    Args:
+        cfg (Config): The whole config.
+
+    Raises:
+        UserError: If the config's optimizer wrapper is one that cannot be replaced.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp replaces an OptimWrapper, but optim_wrapper.type is {kind!r}')
+    if runs_on_cpu():
+        for name in ('loss_scale', 'dtype'):
+            wrapper.pop(name, None)
+        wrapper.type = 'mmvmamba.CPUAmpOptimWrapper'
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+
+
+def _drop_hooks(cfg: Config) -> None:
+    """A hook that is None is turned off."""
+    hooks = cfg.get('default_hooks') or {}
+    for name in [n for n, hook in hooks.items() if hook is None and n not in _RUNNER_HOOKS]:
+        del hooks[name]
+
+
+def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    runner_keys = set(inspect.signature(Runner.__init__).parameters)
+    allowed = sorted(set(cfg) | runner_keys.difference({'self', 'cfg'}) | set(_TOOL_KEYS))
+    for key in options:
+        top = key.split('.')[0]
+        if top not in allowed:
+            raise UserError(
+                f'--cfg-options {key}: the config has no {top!r}{similar(top, allowed)}'
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f'--cfg-options {sorted(options)} do not fit the config: {error}'
+        ) from error
+
+
+def _set_classification_loaders(cfg: Config) -> None:
+    """A config of mmpretrain leaves to the tool how a batch is put together."""
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(loader):
+            cfg[loader].setdefault('pin_memory', not runs_on_cpu())
+            cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
+
+
+def _similar_file(path: str) -> str:
+    names = glob.glob(os.path.join(os.path.dirname(path) or '.', '*.py'))
+    near = difflib.get_close_matches(path, [os.path.normpath(n) for n in names], n=1)
+    return f'; did you mean {near[0]!r}?' if near else ''

@@ -1,0 +1,115 @@
+"""Checks what a data set has loaded, before augmentation hides what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from PIL import Image
+
+from mmvmamba.engine.errors import UserError
+from mmvmamba.registry import TRANSFORMS
+
+_TAIL = 4096  # bytes in which the end of a whole file is looked for
+#: First bytes of a format, and what is near the end of a whole file.
+_ENDS = ((b'\xff\xd8', b'\xff\xd9'), (b'\x89PNG', b'IEND'))
+
+
+@TRANSFORMS.register_module()
+class CheckSample(BaseTransform):
+    """Stands behind the transforms that load a sample; ``BadDataHook`` puts it there.
+
+    Args:
+        num_classes (int, optional): Labels are below it. Defaults to None, not checked.
+        ignore_index (int): The label of pixels that do not count. Defaults to 255.
+    """
+
+    def __init__(self, num_classes: int | None = None, ignore_index: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def transform(self, results: dict) -> dict:
+        """Returns the sample as it is.
+
+        Raises:
+            UserError: If it cannot be used; says why.
+        """
+        for reason in self._mistakes(results):
+            raise UserError(reason)
+        return results
+
+    def _mistakes(self, results: Mapping[str, Any]) -> Iterator[str]:
+        for key in ('img_path', 'seg_map_path'):
+            path = results.get(key)
+            if path and os.path.isfile(path) and is_truncated(path):
+                yield f'{path!r} is cut off'
+        image = results.get('img')
+        if image is None:
+            return
+        size = tuple(image.shape[:2])
+        # What the annotation file says, before it was loaded.
+        told = results.get('height'), results.get('width')
+        if None not in told and told != size:
+            yield f'the image is {_text(size)} but its annotation says {_text(told)}'
+        yield from self._label_map_mistakes(results.get('gt_seg_map'), size)
+        masks = results.get('gt_masks')
+        if masks is not None and (masks.height, masks.width) != size:
+            yield f'a mask is {_text((masks.height, masks.width))}, the image {_text(size)}'
+        yield from self._box_mistakes(results, size)
+
+    def _label_map_mistakes(self, labels: Any, size: tuple[int, int]) -> Iterator[str]:
+        if labels is None:
+            return
+        if labels.shape[:2] != size or labels.ndim != 2:
+            yield f'the label map is {_text(labels.shape)}, the image {_text(size)}'
+        if self.num_classes is None:
+            return
+        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
+        if wrong.size or labels.min() < 0:
+            values = np.unique(labels)
+            values = values[(values < 0) | (values >= self.num_classes)]
+            values = values[values != self.ignore_index][:8].tolist()
+            yield f'the label map has the values {values}, there are {self.num_classes} classes'
+
+    def _box_mistakes(self, results: Mapping[str, Any], size: tuple[int, int]) -> Iterator[str]:
+        labels = results.get('gt_bboxes_labels')
+        if labels is not None and self.num_classes is not None and len(labels):
+            labels = np.asarray(labels)
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                yield f'class ids {sorted(set(labels.tolist()))} of {self.num_classes} classes'
+        boxes = results.get('gt_bboxes')
+        if boxes is None or not len(boxes):
+            return
+        boxes = np.asarray(getattr(boxes, 'tensor', boxes), dtype=np.float64)
+        outside = ~np.isfinite(boxes).all(axis=1)
+        if boxes.shape[1] == 4:
+            outside |= (boxes[:, :2] >= (size[1], size[0])).any(axis=1)
+            outside |= (boxes[:, 2:] <= 0).any(axis=1)
+        if outside.any():
+            yield f'box {boxes[outside][0].tolist()} is outside the image of {_text(size)}'
+
+
+def is_truncated(path: str) -> bool:
+    """Whether a JPEG or PNG file lacks its end; OpenCV decodes the rest without a word."""
+    with open(path, 'rb') as file:
+        head = file.read(4)
+        end = next((e for start, e in _ENDS if head.startswith(start)), None)
+        if end is None:
+            return False
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        if end in file.read():
+            return False
+    try:  # Some programs append data of their own.
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return True
+    return False
+
+
+def _text(size: Any) -> str:
+    """Height and width as people write them."""
+    return ' x '.join(str(side) for side in size)

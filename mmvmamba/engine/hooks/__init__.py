@@ -1,0 +1,25 @@
+"""Hooks for MMEngine's runner, one in each file."""
+
+from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .average_batch_norm_hook import AverageBatchNormHook
+from .bad_data_hook import BadDataHook
+from .checkpoint_matching_hook import CheckpointMatchingHook
+from .mixed_sizes_hook import MixedSizesHook
+from .non_finite_loss_hook import NonFiniteLossHook
+from .plain_param_groups_hook import PlainParamGroupsHook
+from .preemption_hook import PreemptionHook
+from .repeat_validation_hook import RepeatValidationHook
+from .resume_hook import ResumeHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+    'AverageBatchNormHook',
+    'BadDataHook',
+    'CheckpointMatchingHook',
+    'MixedSizesHook',
+    'NonFiniteLossHook',
+    'PlainParamGroupsHook',
+    'PreemptionHook',
+    'RepeatValidationHook',
+    'ResumeHook',
+]

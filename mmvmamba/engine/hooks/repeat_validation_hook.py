@@ -1,0 +1,75 @@
+"""Repeats a validation that was cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
+
+from mmvmamba.engine.atomic_io import AtomicBackend
+from mmvmamba.registry import HOOKS
+
+_DONE = 'last_validation'
+
+
+@HOOKS.register_module()
+class RepeatValidationHook(Hook):
+    """Where a resumed run stands at a validation that was cut off, or not begun, does it first.
+
+    The file ``last_validation`` in the work folder holds the iteration of the last one that is
+    whole.
+    """
+
+    priority = 'LOWEST'  # all other hooks are ready
+
+    def __init__(self) -> None:
+        self._at_boundary = False
+        self._file: Path | None = None
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Notes whether the run goes on at the begin of an epoch; :class:`ResumeHook` saved it."""
+        position = checkpoint.get('meta', {}).get('position', {})
+        self._at_boundary = position.get('batches') == 0
+
+    def before_train(self, runner: Any) -> None:
+        """Validates if that is due."""
+        self._file = Path(runner.work_dir, _DONE)
+        done = [_read(self._file) if is_main_process() else None]
+        broadcast_object_list(done)
+        if not runner._resume or done[0] > runner.iter:
+            done[0] = 0  # of another run, or of one that went on from here before
+            if is_main_process():
+                self._file.unlink(missing_ok=True)
+        if not runner._resume:
+            return
+        if runner.val_loop is not None and self._due(runner.train_loop) > done[0]:
+            runner.logger.info(f'the validation after iteration {runner.iter} was not done: now')
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
+        """Notes that it is done."""
+        if self._file is not None and is_main_process():
+            AtomicBackend().put_text(str(runner.iter), self._file)
+
+    def after_train(self, runner: Any) -> None:
+        """What is validated later is not of this run."""
+        self._file = None
+
+    def _due(self, loop: Any) -> int:
+        """The iteration, if the loop validates after it; else 0."""
+        if isinstance(loop, IterBasedTrainLoop):
+            now, end = loop.iter, loop.max_iters
+        elif self._at_boundary:
+            now, end = loop.epoch, loop.max_epochs
+        else:
+            return 0
+        loop._decide_current_val_interval()
+        due = now >= loop.val_begin and (now % loop.val_interval == 0 or now == end)
+        return loop.iter if due else 0
+
+
+def _read(path: Path) -> int:
+    return int(path.read_text()) if path.is_file() else 0

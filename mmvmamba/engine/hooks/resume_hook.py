@@ -1,0 +1,221 @@
+"""Goes on with a run where it was interrupted, to the bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmvmamba.engine.atomic_io import last_whole_checkpoint
+from mmvmamba.engine.data.sampling import (
+    can_be_positioned,
+    is_endless,
+    positioned_loader,
+    reader_of,
+    seed_all,
+)
+from mmvmamba.registry import HOOKS
+
+_KEY = 'position'
+
+
+class BatchStream:
+    """Endless batches of a loader, from a position on; iteration-based loops read it.
+
+    Args:
+        loader (DataLoader): What :func:`mmvmamba.engine.data.sampling.positioned_loader` returns.
+        done (int): The batches that the loop will try to pass over; they are passed over already.
+    """
+
+    def __init__(self, loader: DataLoader, done: int) -> None:
+        self.loader = loader
+        self._to_swallow = done
+        self._iterator: Iterator | None = None
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._to_swallow > 0:
+            self._to_swallow -= 1
+            return None
+        if self._iterator is None:
+            self._iterator = iter(self.loader)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            batches = self.loader.batch_sampler
+            batches.set_epoch(batches.epoch + 1)
+            self._iterator = iter(self.loader)
+            return next(self._iterator)
+
+    def skip_iter(self, count: int) -> None:
+        """The position is right already."""
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Makes a resumed run equal to one that was not interrupted.
+
+    Every sample draws its randomness from (seed, epoch, rank, number in the epoch, index), where an
+    endless sampler has one epoch; the model draws its own from (seed, iteration, rank). A
+    checkpoint holds the position among the batches and gradients that wait for others.
+    ``resume=True`` alone finds the last checkpoint that is whole.
+
+    Args:
+        load_from (str, optional): The weights to begin with where there is no checkpoint to resume
+            from yet; the train tool passes the config's. Defaults to None.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, load_from: str | None = None) -> None:
+        self.load_from = load_from
+        self._seed = 0
+        self._epoch = 0  # of the batches, also in an iteration-based loop
+        self._batches = 0  # done in that epoch
+        self._saved: dict[str, int] | None = None
+        self._gradients: dict[str, Tensor] = {}
+
+    # ---- the checkpoint ----
+
+    def before_run(self, runner: Any) -> None:
+        """Chooses the file to resume from, the same one on all ranks."""
+        if not runner._resume or runner._load_from is not None or runner._has_loaded:
+            return
+        found = [last_whole_checkpoint(*_folders(runner)) if is_main_process() else None]
+        broadcast_object_list(found)
+        runner._load_from = found[0]
+        if found[0] is None:
+            runner._resume = False
+            runner._load_from = self.load_from
+            runner.logger.warning(f'no checkpoint to resume from in {runner.work_dir!r}')
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Adds the position, and the gradients that were not applied yet."""
+        samples = self._batches * _batch_size(runner) * get_world_size()
+        checkpoint['meta'][_KEY] = dict(
+            seed=self._seed,
+            epoch=self._epoch,
+            batches=self._batches,
+            samples=samples,
+            batch_size=_batch_size(runner),
+            world_size=get_world_size(),
+        )
+        gradients = {
+            name: parameter.grad.cpu()
+            for name, parameter in _unwrapped(runner.model).named_parameters()
+            if parameter.grad is not None
+        }
+        if gradients:
+            checkpoint['gradients'] = gradients
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Takes the position of a run that is resumed."""
+        if runner._resume:
+            self._saved = checkpoint.get('meta', {}).get(_KEY)
+            self._gradients = checkpoint.get('gradients', {})
+
+    # ---- the data ----
+
+    def before_train(self, runner: Any) -> None:
+        """Puts the data loader to the position and gradients to their parameters."""
+        loop = runner.train_loop
+        loader = loop.dataloader
+        if not can_be_positioned(loader):
+            runner.logger.warning(
+                f'{type(loader.dataset).__name__} has no indices in batches: a run that is '
+                'resumed will not see the data that it would have seen'
+            )
+            return
+        self._find_position(runner)
+        reader_of(loader.dataset)
+        loader = positioned_loader(loader, self._seed, self._epoch, self._batches)
+        loop.dataloader = loader
+        if isinstance(loop, IterBasedTrainLoop):
+            # Loops without skip_iter call next() for what is done.
+            swallow = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
+            loop.dataloader_iterator = BatchStream(loader, swallow)
+        for name, parameter in _unwrapped(runner.model).named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
+
+    def _find_position(self, runner: Any) -> None:
+        loop, saved = runner.train_loop, self._saved
+        sampler = loop.dataloader.batch_sampler.sampler
+        self._seed = int(getattr(sampler, 'seed', None) or runner.seed or 0)
+        if saved is None:
+            self._epoch, self._batches = _position_from_counts(loop)
+            return
+        self._seed, self._epoch, self._batches = saved['seed'], saved['epoch'], saved['batches']
+        processes, batch = get_world_size(), _batch_size(runner)
+        self._batches = saved['samples'] // (processes * batch)
+        before = saved['world_size'], saved.get('batch_size', batch)
+        if before != (processes, batch):
+            runner.logger.warning(
+                f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
+                f' this run has {processes} and {batch}: training goes on at the same sample, but '
+                'not bit for bit'
+            )
+
+    # ---- counting and seeding ----
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Tells the samples their epoch."""
+        batches = runner.train_dataloader.batch_sampler
+        if hasattr(batches, 'first') and not isinstance(runner.train_loop, IterBasedTrainLoop):
+            batches.set_epoch(runner.epoch)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds what the model draws, such as the paths it drops."""
+        stream = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if isinstance(stream, BatchStream) and stream.loader.batch_sampler.epoch != self._epoch:
+            self._epoch, self._batches = stream.loader.batch_sampler.epoch, 0
+        # The last number keeps these draws apart from those of the samples.
+        seed_all((self._seed, runner.iter, get_rank(), 1))
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Counts the batch."""
+        self._batches += 1
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Begins the next epoch."""
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._epoch, self._batches = runner.epoch + 1, 0
+
+
+def _folders(runner: Any) -> list[str]:
+    """The work folder, and the one that CheckpointHook will make of its ``out_dir``."""
+    name = os.path.basename(runner.work_dir.rstrip(os.sep))
+    others = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook) and h.out_dir]
+    others = [os.path.join(folder, name) for folder in others if '://' not in str(folder)]
+    return [runner.work_dir, *others]
+
+
+def _position_from_counts(loop: Any) -> tuple[int, int]:
+    """The position in a run whose checkpoint does not hold it."""
+    if not isinstance(loop, IterBasedTrainLoop):
+        return loop.epoch, max(loop.iter - loop.epoch * len(loop.dataloader), 0)
+    if is_endless(loop.dataloader.batch_sampler.sampler):
+        return 0, loop.iter
+    return divmod(loop.iter, len(loop.dataloader))
+
+
+def _batch_size(runner: Any) -> int:
+    return getattr(runner.train_dataloader.batch_sampler, 'batch_size', None) or 1
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model):
+        model = model.module
+    return model

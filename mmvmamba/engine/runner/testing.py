@@ -1,0 +1,148 @@
+"""What tools/test.py changes in a config: pictures, kept predictions, test-time augmentation."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmvmamba.engine.checks.configs import leaf_datasets
+from mmvmamba.engine.cli import task_of
+from mmvmamba.engine.errors import UserError
+
+_PICKLE = ('.pkl', '.pickle')
+_FLIP = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+_DETECTION_META = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'flip',
+    'flip_direction',
+)
+
+
+def draw_predictions(
+    cfg: Config, show: bool, folder: str | None, wait_time: float, interval: int = 1
+) -> None:
+    """Makes the visualization hook draw predictions beside the ground truth.
+
+    Args:
+        cfg (Config): The whole config.
+        show (bool): Whether to open a window.
+        folder (str, optional): Where pictures are kept.
+        wait_time (float): Seconds each picture is shown.
+        interval (int): Draw every n-th image. Defaults to 1.
+
+    Raises:
+        UserError: If the config has no visualization hook, or the interval is below 1.
+    """
+    if interval < 1:
+        raise UserError(f'--interval must be at least 1, but got {interval}')
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config')
+    hook.update(interval=interval, show=show, wait_time=wait_time)
+    hook['enable' if task_of(cfg) == 'mmpretrain' else 'draw'] = True
+    if interval > 1 and hook.type == 'DetVisualizationHook':
+        from . import visualization  # noqa: F401  (registers it; mmdet is there)
+
+        hook.type = 'mmvmamba.IntervalDetVisualizationHook'
+    if folder is None:
+        return
+    if task_of(cfg) == 'mmdet':
+        # mmdet would put it below the work folder.
+        hook.test_out_dir = os.path.abspath(folder)
+    elif task_of(cfg) == 'mmpretrain':
+        hook.out_dir = folder
+    else:
+        cfg.visualizer.save_dir = folder
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    """Adds a metric that keeps the predictions.
+
+    Args:
+        cfg (Config): The whole config.
+        out (str): A pickle file or, for segmentation, a folder of label maps.
+
+    Raises:
+        UserError: If the path is neither.
+    """
+    if not out.endswith(_PICKLE):
+        if task_of(cfg) != 'mmseg':
+            raise UserError(f'--out must end with one of {_PICKLE}, but got {out!r}')
+        for metric in _metrics(cfg):
+            metric.update(output_dir=out, keep_results=True)
+        return
+    kind = 'mmdet.DumpDetResults' if task_of(cfg) == 'mmdet' else 'mmengine.DumpResults'
+    cfg.test_evaluator = [*_metrics(cfg), ConfigDict(type=kind, out_file_path=out)]
+
+
+def use_tta(cfg: Config) -> None:
+    """Turns test-time augmentation on, as the config says or by flipping boxes.
+
+    Args:
+        cfg (Config): The whole config.
+
+    Raises:
+        UserError: If the model is one for which there is no way to merge the predictions.
+    """
+    if task_of(cfg) == 'mmdet':
+        if _predicts_masks(cfg.model) or _evaluates_masks(cfg):
+            raise UserError(
+                '--tta merges boxes only: mmdet has no test-time augmentation for instance masks, '
+                f'and {cfg.model.type} predicts them'
+            )
+        _default_detection_tta(cfg)
+    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
+    if missing:
+        raise UserError(f'--tta needs {" and ".join(missing)} in the config')
+    for leaf in leaf_datasets(cfg.test_dataloader.dataset):
+        leaf['pipeline'] = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _default_detection_tta(cfg: Config) -> None:
+    """Image and mirror image, merged by NMS, where the config has nothing of its own."""
+    if 'tta_model' not in cfg:
+        nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=nms)  # mmdet registers it without a scope
+    if 'tta_pipeline' not in cfg:
+        pipeline = copy.deepcopy(next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline'])
+        pack = dict(type='PackDetInputs', meta_keys=_DETECTION_META)
+        # The last step packs; ground truth is not needed to predict, the metric has its own.
+        steps = [t for t in pipeline[:-1] if t['type'] != 'LoadAnnotations']
+        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[_FLIP, [pack]])]
+
+
+def _predicts_masks(model: Mapping[str, Any]) -> bool:
+    return any(
+        key in ('mask_head', 'panoptic_head', 'mask_roi_extractor') and value is not None
+        for key, value in _items(model)
+    ) or str(model.get('type', '')).startswith(('Mask', 'SOLO', 'YOLACT', 'CondInst', 'BoxInst'))
+
+
+def _evaluates_masks(cfg: Config) -> bool:
+    """For models of other names: their metric would miss the masks after the whole inference."""
+    wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
+    return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
+
+
+def _items(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield key, value
+            yield from _items(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _items(value)
+
+
+def _metrics(cfg: Config) -> list[dict]:
+    evaluator = cfg.test_evaluator
+    return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]

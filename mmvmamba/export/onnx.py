@@ -1,0 +1,337 @@
+"""The scan of a map in ONNX's standard ops, for ``torch.onnx.export``. Needs onnxscript.
+
+A sequence of L = H W positions is cut into H chunks of W positions, in every order. All chunks
+advance together from a zero state, the states at their ends are carried over, and all advance again
+from what they were carried: 2 W + H steps of ONNX's ``Scan``, each over all directions, chunks and
+channels. H and W may be symbolic. Only products of decays at most 1 are formed, so no length
+overflows.
+"""
+
+# Annotations must stay objects here: onnxscript reads those of the functions that it compiles.
+import functools
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+from onnxscript import DOUBLE, FLOAT, graph, ir, script
+from onnxscript import opset18 as op
+from onnxscript.ir.passes.common import RemoveUnusedNodesPass
+
+from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
+from mmvmamba.ops.extension import load_extension
+
+_BEGIN = -(2**62)  # where a slice that runs backwards ends
+
+
+def scan_translations() -> dict[Callable, Callable]:
+    """What ``torch.onnx.export`` needs for a model that scans maps.
+
+    Returns:
+        dict: The argument ``custom_translation_table``. With it, ``dynamo=True`` and
+        ``opset_version=20`` the exported graph has standard ops alone.
+
+    Raises:
+        RuntimeError: If the native extension, which defines the op, is not loaded.
+    """
+    reason = load_extension()
+    if reason is not None:
+        raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
+    return {torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan}
+
+
+@functools.cache
+def _recurrences(dtype: type) -> SimpleNamespace:
+    """The forms of h' = h a + b over one axis that are needed, for FLOAT or DOUBLE.
+
+    Bodies of Scan declare their types and name the state as the first factor: OpenVINO 2026.4
+    refuses bodies without types, and writes the products into the other factor's memory.
+    """
+    tensor = dtype[...]
+
+    @script(default_opset=op)
+    def last_state(initial: tensor, decay: tensor, drive: tensor) -> tensor:
+        """The state after the last step over axis 0."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor):
+            h_next = h * a + b
+            return h_next
+
+        last = op.Scan(initial, decay, drive, body=step, num_scan_inputs=2)
+        return last
+
+    @script(default_opset=op)
+    def states_before(initial: tensor, decay: tensor, drive: tensor) -> tensor:
+        """The state before each step over axis 2."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor):
+            before = op.Identity(h)
+            h_next = h * a + b
+            return h_next, before
+
+        _, states = op.Scan(
+            initial,
+            decay,
+            drive,
+            body=step,
+            num_scan_inputs=2,
+            scan_input_axes=[2, 2],
+            scan_output_axes=[2],
+        )
+        return states
+
+    @script(default_opset=op)
+    def read_state(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
+        """The weighted state after each step over axis 0."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor, c: tensor):
+            h_next = h * a + b
+            y = h_next * c
+            return h_next, y
+
+        _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
+        return ys
+
+    @script(default_opset=op)
+    def read_states(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
+        """The weighted sum over the states, in axis -2, after each step over axis 0."""
+
+        @graph()
+        def step(h: tensor, a: tensor, b: tensor, c: tensor):
+            h_next = h * a + b
+            y = op.ReduceSum(h_next * c, op.Constant(value_ints=[-2]), keepdims=1)
+            return h_next, y
+
+        _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
+        return ys
+
+    return SimpleNamespace(
+        last_state=last_state,
+        states_before=states_before,
+        read_state=read_state,
+        read_states=read_states,
+    )
+
+
+def _ints(*values: int) -> ir.Value:
+    return op.Constant(value_ints=list(values))
+
+
+def _part(x: ir.Value, begin: int, end: int, axis: int) -> ir.Value:
+    return op.Slice(x, _ints(begin), _ints(end), _ints(axis))
+
+
+def _softplus(x: ir.Value) -> ir.Value:
+    """log(1 + exp(x)) by ops that runtimes have vectorised; their Softplus is often scalar.
+
+    Theirs also loses the digits of a small time step in 1 + exp(x), errors that a long memory adds
+    up. What rounding took from the sum is added to its logarithm, whose slope there is 1.
+    """
+    one = op.CastLike(op.Constant(value_float=1.0), x)
+    e = op.Exp(op.Neg(op.Abs(x)))
+    total = op.Add(e, one)
+    lost = op.Sub(e, op.Sub(total, one))
+    return op.Add(op.Relu(x), op.Add(op.Log(total), lost))
+
+
+class _Orders:
+    """Maps (N, H, W, c) as sequences in chunks, (W, N, H, c), and back."""
+
+    def __init__(self, x: ir.Value) -> None:
+        shape = op.Shape(x)
+        self.N, self.H, self.W = (_part(shape, i, i + 1, 0) for i in range(3))
+
+    def cut(self, x: ir.Value, order: int) -> ir.Value:
+        """(N, H, W, c) -> (W, N, H, c) in one order."""
+        if order in (COLUMN, COLUMN_REVERSED):
+            x = op.Transpose(x, perm=[0, 2, 1, 3])
+            x = op.Reshape(x, op.Concat(self.N, self.H, self.W, _ints(-1), axis=0))
+        return self._reverse(op.Transpose(x, perm=[2, 0, 1, 3]), order)
+
+    def join(self, ys: Sequence[ir.Value], orders: Sequence[int]) -> list[ir.Value]:
+        """(W, N, H, c) for each order -> the maps of the rows and of the columns."""
+        maps = []
+        for column, axes in ((False, (self.H, self.W)), (True, (self.W, self.H))):
+            both = [
+                self._reverse(y, order)
+                for y, order in zip(ys, orders, strict=True)
+                if (order in (COLUMN, COLUMN_REVERSED)) == column
+            ]
+            if not both:
+                continue
+            y = op.Transpose(functools.reduce(op.Add, both), perm=[1, 2, 0, 3])
+            y = op.Reshape(y, op.Concat(self.N, *axes, _ints(-1), axis=0))
+            maps.append(op.Transpose(y, perm=[0, 2, 1, 3]) if column else y)
+        return maps
+
+    @staticmethod
+    def _reverse(x: ir.Value, order: int) -> ir.Value:
+        """(W, N, H, c) with chunks and positions in reverse, where the order is a reversal."""
+        if order not in (ROW_REVERSED, COLUMN_REVERSED):
+            return x
+        return op.Slice(x, _ints(-1, -1), _ints(_BEGIN, _BEGIN), _ints(0, 2), _ints(-1, -1))
+
+
+def _scan_chunks(
+    u: ir.Value,
+    dt: ir.Value,
+    A: ir.Value,
+    B: ir.Value,
+    C: ir.Value,
+    d_state: int,
+    scans: SimpleNamespace,
+) -> ir.Value:
+    """The selective scan of sequences in chunks.
+
+    Args:
+        u (ir.Value): The input (W, K, N, H, 1, C).
+        dt (ir.Value): The time steps, of ``u``'s shape.
+        A (ir.Value): The decay rates (K, 1, 1, S, C).
+        B (ir.Value): The input weights (W, K, N, H, S, 1).
+        C (ir.Value): The output weights, of ``B``'s shape.
+        d_state (int): S.
+        scans (SimpleNamespace): :func:`_recurrences` of the dtype.
+
+    Returns:
+        ir.Value: The output, of ``u``'s shape.
+    """
+    decay = op.Exp(op.Mul(dt, A))
+    drive = op.Mul(op.Mul(dt, u), B)
+    shape = op.Shape(drive)  # W, K, N, H, S, C
+    zeros = op.CastLike(op.ConstantOfShape(_part(shape, 1, 6, 0)), drive)
+    ends = scans.last_state(zeros, decay, drive)  # (K, N, H, S, C)
+    decays = op.Exp(op.Mul(op.ReduceSum(dt, _ints(0), keepdims=0), A))
+    zero = op.ConstantOfShape(op.Concat(_part(shape, 1, 3, 0), _part(shape, 4, 6, 0), axis=0))
+    carried = scans.states_before(op.CastLike(zero, drive), decays, ends)
+    return (scans.read_state if d_state == 1 else scans.read_states)(carried, decay, drive, C)
+
+
+def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
+    """``mmvmamba::ss2d_scan`` as traced by the exporter; the second output has no reader."""
+    x, proj = op.CastLike(x, A), op.CastLike(proj, A)  # A has the dtype of the sums
+    rank, d_state = dt_weight.shape[2], A.shape[2]
+    scan = _Orders(x)
+    us, zs, Bs, Cs = [], [], [], []
+    for k, order in enumerate(orders):
+        values = scan.cut(op.Squeeze(_part(proj, k, k + 1, 3), _ints(3)), order)
+        weight = op.Transpose(op.Squeeze(_part(dt_weight, k, k + 1, 0), _ints(0)), perm=[1, 0])
+        bias = op.Squeeze(_part(dt_bias, k, k + 1, 0), _ints(0))
+        us.append(scan.cut(x, order))
+        # A product with a matrix and a vector to add: runtimes make one GEMM of it.
+        zs.append(op.Add(op.MatMul(_part(values, 0, rank, 3), weight), bias))
+        Bs.append(_part(values, rank, rank + d_state, 3))
+        Cs.append(_part(values, rank + d_state, rank + 2 * d_state, 3))
+
+    def directions(values: Sequence[ir.Value], axis: int) -> ir.Value:
+        """(W, N, H, c) for each direction -> (W, K, N, H, c) and an axis for states or channels."""
+        stacked = op.Concat(*(op.Unsqueeze(v, _ints(1)) for v in values), axis=1)
+        return op.Unsqueeze(stacked, _ints(axis))
+
+    ys = _scan_chunks(
+        directions(us, -2),
+        _softplus(directions(zs, -2)),
+        op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), _ints(1, 2)),
+        directions(Bs, -1),
+        directions(Cs, -1),
+        d_state,
+        _recurrences(DOUBLE if A.dtype == ir.DataType.DOUBLE else FLOAT),
+    )
+    ys = [op.Squeeze(_part(ys, k, k + 1, 1), _ints(1, -2)) for k in range(len(orders))]
+    skip = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))
+    y = functools.reduce(op.Add, scan.join(ys, orders), skip)
+    return op.Cast(y, to=out_dtype), op.ConstantOfShape(_ints(0))
+
+
+def translations() -> dict[Callable, Callable]:
+    """The argument ``custom_translation_table`` of ``torch.onnx.export`` for whole models.
+
+    Returns:
+        dict: :func:`scan_translations` and adaptive average pooling, which the
+        exporter of torch 2.12 writes wrongly for maps of symbolic size.
+    """
+    pool = dict.fromkeys(
+        (torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_avg_pool2d.default),
+        _adaptive_avg_pool2d,
+    )
+    return {**scan_translations(), **pool}
+
+
+def _adaptive_avg_pool2d(x, output_size):
+    """Averages over bins as two products with matrices, (N, C, H, W) -> (N, C, *output_size)."""
+    if tuple(output_size) == (1, 1):
+        return op.ReduceMean(x, op.Constant(value_ints=[2, 3]), keepdims=1)
+    rows, columns = (_bins(x, axis, size) for axis, size in zip((2, 3), output_size, strict=True))
+    return op.MatMul(op.MatMul(rows, x), op.Transpose(columns, perm=[1, 0]))
+
+
+def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
+    """The weight of each position of an axis in each bin, (bins, positions).
+
+    Bin i of n positions is from floor(i n / bins) up to ceil((i + 1) n / bins).
+    """
+    n = op.Shape(x, start=axis, end=axis + 1)
+    edges = op.Mul(op.Constant(value_ints=list(range(bins + 1))), n)
+    count = op.Constant(value_ints=[bins])
+    low = op.Div(edges, count)
+    high = op.Div(op.Add(edges, op.Constant(value_ints=[bins - 1])), count)
+    first, last, along = (op.Constant(value_ints=[v]) for v in (0, bins, 1))
+    begin = op.Unsqueeze(op.Slice(low, first, last, first), along)
+    end = op.Unsqueeze(op.Slice(high, along, op.Constant(value_ints=[bins + 1]), first), along)
+    scalar = [op.Constant(value_int=v) for v in (0, 1)]
+    position = op.Range(scalar[0], op.Squeeze(n, first), scalar[1])
+    inside = op.And(op.GreaterOrEqual(position, begin), op.Less(position, end))
+    return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, begin), x))
+
+
+def use_half_products(model: ir.Model) -> None:
+    """Makes matrix products and convolutions of an exported model float16, in place.
+
+    All else stays as it is, the scans with the projection of their time steps, norms, pooling and
+    sums in float32, as in automatic mixed precision; inputs and outputs keep their dtype. The steps
+    of a Scan have no products.
+
+    Args:
+        model (ir.Model): ``torch.onnx.export(...).model``, made with :func:`translations`.
+    """
+    graph, half = model.graph, {}
+    # The exporter notes last in a node's namespace which op of PyTorch it was made from.
+    translated = tuple(f': {target}' for target in translations())
+    for node in list(graph):
+        if node.op_type not in ('MatMul', 'Gemm', 'Conv'):
+            continue
+        if node.metadata_props.get('namespace', '').endswith(translated):
+            continue
+        if node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
+            continue
+        for i, value in enumerate(node.inputs):
+            if value is not None:
+                if value not in half:
+                    half[value] = _as_half(graph, value, node)
+                node.replace_input_with(i, half[value])
+        out = node.outputs[0]
+        cast = ir.node('Cast', [out], attributes={'to': ir.DataType.FLOAT})
+        back = cast.outputs[0]
+        # The name of an output of the model stays that of the result in float32.
+        back.name, out.name = out.name, f'{out.name}_product'
+        back.shape, back.dtype = out.shape, ir.DataType.FLOAT
+        ir.convenience.replace_all_uses_with(out, back, replace_graph_outputs=True)
+        cast.replace_input_with(0, out)
+        out.dtype = ir.DataType.FLOAT16
+        graph.insert_after(node, cast)
+    RemoveUnusedNodesPass()(model)  # weights in float32
+
+
+def _as_half(graph: ir.Graph, value: ir.Value, before: ir.Node) -> ir.Value:
+    if value.const_value is not None and value.is_initializer():
+        tensor = ir.tensor(value.const_value.numpy().astype('float16'), name=f'{value.name}_half')
+        new = ir.Value(name=tensor.name, const_value=tensor)
+        new.shape, new.dtype = tensor.shape, tensor.dtype
+        graph.register_initializer(new)
+        return new
+    cast = ir.node('Cast', [value], attributes={'to': ir.DataType.FLOAT16})
+    new = cast.outputs[0]
+    new.name, new.shape, new.dtype = f'{value.name}_half', value.shape, ir.DataType.FLOAT16
+    graph.insert_before(before, cast)
+    return new

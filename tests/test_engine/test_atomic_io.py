@@ -1,0 +1,154 @@
+"""Files that are whole or not there."""
+
+import errno
+import os
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine._strategy import FSDPStrategy as _FSDPStrategy
+
+from mmvmamba.engine.atomic_io import AtomicBackend, is_whole, last_whole_checkpoint
+from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.hooks.atomic_checkpoint_hook import _LateRemoval
+from mmvmamba.engine.runner.fsdp import FSDPStrategy
+
+
+def save(path, iteration, optimizer=True):
+    content = dict(meta=dict(iter=iteration), message_hub={}, state_dict=dict(w=torch.ones(999)))
+    if optimizer:
+        content['optimizer'] = {}
+    torch.save(content, path)
+    time.sleep(0.01)  # modification times differ
+
+
+@pytest.mark.parametrize('call', ['fsync', 'replace'])
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / 'folder' / 'file.pth'
+    AtomicBackend().put(b'old', path)
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(UserError, match=r"file\.pth' \(3 bytes\).*No space left on device"):
+        AtomicBackend().put(b'new', path)
+    assert path.read_bytes() == b'old'
+    assert os.listdir(path.parent) == ['file.pth']
+
+
+@pytest.fixture
+def strategy(monkeypatch):
+    """Saves in shards; in place of the training there is a text, and perhaps a full disk."""
+
+    def save(self, filename, error=None):
+        Path(filename).write_text('new')
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(_FSDPStrategy, 'save_checkpoint', save)
+    return object.__new__(FSDPStrategy)
+
+
+def test_the_checkpoint_of_a_sharded_run_is_whole_or_not_there(strategy, tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    path.write_text('old')
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError, match=r"epoch_1\.pth' cannot be written: No space left"):
+        strategy.save_checkpoint(str(path), error=error)
+    with pytest.raises(KeyboardInterrupt):  # as little as a kill does
+        strategy.save_checkpoint(str(path), error=KeyboardInterrupt())
+    assert path.read_text() == 'old'
+    strategy.save_checkpoint(str(path))
+    assert path.read_text() == 'new'
+    assert os.listdir(tmp_path) == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('settings', ['local', dict(state_dict_type='SHARDED_STATE_DICT')])
+def test_the_state_of_each_process_is_not_saved(settings):
+    with pytest.raises(
+        ValueError, match="state_dict_cfg must be 'full' .*, but got .*(local|SHARDED)"
+    ):
+        FSDPStrategy(state_dict_cfg=settings)
+
+
+def test_whole(tmp_path):
+    path = tmp_path / 'a.pth'
+    save(path, 1)
+    content = path.read_bytes()
+    assert is_whole(path)
+    for broken in (content[:-1], content[: len(content) // 2], b'', b'text'):
+        path.write_bytes(broken)
+        assert not is_whole(path)
+    middle = content.find(torch.ones(4).numpy().tobytes())
+    path.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
+    assert not is_whole(path)
+    assert not is_whole(tmp_path / 'nothing.pth')
+
+
+def test_last_whole_checkpoint(tmp_path):
+    folder = str(tmp_path)
+    assert last_whole_checkpoint(folder) is None
+    pointer = tmp_path / 'last_checkpoint'
+    names = [str(tmp_path / f'iter_{i}.pth') for i in range(4)]
+    save(names[3], 30)  # of an older run
+    save(names[0], 1)
+    save(names[1], 2)
+    pointer.write_text(names[1])
+    assert last_whole_checkpoint(folder) == names[1]
+    save(tmp_path / 'best_iter_3.pth', 3, optimizer=False)
+    assert last_whole_checkpoint(folder) == names[1]
+    save(names[2], 3)  # killed before the pointer was written
+    assert last_whole_checkpoint(folder) == names[2]
+    (tmp_path / 'iter_2.pth').write_bytes(b'half')
+    assert last_whole_checkpoint(folder) == names[1]
+    pointer.write_text('')
+    assert last_whole_checkpoint(folder) == names[1]
+    pointer.write_text('/moved/from/iter_0.pth')
+    assert last_whole_checkpoint(folder) == names[1]
+
+
+def test_what_is_not_of_the_run(tmp_path):
+    """A newer file of other classes is passed over; one that the run wrote is told of."""
+    folder, pointer = str(tmp_path), tmp_path / 'last_checkpoint'
+    foreign, saved = tmp_path / 'foreign.pth', tmp_path / 'iter_1.pth'
+    save(saved, 1)
+    pointer.write_text(str(saved))
+    for content in (dict(model=Fraction(1)), dict(meta={}, message_hub={}, optimizer={})):
+        torch.save(content, foreign)
+        assert last_whole_checkpoint(folder) == str(saved)
+    torch.save(dict(model=Fraction(1)), saved)
+    with pytest.raises(ValueError, match=r'needs fractions.Fraction'):
+        last_whole_checkpoint(folder)
+
+
+def test_folders(tmp_path):
+    """The one that checkpoints are in besides the work folder; one that is a checkpoint."""
+    work_dir, other = tmp_path / 'run', tmp_path / 'other'
+    work_dir.mkdir()
+    other.mkdir()
+    save(other / 'iter_1.pth', 1)
+    save(other / 'iter_2.pth', 2)
+    folders = str(work_dir), str(other)
+    assert last_whole_checkpoint(*folders) == str(other / 'iter_2.pth')
+    (work_dir / 'last_checkpoint').write_text('/moved/from/iter_1.pth')
+    (other / 'iter_2.pth').write_bytes(b'half')
+    assert last_whole_checkpoint(*folders) == str(other / 'iter_1.pth')
+    (work_dir / 'iter_3.pth').mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_3.pth'))
+    assert last_whole_checkpoint(*folders) == str(work_dir / 'iter_3.pth')
+
+
+def test_late_removal(tmp_path):
+    """What is removed stays until the flush, unless it was written again."""
+    paths = [str(tmp_path / name) for name in 'ab']
+    for path in paths:
+        AtomicBackend().put(b'', path)
+    backend = _LateRemoval(AtomicBackend())
+    for path in paths:
+        backend.remove(path)
+        assert backend.isfile(path)
+    backend.flush(keep={paths[0]})
+    assert os.listdir(tmp_path) == ['a']

@@ -1,0 +1,210 @@
+"""Positions among batches, and the randomness of samples."""
+
+import pickle
+import random
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmpretrain.datasets.samplers import RepeatAugSampler
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
+
+from mmvmamba.engine.data.sampling import (
+    PositionedBatchSampler,
+    SampleIndex,
+    is_endless,
+    positioned_loader,
+    reader_of,
+    restart_sampler,
+    restart_workers,
+    seed_all,
+    seeded,
+)
+
+
+class Images(Dataset):
+    """Every third one is upright, so that batches by shape depend on those before."""
+
+    def __len__(self):
+        return 11
+
+    def get_data_info(self, index):
+        return dict(width=3, height=4 if index % 3 == 0 else 2)
+
+    def __getitem__(self, index):
+        return index, random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def batch_sampler(kind, seed=3):
+    sampler = (InfiniteSampler if kind == 'infinite' else DefaultSampler)(Images(), seed=seed)
+    if kind == 'aspect':
+        return AspectRatioBatchSampler(sampler, 2)
+    return BatchSampler(sampler, 2, drop_last=False)
+
+
+def take(batches, count):
+    return [[int(i) for i in batch] for batch, _ in zip(batches, range(count), strict=False)]
+
+
+@pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
+@pytest.mark.parametrize('first', [0, 1, 4])
+def test_from_a_position_on(kind, first):
+    """The same batches as the stock sampler's, without the first; the next pass has all."""
+    stock = batch_sampler(kind)
+    if kind != 'infinite':
+        stock.sampler.set_epoch(2)
+    expected = take(stock, 9)
+    batches = PositionedBatchSampler(batch_sampler(kind), seed=3, epoch=2, first=first)
+    assert take(batches, 9)[: len(expected) - first] == expected[first:]
+    if kind != 'infinite':
+        assert take(batches, 9) == expected
+        assert len(batches) == len(stock)
+
+
+@pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
+def test_the_numbers_that_a_sample_draws_from(kind):
+    """Seed, epoch, rank, number and index; the same from a position on."""
+    found = {}
+    for first in (0, 2):
+        batches = PositionedBatchSampler(batch_sampler(kind), seed=3, epoch=2, first=first)
+        samples = [
+            index for batch, _ in zip(batches, range(9 - first), strict=False) for index in batch
+        ]
+        skipped = 2 * first
+        expected = [(3, 2, 0, skipped + n, int(i)) for n, i in enumerate(samples)]
+        found[first] = [i.entropy for i in samples]
+        assert found[first] == expected
+    assert found[0][4:] == found[2]
+
+
+def entropies(sampler, count, first=0):
+    batches = PositionedBatchSampler(BatchSampler(sampler, 3, False), seed=3, epoch=1, first=first)
+    return [
+        i.entropy for batch, _ in zip(batches, range(count - first), strict=False) for i in batch
+    ]
+
+
+@pytest.mark.parametrize('world', [1, 3])
+def test_repeated_images_are_augmented_anew(monkeypatch, world):
+    """Of repeated augmentation, the repeats of an image are neighbours, or on several ranks."""
+    found = []
+    for rank in range(world):
+        monkeypatch.setattr(
+            'mmpretrain.datasets.samplers.repeat_aug.get_dist_info', lambda rank=rank: (rank, world)
+        )
+        monkeypatch.setattr('mmvmamba.engine.data.sampling.get_rank', lambda rank=rank: rank)
+        make = partial(RepeatAugSampler, Images(), seed=3)
+        found += entropies(make(), 4)
+        assert entropies(make(), 4, first=1) == entropies(make(), 4)[3:]
+    images = [entropy[-1] for entropy in found]
+    assert max(map(images.count, images)) == 3
+    assert len(set(found)) == len(found)
+
+
+def multi_source():
+    return MultiSourceSampler(ConcatDataset([Images(), Images()]), 3, [1, 2], seed=3)
+
+
+def test_an_endless_sampler_of_several_sources():
+    """Each pass over an image is another one, and a sampler that was read from begins again."""
+    found = entropies(multi_source(), 30)
+    images = [entropy[-1] for entropy in found]
+    assert max(map(images.count, images)) > 3
+    assert len(set(found)) == len(found) == 90
+    used = BatchSampler(multi_source(), 3, False)
+    used.sampler.seed = 8
+    next(iter(used))
+    restart_sampler(used, seed=3)
+    assert entropies(used.sampler, 30, first=7) == found[21:]
+
+
+@pytest.mark.parametrize(
+    ('sampler', 'endless'),
+    [
+        (DefaultSampler(Images()), False),
+        (RepeatAugSampler(Images()), False),
+        (InfiniteSampler(Images()), True),
+        (multi_source(), True),
+    ],
+)
+def test_passes_that_do_not_end(sampler, endless):
+    assert is_endless(sampler) is endless
+
+
+@pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
+def test_a_loader_that_was_used_and_had_another_seed(kind):
+    """As on resumption: its infinite sampler has been read from, with a seed of its own."""
+    dataset = Images()
+    reader_of(dataset)
+    used = DataLoader(dataset, batch_sampler=batch_sampler(kind, seed=8), collate_fn=list)
+    next(iter(used))
+    fresh = DataLoader(dataset, batch_sampler=batch_sampler(kind, seed=3), collate_fn=list)
+    fresh = positioned_loader(fresh, seed=3, epoch=0, first=0)
+    expected = [batch for batch, _ in zip(fresh, range(5), strict=False)]
+    resumed = positioned_loader(used, seed=3, epoch=0, first=2)
+    assert [batch for batch, _ in zip(resumed, range(3), strict=False)] == expected[2:]
+
+
+class EagerIterator:
+    """That of MMEngine's releases: it begins to read, with workers, when it is made."""
+
+    def __init__(self, loader):
+        self._iterator = iter(loader)
+
+
+class LazyIterator:
+    _iterator = None
+
+
+@pytest.mark.parametrize('persistent', [True, False])
+@pytest.mark.parametrize('kind', ['default', 'infinite'])
+def test_workers_that_were_started_too_early(kind, persistent):
+    """New ones know what was changed meanwhile, and no batch is lost."""
+    dataset = Images()
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batch_sampler(kind),
+        collate_fn=list,
+        num_workers=1,
+        persistent_workers=persistent,
+    )
+    loop = SimpleNamespace(dataloader=loader, dataloader_iterator=EagerIterator(loader))
+    dataset.__getitems__ = lambda indices: [('changed', i) for i in indices]
+    restart_workers(loop)
+    expected = next(iter(batch_sampler(kind)))
+    assert next(loop.dataloader_iterator._iterator) == [('changed', i) for i in expected]
+
+
+def test_workers_that_were_not_started():
+    loop = SimpleNamespace(dataloader=object(), dataloader_iterator=LazyIterator())
+    before = dict(vars(loop))
+    restart_workers(loop)
+    restart_workers(SimpleNamespace())
+    assert vars(loop) == before
+
+
+def test_an_index_travels_to_workers():
+    index = pickle.loads(pickle.dumps(SampleIndex(5, (1, 2, 5))))
+    assert (index, index.entropy) == (5, (1, 2, 5))
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(3).tolist()
+
+
+def test_seeded():
+    """The same numbers for the same entropy, others for another, and no trace afterwards."""
+    seed_all((1,))
+    expected = draw()
+    seed_all((1,))
+    inside = []
+    for entropy in ((1, 2, 3), (1, 2, 3), (1, 3, 2)):
+        with seeded(entropy):
+            inside.append(draw())
+    assert draw() == expected
+    assert inside[0] == inside[1]
+    assert all(a != b for a, b in zip(inside[0], inside[2], strict=True))

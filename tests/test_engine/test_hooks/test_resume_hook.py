@@ -1,0 +1,255 @@
+"""Runs of MMEngine's runners in this process that are interrupted and resumed."""
+
+import argparse
+import copy
+import errno
+import io
+import logging
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
+from torch.utils.data import Dataset
+
+from mmvmamba.engine import cli
+from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.hooks import resume_hook
+from mmvmamba.engine.runner import build_runner
+from mmvmamba.models.loading import use_safe_loader
+
+SAFETY = Config.fromfile(Path(__file__).parents[3] / 'configs' / '_base_' / 'safety.py').safety
+#: Two batches of two numbers in an epoch.
+CONFIG = dict(
+    model=dict(type='ResumedModel'),
+    train_dataloader=dict(
+        batch_size=2,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(type='ResumedNumbers'),
+    ),
+    val_dataloader=dict(
+        batch_size=2,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(type='ResumedNumbers'),
+    ),
+    val_evaluator=dict(type='ResumedScore'),
+    val_cfg=dict(),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+    train_cfg=dict(by_epoch=True, max_epochs=3),
+    default_hooks={name: dict(SAFETY[name]) for name in SAFETY if name != 'bad_data'},
+    env_cfg=dict(dist_cfg=dict(backend='gloo')),
+)
+CONFIG['default_hooks']['checkpoint']['interval'] = 1
+BY_ITERATION = {
+    'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=6, val_interval=2),
+    'default_hooks.checkpoint.by_epoch': False,
+    'default_hooks.checkpoint.interval': 2,
+}
+FLEXIBLE = dict(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
+RUNNERS = pytest.mark.parametrize('runner', [{}, FLEXIBLE], ids=['runner', 'flexible'])
+
+
+@DATASETS.register_module()
+class ResumedNumbers(Dataset):
+    metainfo = dict(classes=('a',))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.tensor([float(index)]))
+
+
+@MODELS.register_module()
+class ResumedModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs, mode):
+        output = self.layer(torch.stack(list(inputs)))
+        return dict(loss=output.square().mean()) if mode == 'loss' else [output]
+
+
+@METRICS.register_module()
+class ResumedScore(BaseMetric):
+    scores = ()
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return dict(acc=self.scores.pop(0) if self.scores else 0.0)
+
+
+@HOOKS.register_module()
+class StopThere(Hook):
+    """Ends a run as a kill does, before an iteration or in a validation, or sends SIGTERM."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, train=None, val=None, sigterm=False):
+        self.train, self.val, self.sigterm = train, val, sigterm
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.train:
+            raise KeyboardInterrupt
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.val:
+            if not self.sigterm:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains in a work folder as ``tools/train.py`` does; returns the runner."""
+    use_safe_loader()
+
+    def train(*parts, resumed='auto', stop=None, scores=()):
+        cfg = Config(copy.deepcopy(CONFIG))
+        for part in copy.deepcopy(parts):
+            cfg.merge_from_dict(part)
+        cfg.work_dir, cfg.experiment_name = str(tmp_path / 'run'), uuid.uuid4().hex
+        cfg.custom_hooks = [dict(type='StopThere', **(stop or {}))]
+        cli.resume_from(cfg, resumed)
+        ResumedScore.scores = list(scores)
+        runner = build_runner(cfg)
+        runner.said = io.StringIO()
+        runner.logger.addHandler(logging.StreamHandler(runner.said))
+        if stop is None:
+            runner.train()
+        else:
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                runner.train()
+        return runner
+
+    return train
+
+
+def content(path):
+    return torch.load(path, weights_only=False)
+
+
+def named(work_dir):
+    return Path((work_dir / 'last_checkpoint').read_text())
+
+
+@RUNNERS
+def test_where_a_run_begins(runner, train, tmp_path):
+    """With the weights to load as long as there is no checkpoint, then with the last whole one."""
+    weights = {'layer.weight': torch.tensor([[5.0]]), 'layer.bias': torch.tensor([6.0])}
+    torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
+    options = {'load_from': str(tmp_path / 'weights.pth'), 'optim_wrapper.optimizer.lr': 0.0}
+    first = train(runner, options)
+    assert 'no checkpoint to resume from' in first.said.getvalue()
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    # The pointer is right, the file is not.
+    (tmp_path / 'run' / 'epoch_3.pth').write_bytes(b'half')
+    assert named(tmp_path / 'run').name == 'epoch_3.pth'
+    second = train(runner, options, stop=dict(train=4))
+    assert 'no checkpoint' not in second.said.getvalue()
+    assert second._load_from == str(tmp_path / 'run' / 'epoch_2.pth')
+    assert second.epoch == 2
+
+
+@RUNNERS
+@pytest.mark.parametrize('by', [{}, BY_ITERATION], ids=['epochs', 'iterations'])
+def test_what_a_checkpoint_counts(runner, by, train, tmp_path):
+    """Also where it is saved in a validation: after a signal, and for a new best score."""
+    options = {'default_hooks.checkpoint.save_best': 'acc'}
+    train(runner, by, options, scores=[0.1], stop=dict(val=4, sigterm=True))
+    epochs = 0 if by else 1
+    counts = {p.name: content(p)['meta'] for p in (tmp_path / 'run').glob('*.pth')}
+    counts = {name: (meta['epoch'], meta['iter']) for name, meta in counts.items()}
+    name, first, second = ('iter', 2, 4) if by else ('epoch', 1, 2)
+    assert counts == {
+        f'{name}_{first}.pth': (epochs, 2),
+        f'{name}_{second}.pth': (2 * epochs, 4),
+        f'best_acc_{name}_{first}.pth': (epochs, 2),
+        'interrupted.pth': (2 * epochs, 4),
+    }
+    last = train(runner, by, options, scores=[0.2])
+    assert 'the validation after iteration 4 was not done: now' in last.said.getvalue()
+    assert last.iter == 6 and last.epoch == 3 * epochs
+
+
+@pytest.mark.parametrize('sigterm', [False, True])
+def test_the_best_score_of_a_validation_that_is_repeated(sigterm, train, tmp_path):
+    """It is in a checkpoint before the validation counts as done."""
+    options = {'default_hooks.checkpoint.save_best': 'acc'}
+    if sigterm:  # interrupted.pth is then all that there is
+        options['default_hooks.checkpoint.interval'] = 2
+    train(options, stop=dict(val=2, sigterm=sigterm))
+    train(options, scores=[0.9], stop=dict(train=2))
+    assert train(options, scores=[0.5, 0.6]).message_hub.get_info('best_score') == 0.9
+    assert [p.name for p in (tmp_path / 'run').glob('best*')] == ['best_acc_epoch_1.pth']
+    assert not (tmp_path / 'run' / 'interrupted.pth').exists()
+
+
+def test_a_validation_of_iterations_that_are_done_again(train, tmp_path):
+    """``last_validation`` is of the run that went on from the same checkpoint before."""
+    train()
+    assert (tmp_path / 'run' / 'last_validation').read_text() == '6'
+    begin = str(tmp_path / 'run' / 'epoch_1.pth')
+    train(resumed=begin, stop=dict(val=4))
+    last = train(resumed=str(tmp_path / 'run' / 'epoch_2.pth'))
+    assert 'the validation after iteration 4 was not done: now' in last.said.getvalue()
+
+
+@RUNNERS
+def test_no_room_for_the_name_of_the_last_checkpoint(runner, train, tmp_path, monkeypatch):
+    """It stays as it was, and the checkpoint is found in a folder of its own."""
+    options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'elsewhere')}
+    folder = tmp_path / 'elsewhere' / 'run'
+    train(runner, options, stop=dict(train=2))
+    assert named(tmp_path / 'run') == folder / 'epoch_1.pth'
+
+    def rename(source, target, replace=os.replace):
+        if os.path.basename(target) == 'last_checkpoint':
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', rename)
+        with pytest.raises(UserError, match=r"last_checkpoint' .* cannot be written: No space"):
+            train(runner, options)
+    assert named(tmp_path / 'run') == folder / 'epoch_1.pth'
+    (tmp_path / 'run' / 'last_checkpoint').write_text('')  # what MMEngine's own hook may leave
+    assert train(runner, options)._load_from == str(folder / 'epoch_2.pth')
+
+
+def test_other_processes_and_batches(train, monkeypatch):
+    """As many samples in a step do not make the same run."""
+    train(stop=dict(train=3))
+    same = train(stop=dict(train=3))
+    assert 'bit for bit' not in same.said.getvalue()
+    options = {'train_dataloader.batch_size': 1}
+    monkeypatch.setattr(resume_hook, 'get_world_size', lambda: 2)
+    words = 'saved with 1 process(es) and batches of 2, this run has 2 and 1: training goes on at'
+    assert words in train(options, stop=dict(train=3)).said.getvalue()
+
+
+def test_hooks_that_are_turned_off(tmp_path):
+    """MMEngine takes None for its own hooks alone; resuming needs one of ours."""
+    hooks = dict(SAFETY, bad_data=None, resume=None, timer=None)
+    Config(dict(CONFIG, default_hooks=hooks)).dump(tmp_path / 'config.py')
+    args = argparse.Namespace(config=str(tmp_path / 'config.py'), cfg_options={})
+    args.work_dir, args.launcher, args.local_rank = str(tmp_path / 'run'), 'none', 0
+    cfg = cli.load_config(args)
+    assert cfg.default_hooks.keys() == hooks.keys() - {'bad_data', 'resume'}
+    names = {type(hook).__name__ for hook in build_runner(cfg).hooks}
+    assert 'PreemptionHook' in names
+    assert not {'BadDataHook', 'ResumeHook', 'IterTimerHook'} & names
+    cfg.load_from = 'weights.pth'
+    cli.resume_from(cfg, 'auto')
+    assert cfg.default_hooks.resume == dict(type='mmvmamba.ResumeHook', load_from='weights.pth')

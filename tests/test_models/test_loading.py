@@ -1,0 +1,448 @@
+"""Published and broken files, written here: nothing is downloaded."""
+
+import copy
+import fractions
+import functools
+import http.server
+import pickle
+import re
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
+
+from mmvmamba.checkpoint.reader import read_local_checkpoint
+from mmvmamba.models import VMamba
+from mmvmamba.models.loading import adapt_state_dict, as_logged, check_fit, read_checkpoint
+from mmvmamba.nn import VMambaNet, convert_state_dict
+
+from ..spellings import convolution_weights, january_names, one_file_names
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+THIN_VANILLA = dict(
+    THIN,
+    d_state=4,
+    ssm_ratio=2.0,
+    gate='act',
+    conv_bias=True,
+    mlp_ratio=0.0,
+    stem='patch',
+    downsample='merging',
+)
+ARCHS = pytest.mark.parametrize('arch', [THIN, THIN_VANILLA], ids=['conv', 'vanilla'])
+
+
+def classifier_state(arch=THIN, seed=0):
+    torch.manual_seed(seed)
+    return VMambaNet(arch, num_classes=5).state_dict()
+
+
+def backbone_state(arch=THIN, seed=0):
+    torch.manual_seed(seed)
+    state = VMamba(arch).state_dict()
+    for value in state.values():
+        value.add_(torch.randn_like(value))  # nothing left at its initial value
+    return state
+
+
+def loaded(path, arch=THIN, **init_cfg):
+    torch.manual_seed(99)
+    model = VMamba(arch, init_cfg=dict(type='Pretrained', checkpoint=str(path), **init_cfg))
+    model.init_weights()
+    return model.state_dict()
+
+
+def save(folder, content):
+    torch.save(content, folder / 'file.pth')
+    return folder / 'file.pth'
+
+
+def assert_same(state, expected):
+    common = [key for key in state if key in expected]
+    assert [key for key in state if key not in expected and 'outnorm' not in key] == []
+    for key in common:
+        assert torch.equal(state[key], expected[key]), key
+
+
+@ARCHS
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: state,
+        lambda state: {'model': state},
+        lambda state: {'state_dict': state, 'meta': {}},
+        lambda state: {'model': {f'module.{k}': v for k, v in state.items()}, 'epoch': 3},
+    ],
+    ids=['plain', 'model', 'state_dict', 'module'],
+)
+def test_classification_file(tmp_path, arch, wrap):
+    state = classifier_state(arch)
+    assert_same(loaded(save(tmp_path, wrap(state)), arch), state)
+
+
+def test_detector_file_with_output_norms(tmp_path):
+    state = backbone_state()
+    file = {f'backbone.{k}': v for k, v in state.items()}
+    file |= {'neck.lateral.weight': torch.zeros(2), 'norm.weight': torch.zeros(3)}
+    path = save(tmp_path, {'meta': {}, 'state_dict': file})
+    for arguments in ({}, {'prefix': 'backbone.'}, {'prefix': 'backbone'}):
+        new = loaded(path, **arguments)
+        assert new.keys() == state.keys()
+        assert_same(new, state)
+
+
+@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@ARCHS
+def test_old_spellings(tmp_path, arch, spelling):
+    state = classifier_state(arch)
+    old = spelling(state)
+    assert spelling is convolution_weights or old.keys() != state.keys()
+    assert_same(loaded(save(tmp_path, {'model': old}), arch), state)
+
+
+def test_fewer_outputs_than_the_file_has(tmp_path):
+    path = save(tmp_path, {'model': backbone_state()})
+    model = VMamba(THIN, out_indices=(3,), init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    assert torch.equal(model.outnorm3.weight, backbone_state()['outnorm3.weight'])
+
+
+def test_position_embedding_is_resized(tmp_path):
+    arch = dict(THIN, pos_embed_size=64)
+    state = classifier_state(arch)
+    state['pos_embed'] = torch.ones(1, 8, 8, 8)
+    new = loaded(save(tmp_path, {'model': state}), arch)
+    assert new['pos_embed'].shape == (1, 8, 16, 16)
+    torch.testing.assert_close(new['pos_embed'], torch.ones(1, 8, 16, 16))
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"'nowhere/x.pth' does not exist"):
+        loaded('nowhere/x.pth')
+
+
+@pytest.mark.parametrize('share', [0.0, 0.05, 0.5, 0.99])
+def test_truncated_file(tmp_path, share):
+    whole = save(tmp_path, {'model': classifier_state()}).read_bytes()
+    path = tmp_path / 'short.pth'
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"short.pth' is (truncated or )?no checkpoint"):
+        loaded(path)
+
+
+@pytest.mark.parametrize('content', [b'hello\n', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n'])
+def test_no_checkpoint(tmp_path, content):
+    path = tmp_path / 'page.pth'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"page.pth' is (truncated or )?no checkpoint"):
+        loaded(path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [([1, 2], 'holds a list'), ({'model': {'a': 1}}, 'no tensors'), ({}, 'no tensors')],
+)
+def test_no_state_dict(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words):
+        loaded(save(tmp_path, content))
+
+
+def test_nothing_fits(tmp_path):
+    path = save(tmp_path, {'state_dict': {'conv1.weight': torch.zeros(3)}})
+    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing patch_embed.*conv1'):
+        loaded(path)
+
+
+def test_missing_block(tmp_path):
+    state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
+    with pytest.raises(ValueError, match=r'missing layers\.2\.blocks\.1\.norm\.weight'):
+        loaded(save(tmp_path, {'model': state}))
+
+
+def test_other_depth_and_width(tmp_path):
+    path = save(tmp_path, {'model': classifier_state()})
+    with pytest.raises(ValueError, match=r'layers\.3\.blocks\.1\.'):
+        loaded(path, dict(THIN, depths=(1, 1, 2, 2)))
+    with pytest.raises(ValueError, match=r'another shape patch_embed.0.weight \(4, .* \(8, '):
+        loaded(path, dict(THIN, dims=(16, 32, 48, 64)))
+
+
+def test_unknown_prefix(tmp_path):
+    path = save(tmp_path, {'state_dict': {f'backbone.{k}': v for k, v in backbone_state().items()}})
+    with pytest.raises(ValueError, match="prefix 'encoder'"):
+        loaded(path, prefix='encoder')
+
+
+def test_nothing_changes_when_a_file_does_not_fit(tmp_path):
+    state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
+    path = save(tmp_path, {'model': state})
+    model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match='missing'):
+        model.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_are_not_initialised_twice(tmp_path):
+    state = classifier_state()
+    path = save(tmp_path, {'model': state})
+    model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    path.unlink()
+    model.init_weights()
+    assert_same(model.state_dict(), state)
+
+
+def test_foreign_class_is_refused(tmp_path):
+    path = save(tmp_path, {'model': classifier_state(), 'extra': fractions.Fraction(1, 2)})
+    with pytest.raises(ValueError, match=r'needs fractions.Fraction.*add_safe_globals'):
+        read_checkpoint(str(path))
+    before = list(torch.serialization.get_safe_globals())
+    try:
+        torch.serialization.add_safe_globals([fractions.Fraction])
+        assert read_checkpoint(str(path))['extra'] == fractions.Fraction(1, 2)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def test_a_load_allows_no_class_for_later_ones(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(str(save(tmp_path, {'model': classifier_state()})))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+class Opens:
+    """A pickle of it would create a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def test_nothing_is_executed(tmp_path):
+    path = save(tmp_path, {'model': classifier_state(), 'extra': Opens(str(tmp_path / 'made'))})
+    with pytest.raises(ValueError, match='open'):
+        read_checkpoint(str(path))
+    assert not (tmp_path / 'made').exists()
+
+
+class Asks:
+    """A pickle of it asks getattr, which MMEngine's files use for their HistoryBuffer."""
+
+    def __init__(self, owner, name):
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name', 'words'),
+    [
+        (np.ndarray, 'tofile', 'needs ndarray.tofile'),
+        (HistoryBuffer, '__init__', 'needs HistoryBuffer.__init__'),
+    ],
+)
+def test_no_attribute_of_anything_else_is_read(tmp_path, owner, name, words):
+    allowed = save(tmp_path, {'extra': Asks(HistoryBuffer, 'mean')})
+    assert read_checkpoint(allowed)['extra'] is HistoryBuffer.mean
+    path = save(tmp_path, {'extra': Asks(owner, name)})
+    with pytest.raises(ValueError, match=words):
+        read_checkpoint(path)
+
+
+def test_runner_state_is_read(tmp_path):
+    hub = MessageHub('test_runner_state_is_read')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_info('iter', 3)
+    content = {'message_hub': hub.state_dict(), 'state_dict': backbone_state()}
+    new = read_checkpoint(str(save(tmp_path, content)))
+    assert new['message_hub']['log_scalars']['train/loss'].current() == 1.5
+
+
+def test_dictionaries_of_a_config_are_read(tmp_path):
+    """A data set's meta information has them where its config has a dictionary in another."""
+    meta = dict(classes=('a',), skeleton=ConfigDict({0: dict(name='x', swap=[ConfigDict(y=1)])}))
+    path = save(tmp_path, dict(state_dict={}, meta=dict(dataset_meta=meta)))
+    # MMEngine compares the two pickles when it resumes.
+    assert pickle.dumps(read_checkpoint(path)['meta']['dataset_meta']) == pickle.dumps(meta)
+    assert read_local_checkpoint(path)['meta']['dataset_meta'] == meta  # with torch alone
+
+
+def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = 'yacs.config', 'CfgNode'
+    module = types.ModuleType('yacs.config')
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    node = CfgNode(MODEL=CfgNode(NAME='vssm'))
+    node.__dict__['__immutable__'] = True
+    state = classifier_state()
+    path = save(tmp_path, {'model': state, 'config': node, 'epoch': 2})
+    monkeypatch.delitem(sys.modules, 'yacs.config')
+    assert_same(loaded(path), state)
+
+
+class Detector(BaseModule):
+    def __init__(self, arch=THIN):
+        super().__init__()
+        self.backbone = VMamba(arch)
+        self.head = torch.nn.Linear(4, 2)
+
+
+def test_names_of_a_detector(tmp_path):
+    detector = Detector()
+    file = {f'backbone.{k}': v for k, v in january_names(classifier_state()).items()}
+    file['head.weight'] = torch.zeros(2, 4)
+    tensors = adapt_state_dict(detector, file)
+    fit = check_fit(detector, tensors, 'file.pth', whole=False)
+    assert set(fit.missing) == {'head.bias', *(k for k in detector.state_dict() if 'outnorm' in k)}
+    with pytest.raises(ValueError, match=r'missing backbone\.outnorm0.*and 1 more'):
+        check_fit(detector, tensors, 'file.pth', whole=True)
+
+
+def test_classifier_file_for_a_detector():
+    detector = Detector()
+    tensors = adapt_state_dict(detector, classifier_state())
+    fit = check_fit(detector, tensors, 'file.pth', whole=False)
+    assert 'backbone.layers.3.blocks.0.op.Ds' in fit.found
+    assert fit.unexpected == []
+
+
+def test_detector_refuses_half_a_backbone_and_another_width():
+    detector = Detector()
+    state = detector.state_dict()
+    half = {k: v for k, v in state.items() if 'layers.0.' not in k}
+    with pytest.raises(ValueError, match=r'backbone\.layers\.0\.'):
+        check_fit(detector, half, 'file.pth', whole=False)
+    wide = {**state, 'backbone.patch_embed.0.bias': torch.zeros(9)}
+    with pytest.raises(ValueError, match=r'\(9,\) instead of \(4,\)'):
+        check_fit(detector, wide, 'file.pth', whole=False)
+    other_head = {**state, 'head.weight': torch.zeros(3, 4)}
+    assert check_fit(detector, other_head, 'file.pth', whole=False).differing
+
+
+@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@ARCHS
+def test_what_inferencers_call_takes_every_spelling(tmp_path, arch, spelling):
+    """They call MMEngine's load_checkpoint on the whole model, without a hook."""
+    detector = Detector(arch)
+    state = backbone_state(arch, seed=3)
+    file = {f'backbone.{k}': v for k, v in spelling(state).items()}
+    file |= {'head.weight': torch.ones(2, 4), 'head.bias': torch.ones(2)}
+    path = save(tmp_path, {'meta': {}, 'state_dict': file})
+    load_checkpoint(detector, str(path), map_location='cpu')
+    assert_same(detector.backbone.state_dict(), state)
+    assert torch.equal(detector.head.weight, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (
+            lambda k: k.removeprefix('backbone.'),
+            r'0 of \d+ tensors found; missing patch_embed.*convert_vmamba',
+        ),
+        (lambda k: k.replace('backbone.layers.', 'backbone.stages.'), r'missing layers\.0'),
+        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing layers\.2\.blocks\.1'),
+    ],
+    ids=['prefix', 'names', 'block'],
+)
+def test_what_inferencers_call_refuses_what_does_not_fit(tmp_path, change, words):
+    state = {change(k): v for k, v in Detector().state_dict().items()}
+    state.pop(None, None)
+    path = save(tmp_path, {'state_dict': state})
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(Detector(), str(path), map_location='cpu')
+    wide = Detector(dict(THIN, dims=(16, 32, 48, 64))).state_dict()
+    with pytest.raises(ValueError, match='of another shape patch_embed'):
+        load_checkpoint(Detector(), str(save(tmp_path, {'state_dict': wide})))
+
+
+def test_plain_network_takes_every_spelling():
+    for arch in (THIN, THIN_VANILLA):
+        state = classifier_state(arch)
+        for spelling in (january_names, one_file_names, convolution_weights):
+            net = VMambaNet(arch, num_classes=5)
+            net.load_state_dict(spelling(state))
+            assert_same(net.state_dict(), state)
+    net = VMambaNet(dict(THIN, pos_embed_size=64), num_classes=5)
+    net.load_state_dict({**net.state_dict(), 'pos_embed': torch.ones(1, 8, 5, 7)})
+    torch.testing.assert_close(net.pos_embed.detach(), torch.ones(1, 8, 16, 16))
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+def test_plain_network_takes_prefixes_with_convert_state_dict(prefix):
+    net, outputs = VMambaNet(THIN, num_classes=5), VMambaNet(THIN, out_indices=(0, 3))
+    for model, state in ((net, classifier_state()), (outputs, outputs.state_dict())):
+        file = {prefix + key: value for key, value in january_names(state).items()}
+        model.load_state_dict(convert_state_dict(file))
+        assert_same(model.state_dict(), state)
+    with pytest.raises(RuntimeError, match='Missing key.*outnorm0'):
+        outputs.load_state_dict(convert_state_dict(classifier_state()))
+
+
+def log_lines(monkeypatch):
+    lines = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'info', lambda message, *args, **kwargs: lines.append(message))
+    return lines
+
+
+def test_one_line_for_one_load(tmp_path, monkeypatch):
+    lines = log_lines(monkeypatch)
+    path = save(tmp_path, {'model': classifier_state()})
+    loaded(path)
+    detector = Detector()
+    load_checkpoint(
+        detector, str(save(tmp_path, {'state_dict': detector.state_dict()})), logger=None
+    )
+    found = [line for line in lines if 'tensors found' in line]
+    assert len(found) == 2
+    count = len(detector.backbone.state_dict())
+    assert re.search(rf'file.pth: {count - 8} of {count} tensors found; missing outnorm0', found[0])
+    assert f'{count} of {count} tensors found; missing none' in found[1]
+    # Who has checked and logged a whole model does not log its backbone again.
+    state = copy.deepcopy(as_logged(detector.state_dict()))
+    load_checkpoint(detector, str(save(tmp_path, {'state_dict': state})), logger=None)
+    detector.load_state_dict(state)
+    assert len([line for line in lines if 'tensors found' in line]) == 2
+
+
+def test_url(tmp_path, monkeypatch):
+    """A server on this machine stands for the one of the published files."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    state = classifier_state()
+    (tmp_path / '#v2cls').mkdir()
+    torch.save({'model': state}, tmp_path / '#v2cls' / 'tiny.pth')
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        assert_same(loaded(f'{address}/%23v2cls/tiny.pth'), state)
+        with pytest.raises(ValueError, match='/none.pth. cannot be downloaded: .*404'):
+            loaded(f'{address}/none.pth')
+        server.shutdown()
+    # The second time it comes from the cache.
+    assert_same(loaded(f'{address}/%23v2cls/tiny.pth'), state)
+    with pytest.raises(ValueError, match='/other.pth. cannot be downloaded'):
+        loaded(f'{address}/other.pth')
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass

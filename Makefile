@@ -2,7 +2,8 @@
 # STACK=openmmlab: with the open-mmlab releases, in $(VENV) = .venv-openmmlab; the default is onedl.
 #   make demo      train and test a small detector and a small segmentor on the demo data
 #   make test      the fast tests            make test-all   all tests
-#   make lint      ruff and clang-format     make bench      quick benchmarks (DEVICE=cpu|cuda)
+#   make lint      style, types and schemas  make bench      quick benchmarks (DEVICE=cpu|cuda)
+#   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
@@ -46,11 +47,11 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all chaos lint format bench docs linkcheck sanitize gpu-check \
+.PHONY: help setup demo test test-all coverage chaos lint format bench docs linkcheck sanitize gpu-check \
 	sanitize-cuda clean
 
 help:
-	@sed -n '2,12s/^# *//p' Makefile
+	@sed -n '2,14s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 
@@ -69,13 +70,21 @@ test: $(STAMPS)/package $(STAMPS)/test
 test-all: $(STAMPS)/package $(STAMPS)/test
 	$(PARALLEL_PYTEST) -m "" $(PYTEST_ARGS)
 
+coverage: $(STAMPS)/package $(STAMPS)/test
+	$(PARALLEL_PYTEST) --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
+
 chaos: $(STAMPS)/package $(STAMPS)/test
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_SEED=$(CHAOS_SEED) \
 		$(BIN)/pytest tests/test_tools/test_faults.py -m "" $(PYTEST_ARGS)
 
-lint: $(STAMPS)/lint
+# mypy reads the types of the installed torch.
+lint: $(STAMPS)/lint $(STAMPS)/torch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --force-filetype yaml CITATION.cff
 	$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES))
 
 format: $(STAMPS)/lint

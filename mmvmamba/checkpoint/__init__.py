@@ -1,4 +1,4 @@
-"""Reading, renaming, matching and converting checkpoint files. Needs torch alone."""
+"""Reading, renaming, matching and conversion of checkpoint files. Needs torch alone."""
 
 from .convert import convert, kind_of, strip_checkpoint
 from .keys import convert_state_dict

@@ -1,9 +1,8 @@
-"""Files of the authors and of this package's models, in both directions."""
+"""Conversion between files of the authors and files of this package's models."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .keys import last_stage, split_state_dict, to_image_classifier
+from .matching import missing_in_classifier
 
 TARGETS = ('mmvmamba', 'authors')
 KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
@@ -20,7 +20,7 @@ _CLASSIFIER = 'classifier.'
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
-    """Says what a file's tensors belong to, one of :data:`KINDS`."""
+    """Return the kind of model that tensors belong to, one of :data:`KINDS`."""
     inside, others = split_state_dict(tensors)
     if others:
         heads = ('decode_head.', 'auxiliary_head.')
@@ -31,31 +31,36 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str:
 def convert(
     tensors: Mapping[str, Tensor], to: str, kind: str, meta: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Gives a file's tensors the names and the wrapping that a reader expects.
+    """Convert the tensors of a file to the names and the wrapping that a program expects.
 
-    No value changes: a tensor is renamed, moved or reshaped, or left out where the kind of model
-    has no place for it.
+    No value changes. Tensors are renamed and reshaped; those that the kind of model does not have
+    are left out.
 
     Args:
-        tensors (Mapping[str, Tensor]): In any released spelling or by the names of OpenMMLab.
+        tensors (Mapping[str, Tensor]): In any released naming scheme or by the names of OpenMMLab.
         to (str): 'mmvmamba', for this package's models in OpenMMLab, or 'authors', for their code.
         kind (str): 'backbone', 'classifier', 'detector' or 'segmentor'.
         meta (Mapping, optional): ``meta`` of a detector's or segmentor's file. Defaults to None.
 
     Returns:
-        dict: What the new file holds.
+        dict: The content of the new file.
 
     Raises:
-        ValueError: If ``to`` or ``kind`` is unknown, or there is nothing of such a model.
+        ValueError: If ``to`` or ``kind`` is unknown, or ``tensors`` are not those of such a model.
     """
     for name, value, allowed in (('to', to, TARGETS), ('kind', kind, KINDS)):
         if value not in allowed:
             raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
     inside, others = split_state_dict(tensors)
     if not any(key.startswith('layers.') for key in inside):
-        raise ValueError(f'no VMamba is among the tensors {sorted(tensors)[:8]}')
+        raise ValueError(f'the tensors {sorted(tensors)[:8]} are not those of a VMamba')
     if kind == 'classifier':
-        return _classifier(inside, to)
+        missing = missing_in_classifier(inside)
+        if missing:
+            raise ValueError(f'a classifier needs {missing}, which the file does not hold')
+        if to == 'authors':
+            return {'model': inside}
+        return {'state_dict': to_image_classifier(inside, last_stage(inside))}
     inside = {key: value for key, value in inside.items() if not key.startswith(_CLASSIFIER)}
     if kind == 'backbone':
         return {'model' if to == 'authors' else 'state_dict': inside}
@@ -63,20 +68,11 @@ def convert(
     return {'meta': dict(meta or {}), 'state_dict': state_dict}
 
 
-def _classifier(inside: dict[str, Tensor], to: str) -> dict[str, Any]:
-    lacking = [k for k in ('classifier.norm.weight', 'classifier.head.weight') if k not in inside]
-    if lacking:
-        raise ValueError(f'a classifier needs {lacking}, which the file does not hold')
-    if to == 'authors':
-        return {'model': inside}
-    return {'state_dict': to_image_classifier(inside, last_stage(inside))}
-
-
 def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keeps the weights and ``meta`` of a checkpoint, nothing of the training.
+    """Keep the weights and ``meta`` of a checkpoint and drop the state of the training.
 
     Args:
-        content (Any): What the file holds.
+        content (Any): The content of the file.
         tensors (Mapping[str, Tensor]): Its tensors.
 
     Returns:
@@ -91,19 +87,7 @@ def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, A
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """The file of a checkpoint; the same content gives the same bytes."""
+    """Return the bytes of a checkpoint file; the same content gives the same bytes."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     return buffer.getvalue()
-
-
-def write_file(data: bytes, path: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = f'{path}.{os.getpid()}.part'
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

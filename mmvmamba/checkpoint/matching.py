@@ -1,9 +1,8 @@
-"""How the tensors of a file fit a model, and a load that refuses what does not."""
+"""The rule of which files a model takes, and a load that follows it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,106 +10,142 @@ from torch import Tensor, nn
 
 from .keys import convert_state_dict, resize_pos_embed, split_state_dict
 
-#: What a classification file lacks in a backbone, and the other way round.
-_EXPECTED_MISSING = re.compile(r'(backbone\.)?outnorm\d+\.')
-_EXPECTED_UNEXPECTED = re.compile(r'(backbone\.)?classifier\.')
-#: Counters of BatchNorm, which older files lack.
-_COUNTER = 'num_batches_tracked'
-#: A classifier's last layer, which is new where the number of classes is another.
-_HEAD = ('classifier.head.weight', 'classifier.head.bias')
+#: Output norms of a backbone, which a released classification file lacks.
+OUTPUT_NORMS = ('outnorm', 'backbone.outnorm')
+#: A classifier's norm and head, which a backbone has no place for.
+_CLASSIFIER = ('classifier.', 'backbone.classifier.')
+#: A classifier's last layer, which is new if the number of classes differs.
+_HEAD = 'classifier.head.'
+#: Counters of BatchNorm, and buffers that follow from a model's arguments: older files lack them.
+NEVER_REQUIRED = ('num_batches_tracked', 'relative_position_index')
+_LISTED_KEYS = 8
 
 
 @dataclass
-class Fit:
-    """How a state dict fits a model: names of tensors."""
+class Matching:
+    """Names of the tensors that a model and a file have in common, and of the others.
 
-    own: int = 0
+    ``total`` is the number of the model's tensors; the names in ``mismatched`` have both shapes
+    behind them.
+    """
+
+    total: int
     found: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
+    mismatched: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        shapes = [f'{key} {shapes}' for key, shapes in self.mismatched.items()]
         return (
-            f'{len(self.found)} of {self.own} tensors found; missing {listing(self.missing)}; of '
-            f'another shape {listing(self.differing)}; unexpected {listing(self.unexpected)}'
+            f'{len(self.found)} of {self.total} tensors found; missing: {_first(self.missing)}; '
+            f'shape mismatch: {_first(shapes)}; unexpected: {_first(self.unexpected)}'
         )
 
+    def check(
+        self,
+        file: str,
+        model: str,
+        *,
+        required: str | tuple[str, ...] = '',
+        allow_missing: tuple[str, ...] = (),
+    ) -> None:
+        """Raise an error unless the file is one of the model's.
 
-def compare(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Fit:
-    """Compares a model's tensors with a file's by name and shape."""
-    unexpected = [k for k in tensors if k not in own and not _EXPECTED_UNEXPECTED.match(k)]
-    fit = Fit(own=len(own), unexpected=unexpected)
+        At least one tensor must be found. Among the model's tensors whose names begin with
+        ``required``, none may have another shape, and only those whose names begin with
+        ``allow_missing`` may be missing. Unexpected tensors are allowed.
+
+        Args:
+            file (str): The file in messages, e.g. "checkpoint 'x.pth'".
+            model (str): The model in messages.
+            required (str | tuple[str]): Prefixes of what must be complete; () for nothing.
+                Defaults to '', the whole model.
+            allow_missing (tuple[str]): Prefixes of what may be missing. Defaults to (), nothing.
+
+        Raises:
+            ValueError: If the file does not match the model.
+        """
+        wrong = [key for key in self.missing if not key.startswith(allow_missing)]
+        wrong += self.mismatched
+        if not self.found or any(key.startswith(required) for key in wrong):
+            raise ValueError(f'{file} does not match {model}: {self}')
+
+
+def match_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Matching:
+    """Compare a model's own tensors with those of a file by name and shape."""
+    unexpected = [k for k in tensors if k not in own and not k.startswith(_CLASSIFIER)]
+    matching = Matching(len(own), unexpected=unexpected)
     for key, value in own.items():
         if key not in tensors:
-            if not key.endswith(_COUNTER):
-                fit.missing.append(key)
+            if not key.endswith(NEVER_REQUIRED):
+                matching.missing.append(key)
         elif tensors[key].shape != value.shape:
             shapes = f'{tuple(tensors[key].shape)} instead of {tuple(value.shape)}'
-            fit.differing.append(f'{key} {shapes}')
+            matching.mismatched[key] = shapes
         else:
-            fit.found.append(key)
-    return fit
+            matching.found.append(key)
+    return matching
 
 
-def surprising(missing: Iterable[str]) -> list[str]:
-    """The missing tensors that a backbone does not lack in a released classification file."""
-    return [key for key in missing if not _EXPECTED_MISSING.match(key)]
+def load_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], filename: str, new_head: bool = False
+) -> Matching:
+    """Load the tensors of a file into a network; an error changes nothing.
+
+    Args:
+        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
+        tensors (Mapping[str, Tensor]): In any released naming scheme.
+        filename (str): The file in messages.
+        new_head (bool): Whether a classifier's last layer stays as it is if the file's has another
+            number of classes. Defaults to False.
+
+    Returns:
+        Matching: The tensors that were loaded, and the others.
+
+    Raises:
+        ValueError: If a tensor is missing, unless it is that of an output norm, or has another
+            shape.
+    """
+    own = model.state_dict()
+    tensors = adapt_tensors(model, tensors)
+    matching = match_tensors(own, tensors)
+    allow_missing: tuple[str, ...] = OUTPUT_NORMS
+    if new_head and f'{_HEAD}weight' in matching.mismatched:
+        body = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
+        matching = match_tensors(own, body)
+        allow_missing += (_HEAD,)
+    matching.check(f'checkpoint {filename!r}', type(model).__name__, allow_missing=allow_missing)
+    with torch.no_grad():
+        for key in matching.found:
+            own[key].copy_(tensors[key])
+    return matching
 
 
-def listing(keys: list[str], limit: int = 8) -> str:
-    """The first keys, and how many more there are."""
-    if not keys:
-        return 'none'
-    more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
-    return ', '.join(keys[:limit]) + more
+def adapt_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and reshape the tensors of a file for a network, and resize a position embedding."""
+    is_classifier = model.out_indices is None
+    tensors = split_state_dict(tensors)[0] if is_classifier else convert_state_dict(tensors)
+    return with_resized_pos_embed(tensors, model.state_dict())
 
 
-def with_resized(
+def with_resized_pos_embed(
     tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str = 'pos_embed'
 ) -> dict[str, Tensor]:
-    """Resizes a position embedding to the size of the model's."""
+    """Resize a position embedding (1, d, h, w) to the size of the model's."""
     if name in tensors and name in own and own[name].dim() == 4:
         tensors = {**tensors, name: resize_pos_embed(tensors[name], own[name].shape[2:])}
     return tensors
 
 
-def load_tensors(
-    model: nn.Module, tensors: Mapping[str, Tensor], filename: str, new_head: bool = False
-) -> Fit:
-    """Loads a file's tensors into a model; anything but a whole fit is an error.
-
-    Args:
-        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
-        tensors (Mapping[str, Tensor]): In any released spelling.
-        filename (str): For the message.
-        new_head (bool): Whether a classifier's last layer may stay as it is where the file's has
-            another number of classes. Defaults to False.
-
-    Returns:
-        Fit: What was loaded; nothing was where an error is raised.
-
-    Raises:
-        ValueError: If nothing or not all of the model is there, or a shape differs.
-    """
-    own = model.state_dict()
-    is_classifier = model.out_indices is None
-    tensors = split_state_dict(tensors)[0] if is_classifier else convert_state_dict(tensors)
-    tensors = with_resized(tensors, own)
-    dropped = other_head(tensors, own) if new_head else ()
-    fit = compare(own, {key: value for key, value in tensors.items() if key not in dropped})
-    wrong = [key for key in surprising(fit.missing) if key not in dropped]
-    if not fit.found or fit.differing or wrong:
-        raise ValueError(f'checkpoint {filename!r} does not fit {type(model).__name__}: {fit}')
-    with torch.no_grad():
-        for key in fit.found:
-            own[key].copy_(tensors[key])
-    return fit
+def missing_in_classifier(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of a classifier's norm and head that a file's tensors lack."""
+    layers = ('classifier.norm.', _HEAD)
+    needed = [f'{layer}{name}' for layer in layers for name in ('weight', 'bias')]
+    return [key for key in needed if key not in tensors]
 
 
-def other_head(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The keys of a classifier's last layer, if the file's has another number of classes."""
-    weight = _HEAD[0]
-    if weight not in tensors or weight not in own or tensors[weight].shape == own[weight].shape:
-        return ()
-    return _HEAD
+def _first(keys: list[str]) -> str:
+    """List the first keys and say how many more there are."""
+    more = f' and {len(keys) - _LISTED_KEYS} more' if len(keys) > _LISTED_KEYS else ''
+    return (', '.join(keys[:_LISTED_KEYS]) or 'none') + more

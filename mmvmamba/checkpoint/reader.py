@@ -1,4 +1,4 @@
-"""Reads checkpoint files without running code that they may hold. Needs torch alone."""
+"""Reading of checkpoint files that executes none of their content."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32',
 
 
 class _Dictionary:
-    """Stands for a class that need not be installed; nothing reads what is in it."""
+    """Stand-in for a dictionary class that need not be installed; nothing reads its content."""
 
-    def __new__(cls, *items: Mapping) -> OrderedDict:
-        # PyTorch fills no other kind of dictionary when it reads weights only.
+    def __new__(cls, *items: Any) -> Any:
+        # torch.load fills no subclass of a dictionary when it reads weights only.
         return OrderedDict(*items)
 
 
@@ -31,45 +31,64 @@ def _stand_in(module: str, name: str) -> type:
 
 
 #: The yacs node in the authors' full training files.
-CFG_NODE = _stand_in('yacs.config', 'CfgNode')
+CfgNode = _stand_in('yacs.config', 'CfgNode')
 #: The losses that MMEngine's runner saves.
-_HISTORY = _stand_in('mmengine.logging.history_buffer', 'HistoryBuffer')
+_HistoryBuffer = _stand_in('mmengine.logging.history_buffer', 'HistoryBuffer')
 #: A dictionary of a config within a data set's meta information.
-_CONFIG = _stand_in('mmengine.config.config', 'ConfigDict')
+_ConfigDict = _stand_in('mmengine.config.config', 'ConfigDict')
 
 
 def read_local_checkpoint(
-    filename: str | os.PathLike,
+    file: str | os.PathLike[str] | IO[bytes],
     map_location: Any = 'cpu',
-    history: type = _HISTORY,
-    config: type = _CONFIG,
+    *,
+    name: str | None = None,
+    history_buffer: type = _HistoryBuffer,
+    config_dict: type = _ConfigDict,
 ) -> Any:
-    """Reads a checkpoint file of the authors, of MMEngine or of timm's train script.
+    """Read a checkpoint file of the authors, of MMEngine or of timm's train script.
 
-    Only tensors, numbers, containers and what MMEngine's runner saves are built; classes that
-    :func:`torch.serialization.add_safe_globals` knows are allowed too.
+    Only tensors, numbers, containers and what MMEngine's runner saves are built, and classes that
+    :func:`torch.serialization.add_safe_globals` allows.
 
     Args:
-        filename (str | PathLike): A path.
+        file (str | PathLike | IO): A path, or an open file.
         map_location (Any): As in :func:`torch.load`. Defaults to 'cpu'.
-        history (type): MMEngine's HistoryBuffer, for who needs what is in it. Defaults to a
+        name (str, optional): The name of an open file in messages. Defaults to None.
+        history_buffer (type): MMEngine's HistoryBuffer, to read its content. Defaults to a
             dictionary in its place.
-        config (type): MMEngine's ConfigDict, likewise.
+        config_dict (type): MMEngine's ConfigDict, likewise.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        TypeError: If ``filename`` is no path.
-        ValueError: If it is truncated, no checkpoint or needs another class.
+        FileNotFoundError: If the file does not exist.
+        TypeError: If ``file`` is neither a path nor an open file.
+        ValueError: If the file is truncated, is not a checkpoint or needs another class.
     """
-    filename = as_text(filename)
-    path = os.path.expanduser(filename)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'checkpoint {filename!r} does not exist')
-    return read_stream(path, filename, map_location, history, config)
+    if not hasattr(file, 'read'):
+        name = as_filename(file)
+        file = os.path.expanduser(os.fsdecode(file))
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f'checkpoint {name!r} does not exist')
+    try:
+        with _safe_globals(history_buffer, config_dict):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if foreign is None:
+            raise ValueError(f'{name!r} is not a checkpoint: {_first_line(error)}') from error
+        raise ValueError(
+            f'checkpoint {name!r} needs {foreign[1]}, which is not loaded from files. If you trust '
+            'the file, allow the class with torch.serialization.add_safe_globals first'
+        ) from error
+    except (EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
+        # A zip archive without its end, an empty file, pickles of other things.
+        raise ValueError(
+            f'{name!r} is truncated or is not a checkpoint: {_first_line(error)}'
+        ) from error
 
 
-def as_text(filename: Any) -> str:
-    """A path or an address as text.
+def as_filename(filename: Any) -> str:
+    """Return a path or a URL as text.
 
     Raises:
         TypeError: If it is neither.
@@ -79,30 +98,8 @@ def as_text(filename: Any) -> str:
     return os.fsdecode(filename)
 
 
-def read_stream(
-    file: str | IO[bytes], filename: str, map_location: Any, history: type, config: type
-) -> Any:
-    """Reads a path or what was fetched; ``filename`` is for the messages."""
-    try:
-        with _safe_globals(history, config):
-            return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if foreign is None:
-            raise ValueError(f'{filename!r} is no checkpoint: {_first_line(error)}') from error
-        raise ValueError(
-            f'checkpoint {filename!r} needs {foreign[1]}, which is not loaded from files; for a '
-            'file that you trust, allow it with torch.serialization.add_safe_globals before'
-        ) from error
-    except (EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
-        # A zip archive without its end, an empty file, pickles of other things.
-        raise ValueError(
-            f'checkpoint {filename!r} is truncated or no checkpoint: {_first_line(error)}'
-        ) from error
-
-
 def state_dict_of(content: Any, filename: str) -> dict[str, Tensor]:
-    """Unwraps ``state_dict`` or ``model`` and keeps the tensors.
+    """Return the tensors of a checkpoint: those of its ``state_dict`` or ``model``, or its own.
 
     Raises:
         ValueError: If there are none.
@@ -111,7 +108,8 @@ def state_dict_of(content: Any, filename: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise ValueError(f'checkpoint {filename!r} holds a {type(content).__name__}, no state dict')
+        kind = type(content).__name__
+        raise ValueError(f'checkpoint {filename!r} must hold a state dict, but holds a {kind}')
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f'checkpoint {filename!r} holds no tensors')
@@ -124,12 +122,11 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _safe_globals(history: type, config: type) -> Iterator[None]:
-    """Allows what training runs save; torch 2.4 has no such context manager."""
+def _safe_globals(history_buffer: type, config_dict: type) -> Iterator[None]:
+    """Allow what training runs save; torch 2.4 has no such context manager."""
     before = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list it adds to
-    torch.serialization.add_safe_globals(
-        [argparse.Namespace, CFG_NODE, history, config, *_numpy_globals(), _getter(history)]
-    )
+    classes = [argparse.Namespace, CfgNode, history_buffer, config_dict]
+    torch.serialization.add_safe_globals([*classes, _getattr_of(history_buffer), *_numpy_globals()])
     try:
         yield
     finally:
@@ -137,36 +134,36 @@ def _safe_globals(history: type, config: type) -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _numpy_globals() -> list[Callable]:
+def _getattr_of(history_buffer: type) -> Callable[..., Any]:
+    """Stand-in for getattr: MMEngine's checkpoints look up methods of its HistoryBuffer."""
+
+    def method(owner: Any, name: str) -> Any:
+        if owner is not history_buffer or name.startswith('_'):
+            raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
+        return getattr(owner, name, None)
+
+    return _named(method, 'builtins.getattr')
+
+
+def _numpy_globals() -> list[Any]:
     try:
         import numpy as np
     except ImportError:
-        return []  # a file with arrays is refused, one with tensors is read
+        return []  # files with arrays are refused, files with tensors are read
     dtypes = [type(np.dtype(name)) for name in _DTYPES]
-    reconstruct = np.ndarray(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
+    reconstruct: Any = np.ndarray(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     aliases = [
         _named(function, f'numpy.{core}.multiarray.{name}')
         for core in ('core', '_core')  # numpy 1 and 2
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
     ]
-    # A pickle writes the bytes of a scalar as text; PyTorch knows it from 2.5 on.
+    # A pickle writes the bytes of a scalar as text; PyTorch allows it from 2.5 on.
     return [np.ndarray, np.dtype, codecs.encode, *dtypes, *aliases]
 
 
-def _getter(history: type) -> Callable:
-    """The only attributes that MMEngine's checkpoints look up: those of its HistoryBuffer."""
-
-    def history_method(owner: Any, name: str) -> Any:
-        if owner is not history or name.startswith('_'):
-            raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
-        return getattr(owner, name, None)
-
-    return _named(history_method, 'builtins.getattr')
-
-
-def _named(function: Callable, path: str) -> Callable:
-    """A function that a pickle finds under another name."""
+def _named(function: Callable[..., Any], path: str) -> Callable[..., Any]:
+    """Return a function that a pickle finds under another name."""
 
     def call(*args: Any) -> Any:
         return function(*args)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmvmamba.models.loading import read_local_checkpoint
+from mmvmamba.models.loading import read_checkpoint
 
 from .errors import UserError
 
@@ -143,7 +143,7 @@ def _iterations(path: str) -> int:
     Raises:
         ValueError: If it is a file of another kind.
     """
-    content: Any = read_local_checkpoint(path)
+    content: Any = read_checkpoint(path)
     if not isinstance(content, dict) or not {'meta', 'message_hub'} <= content.keys():
         return -1
     if not {'optimizer', 'param_schedulers'} & content.keys():

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
-from .loading import check_backbone, load_pretrained, name_classifier
+from .loading import check_backbone, load_pretrained, rename_for_image_classifier
 
 _PRETRAINED = 'Pretrained'
 
@@ -124,7 +124,7 @@ class VMamba(VMambaNet, BaseModule):
 
     def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
         """The hook of mmpretrain's ImageClassifier for what it loads from elsewhere."""
-        name_classifier(self, state_dict, prefix)
+        rename_for_image_classifier(self, state_dict, prefix)
 
     def init_weights(self) -> None:
         """Initialises the weights once, from a file where ``init_cfg`` names one.

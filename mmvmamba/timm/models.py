@@ -10,9 +10,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mmvmamba.checkpoint.keys import split_state_dict
-from mmvmamba.checkpoint.matching import compare, other_head, with_resized
-from mmvmamba.checkpoint.reader import CFG_NODE, state_dict_of
+from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
+from mmvmamba.checkpoint.reader import CfgNode, state_dict_of
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 
@@ -29,11 +28,11 @@ _FILES = {
     'vanilla_small': '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth',
     'vanilla_base': '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth',
 }
-_FIRST_CONV = 'patch_embed.0'
+_FIRST_CONV, _HEAD = 'patch_embed.0', 'classifier.head'
 
-# timm reads weights only: with this the authors' full training files too, their settings as a
-# plain dictionary.
-torch.serialization.add_safe_globals([CFG_NODE])
+# timm reads weights only. This lets it read the authors' full training files too, with their
+# settings as a plain dictionary.
+torch.serialization.add_safe_globals([CfgNode])
 
 
 def _url(arch: str) -> str:
@@ -51,7 +50,7 @@ default_cfgs = generate_default_cfgs(
             interpolation='bicubic',
             pool_size=(7, 7),
             first_conv=_FIRST_CONV,
-            classifier='classifier.head',
+            classifier=_HEAD,
             paper_ids='arXiv:2401.10166',
             paper_name='VMamba: Visual State Space Model',
             origin_url='https://github.com/MzeroMiko/VMamba',
@@ -62,22 +61,21 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[str, Tensor]:
-    """Translates what timm has read to a model's names, and refuses what is not whole.
+    """Rename the tensors of a file that timm has read, and check that they match a model.
 
-    timm itself adapts the first convolution to other channels and leaves out a classifier's last
-    layer of other classes, after this; where it does, it loads whatever else there is.
+    timm itself adapts the first convolution to another number of channels and leaves out the last
+    layer of a classifier with other classes afterwards; it would then load an incomplete file.
 
     Raises:
-        ValueError: If nothing fits, a part of the backbone is missing or a shape differs.
+        ValueError: If a tensor in front of the classifier is missing or has another shape.
     """
     own = model.state_dict()
-    tensors, _ = split_state_dict(state_dict_of(content, 'for timm'))
-    tensors = with_resized(tensors, own)
-    adapted = {f'{_FIRST_CONV}.weight', *other_head(tensors, own)} & tensors.keys()
-    fit = compare({**own, **{key: tensors[key] for key in adapted}}, tensors)
-    missing = [key for key in fit.missing if not key.startswith('classifier.')]
-    if not fit.found or fit.differing or missing:
-        raise ValueError(f'the checkpoint does not fit {type(model).__name__}: {fit}')
+    tensors = adapt_tensors(model, state_dict_of(content, 'for timm'))
+    changed_by_timm = (f'{_FIRST_CONV}.weight', _HEAD)
+    adapted = {k: v for k, v in tensors.items() if k in own and k.startswith(changed_by_timm)}
+    matching = match_tensors(own | adapted, tensors)
+    # timm's own load is strict about the classifier.
+    matching.check('the checkpoint', type(model).__name__, allow_missing=('classifier.',))
     return {key: value for key, value in tensors.items() if key in own}
 
 

@@ -20,10 +20,10 @@ from mmengine.runner import load_checkpoint
 
 from mmvmamba.checkpoint.reader import read_local_checkpoint
 from mmvmamba.models import VMamba
-from mmvmamba.models.loading import adapt_state_dict, as_logged, check_fit, read_checkpoint
+from mmvmamba.models.loading import adapt_state_dict, check_model, mark_as_logged, read_checkpoint
 from mmvmamba.nn import VMambaNet, convert_state_dict
 
-from ..spellings import convolution_weights, january_names, one_file_names
+from ..naming_schemes import convolution_weights, january_names, one_file_names
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
 THIN_VANILLA = dict(
@@ -98,12 +98,12 @@ def test_detector_file_with_output_norms(tmp_path):
         assert_same(new, state)
 
 
-@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@pytest.mark.parametrize('scheme', [january_names, one_file_names, convolution_weights])
 @ARCHS
-def test_old_spellings(tmp_path, arch, spelling):
+def test_older_schemes(tmp_path, arch, scheme):
     state = classifier_state(arch)
-    old = spelling(state)
-    assert spelling is convolution_weights or old.keys() != state.keys()
+    old = scheme(state)
+    assert scheme is convolution_weights or old.keys() != state.keys()
     assert_same(loaded(save(tmp_path, {'model': old}), arch), state)
 
 
@@ -133,7 +133,7 @@ def test_truncated_file(tmp_path, share):
     whole = save(tmp_path, {'model': classifier_state()}).read_bytes()
     path = tmp_path / 'short.pth'
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"short.pth' is (truncated or )?no checkpoint"):
+    with pytest.raises(ValueError, match=r"short.pth' is (truncated or is )?not a checkpoint"):
         loaded(path)
 
 
@@ -141,7 +141,7 @@ def test_truncated_file(tmp_path, share):
 def test_no_checkpoint(tmp_path, content):
     path = tmp_path / 'page.pth'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"page.pth' is (truncated or )?no checkpoint"):
+    with pytest.raises(ValueError, match=r"page.pth' is (truncated or is )?not a checkpoint"):
         loaded(path)
 
 
@@ -156,13 +156,13 @@ def test_no_state_dict(tmp_path, content, words):
 
 def test_nothing_fits(tmp_path):
     path = save(tmp_path, {'state_dict': {'conv1.weight': torch.zeros(3)}})
-    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing patch_embed.*conv1'):
+    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing: patch_embed.*conv1'):
         loaded(path)
 
 
 def test_missing_block(tmp_path):
     state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
-    with pytest.raises(ValueError, match=r'missing layers\.2\.blocks\.1\.norm\.weight'):
+    with pytest.raises(ValueError, match=r'missing: layers\.2\.blocks\.1\.norm\.weight'):
         loaded(save(tmp_path, {'model': state}))
 
 
@@ -170,7 +170,7 @@ def test_other_depth_and_width(tmp_path):
     path = save(tmp_path, {'model': classifier_state()})
     with pytest.raises(ValueError, match=r'layers\.3\.blocks\.1\.'):
         loaded(path, dict(THIN, depths=(1, 1, 2, 2)))
-    with pytest.raises(ValueError, match=r'another shape patch_embed.0.weight \(4, .* \(8, '):
+    with pytest.raises(ValueError, match=r'shape mismatch: patch_embed.0.weight \(4, .* \(8, '):
         loaded(path, dict(THIN, dims=(16, 32, 48, 64)))
 
 
@@ -308,18 +308,21 @@ def test_names_of_a_detector(tmp_path):
     file = {f'backbone.{k}': v for k, v in january_names(classifier_state()).items()}
     file['head.weight'] = torch.zeros(2, 4)
     tensors = adapt_state_dict(detector, file)
-    fit = check_fit(detector, tensors, 'file.pth', whole=False)
-    assert set(fit.missing) == {'head.bias', *(k for k in detector.state_dict() if 'outnorm' in k)}
-    with pytest.raises(ValueError, match=r'missing backbone\.outnorm0.*and 1 more'):
-        check_fit(detector, tensors, 'file.pth', whole=True)
+    matching = check_model(detector, tensors, 'file.pth', whole=False)
+    assert set(matching.missing) == {
+        'head.bias',
+        *(k for k in detector.state_dict() if 'outnorm' in k),
+    }
+    with pytest.raises(ValueError, match=r'missing: backbone\.outnorm0.*and 1 more'):
+        check_model(detector, tensors, 'file.pth', whole=True)
 
 
 def test_classifier_file_for_a_detector():
     detector = Detector()
     tensors = adapt_state_dict(detector, classifier_state())
-    fit = check_fit(detector, tensors, 'file.pth', whole=False)
-    assert 'backbone.layers.3.blocks.0.op.Ds' in fit.found
-    assert fit.unexpected == []
+    matching = check_model(detector, tensors, 'file.pth', whole=False)
+    assert 'backbone.layers.3.blocks.0.op.Ds' in matching.found
+    assert matching.unexpected == []
 
 
 def test_detector_refuses_half_a_backbone_and_another_width():
@@ -327,21 +330,21 @@ def test_detector_refuses_half_a_backbone_and_another_width():
     state = detector.state_dict()
     half = {k: v for k, v in state.items() if 'layers.0.' not in k}
     with pytest.raises(ValueError, match=r'backbone\.layers\.0\.'):
-        check_fit(detector, half, 'file.pth', whole=False)
+        check_model(detector, half, 'file.pth', whole=False)
     wide = {**state, 'backbone.patch_embed.0.bias': torch.zeros(9)}
     with pytest.raises(ValueError, match=r'\(9,\) instead of \(4,\)'):
-        check_fit(detector, wide, 'file.pth', whole=False)
+        check_model(detector, wide, 'file.pth', whole=False)
     other_head = {**state, 'head.weight': torch.zeros(3, 4)}
-    assert check_fit(detector, other_head, 'file.pth', whole=False).differing
+    assert check_model(detector, other_head, 'file.pth', whole=False).mismatched
 
 
-@pytest.mark.parametrize('spelling', [january_names, one_file_names, convolution_weights])
+@pytest.mark.parametrize('scheme', [january_names, one_file_names, convolution_weights])
 @ARCHS
-def test_what_inferencers_call_takes_every_spelling(tmp_path, arch, spelling):
+def test_what_inferencers_call_takes_every_scheme(tmp_path, arch, scheme):
     """They call MMEngine's load_checkpoint on the whole model, without a hook."""
     detector = Detector(arch)
     state = backbone_state(arch, seed=3)
-    file = {f'backbone.{k}': v for k, v in spelling(state).items()}
+    file = {f'backbone.{k}': v for k, v in scheme(state).items()}
     file |= {'head.weight': torch.ones(2, 4), 'head.bias': torch.ones(2)}
     path = save(tmp_path, {'meta': {}, 'state_dict': file})
     load_checkpoint(detector, str(path), map_location='cpu')
@@ -354,10 +357,10 @@ def test_what_inferencers_call_takes_every_spelling(tmp_path, arch, spelling):
     [
         (
             lambda k: k.removeprefix('backbone.'),
-            r'0 of \d+ tensors found; missing patch_embed.*convert_vmamba',
+            r'no key has the prefix of this backbone.*convert_vmamba',
         ),
-        (lambda k: k.replace('backbone.layers.', 'backbone.stages.'), r'missing layers\.0'),
-        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing layers\.2\.blocks\.1'),
+        (lambda k: k.replace('backbone.layers.', 'backbone.stages.'), r'missing: layers\.0'),
+        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing: layers\.2\.blocks\.1'),
     ],
     ids=['prefix', 'names', 'block'],
 )
@@ -368,16 +371,16 @@ def test_what_inferencers_call_refuses_what_does_not_fit(tmp_path, change, words
     with pytest.raises(ValueError, match=words):
         load_checkpoint(Detector(), str(path), map_location='cpu')
     wide = Detector(dict(THIN, dims=(16, 32, 48, 64))).state_dict()
-    with pytest.raises(ValueError, match='of another shape patch_embed'):
+    with pytest.raises(ValueError, match='shape mismatch: patch_embed'):
         load_checkpoint(Detector(), str(save(tmp_path, {'state_dict': wide})))
 
 
-def test_plain_network_takes_every_spelling():
+def test_plain_network_takes_every_scheme():
     for arch in (THIN, THIN_VANILLA):
         state = classifier_state(arch)
-        for spelling in (january_names, one_file_names, convolution_weights):
+        for scheme in (january_names, one_file_names, convolution_weights):
             net = VMambaNet(arch, num_classes=5)
-            net.load_state_dict(spelling(state))
+            net.load_state_dict(scheme(state))
             assert_same(net.state_dict(), state)
     net = VMambaNet(dict(THIN, pos_embed_size=64), num_classes=5)
     net.load_state_dict({**net.state_dict(), 'pos_embed': torch.ones(1, 8, 5, 7)})
@@ -413,10 +416,12 @@ def test_one_line_for_one_load(tmp_path, monkeypatch):
     found = [line for line in lines if 'tensors found' in line]
     assert len(found) == 2
     count = len(detector.backbone.state_dict())
-    assert re.search(rf'file.pth: {count - 8} of {count} tensors found; missing outnorm0', found[0])
-    assert f'{count} of {count} tensors found; missing none' in found[1]
+    assert re.search(
+        rf'file.pth: {count - 8} of {count} tensors found; missing: outnorm0', found[0]
+    )
+    assert f'{count} of {count} tensors found; missing: none' in found[1]
     # Who has checked and logged a whole model does not log its backbone again.
-    state = copy.deepcopy(as_logged(detector.state_dict()))
+    state = copy.deepcopy(mark_as_logged(detector.state_dict()))
     load_checkpoint(detector, str(save(tmp_path, {'state_dict': state})), logger=None)
     detector.load_state_dict(state)
     assert len([line for line in lines if 'tensors found' in line]) == 2

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import mmvmamba
 from mmvmamba.nn import ARCHS, VMambaNet
 
-from ..spellings import january_names
+from ..naming_schemes import january_names
 
 DIMS = (8, 16, 24, 32)
 THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
@@ -128,7 +128,9 @@ def test_other_classes(tmp_path, caplog):
     fresh = thin(num_classes=3)
     with caplog.at_level(logging.INFO, 'mmvmamba'):
         net = thin(pretrained=save(tmp_path, state), num_classes=3)
-    assert f'{len(state) - 2} of {len(state)} tensors found; missing classifier.head' in caplog.text
+    assert (
+        f'{len(state) - 2} of {len(state)} tensors found; missing: classifier.head' in caplog.text
+    )
     for key, value in net.state_dict().items():
         source = fresh.state_dict() if 'classifier.head' in key else state
         assert torch.equal(value, source[key]), key
@@ -141,7 +143,7 @@ def test_detector(tmp_path):
     net = thin(pretrained=path, features_only=True, out_indices=(1, 2))
     for key, value in net.state_dict().items():
         assert torch.equal(value, state[key]), key
-    with pytest.raises(ValueError, match=r'does not fit VMambaNet.*missing classifier\.norm'):
+    with pytest.raises(ValueError, match=r'does not match VMambaNet.*missing: classifier\.norm'):
         thin(pretrained=path)
 
 
@@ -174,15 +176,15 @@ def without_a_head(state):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (without_a_block, r'missing layers\.2\.blocks\.1\.norm\.weight'),
-        (without_a_head, r'missing classifier\.head\.weight, classifier\.head\.bias;'),
+        (without_a_block, r'missing: layers\.2\.blocks\.1\.norm\.weight'),
+        (without_a_head, r'missing: classifier\.head\.weight, classifier\.head\.bias;'),
         (lambda state: {'fc.weight': torch.zeros(2)}, r'0 of \d+ tensors found'),
         (lambda state: {**state, 'patch_embed.0.bias': torch.zeros(9)}, r'\(9,\) instead of \(4,'),
     ],
 )
 def test_what_does_not_fit(change, words, classes, tmp_path):
     path = save(tmp_path, {'model': change(noisy_state(num_classes=5))})
-    with pytest.raises(ValueError, match=f'file.pth. does not fit VMambaNet: .*{words}'):
+    with pytest.raises(ValueError, match=f'file.pth. does not match VMambaNet: .*{words}'):
         thin(pretrained=path, num_classes=classes)
 
 

@@ -14,7 +14,7 @@ timm = pytest.importorskip('timm')
 import mmvmamba.timm  # noqa: E402, F401  (registers the models)
 from mmvmamba.nn import VMambaNet  # noqa: E402
 
-from ..spellings import convolution_weights, january_names, one_file_names  # noqa: E402
+from ..naming_schemes import convolution_weights, january_names, one_file_names  # noqa: E402
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
 
@@ -44,11 +44,11 @@ def assert_loaded(model, state, but=()):
         assert torch.equal(value, state[key]) == (key not in but), key
 
 
-@pytest.mark.parametrize('spelling', [dict, january_names, one_file_names, convolution_weights])
+@pytest.mark.parametrize('scheme', [dict, january_names, one_file_names, convolution_weights])
 @pytest.mark.parametrize('name', ['tiny', 'vanilla_tiny'])
-def test_spellings(name, spelling, tmp_path):
+def test_naming_schemes(name, scheme, tmp_path):
     state = state_of(name)
-    path = save(tmp_path, {'model': spelling(state)})
+    path = save(tmp_path, {'model': scheme(state)})
     assert_loaded(loaded(path, f'vmamba_{name}'), state)
     model = timm.create_model(f'vmamba_{name}', checkpoint_path=str(path), **THIN)
     assert_loaded(model, state)
@@ -106,16 +106,19 @@ def test_features_only(kind, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda k: None if 'layers.2.blocks.1.' in k else k, r'missing layers\.2\.blocks\.1\.norm'),
-        (lambda k: None if k == 'patch_embed.0.weight' else k, 'missing patch_embed.0.weight'),
-        (lambda k: f'stages.{k}', r'missing patch_embed\.0\.weight'),
+        (
+            lambda k: None if 'layers.2.blocks.1.' in k else k,
+            r'missing: layers\.2\.blocks\.1\.norm',
+        ),
+        (lambda k: None if k == 'patch_embed.0.weight' else k, 'missing: patch_embed.0.weight'),
+        (lambda k: f'stages.{k}', r'missing: patch_embed\.0\.weight'),
     ],
     ids=['block', 'stem', 'names'],
 )
 def test_what_does_not_fit(change, words, kwargs, tmp_path):
     state = {change(key): value for key, value in state_of().items()}
     state.pop(None, None)
-    with pytest.raises(ValueError, match=f'does not fit VMambaNet.*{words}'):
+    with pytest.raises(ValueError, match=f'does not match VMambaNet.*{words}'):
         loaded(save(tmp_path, {'model': state}), **kwargs)
 
 
@@ -123,7 +126,7 @@ def test_another_width(tmp_path):
     path = save(
         tmp_path, {'model': VMambaNet(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1)).state_dict()}
     )
-    with pytest.raises(ValueError, match=r'another shape patch_embed.0.bias \(8,\) instead of'):
+    with pytest.raises(ValueError, match=r'shape mismatch: patch_embed.0.bias \(8,\) instead of'):
         loaded(path, num_classes=5)
 
 

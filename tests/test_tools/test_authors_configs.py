@@ -71,7 +71,7 @@ def test_train_and_test(package, name, checkpoint, metric, request, tmp_path, ru
     assert run_here('train.py', config, '--work-dir', work)[0] == 0
     assert run_here('test.py', config, work / checkpoint, '--work-dir', work)[0] == 0
     logs = '\n'.join(path.read_text() for path in work.glob('**/*.log'))
-    assert len(re.findall(r'(\d+) of \1 tensors found; missing none', logs)) == 1
+    assert len(re.findall(r'(\d+) of \1 tensors found; missing: none', logs)) == 1
     assert re.search(rf'\(test\) .* {metric}: +\d', logs)
 
 

@@ -123,7 +123,7 @@ def test_the_walk(folder, config, last, heads, monkeypatch, tmp_path):
 
     log = next(work_dir.glob('*/*.log')).read_text()
     (fit,) = (line for line in log.splitlines() if 'published.pth: ' in line)
-    assert 'missing none' in fit
+    assert 'missing: none' in fit
     # One image of 16 of the recipe's: 2 or 4 in a batch.
     batch = Config.fromfile(ROOT / config).batch_size
     assert f'LR is set based on batch size of 16 and the current batch size is {batch}.' in log

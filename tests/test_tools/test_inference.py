@@ -103,4 +103,4 @@ def test_weights_that_do_not_fit(predict, photographs, detection_config, tmp_pat
     state = {k: v for k, v in checkpoint['state_dict'].items() if 'neck' not in k}
     torch.save({'state_dict': state}, tmp_path / 'part.pth')
     code, err = predict(photographs, detection_config, 'part.pth')
-    assert code == 2 and 'missing neck.' in err
+    assert code == 2 and 'missing: neck.' in err

@@ -118,10 +118,10 @@ def test_old_spelling(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'arguments', 'words'),
     [
-        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'no VMamba is among the tensors'),
+        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'are not those of a VMamba'),
         (files(THIN)['detector'], ['--for', 'classifier'], 'a classifier needs'),
         (None, [], "'a.pth' does not exist"),
-        ([1], [], 'no state dict'),
+        ([1], [], 'holds a list'),
     ],
     ids=['other', 'detector', 'none', 'list'],
 )
@@ -139,7 +139,7 @@ def test_a_file_is_not_overwritten_by_itself(tmp_path, run_here):
     before = (tmp_path / 'a.pth').read_bytes()
     status, errors = run_here(CONVERT, 'a.pth', './a.pth')
     assert status == 2
-    assert 'must not be the old one' in errors
+    assert 'dst must be another file than src' in errors
     assert (tmp_path / 'a.pth').read_bytes() == before
 
 
@@ -220,7 +220,7 @@ def test_inferencers_load_old_names(task, request, tmp_path):
     torch.save(
         {'meta': {}, 'state_dict': {'backbone.conv1.weight': torch.zeros(3)}}, tmp_path / 'x'
     )
-    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing patch_embed'):
+    with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing: patch_embed'):
         inferencer_of(task)(str(config), str(tmp_path / 'x'), device='cpu')
 
 

@@ -1,4 +1,4 @@
-"""Files in the published spellings through tools/train.py and tools/test.py."""
+"""Files in the published naming schemes through tools/train.py and tools/test.py."""
 
 import fractions
 import sys
@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
-from ..spellings import convolution_weights, january_names
+from ..naming_schemes import convolution_weights, january_names
 
 pytest.importorskip('mmseg')
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
@@ -37,12 +37,12 @@ def test_test_of_a_segmentor_by_old_names(segmentation_config, tmp_path, run_her
     assert run_here('test.py', segmentation_config, tmp_path / 'old.pth', *work)[0] == 0
     (line,) = log_lines(tmp_path / 'work')
     count = len(state)
-    assert f'old.pth: {count} of {count} tensors found; missing none' in line
+    assert f'old.pth: {count} of {count} tensors found; missing: none' in line
     del state['backbone.layers.1.blocks.0.op.Ds']
     torch.save({'meta': {}, 'state_dict': old_names(state)}, tmp_path / 'short.pth')
     status, errors = run_here('test.py', segmentation_config, tmp_path / 'short.pth', *work)
     assert status == 2
-    assert 'missing backbone.layers.1.blocks.0.op.Ds' in errors
+    assert 'missing: backbone.layers.1.blocks.0.op.Ds' in errors
 
 
 THIN_VANILLA = dict(
@@ -86,7 +86,7 @@ def test_stock_inferencers(package, task, settings, request, tmp_path):
     assert 'predictions' in inferencer(image)
     wrong = {k: v for k, v in file['state_dict'].items() if 'layers.1.' not in k}
     torch.save(file | {'state_dict': wrong}, tmp_path / 'short.pth')
-    with pytest.raises(ValueError, match=r'missing layers\.1\.blocks\.0\.norm\.weight'):
+    with pytest.raises(ValueError, match=r'missing: layers\.1\.blocks\.0\.norm\.weight'):
         stock_inferencer(package, cfg, tmp_path / 'short.pth')
     torch.save({'model': VMambaNet(THIN | settings).state_dict()}, tmp_path / 'classifier.pth')
     with pytest.raises(ValueError, match='no key has the prefix of this backbone'):

@@ -90,7 +90,7 @@ def test_resume_from_a_file_of_part_of_the_model(
     del content['state_dict']['roi_head.mask_head.conv_logits.bias']
     torch.save(content, tmp_path / 'part.pth')
     result = run_here('train.py', detection_config, '--resume', 'part.pth')
-    assert_mistake(result, r'does not fit MaskRCNN: .*missing roi_head\.mask_head\.conv_logits')
+    assert_mistake(result, r'does not match MaskRCNN: .*missing: roi_head\.mask_head\.conv_logits')
 
 
 # ---- testing ----
@@ -396,11 +396,11 @@ def test_wrong_checkpoints(run_here, detection_run, detection_config, tmp_path):
     torch.save({'state_dict': headless}, tmp_path / 'headless.pth')
     for name, words in (
         ('nope.pth', "'nope.pth' does not exist"),
-        ('short.pth', "'short.pth' is truncated or no checkpoint"),
-        ('text.pth', "'text.pth' is truncated or no checkpoint"),
-        ('other.pth', r'does not fit MaskRCNN: 0 of \d+.*missing backbone.*unexpected conv'),
-        ('part.pth', r'missing backbone\.layers\.1\.blocks\.0\.norm'),
-        ('headless.pth', r'missing neck\.'),
+        ('short.pth', "'short.pth' is truncated or is not a checkpoint"),
+        ('text.pth', "'text.pth' is truncated or is not a checkpoint"),
+        ('other.pth', r'does not match MaskRCNN: 0 of \d+.*missing: backbone.*unexpected: conv'),
+        ('part.pth', r'missing: backbone\.layers\.1\.blocks\.0\.norm'),
+        ('headless.pth', r'missing: neck\.'),
     ):
         assert_mistake(run_here('test.py', detection_config, name), words)
 

@@ -1,21 +1,22 @@
-"""Strips a training checkpoint to its weights and names it by its hash."""
+"""Strip a training checkpoint to its weights and name the file by its hash."""
 
 import argparse
 import hashlib
 import os
 
-from mmvmamba.checkpoint.convert import strip_checkpoint, to_bytes, write_file
+from mmvmamba.checkpoint.convert import strip_checkpoint, to_bytes
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.engine import errors
+from mmvmamba.engine.atomic_io import AtomicBackend
 from mmvmamba.models.loading import read_checkpoint
 
-#: Hexadecimal digits in the name, which torch.hub checks after a download.
+#: Hexadecimal digits of the hash in the name, which torch.hub checks after a download.
 _DIGITS = 8
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='checkpoint of a training')
+    parser.add_argument('src', help='training checkpoint')
     parser.add_argument('dst', help='name of the new file; NAME.pth becomes NAME-<hash>.pth')
     return parser.parse_args()
 
@@ -25,7 +26,7 @@ def main() -> None:
     content = read_checkpoint(args.src)
     data = to_bytes(strip_checkpoint(content, state_dict_of(content, args.src)))
     path = f'{os.path.splitext(args.dst)[0]}-{hashlib.sha256(data).hexdigest()[:_DIGITS]}.pth'
-    write_file(data, path)
+    AtomicBackend().put(data, path)
     print(f'{path}: {len(data)} bytes')
 
 

@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's runner."""
+"""Renaming and checking of the checkpoint that a run loads."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.checkpoint.reader import state_dict_of
-from mmvmamba.models.loading import adapt_state_dict, as_logged, check_fit
+from mmvmamba.models.loading import adapt_state_dict, check_model, mark_as_logged
 from mmvmamba.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointMatchingHook(Hook):
-    """Translates a released file's names and refuses a checkpoint that does not fit.
+    """Rename the tensors of a released file, and refuse a checkpoint that does not match the model.
 
-    MMEngine loads what fits and goes on with random weights in the rest.
+    MMEngine would load the tensors that match and keep random weights in the rest.
 
     Args:
-        whole (bool): Whether every tensor of the model must be in the file, as for a test; when a
-            run is resumed it must anyway. Defaults to False.
+        whole (bool): Whether every tensor of the model must be in the file, as for a test. A
+            resumed run always needs every tensor. Defaults to False.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the weights
@@ -31,29 +30,25 @@ class CheckpointMatchingHook(Hook):
         self.whole = whole
 
     def after_load_checkpoint(self, runner: Any, checkpoint: Any) -> None:
-        """Replaces ``state_dict`` in place.
+        """Replace ``state_dict`` in place.
 
         Raises:
-            ValueError: If the checkpoint does not fit, or holds no state to resume from.
+            ValueError: If the checkpoint does not match, or holds no state to resume from.
         """
         filename = str(runner._load_from or runner.work_dir)
         tensors = state_dict_of(checkpoint, filename)
         if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise ValueError(
-                f'checkpoint {filename!r} holds weights but no state of a run to resume; start '
-                'from it with --cfg-options load_from=...'
+                f'checkpoint {filename!r} holds weights but no state of a run to resume; to start '
+                'from its weights, use --cfg-options load_from=...'
             )
-        model = _unwrapped(runner.model)
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         tensors = adapt_state_dict(model, tensors)
         if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
             checkpoint['state_dict'] = tensors
-            return  # names and shapes of shards say nothing about a file
-        fit = check_fit(model, tensors, filename, self.whole or runner._resume)
-        checkpoint['state_dict'] = as_logged(tensors)
-        runner.logger.info(f'{filename}: {fit}')
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+            return  # the shards have other names and shapes than a file
+        matching = check_model(model, tensors, filename, self.whole or runner._resume)
+        checkpoint['state_dict'] = mark_as_logged(tensors)
+        runner.logger.info(f'{filename}: {matching}')

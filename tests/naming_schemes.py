@@ -1,10 +1,10 @@
-"""Today's parameter names in the spellings of the released files."""
+"""The parameter names of released files, from the current ones."""
 
 import re
 
 
 def january_names(state):
-    """The spelling of the files of January 2024."""
+    """Rename tensors as in the files of January 2024."""
     for new, old in (
         ('patch_embed.0.', 'patch_embed.proj.'),
         ('patch_embed.2.', 'patch_embed.norm.'),
@@ -20,7 +20,7 @@ def january_names(state):
 
 
 def one_file_names(state):
-    """The spelling of the authors' one-file version."""
+    """Rename and reshape tensors as in the authors' one-file version."""
     renamed = {}
     for key, value in state.items():
         if key.endswith('.x_proj_weight'):
@@ -34,7 +34,7 @@ def one_file_names(state):
 
 
 def convolution_weights(state):
-    """The files of early March 2024, with linear weights as those of 1x1 convolutions."""
+    """Reshape linear weights to those of 1x1 convolutions, as in the files of early March 2024."""
     return {
         k: v[:, :, None, None] if v.dim() == 2 and k.endswith('.weight') else v
         for k, v in state.items()

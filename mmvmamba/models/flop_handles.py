@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from mmengine.analysis import complexity_analysis
 from mmengine.analysis.jit_handles import generic_activation_jit, get_shape
+from torch.utils.flop_counter import flop_registry
 
-from mmvmamba.ops.flops import scan_mark_cost, selective_scan_cost, ss2d_scan_cost
-
-
-def ss2d_scan_flop_jit(inputs: list[Any], outputs: list[Any]) -> int:
-    """Counts ``mmvmamba::ss2d_scan`` in a trace; one multiply-add is one."""
-    return ss2d_scan_cost(*(get_shape(inputs[i]) for i in (0, 2, 4)))
+import mmvmamba.ops  # noqa: F401  (registers the formulas of the scans)
 
 
-def selective_scan_flop_jit(inputs: list[Any], outputs: list[Any]) -> int:
-    """Counts ``mmvmamba::selective_scan`` in a trace; one multiply-add is one."""
-    skip, gate = (not inputs[i].type().kind() == 'NoneType' for i in (5, 6))
-    return selective_scan_cost(get_shape(inputs[0]), get_shape(inputs[2]), skip, gate)
+def count_scan(name: str, inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the multiply-adds of a scan in a trace, half of what PyTorch's FlopCounterMode counts.
 
-
-def scan_mark_flop_jit(inputs: list[Any], outputs: list[Any]) -> int:
-    """Counts a scan that ran as PyTorch's own ops; the projection of its steps is counted there."""
-    return scan_mark_cost(get_shape(inputs[0]), get_shape(inputs[1]), inputs[3].toIValue())
+    Args:
+        name (str): Name of the op.
+        inputs (list[torch._C.Value]): Its arguments.
+        outputs (list[torch._C.Value]): Its results.
+    """
+    arguments = (
+        get_shape(value) if value.type().kind() == 'TensorType' else value.toIValue()
+        for value in inputs
+    )
+    return flop_registry[getattr(torch.ops.mmvmamba, name)](*arguments) // 2
 
 
 def register_flop_handles() -> None:
-    """Makes MMEngine's FlopAnalyzer and ActivationAnalyzer count the scans by default."""
-    for name, handle in (
-        ('mmvmamba::ss2d_scan', ss2d_scan_flop_jit),
-        ('mmvmamba::selective_scan', selective_scan_flop_jit),
-        ('mmvmamba::scan_mark', scan_mark_flop_jit),
-    ):
-        complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[name] = handle
-        complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS[name] = generic_activation_jit()
+    """Let MMEngine's FlopAnalyzer and ActivationAnalyzer count the scans by default."""
+    for name in ('ss2d_scan', 'selective_scan', 'scan_mark'):
+        op = f'mmvmamba::{name}'
+        complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[op] = partial(count_scan, name)
+        complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS[op] = generic_activation_jit()
 
 
 register_flop_handles()

@@ -216,8 +216,10 @@ def run_here(monkeypatch, tmp_path, capfd):
     def run(name, *args):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        script = ROOT / 'tools' / name
+        monkeypatch.syspath_prepend(str(script.parent))
         try:
-            runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+            runpy.run_path(str(script), run_name='__main__')
         except SystemExit as stop:
             return stop.code, capfd.readouterr().err
         raise AssertionError(f'{name} did not exit')

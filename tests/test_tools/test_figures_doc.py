@@ -11,8 +11,11 @@ import torch
 
 pytest.importorskip('mmpretrain')
 
-from mmvmamba.analysis.paper import ABLATIONS, IMAGENET  # noqa: E402
 from mmvmamba.nn import ARCHS  # noqa: E402
+
+from ..analysis_tools import load  # noqa: E402
+
+paper = load('paper')
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / 'docs/figures.md').read_text()
@@ -32,7 +35,7 @@ def is_model(word):
 
     target = re.sub(r'\+\w+=.*$', '', word)
     path = target.removeprefix('configs/').removeprefix('mmvmamba::')
-    papers = {row.name for row in IMAGENET}
+    papers = {row.name for row in paper.IMAGENET}
     return target in {*ARCHS, *papers, *list_models()} or (ROOT / 'configs' / path).is_file()
 
 
@@ -40,9 +43,9 @@ def is_model(word):
 def test_models_and_tables_of_a_command(command, monkeypatch):
     _, tool, *arguments = shlex.split(command, comments=True)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
-    args = runpy.run_path(str(ROOT / tool), run_name='tool')['parse_args']()
+    args = load(Path(tool).stem).parse_args()
     assert [word for word in words_of(args) if not is_model(word)] == []
-    assert set(getattr(args, 'tables', ())) <= set(ABLATIONS)
+    assert set(getattr(args, 'tables', ())) <= set(paper.ABLATIONS)
 
 
 def trained_models():
@@ -82,13 +85,14 @@ def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch
 
 
 def test_every_tool_has_a_command():
-    tools = {path.name for path in (ROOT / 'tools/analysis_tools').glob('*.py')}
+    scripts = (ROOT / 'tools/analysis_tools').glob('*.py')
+    tools = {path.name for path in scripts if "__name__ == '__main__'" in path.read_text()}
     assert {Path(command.split()[1]).name for command in COMMANDS} == tools
 
 
 def test_quoted_figures_are_the_papers():
     """The example of the steps repeats accuracy and throughput of the paper's table."""
-    for row in ABLATIONS['steps']:
+    for row in paper.ABLATIONS['steps']:
         (line,) = (text for text in TEXT.splitlines() if text.startswith(f'| {row.name} '))
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         assert cells[5:] == [f'{row.top1:.2f}', str(row.inference), str(row.train)]

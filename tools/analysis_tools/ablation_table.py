@@ -1,6 +1,6 @@
 """Prints the paper's ablation tables: sizes counted, speeds measured here, accuracies quoted.
 
-The models of a table run in turn; rows that share a model show the same figures. Accuracies and
+The models of a table run in turn; rows that share a model show the same numbers. Accuracies and
 throughputs of an A100 are the paper's. The picture has these accuracies over the throughput.
 
 Example:
@@ -10,13 +10,13 @@ Example:
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
 
+import figures
+import throughput
+import tradeoff
 from mmengine.logging import MMLogger
+from paper import ABLATIONS
 
-from mmvmamba.analysis import figures, throughput, tradeoff
-from mmvmamba.analysis.paper import ABLATIONS
 from mmvmamba.engine import errors
 
 COLUMNS = dict(
@@ -31,40 +31,26 @@ A100 = dict(paper_inference='paper: A100 inference', paper_train='paper: A100 tr
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = ', '.join(ABLATIONS)
+    parser = figures.make_parser(__doc__, 'work_dirs/ablations.json')
     parser.add_argument(
-        'tables', nargs='*', metavar='TABLE', help=f'of {names} (default: all of these)'
+        'tables',
+        nargs='*',
+        metavar='TABLE',
+        help=f'of {", ".join(ABLATIONS)} (default: all of these)',
     )
+    throughput.add_size(parser)
     throughput.add_arguments(parser)
-    figures.add_arguments(parser, 'work_dirs/ablations.json')
     return parser.parse_args()
-
-
-def check_tables(tables: Sequence[str]) -> list[str]:
-    """The tables to print, each once."""
-    for name in tables:
-        if name not in ABLATIONS:
-            raise errors.UserError(f'TABLE must be one of {list(ABLATIONS)}, but got {name!r}')
-    return list(dict.fromkeys(tables)) or list(ABLATIONS)
-
-
-def rows_of(table: str, measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a table with what was measured and what the paper says."""
-    return [
-        dict(table=table, name=row.name, model=row.model, **measured[row.model])
-        | dict(top1=row.top1, paper_inference=row.inference, paper_train=row.train)
-        for row in ABLATIONS[table]
-    ]
 
 
 def main() -> None:
     args = parse_args()
-    tables = check_tables(args.tables)
+    tables = list(dict.fromkeys(args.tables)) or list(ABLATIONS)
+    for name in tables:
+        if name not in ABLATIONS:
+            raise errors.UserError(f'TABLE must be one of {list(ABLATIONS)}, but got {name!r}')
     device = figures.set_up(args)
-    settings = throughput.read_settings(args, device)
+    settings = throughput.read_settings(args, device, args.size)
     logger = MMLogger.get_current_instance()
     rows, groups = [], []
     for table in tables:
@@ -72,14 +58,14 @@ def main() -> None:
         measured = throughput.compare(
             specs, settings, device, args.modes, args.seconds, args.min_rounds
         )
-        part = rows_of(table, measured)
+        part = [dict(table=table) | row.row(measured[row.model]) for row in ABLATIONS[table]]
         columns = COLUMNS | (A100 if any(row['paper_inference'] for row in part) else {})
         logger.info(f'{table}\n{throughput.format_table(part, columns)}')
         rows += part
         groups.append(tradeoff.speed_group(f'{table}: {settings.text}', part))
     logger.info("Columns headed 'paper' are quoted, not measured.")
-    results = dict(tool='ablation_table', settings=throughput.describe(settings), results=rows)
-    figures.write_table(args.out, device, results, tradeoff.draw(groups))
+    results = dict(tool='ablation_table', settings=settings.asdict(), results=rows)
+    figures.write(args.out, device, results, tradeoff.draw(groups))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Draws what a patch of an image takes from the others in a block of VMamba.
+"""Draws the activation map of a patch of an image in a block of VMamba.
 
-The scan is written as attention: QK^T without its decay, and with it, for each scanning path, in
-the order of the path and of the image, and summed; then the rollout over the blocks of the stage.
-For comparison the attention of a DeiT is drawn. Red is positive, blue negative; what cannot be
-negative is drawn from dark to bright.
+The scan is written as attention: QK^T without and with the decay, for each scanning path, in the
+order of the path and of the image, and summed; then the rollout over the blocks of the stage. The
+attention of a DeiT is drawn for comparison. Red is positive, blue negative; maps that cannot be
+negative are drawn from dark to bright.
 
 Example:
     python tools/analysis_tools/activation_map.py photo.jpg CONFIG epoch_300.pth --query 120 200
@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import figures
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -23,10 +24,9 @@ from matplotlib.patches import Rectangle
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from mmvmamba.analysis import figures
 from mmvmamba.analysis.activation_map import Maps, rollout, rollout_bytes
 from mmvmamba.analysis.measure import available_memory, parse_size, size_text
-from mmvmamba.analysis.models import CHECKPOINT_HELP, MODEL_HELP, load_model
+from mmvmamba.analysis.models import load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
@@ -37,7 +37,7 @@ TITLES = dict(qk='$QK^T$', decay='decayed', softmax='softmax')
 
 
 class Patch:
-    """The maps of a model's blocks, and the patch of an image that is asked about."""
+    """The maps of a model's blocks, and the queried patch of the image."""
 
     def __init__(self, name: str, blocks: list[Maps], block: int, point: tuple[float, float]):
         count = len(blocks)
@@ -53,27 +53,25 @@ class Patch:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = figures.make_parser(__doc__, 'work_dirs/activation_map.png')
     add = parser.add_argument
     add('image', type=Path, help='a photograph')
-    add('config', help=MODEL_HELP)
-    add('checkpoint', help=f"{CHECKPOINT_HELP}; 'none' for random weights")
+    add('config', help=figures.MODEL_HELP)
+    add('checkpoint', help=f"{figures.CHECKPOINT_HELP}; 'none' for random weights")
     add(
         '--query',
         type=int,
         nargs=2,
         required=True,
         metavar=('Y', 'X'),
-        help='the pixel of the photograph, from its upper left corner, whose patch is asked about',
+        help='pixel of the photograph, from its upper left corner, whose patch is queried',
     )
     add('--stage', type=int, default=2, help='the stage, from 0 (default: 2)')
     add('--block', type=int, default=-1, help='the block in the stage (default: -1, the last)')
     add(
         '--size',
         type=parse_size,
-        help=f'what the photograph is resized to: 224 or 224x320 (default: a short side of '
+        help='what the photograph is resized to: 224 or 224x320 (default: a short side of '
         f'{SHORT_SIDE}, sides that {DIVISOR} divides)',
     )
     add(
@@ -85,19 +83,18 @@ def parse_args() -> argparse.Namespace:
     add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
     add('--compare-checkpoint', default='none', help='its weights (default: none)')
     add('--compare-block', type=int, default=-1, help='its block (default: -1, the last)')
-    figures.add_arguments(parser, 'work_dirs/activation_map.png')
     return parser.parse_args()
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width near the image's own shape."""
+    """Return a height and width close to the image's aspect ratio."""
     scale = SHORT_SIDE / min(image.size)
     width, height = (max(1, round(scale * side / DIVISOR)) * DIVISOR for side in image.size)
     return height, width
 
 
-def check_query(query: list[int], image: Image.Image) -> tuple[float, float]:
-    """The query as shares of the image's height and width."""
+def relative_point(query: list[int], image: Image.Image) -> tuple[float, float]:
+    """Return the query as fractions of the image's height and width."""
     sides = (image.height, image.width)
     if any(not 0 <= q < side for q, side in zip(query, sides, strict=True)):
         raise UserError(
@@ -109,8 +106,8 @@ def check_query(query: list[int], image: Image.Image) -> tuple[float, float]:
 def find_maps(
     args: argparse.Namespace, spec: str, checkpoint: str, block: int, image: Image.Image
 ) -> Patch:
-    """Runs a model on the image."""
-    point = check_query(args.query, image)
+    """Run a model on the image."""
+    point = relative_point(args.query, image)
     height, width = size = args.size or image_size(image)
     torch.manual_seed(args.seed)
     file = None if checkpoint == 'none' else checkpoint
@@ -124,7 +121,7 @@ def find_maps(
 
 
 def check_memory(patch: Patch, device: torch.device) -> None:
-    """Refuses a rollout before hours end in an allocation that fails."""
+    """Check that the memory suffices for a rollout, which may take hours until it fails."""
     need, found = rollout_bytes(patch.blocks), available_memory(device)
     if found is not None and need > found:
         raise UserError(
@@ -135,7 +132,7 @@ def check_memory(patch: Patch, device: torch.device) -> None:
 
 
 def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
-    """All pictures of a patch, by name, with the numbers as tensors."""
+    """Return all maps of a patch by form and name."""
     maps, query = patch.maps, patch.query
     pictures: dict[str, Any] = {}
     for form in maps.forms:
@@ -153,47 +150,45 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
 
 
 def draw_map(place: Axes, values: torch.Tensor, title: str) -> None:
-    """Red above 0, blue below, white at 0."""
+    """Draw positive values red and negative ones blue."""
     values = values.cpu().numpy()
     limit = np.abs(values).max() or 1.0
     place.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
     place.set_title(title, fontsize=8)
 
 
+def draw_over(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
+    """Draw a map in image order with a frame around the query's patch."""
+    draw_map(place, values, title)
+    draw_frame(place, patch.x - 0.5, patch.y - 0.5, 1, 1)
+
+
 def draw_positive(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
-    """A map in image order that cannot be negative; the patch itself does not set the scale."""
+    """Draw a map that cannot be negative, on a scale that leaves out the query's own patch."""
     shown = values.flatten().tolist()
     others = shown[: patch.query] + shown[patch.query + 1 :] or shown
     place.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
-    place.add_patch(frame(patch.x - 0.5, patch.y - 0.5, 1, 1))
     place.set_title(title, fontsize=8)
+    draw_frame(place, patch.x - 0.5, patch.y - 0.5, 1, 1)
 
 
-def draw_over(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
-    """A map in image order with the query's patch in a frame."""
-    draw_map(place, values, title)
-    place.add_patch(frame(patch.x - 0.5, patch.y - 0.5, 1, 1))
-
-
-def frame(x: float, y: float, width: float, height: float) -> Rectangle:
-    return Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2)
+def draw_frame(place: Axes, x: float, y: float, width: float, height: float) -> None:
+    place.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2))
 
 
 def draw_image(place: Axes, image: Image.Image, patch: Patch) -> None:
-    """The photograph with the query's patch."""
+    """Draw the photograph with a frame around the query's patch."""
+    rows, columns = patch.maps.shape
+    height, width = image.height / rows, image.width / columns
     place.imshow(image)
-    height, width = (
-        side / count
-        for side, count in zip((image.height, image.width), patch.maps.shape, strict=True)
-    )
-    place.add_patch(frame(patch.x * width - 0.5, patch.y * height - 0.5, width, height))
-    place.set_title(f'patch {patch.y}, {patch.x} of {size_text(*patch.maps.shape)}', fontsize=8)
+    place.set_title(f'patch {patch.y}, {patch.x} of {size_text(rows, columns)}', fontsize=8)
+    place.set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
+    draw_frame(place, patch.x * width - 0.5, patch.y * height - 0.5, width, height)
 
 
-def draw_paths(axes: np.ndarray, patch: Patch, form: str, pictures: dict[str, Any]) -> None:
-    """Two rows: the paths in path order; in image order and summed."""
+def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any]) -> None:
+    """Draw the paths in path order and, below, in image order and summed."""
     title = TITLES[form]
-    found = pictures[form]
     for k in range(COLUMNS - 1):
         draw_map(axes[0, k], found['path_order'][k], f'{title}, path {k + 1}, path order')
         draw_over(axes[1, k], found['image_order'][k], patch, f'{title}, path {k + 1}')
@@ -202,12 +197,12 @@ def draw_paths(axes: np.ndarray, patch: Patch, form: str, pictures: dict[str, An
 
 
 def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
-    """After the photograph, for each form the block's map and, if any, the stage's rollout."""
+    """Draw, for each form, the map of the block and the rollout over the stage."""
     places = iter(axes)
     for form in patch.maps.forms:
+        draw_block = draw_positive if form == 'softmax' else draw_over
         title = f'{TITLES[form]}, block {patch.block}'
-        draw = draw_positive if form == 'softmax' else draw_over
-        draw(next(places), pictures[form]['summed'], patch, title)
+        draw_block(next(places), pictures[form]['summed'], patch, title)
         if 'rollout' in pictures[form]:
             title = f'{TITLES[form]}, rollout'
             draw_positive(next(places), pictures[form]['rollout'], patch, title)
@@ -216,7 +211,7 @@ def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> No
 
 
 def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Figure:
-    """For each model a row with the photograph, then its maps."""
+    """Draw for each model a row with the photograph and the summed maps, then its paths."""
     rows = sum(1 if not patch.maps.paths else 2 * len(patch.maps.forms) + 1 for patch, _ in results)
     ratio = image.height / image.width
     figure = Figure(figsize=(2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows))
@@ -228,31 +223,31 @@ def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Fig
     row = 0
     for patch, pictures in results:
         draw_image(axes[row, 0], image, patch)
-        axes[row, 0].set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
         draw_summary(axes[row, 1:], patch, pictures)
         row += 1
         for form in patch.maps.forms if patch.maps.paths else ():
-            draw_paths(axes[row : row + 2], patch, form, pictures)
+            draw_paths(axes[row : row + 2], patch, form, pictures[form])
             row += 2
     return figure
 
 
+def as_lists(value: Any) -> Any:
+    """Return nested tensors as lists of numbers with six significant digits."""
+    if isinstance(value, dict):
+        return {key: as_lists(part) for key, part in value.items()}
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    return [as_lists(part) for part in value] if isinstance(value, list) else float(f'{value:.6g}')
+
+
 def numbers(patch: Patch, pictures: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON file says of a model."""
-
-    def listed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: listed(part) for key, part in value.items()}
-        if isinstance(value, list):
-            return [listed(part) for part in value]
-        return figures.rounded(value)
-
+    """Return the entry of a model in the JSON file."""
     return dict(
         model=patch.name,
         block=patch.block,
         shape=patch.maps.shape,
         query=[patch.y, patch.x],
-        **listed(pictures),
+        **as_lists(pictures),
     )
 
 
@@ -260,11 +255,10 @@ def main() -> None:
     args = parse_args()
     args.device = figures.set_up(args)
     image = figures.read_image(args.image)
-    patches = [find_maps(args, args.config, args.checkpoint, args.block, image)]
+    models = [(args.config, args.checkpoint, args.block)]
     if args.compare:
-        patches.append(
-            find_maps(args, args.compare, args.compare_checkpoint, args.compare_block, image)
-        )
+        models.append((args.compare, args.compare_checkpoint, args.compare_block))
+    patches = [find_maps(args, *model, image) for model in models]
     if not args.no_rollout:
         for patch in patches:
             check_memory(patch, args.device)
@@ -276,7 +270,7 @@ def main() -> None:
         stage=args.stage,
         results=[numbers(patch, pictures) for patch, pictures in found],
     )
-    figures.write_figure(draw(image, found), args.out, args.device, results)
+    figures.write(args.out, args.device, results, draw(image, found))
 
 
 if __name__ == '__main__':

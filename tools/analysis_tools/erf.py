@@ -1,7 +1,7 @@
 """Draws the effective receptive fields of several models side by side.
 
-With checkpoints, a model has two pictures: before and after training. The numbers beside them
-say which share of the gradient's mass lies within which distance of the centre.
+A model with a checkpoint has two pictures: before and after training. The numbers beside them are
+the share of the gradient's mass within each distance of the centre.
 
 Example:
     python tools/analysis_tools/erf.py resnet50_8xb32_in1k swin-tiny_16xb64_in1k tiny --size 512
@@ -16,25 +16,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import figures
 import torch
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
-from mmvmamba.analysis import figures
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
 from mmvmamba.analysis.measure import parse_size, size_text
-from mmvmamba.analysis.models import CHECKPOINT_HELP, MODEL_HELP, load_model
+from mmvmamba.analysis.models import load_model
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 
 SHARES = (0.5, 0.9, 0.99)
 MAX_COLUMNS = 5
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+#: Photographs in the wheel of scikit-image, used without a folder of images.
+PHOTOGRAPHS = (
+    'astronaut.png',
+    'brick.png',
+    'camera.png',
+    'chelsea.png',
+    'coffee.png',
+    'coins.png',
+    'grass.png',
+    'gravel.png',
+    'hubble_deep_field.jpg',
+    'motorcycle_left.png',
+    'rocket.jpg',
+)
 
 
 @dataclass
 class Panel:
-    """One picture: a model, the i-th that was given, without or with its checkpoint."""
+    """One picture: the model at a place of the command line, with or without its checkpoint."""
 
     place: int
     model: str
@@ -42,63 +57,61 @@ class Panel:
     state: str
     field: ReceptiveField
 
-    @property
-    def title(self) -> str:
-        return f'{self.model}\n{self.state}'
-
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = figures.make_parser(__doc__, 'work_dirs/erf.png')
     add = parser.add_argument
-    add('models', nargs='+', metavar='CONFIG_OR_ARCH', help=MODEL_HELP)
-    add(
-        '--checkpoint',
-        nargs='+',
-        metavar='FILE',
-        help=f"for each model, in order, {CHECKPOINT_HELP}, or 'none'",
-    )
-    add('--labels', nargs='+', help='for each model, what it is called in the picture')
+    add('models', nargs='+', metavar='CONFIG_OR_ARCH', help=figures.MODEL_HELP)
+    figures.add_checkpoints(parser)
+    add('--labels', nargs='+', help='name of each model in the picture')
     add(
         '--trained',
-        help="what a checkpoint's weights are called in the picture (default: its name)",
+        help="name of the checkpoints' weights in the picture (default: that of the file)",
     )
     add(
         '--images',
         type=Path,
         metavar='DIR',
         help='photographs, of which --num-images are taken at even distances '
-        f"(default: {len(figures.PHOTOGRAPHS)} of scikit-image's samples)",
+        f"(default: {len(PHOTOGRAPHS)} of scikit-image's samples)",
     )
-    add('--num-images', type=int, default=50, help='at most so many of them (default: 50)')
+    add('--num-images', type=int, default=50, help='the most images (default: 50)')
     add('--size', type=parse_size, default=(1024, 1024), help='1024 or 800x1024 (default: 1024)')
     add('--batch-size', type=int, default=1, help='images at a time (default: 1)')
-    figures.add_arguments(parser, 'work_dirs/erf.png')
     return parser.parse_args()
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Checks what is right or wrong beside the list of models."""
-    for name in ('checkpoint', 'labels'):
-        given = getattr(args, name)
-        if given is not None and len(given) != len(args.models):
-            raise UserError(
-                f'--{name} must name one for each of the {len(args.models)} models, but has '
-                f'{len(given)}'
-            )
-    for name in ('num_images', 'batch_size'):
-        if getattr(args, name) < 1:
-            raise UserError(f'--{name.replace("_", "-")} must be at least 1')
+def sample_photographs(count: int) -> list[Path]:
+    """Return the first of :data:`PHOTOGRAPHS`."""
+    try:
+        import skimage
+    except ImportError as error:
+        raise UserError('--images must name a folder if scikit-image is not installed') from error
+    folder = Path(skimage.__file__).parent / 'data'
+    return [folder / name for name in PHOTOGRAPHS[:count]]
+
+
+def find_images(folder: Path, count: int) -> list[Path]:
+    """Return images of a folder and its subfolders, evenly spaced in the order of their paths.
+
+    Of a folder of classes these are as many of each class.
+    """
+    if not folder.is_dir():
+        raise UserError(f'the folder of images {str(folder)!r} does not exist')
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f'{str(folder)!r} has no image with one of {SUFFIXES}')
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
-    """The middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
+    """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
     height, width = args.size
     if args.images is None:
-        paths = figures.sample_photographs(args.num_images)
+        paths = sample_photographs(args.num_images)
     else:
-        paths = figures.find_images(args.images, args.num_images)
+        paths = find_images(args.images, args.num_images)
     images = []
     for path in paths:
         image = figures.read_image(path)
@@ -107,12 +120,16 @@ def read_images(args: argparse.Namespace) -> torch.Tensor:
     return torch.cat(images)
 
 
-def compute(args: argparse.Namespace, device: torch.device, images: torch.Tensor) -> list[Panel]:
-    """The receptive fields of all models in all their states."""
+def compute(
+    args: argparse.Namespace,
+    device: torch.device,
+    checkpoints: Sequence[str | None],
+    images: torch.Tensor,
+) -> list[Panel]:
+    """Return the receptive fields of all models, before and after training."""
     panels = []
-    checkpoints = args.checkpoint or [None] * len(args.models)
     for i, (spec, checkpoint) in enumerate(zip(args.models, checkpoints, strict=True)):
-        for file in [None] if checkpoint in (None, 'none') else [None, checkpoint]:
+        for file in [None, checkpoint] if checkpoint else [None]:
             torch.manual_seed(args.seed)
             model = load_model(spec, file, output='map', size=args.size).to(device)
             model.requires_grad_(False)
@@ -125,15 +142,10 @@ def compute(args: argparse.Namespace, device: torch.device, images: torch.Tensor
     return panels
 
 
-def radii_of(size: Sequence[int]) -> list[int]:
-    """Powers of two up to the corner."""
-    corner = math.hypot(*size) / 2
-    return [2**i for i in range(2, math.ceil(math.log2(corner)) + 1)]
-
-
-def numbers(panel: Panel, size: Sequence[int]) -> dict[str, Any]:
-    """What the JSON file says of a picture."""
-    radii = radii_of(size)
+def numbers(panel: Panel) -> dict[str, Any]:
+    """Return the entry of a picture in the JSON file."""
+    corner = math.hypot(*panel.field.gradient.shape) / 2
+    radii = [2**i for i in range(2, math.ceil(math.log2(corner)) + 1)]
     shares = panel.field.share_within(radii)
     return dict(
         model=panel.model,
@@ -145,7 +157,7 @@ def numbers(panel: Panel, size: Sequence[int]) -> dict[str, Any]:
 
 
 def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
-    """Models in lines of like length; where some are trained, untrained above trained."""
+    """Arrange models in rows of similar length, untrained above trained if there are trained."""
     after = {panel.place: panel for panel in panels if panel.trained}
     models = [panel for panel in panels if not panel.trained]
     lines = math.ceil(len(models) / MAX_COLUMNS)
@@ -160,14 +172,14 @@ def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
-    """One picture for each panel, with the radii of shares of the mass below it."""
+    """Draw each panel above the radii of shares of its mass."""
     grid = grid_of(panels)
     columns = max(map(len, grid))
     figure = Figure(figsize=(2.4 * columns, 3.1 * len(grid)), layout='constrained')
     axes = figure.subplots(len(grid), columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
     for row, places in zip(grid, axes, strict=True):
-        for place in places:
-            place.set_axis_off()
         for panel, place in zip(row, places, strict=False):
             if panel is None:
                 continue
@@ -175,7 +187,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
             place.set_xticks([])
             place.set_yticks([])
             place.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
-            place.set_title(panel.title, fontsize=8)
+            place.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
             radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
             place.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
     return figure
@@ -183,17 +195,19 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 def main() -> None:
     args = parse_args()
-    check_args(args)
+    checkpoints = figures.read_checkpoints(args)
+    figures.check_one_for_each('--labels', args.labels, args.models)
+    figures.check_positive(args, 'num_images', 'batch_size')
     device = figures.set_up(args)
     images = read_images(args)
-    panels = compute(args, device, images)
+    panels = compute(args, device, checkpoints, images)
     results = dict(
         tool='erf',
         size=size_text(*args.size),
         images=len(images),
-        results=[numbers(panel, args.size) for panel in panels],
+        results=[numbers(panel) for panel in panels],
     )
-    figures.write_figure(draw(panels), args.out, device, results)
+    figures.write(args.out, device, results, draw(panels))
 
 
 if __name__ == '__main__':

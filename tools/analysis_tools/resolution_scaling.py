@@ -14,34 +14,33 @@ Example:
 
 import argparse
 import logging
+import math
 import os
+import statistics
 from collections.abc import Sequence
 
-# Without it the profiler writes lines of its own at each use; it is read when torch is imported.
+# Keeps the profiler from logging each use; it is read when torch is imported.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
+import figures  # noqa: E402
+import throughput  # noqa: E402
 import torch  # noqa: E402
+from accuracy import evaluation_loader, top1_accuracy  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import LogLocator  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
+from throughput import Settings  # noqa: E402
 
-from mmvmamba.analysis import figures, measure, throughput  # noqa: E402
-from mmvmamba.analysis.measure import MIB, Row, size_text  # noqa: E402
-from mmvmamba.analysis.models import (  # noqa: E402
-    CHECKPOINT_HELP,
-    MODEL_HELP,
-    AnalysisModel,
-    load_model,
-)
-from mmvmamba.analysis.scaling import evaluation_loader, growth_exponent, top1_accuracy  # noqa: E402
-from mmvmamba.analysis.throughput import Settings  # noqa: E402
+from mmvmamba.analysis import measure  # noqa: E402
+from mmvmamba.analysis.measure import MIB, Row, parse_size, size_text  # noqa: E402
+from mmvmamba.analysis.models import AnalysisModel, load_model  # noqa: E402
 from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
-#: What is drawn: the key of a row, its name, its unit, and the key whose growth is fitted.
+#: Panels of the picture: key of a row, title, unit, and the key whose growth is fitted.
 PANELS = (
     ('flops', 'multiply-adds (G)', 1e9, 'flops'),
     ('inference_ms', 'inference (ms / image)', 1, 'inference_ms'),
@@ -54,56 +53,50 @@ COLUMNS = 3
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = figures.make_parser(__doc__, 'work_dirs/resolution_scaling.png')
     add = parser.add_argument
-    add('models', nargs='+', metavar='MODEL', help=MODEL_HELP)
+    add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
     add('--no-memory', action='store_true', help='leave out the peak memory')
-    add(
-        '--checkpoint',
-        nargs='+',
-        metavar='FILE',
-        help=f"for each model, in order, {CHECKPOINT_HELP}, or 'none'",
-    )
+    figures.add_checkpoints(parser)
     add(
         '--dataset',
         help='a folder with a folder of images for each class, or the config of a classifier '
         'with test data: draws the accuracy of the models with checkpoints',
     )
-    throughput.add_arguments(parser, SIZES)
-    figures.add_arguments(parser, 'work_dirs/resolution_scaling.png')
+    add(
+        '--sizes',
+        type=parse_size,
+        nargs='+',
+        metavar='SIZE',
+        default=[(side, side) for side in SIZES],
+        help=f'such as 800x1333 (default: {" ".join(map(str, SIZES))})',
+    )
+    throughput.add_arguments(parser)
     return parser.parse_args()
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Checks what is right or wrong beside other arguments."""
-    files = args.checkpoint or ['none'] * len(args.models)
-    if len(files) != len(args.models):
-        raise UserError(
-            f'--checkpoint must name one for each of the {len(args.models)} models, but has '
-            f'{len(files)}'
-        )
-    if len(set(zip(args.models, files, strict=True))) < len(files):
+    """Check options against each other, and sort the sizes."""
+    args.checkpoint = figures.read_checkpoints(args)
+    if len(set(zip(args.models, args.checkpoint, strict=True))) < len(args.models):
         raise UserError(f'each model must be given once, but got {args.models}')
-    args.checkpoint = [None if file == 'none' else file for file in files]
     if args.dataset and not any(args.checkpoint):
         raise UserError('--dataset needs --checkpoint: random weights have no accuracy')
     oblong = [size_text(*size) for size in args.sizes if size[0] != size[1]]
     if args.dataset and oblong:
         raise UserError(f'--dataset needs square --sizes, but got {oblong}')
-    args.sizes = sorted(set(args.sizes), key=lambda size: size[0] * size[1])
+    args.sizes = sorted(set(args.sizes), key=math.prod)
 
 
 def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisModel]:
-    """All models for images of this size, in the order in which they are given, by name."""
+    """Build all models for images of a size, in the order of the command line, by name."""
     models = []
     for spec, file in zip(args.models, args.checkpoint, strict=True):
         torch.manual_seed(args.seed)
         model = load_model(spec, file, size=size)
         models.append((f'{model.name} ({model.weights})' if file else model.name, model))
     names = [name for name, _ in models]
-    # Files in different folders may have one name.
+    # Files in different folders may have the same name.
     return {
         name if names.count(name) == 1 else f'{name} #{i + 1}': model
         for i, (name, model) in enumerate(models)
@@ -113,7 +106,7 @@ def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisMo
 def measure_mode(
     args: argparse.Namespace, models: dict[str, AnalysisModel], settings: Settings, mode: str
 ) -> dict[str, Row]:
-    """Time and peak memory of one step of each model; None where it finds no memory."""
+    """Measure a step of each model; the values are None if the memory is too small."""
     calls = throughput.make_calls(models, settings, args.device, mode)
     keys = ['ms', 'images_per_s', 'spread'] + ['extra_mib', 'mib'] * (not args.no_memory)
     rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
@@ -128,21 +121,21 @@ def measure_mode(
         }
         if not args.no_memory:
             extra = measure.extra_memory(calls[name], args.device)
-            rows[name][f'{mode}_extra_mib'] = round(extra / MIB, 2)
             weights = measure.model_bytes(models[name])
+            rows[name][f'{mode}_extra_mib'] = round(extra / MIB, 2)
             rows[name][f'{mode}_mib'] = round((extra + weights) / MIB, 2)
     return rows
 
 
 def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
-    """One row for each model at one size."""
+    """Return a row for each model at one size."""
     size = settings.size
     models = build(args, size)
     rows: dict[str, Row] = {}
     for (name, model), file in zip(models.items(), args.checkpoint, strict=True):
-        rows[name] = dict(model=name, size=size_text(*size), pixels=size[0] * size[1])
+        rows[name] = dict(model=name, size=size_text(*size), pixels=math.prod(size))
         rows[name] |= throughput.count(model, size)
-        throughput.place(model, settings, args.device)
+        model.to(args.device).to(memory_format=settings.memory_format)
         # Before the steps of training, which change the statistics of a BatchNorm.
         if args.dataset and file:
             loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
@@ -154,10 +147,16 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     return list(rows.values())
 
 
-def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """For each model the exponent p of each cost that was measured at two sizes or more, and these.
+def growth_exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:
+    """Return the p of costs that grow as pixels^p, by least squares of the logarithms."""
+    x, y = ([math.log(value) for value in values] for values in (pixels, costs))
+    return statistics.linear_regression(x, y).slope
 
-    That of the memory is the exponent of what is used above the weights.
+
+def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Fit the exponent p of each cost of each model that was measured at two sizes or more.
+
+    For the memory, p is the exponent of what is used above the weights.
     """
     found: dict[str, dict[str, Row]] = {}
     for model in dict.fromkeys(row['model'] for row in rows):
@@ -174,16 +173,15 @@ def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 
 def power_text(power: Row, sizes: int) -> str:
-    """An exponent, and the sizes that it was fitted over where these are not all."""
-    return f'p = {power["p"]:.2f}' + (
-        '' if len(power['sizes']) == sizes else f' ({", ".join(power["sizes"])})'
-    )
+    """Return an exponent, with the sizes of its fit unless these are all ``sizes``."""
+    fitted = '' if len(power['sizes']) == sizes else f' ({", ".join(power["sizes"])})'
+    return f'p = {power["p"]:.2f}{fitted}'
 
 
 def draw_panel(
     place: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, Row]]
 ) -> None:
-    """One quantity over the side of a square of as many pixels, a line for each model."""
+    """Draw a quantity over the side of a square of as many pixels, a line for each model."""
     key, title, unit, fitted = panel
     ticks = sorted({row['pixels'] ** 0.5 for row in rows})
     sizes = len({row['size'] for row in rows})
@@ -209,10 +207,10 @@ def draw_panel(
 
 
 def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -> Figure:
-    """A panel for each quantity that was measured."""
+    """Draw a panel for each quantity that was measured."""
     panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
     columns = min(COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
+    lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.1 * lines + 0.6), layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False)
     for place in axes.flat[len(panels) :]:
@@ -225,29 +223,24 @@ def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -
     return figure
 
 
-def log_rows(rows: Sequence[Row]) -> None:
-    """One line for each model."""
-    for row in rows:
-        text = ', '.join(f'{key} {value}' for key, value in row.items() if key != 'model')
-        MMLogger.get_current_instance().info(f'  {row["model"]}: {text}')
-
-
 def main() -> None:
     args = parse_args()
     check_args(args)
     args.device = figures.set_up(args)
+    logger = MMLogger.get_current_instance()
     logging.getLogger(measure.__name__).setLevel(logging.WARNING)
     rows: list[Row] = []
     for i, size in enumerate(args.sizes):
         settings = throughput.read_settings(args, args.device, size)
-        MMLogger.get_current_instance().info(f'{i + 1} of {len(args.sizes)}: {settings.text}')
-        part = measure_size(args, settings)
-        log_rows(part)
-        rows += part
+        logger.info(f'{i + 1} of {len(args.sizes)}: {settings.text}')
+        for row in measure_size(args, settings):
+            text = ', '.join(f'{key} {value}' for key, value in row.items() if key != 'model')
+            logger.info(f'  {row["model"]}: {text}')
+            rows.append(row)
     powers = exponents(rows)
     results = dict(
         tool='resolution_scaling',
-        settings=dict(throughput.describe(settings), size=None),
+        settings=settings.asdict() | dict(size=None),
         checkpoints=[file and os.path.basename(file) for file in args.checkpoint],
         dataset=args.dataset and os.path.basename(os.path.normpath(args.dataset)),
         exponents=powers,
@@ -257,7 +250,7 @@ def main() -> None:
     heading = f'{machine.get("gpu") or machine["cpu"]}, {machine["threads"]} threads, '
     heading += f'batch {settings.batch_size}, {"AMP" if settings.amp else "float32"}'
     heading += '; p: the cost grows as pixels$^p$, memory without the weights'
-    figures.write_figure(draw(rows, powers, heading), args.out, args.device, results)
+    figures.write(args.out, args.device, results, draw(rows, powers, heading))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What the tools that draw have in common."""
+"""Options, devices and images of the tools."""
 
 import argparse
 from pathlib import Path
@@ -8,34 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmvmamba.analysis import figures
+from ...analysis_tools import load
 
-
-def save(path, *colours):
-    """A picture of a row of pixels."""
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.uint8([colours])).save(path)
-
-
-def test_images_come_from_all_classes(tmp_path):
-    for name in 'abcd':
-        for i in range(3):
-            save(tmp_path / name / f'{i}.png', (0, 0, 0))
-    (tmp_path / 'a' / 'notes.txt').write_text('no image')
-    found = [path.relative_to(tmp_path).as_posix() for path in figures.find_images(tmp_path, 4)]
-    assert found == ['a/0.png', 'b/0.png', 'c/0.png', 'd/0.png']
-    assert len(set(figures.find_images(tmp_path, 5))) == 5
-    assert len(figures.find_images(tmp_path, 50)) == 12
-
-
-def test_the_samples_are_photographs():
-    pytest.importorskip('skimage')
-    paths = figures.sample_photographs(50)
-    assert len(paths) == len(figures.PHOTOGRAPHS) == len(set(paths))
-    for path in paths:
-        image = figures.read_image(path)
-        assert min(image.size) >= 300 and len(image.getcolors(2**24)) > 100, path
-    assert figures.sample_photographs(2) == paths[:2]
+figures = load('figures')
 
 
 def test_a_photograph_is_read_upright(tmp_path):

@@ -1,4 +1,4 @@
-"""Draws the paper's accuracies over throughput, and what they are worth on COCO and ADE20K."""
+"""Shared by the tools in this folder: plots of the paper's accuracies over throughput."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 Row = Mapping[str, Any]
 
-#: The keys of a row that are drawn, beside its ``name``, with their labels and units.
+#: Axis label and unit of each key of a row that can be drawn.
 LABELS = dict(
     top1=('paper: ImageNet top-1 (%)', 1),
     inference_images_per_s=('inference (images/s)', 1),
@@ -33,7 +33,7 @@ class Group:
     """A line of panels of the same rows.
 
     Args:
-        title (str): What the rows are.
+        title (str): Title of the line.
         rows (Sequence[Mapping]): The rows.
         panels (Sequence[tuple[str, str]]): The keys of x and y, of which one is 'top1'.
     """
@@ -44,21 +44,21 @@ class Group:
 
 
 def speed_group(title: str, rows: Sequence[Row]) -> Group:
-    """Accuracy over each throughput that is there, or over the multiply-adds."""
+    """Return accuracy over each throughput that the rows have, or else over the multiply-adds."""
     keys = [key for key in SPEEDS if _has(rows, key)] or ['flops']
     return Group(title, rows, [(key, 'top1') for key in keys])
 
 
 def downstream_group(title: str, rows: Sequence[Row]) -> Group:
-    """What each reaches as a backbone over its accuracy on ImageNet, the paper's."""
+    """Return the paper's results as a backbone over those on ImageNet."""
     rows = [row for row in rows if _has([row], *DOWNSTREAM)]
     return Group(title, rows, [('top1', key) for key in DOWNSTREAM])
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """A line of panels for each group, with its names on the right.
+    """Draw a line of panels for each group, with its names on the right.
 
-    What has no accuracy on ImageNet is a line.
+    A model without an accuracy on ImageNet is drawn as a line.
     """
     columns = max(len(group.panels) for group in groups)
     tallest = max(len(group.rows) for group in groups)

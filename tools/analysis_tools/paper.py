@@ -1,4 +1,4 @@
-"""What the paper and the authors' repository report of VMamba (arXiv 2401.10166).
+"""Shared by the tools in this folder: tables of the paper (arXiv 2401.10166) and its repository.
 
 All throughputs are of one A100, in images per second at 224x224, batch 128; those of training are
 without the optimizer's step. Nothing here was measured by this project.
@@ -6,7 +6,9 @@ without the optimizer's step. Nothing here was measured by this project.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,8 @@ class Reported:
     """A row of one of the paper's tables.
 
     Args:
-        name (str): What the paper calls it.
-        model (str): The same here, as :func:`mmvmamba.analysis.models.load_model` takes it.
+        name (str): Name of the model in the paper.
+        model (str): The model as :func:`mmvmamba.analysis.models.load_model` takes it.
         top1 (float, optional): ImageNet top-1 accuracy (percent).
         inference (int, optional): Images per second.
         train (int, optional): Images per second.
@@ -30,6 +32,12 @@ class Reported:
     train: int | None = None
     box_ap: float | None = None
     miou: float | None = None
+
+    def row(self, measured: Mapping[str, Any], *quoted: str) -> dict[str, Any]:
+        """Return a row of a table: the measured values, the paper's and further ``quoted`` ones."""
+        paper = dict(top1=self.top1, paper_inference=self.inference, paper_train=self.train)
+        others = {name: getattr(self, name) for name in quoted}
+        return dict(name=self.name, model=self.model, **measured, **paper, **others)
 
 
 def _config(name: str, folder: str = 'vmamba') -> str:

@@ -6,9 +6,11 @@ from torch import nn
 
 pytest.importorskip('mmengine')
 
-from mmvmamba.analysis import throughput  # noqa: E402
 from mmvmamba.analysis.models import AnalysisModel  # noqa: E402
-from mmvmamba.analysis.throughput import Settings, compare, format_table  # noqa: E402
+
+from ...analysis_tools import load  # noqa: E402
+
+throughput = load('throughput')
 
 
 class Recorder(nn.Module):
@@ -61,8 +63,8 @@ def calls(monkeypatch):
 
 
 def run(modes=('inference', 'train'), **settings):
-    settings = Settings(size=(8, 10), batch_size=2, **settings)
-    return compare(SPECS, settings, torch.device('cpu'), modes, seconds=0, min_rounds=3)
+    settings = throughput.Settings(size=(8, 10), batch_size=2, **settings)
+    return throughput.compare(SPECS, settings, torch.device('cpu'), modes, seconds=0, min_rounds=3)
 
 
 def test_models_run_in_turn_with_the_settings(calls):
@@ -115,7 +117,7 @@ def test_what_cannot_run_on_shapes_alone_is_counted_all_the_same():
 
 def test_table():
     rows = [dict(name='a', params=1_234_567, flops=None), dict(name='long', params=0, flops=2e9)]
-    assert format_table(rows, dict(name='model', params='M', flops='G')) == (
+    assert throughput.format_table(rows, dict(name='model', params='M', flops='G')) == (
         '| model |   M |    G |\n'
         '| ----- | --- | ---- |\n'
         '| a     | 1.2 |    - |\n'

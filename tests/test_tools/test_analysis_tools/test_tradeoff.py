@@ -4,7 +4,9 @@ import pytest
 
 pytest.importorskip('matplotlib')
 
-from mmvmamba.analysis import paper, tradeoff  # noqa: E402
+from ...analysis_tools import load  # noqa: E402
+
+paper, tradeoff = load('paper'), load('tradeoff')
 
 ROWS = [
     dict(name='a', top1=82.5, flops=5e9, inference_images_per_s=10.0, paper_inference=100),

@@ -1,4 +1,4 @@
-"""Growth exponents and the accuracy at other sizes."""
+"""The accuracy of a classifier at other sizes."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,11 @@ from PIL import Image
 from torch import nn
 
 from mmvmamba.analysis.models import AnalysisModel, load_model
-from mmvmamba.analysis.scaling import (
-    evaluation_loader,
-    growth_exponent,
-    resized_pipeline,
-    top1_accuracy,
-)
+from mmvmamba.engine.errors import UserError
 
+from ...analysis_tools import load
+
+accuracy = load('accuracy')
 CPU = torch.device('cpu')
 #: Of the colours (R, G, B) the class of a picture is its brightest.
 COLOURS = ('a_red', 'b_green', 'c_blue')
@@ -82,29 +80,11 @@ def wrapped(net):
     return AnalysisModel('net', net, net, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-@pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
-def test_exponent_of_a_power(power):
-    pixels = [side**2 for side in (224, 384, 512)]
-    assert growth_exponent(pixels, [3 * p**power for p in pixels]) == pytest.approx(power)
-
-
-def test_exponent_is_least_squares():
-    pixels, costs = [1, 4, 9, 16], [2.0, 7.0, 21.0, 30.0]
-    expected = np.polyfit(np.log(pixels), np.log(costs), 1)[0]
-    assert growth_exponent(pixels, costs) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize('pixels, costs', [([4, 4], [1, 2]), ([4, 9], [1, 0]), ([4], [1])])
-def test_exponent_needs_two_sizes(pixels, costs):
-    with pytest.raises(ValueError, match='two different sizes'):
-        growth_exponent(pixels, costs)
-
-
 def test_accuracy_of_a_folder(root):
     net = Brightest()
     for side in (32, 48):
-        loader = evaluation_loader(str(root), side, batch_size=5)
-        assert top1_accuracy(wrapped(net), loader, CPU) == pytest.approx(100 * 11 / 12)
+        loader = accuracy.evaluation_loader(str(root), side, batch_size=5)
+        assert accuracy.top1_accuracy(wrapped(net), loader, CPU) == pytest.approx(100 * 11 / 12)
     assert net.seen == {(32, 32), (48, 48)}
 
 
@@ -122,10 +102,14 @@ def test_accuracy_of_a_config_is_that_of_its_test(root, tmp_path):
     cfg.load_from = str(weights)
     expected = Runner.from_cfg(cfg).test()['accuracy/top1']
     loaded = load_model(str(path), str(weights))
-    found = top1_accuracy(loaded, evaluation_loader(str(path), 32, batch_size=4), CPU)
+    found = accuracy.top1_accuracy(
+        loaded, accuracy.evaluation_loader(str(path), 32, batch_size=4), CPU
+    )
     assert found == pytest.approx(expected) and 0 < found < 100
     net = Brightest()
-    top1_accuracy(wrapped(net), evaluation_loader(str(path), 64, batch_size=4), CPU)
+    accuracy.top1_accuracy(
+        wrapped(net), accuracy.evaluation_loader(str(path), 64, batch_size=4), CPU
+    )
     assert net.seen == {(64, 64)}
 
 
@@ -136,23 +120,23 @@ def test_a_pipeline_grows_in_all_its_sides():
         dict(type='Resize', scale=(224, 448)),
         dict(type='CenterCrop', crop_size=224),
     ]
-    found = resized_pipeline(pipeline, 336)
+    found = accuracy.resized_pipeline(pipeline, 336)
     assert [step.get('scale') for step in found] == [None, 384, (336, 672), None]
     assert found[-1]['crop_size'] == 336 and pipeline[-1]['crop_size'] == 224
 
 
 def test_accuracy_refuses(root, tmp_path):
-    with pytest.raises(ValueError, match='no folder of classes and no config'):
-        evaluation_loader(str(tmp_path / 'nowhere'), 32, 1)
-    with pytest.raises(ValueError, match='must resize or crop'):
-        resized_pipeline([dict(type='PackInputs')], 32)
+    with pytest.raises(UserError, match='must be a folder of classes or a config'):
+        accuracy.evaluation_loader(str(tmp_path / 'nowhere'), 32, 1)
+    with pytest.raises(UserError, match='must resize or crop'):
+        accuracy.resized_pipeline([dict(type='PackInputs')], 32)
     config = tmp_path / 'none.py'
     config.write_text('x = 1\n')
-    with pytest.raises(ValueError, match='must have a test_dataloader'):
-        evaluation_loader(str(config), 32, 1)
-    loader = evaluation_loader(str(root), 32, 4)
-    with pytest.raises(ValueError, match='must be a classifier'):
-        top1_accuracy(wrapped(nn.Identity()), loader, CPU)
+    with pytest.raises(UserError, match='must have a test_dataloader'):
+        accuracy.evaluation_loader(str(config), 32, 1)
+    loader = accuracy.evaluation_loader(str(root), 32, 4)
+    with pytest.raises(UserError, match='must be a classifier'):
+        accuracy.top1_accuracy(wrapped(nn.Identity()), loader, CPU)
     small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match='knows 2 classes, but the data has a label 2'):
-        top1_accuracy(wrapped(small), evaluation_loader(str(root), 32, 12), CPU)
+    with pytest.raises(UserError, match='has 2 classes, but the data has a label 2'):
+        accuracy.top1_accuracy(wrapped(small), accuracy.evaluation_loader(str(root), 32, 12), CPU)

@@ -1,0 +1,131 @@
+"""The tool that draws effective receptive fields."""
+
+import pytest
+
+pytest.importorskip('mmpretrain')
+
+from PIL import Image  # noqa: E402
+
+from ...analysis_tools import load  # noqa: E402
+from .helpers import GPU, PAPERS, THIN, read  # noqa: E402
+
+erf, figures = load('erf'), load('figures')
+
+
+def test_images_come_from_all_classes(tmp_path):
+    for name in 'abcd':
+        for i in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new('RGB', (1, 1)).save(tmp_path / name / f'{i}.png')
+    (tmp_path / 'a' / 'notes.txt').write_text('no image')
+    found = [path.relative_to(tmp_path).as_posix() for path in erf.find_images(tmp_path, 4)]
+    assert found == ['a/0.png', 'b/0.png', 'c/0.png', 'd/0.png']
+    assert len(set(erf.find_images(tmp_path, 5))) == 5
+    assert len(erf.find_images(tmp_path, 50)) == 12
+
+
+def test_the_samples_are_photographs():
+    pytest.importorskip('skimage')
+    paths = erf.sample_photographs(50)
+    assert len(paths) == len(erf.PHOTOGRAPHS) == len(set(paths))
+    for path in paths:
+        image = figures.read_image(path)
+        assert min(image.size) >= 300 and len(image.getcolors(2**24)) > 100, path
+    assert erf.sample_photographs(2) == paths[:2]
+
+
+def test_erf_before_and_after(run_here, data_root, weights, tmp_path, capfd):
+    out = tmp_path / 'new' / 'erf.png'
+    models = (THIN, f'{THIN}+ssm_init=zero', 'torch.nn:AvgPool2d+kernel_size=4')
+    options = ('--images', data_root / 'images', '--size', '64x96', '--num-images', 3)
+    checkpoints = ('--checkpoint', weights, 'none', 'none', '--trained', 'trained')
+    code, log = run_here(
+        'analysis_tools/erf.py', *models, *options, *checkpoints, '--out', out, '--device', 'cpu'
+    )
+    assert code == 0, log
+    numbers = read(out, 'erf')
+    assert numbers['size'] == '64x96' and numbers['images'] == 3
+    rows = numbers['results']
+    assert [(row['model'], row['state']) for row in rows] == [
+        (THIN, 'random weights'),
+        (THIN, 'trained'),
+        (f'{THIN}+ssm_init=zero', 'random weights'),
+        ('torch.nn:AvgPool2d+kernel_size=4', 'as the callable built it'),
+    ]
+    assert rows[0]['share_within'] != rows[1]['share_within']
+    # A pooling sees its 4 x 4 pixels, whose corners are 1.5 sqrt(2) from their middle.
+    assert rows[3]['radius_of_share'] == {'0.5': 1.58, '0.9': 2.12, '0.99': 2.12}
+    assert rows[3]['share_within']['4'] == 1
+
+
+def test_erf_with_every_option_at_its_default(run_here, tmp_path):
+    """But for the size: the photographs are scikit-image's."""
+    code, log = run_here('analysis_tools/erf.py', THIN, '--size', 64)
+    assert code == 0, log
+    numbers = read(tmp_path / 'work_dirs/erf.png', 'erf')
+    assert numbers['images'] == 11 and len(numbers['results']) == 1
+
+
+def test_erf_draws_one_model_with_several_checkpoints():
+    """Which model a picture belongs to is its place in the command, not its name."""
+    panels = [
+        erf.Panel(place, 'one name', trained, 'epoch_1.pth' if trained else 'random', None)
+        for place in range(6)
+        for trained in (False, True)
+        if not trained or place != 1
+    ]
+    grid = erf.grid_of(panels)
+    assert [[panel and (panel.place, panel.trained) for panel in row] for row in grid] == [
+        [(0, False), (1, False), (2, False)],
+        [(0, True), None, (2, True)],
+        [(3, False), (4, False), (5, False)],
+        [(3, True), (4, True), (5, True)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ('models', 'lines'), [(1, [1]), (5, [5]), (6, [3, 3]), (9, [5, 4]), (11, [4, 4, 3])]
+)
+def test_erf_has_lines_of_like_length(models, lines):
+    panels = [erf.Panel(i, 'name', False, 'random', None) for i in range(models)]
+    assert [len(row) for row in erf.grid_of(panels)] == lines
+
+
+@pytest.mark.slow
+def test_erf_of_the_papers_models(run_here, data_root, tmp_path):
+    out = tmp_path / 'erf.png'
+    models = (*PAPERS, 'tiny+ssm_init=random', 'tiny+ssm_init=zero')
+    options = ('--images', data_root / 'images', '--num-images', 1, '--size', 64)
+    code, log = run_here('analysis_tools/erf.py', *models, *options, '--out', out)
+    assert code == 0, log
+    rows = read(out, 'erf')['results']
+    assert [row['model'] for row in rows[:6]] == list(PAPERS[:6]) and len(rows) == len(models)
+
+
+@pytest.mark.cuda
+@GPU
+def test_erf_on_a_gpu(run_here, data_root, tmp_path):
+    fields = {}
+    for device in ('cpu', 'cuda'):
+        out = tmp_path / f'{device}.png'
+        options = ('--images', data_root / 'images', '--size', 64, '--device', device)
+        code, log = run_here('analysis_tools/erf.py', THIN, *options, '--out', out)
+        assert code == 0, log
+        fields[device] = read(out, 'erf')['results'][0]['radius_of_share']
+    assert fields['cuda'] == pytest.approx(fields['cpu'], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must name one for each of the 1 models'),
+        (('tiny', '--images', 'nowhere'), "'nowhere' does not exist"),
+        (('tiny', '--num-images', '0'), '--num-images must be at least 1'),
+        (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),
+        (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
+        (('nothing', '--num-images', '1', '--size', '64'), "model 'nothing' is no architecture"),
+    ],
+)
+def test_erf_refuses(run_here, args, message):
+    code, log = run_here('analysis_tools/erf.py', *args)
+    assert code == 2 and message in log and 'Traceback' not in log

@@ -1,0 +1,167 @@
+"""Shared by the tools in this folder: options, images, and a picture with its numbers beside it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmengine.logging import MMLogger
+from mmengine.utils import ProgressBar
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmvmamba.analysis.measure import describe_run
+from mmvmamba.engine.errors import UserError
+
+DPI = 110
+MODEL_HELP = (
+    'an architecture of this package (tiny, vanilla_base, ...), a model name of mmpretrain, a '
+    'config (a path or mmvmamba::...) or package.module:callable; +key=value after it sets an '
+    'argument of the backbone or of the callable: tiny+ssm_init=zero, '
+    'swin-tiny_16xb64_in1k+window_size=scaled'
+)
+CHECKPOINT_HELP = "a file or a URL, 'pretrained' for the weights that mmpretrain publishes"
+TABLE_HELP = 'the numbers, beside them the same as a table, .csv, and a picture, .png'
+PICTURE_HELP = 'the picture, beside it its numbers as .json'
+
+
+def make_parser(description: str, out: str) -> argparse.ArgumentParser:
+    """Return a parser with ``--out``, ``--device`` and ``--seed``, which :func:`set_up` reads.
+
+    Args:
+        description (str): The docstring of the tool.
+        out (str): The default of ``--out``, a picture (.png) or a table of numbers (.json).
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    suffix = Path(out).suffix
+    parser.set_defaults(out_suffix=suffix)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path(out),
+        metavar=suffix[1:].upper(),
+        help=f'{TABLE_HELP if suffix == ".json" else PICTURE_HELP} (default: {out})',
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of weights that are not loaded (default: 0)'
+    )
+    return parser
+
+
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint``, which :func:`read_checkpoints` reads."""
+    parser.add_argument(
+        '--checkpoint',
+        nargs='+',
+        metavar='FILE',
+        help=f"for each model, in order, {CHECKPOINT_HELP}, or 'none'",
+    )
+
+
+def read_checkpoints(args: argparse.Namespace) -> list[str | None]:
+    """Return the checkpoint of each of ``args.models``, or None."""
+    check_one_for_each('--checkpoint', args.checkpoint, args.models)
+    files = args.checkpoint or ['none'] * len(args.models)
+    return [None if file == 'none' else file for file in files]
+
+
+def check_one_for_each(option: str, values: Sequence | None, models: Sequence[str]) -> None:
+    """Check that an option has one value for each model."""
+    if values is not None and len(values) != len(models):
+        raise UserError(
+            f'{option} must name one for each of the {len(models)} models, but has {len(values)}'
+        )
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Check that options are at least 1 or not given."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, but got {value}')
+
+
+def set_up(args: argparse.Namespace) -> torch.device:
+    """Start the log, seed the weights and return the device."""
+    MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    if args.out.suffix != args.out_suffix:
+        raise UserError(f'--out must end in {args.out_suffix}, but got {str(args.out)!r}')
+    torch.manual_seed(args.seed)
+    name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'--device {name!r} cannot be used: {reason}') from error
+    if device.type == 'cuda' and device.index is not None:
+        torch.cuda.set_device(device)  # used by every call that names no device
+    return device
+
+
+def write(out: Path, device: torch.device, results: Mapping[str, Any], figure: Figure) -> None:
+    """Write a picture and a JSON file of its numbers, the machine and the versions.
+
+    Args:
+        out (Path): The PNG file or, of a table, the JSON file. The others have the same stem. The
+            ``results`` of a table are also written as CSV.
+        device (torch.device): Where the numbers were computed.
+        results (Mapping): The numbers.
+        figure (Figure): The picture.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written = [out, out.with_suffix('.json' if out.suffix == '.png' else '.png')]
+    figure.savefig(out.with_suffix('.png'), dpi=DPI, bbox_inches='tight')
+    text = json.dumps(dict(describe_run(device), **results), indent=1)
+    out.with_suffix('.json').write_text(text + '\n', encoding='utf-8')
+    if out.suffix == '.json':
+        written.append(out.with_suffix('.csv'))
+        rows = results['results']
+        with written[-1].open('w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+    MMLogger.get_current_instance().info(f'wrote {", ".join(map(str, written))}')
+
+
+def track(items: Sequence[Any]) -> Iterator[Any]:
+    """Yield the items and show a progress bar."""
+    with progress(len(items)) as tick:
+        for item in items:
+            yield item
+            tick()
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar and give the function that advances it."""
+    bar = ProgressBar(total)
+    yield bar.update
+    bar.file.write('\n')
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image as RGB, upright if its EXIF data has an orientation."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('RGB')
+    except OSError as error:
+        raise UserError(f'image {str(path)!r} cannot be read: {error}') from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as a tensor (1, 3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]

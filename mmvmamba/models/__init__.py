@@ -1,4 +1,4 @@
-"""What OpenMMLab's configs see."""
+"""Backbones for OpenMMLab's configs."""
 
 from . import flop_handles as flop_handles
 from .mm_vssm import MM_VSSM

@@ -1,4 +1,4 @@
-"""ConvNeXt with global S4ND convolutions, a network that VMamba is compared with."""
+"""ConvNeXt with global S4ND convolutions, a network to compare VMamba with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmvmamba.nn.layers import DropPath, Mlp, channels_first, channels_last, check_choice
+from mmvmamba.nn.layers import DropPath, Mlp, channels_first, channels_last
 from mmvmamba.nn.settings import as_tuple, check_setting, stage_indices
 from mmvmamba.ops.backend import accumulate_dtype
 from mmvmamba.registry import MODELS
 
-from .vmamba import check_init_cfg
+from .checks import check_images, check_init_cfg, resolve_settings
 
 DT_MIN, DT_MAX = 0.1, 1.0
 EPS = 1e-6
@@ -24,15 +24,15 @@ LAYER_SCALE = 1e-6
 
 
 class AxisKernel(nn.Module):
-    """The convolution kernels of diagonal SSMs along an axis, for both directions.
+    """Convolution kernels of diagonal SSMs along an axis, for both directions.
 
     K_l = 2 Re(sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l)), the response of the state space
     model x' = A x + u, y = 2 Re(C x) to an impulse that is held for a step dt. All channels share
-    A, which begins as -1/2 + i pi n; each has its own dt and C.
+    A, which is initialised to -1/2 + i pi n; each channel has its own dt and C.
 
     Args:
-        dim (int): Channels.
-        d_state (int): Real states; half as many complex ones are kept.
+        dim (int): Number of channels.
+        d_state (int): Number of real states, i.e. twice the number of complex states.
     """
 
     def __init__(self, dim: int, d_state: int) -> None:
@@ -42,18 +42,18 @@ class AxisKernel(nn.Module):
         self.log_dt = nn.Parameter(log_dt)
         self.log_A_real = nn.Parameter(torch.full((states,), math.log(0.5)))
         self.A_imag = nn.Parameter(math.pi * torch.arange(float(states)))
-        # Real and imaginary part, for the positions behind a pixel and those ahead of it.
+        # (direction, channel, state, real and imaginary part)
         self.C = nn.Parameter(torch.randn(2, dim, states, 2) * math.sqrt(0.5))
 
     def forward(self, length: int) -> Tensor:
-        """The kernels (2, dim, length) of both directions, at distances 0, 1, 2, ..."""
+        """Return the kernels (2, dim, length) of both directions at distances 0, 1, 2, ..."""
         acc = accumulate_dtype(self.C.dtype)
         log_dt, log_real, imag, C = (
             v.to(acc) for v in (self.log_dt, self.log_A_real, self.A_imag, self.C)
         )
         A = torch.complex(-log_real.exp(), imag)
         step = log_dt.exp()[:, None] * A  # (dim, states)
-        # In a channels-last model C is so too, which view_as_complex refuses.
+        # view_as_complex does not accept the C of a channels-last model.
         weight = torch.complex(*C.unbind(-1)) * ((step.exp() - 1) / A)
         distance = torch.arange(length, device=step.device, dtype=acc)
         decay = torch.exp(step.unsqueeze(-1) * distance)
@@ -61,14 +61,14 @@ class AxisKernel(nn.Module):
 
 
 class S4ND2d(nn.Module):
-    """A depthwise convolution over the whole map (S4ND, arXiv 2210.06583), by FFT.
+    """Global depthwise convolution by FFT (S4ND, arXiv 2210.06583).
 
-    The kernel is the product of one along the height and one along the width, so that each axis is
-    transformed by itself, padded to twice its length. It is generated for any size of map.
+    The kernel is the product of a kernel along the height and one along the width, generated for
+    the size of the map. Each axis is transformed separately, padded to twice its length.
 
     Args:
-        dim (int): Channels.
-        d_state (int): States of each SSM, even. Defaults to 64.
+        dim (int): Number of channels.
+        d_state (int): Number of states of each SSM, even. Defaults to 64.
     """
 
     def __init__(self, dim: int, d_state: int = 64) -> None:
@@ -79,26 +79,26 @@ class S4ND2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         device = x.device.type
-        usual = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if usual else contextlib.nullcontext():
-            u = x.to(accumulate_dtype(x.dtype))  # the FFT takes no shorter type
+        has_autocast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
+            u = x.to(accumulate_dtype(x.dtype))  # the FFT needs at least float32
             y = convolve_axis(u, self.kernels[1](x.shape[3]))
             y = convolve_axis(y.transpose(2, 3), self.kernels[0](x.shape[2])).transpose(2, 3)
             return (y + self.D[:, None, None] * u).to(x.dtype)
 
 
 def convolve_axis(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolves the last axis with kernels for both directions.
+    """Convolve the last axis with kernels for both directions.
 
     Args:
         x (Tensor): The map (N, C, M, L).
-        kernels (Tensor): (2, C, L): at distance l >= 0 behind a position, and l + 1 ahead of it.
+        kernels (Tensor): (2, C, L), for distances l behind a position and l + 1 ahead of it.
 
     Returns:
         Tensor: y (N, C, M, L) with y_i = sum_(j <= i) k0_(i-j) x_j + sum_(j > i) k1_(j-i-1) x_j.
     """
     length = x.shape[-1]
-    # Of 2 L circular distances the upper half are the negative ones, -1 last.
+    # The upper half of the 2 L circular distances are the negative ones, -L to -1.
     circular = torch.cat((kernels[0], kernels[1].flip(-1)), dim=-1)
     spectrum = torch.fft.rfft(circular).unsqueeze(1)
     y = torch.fft.irfft(torch.fft.rfft(x, n=2 * length) * spectrum, n=2 * length)
@@ -124,27 +124,29 @@ class S4NDBlock(nn.Module):
 
 @MODELS.register_module()
 class S4NDConvNeXt(BaseModule):
-    """ConvNeXt in which S4ND takes the place of every depthwise convolution.
+    """ConvNeXt with S4ND in place of every depthwise convolution.
 
     A PyTorch implementation of the network of: `S4ND: Modeling Images and Videos as
     Multidimensional Signals Using State Spaces <https://arxiv.org/abs/2210.06583>`_ with diagonal
-    SSMs (S4D, arXiv 2206.11893). Stem and downsampling are ConvNeXt's convolutions, which the
-    authors' settings replace too. With norm and linear layer for 1000 classes 'tiny' has 29.98 M
-    parameters (30.0 M in the paper).
+    SSMs (S4D, arXiv 2206.11893). Unlike in the authors' settings, the stem and the downsampling
+    are ConvNeXt's convolutions. With a norm and a linear layer for 1000 classes, 'tiny' has
+    29.98 M parameters (30.0 M in the paper).
 
     Args:
         arch (str | dict): 'tiny' or a dict with ``depths`` and ``channels``. Defaults to 'tiny'.
-        in_channels (int): Channels of the images. Defaults to 3.
-        d_state (int): States of each SSM, even. Defaults to 64.
-        drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
-            Defaults to 0.1.
-        out_indices (Sequence[int]): The stages whose normalised maps are returned, with strides 4,
-            8, 16 and 32; a negative one counts from the last. Defaults to (-1,).
-        init_cfg (dict | list[dict], optional): As MMEngine takes it. Defaults to None.
+        in_channels (int): Number of image channels. Defaults to 3.
+        d_state (int): Number of states of each SSM, even. Defaults to 64.
+        drop_path_rate (float): Drop-path rate of the last block. It increases linearly from 0 at
+            the first block. Defaults to 0.1.
+        out_indices (Sequence[int]): The stages whose normalised maps are returned, in this order,
+            with strides 4, 8, 16 and 32. A negative index counts from the last stage.
+            Defaults to (-1,).
+        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine.
+            Defaults to None.
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If a name or a number is not allowed.
+        ValueError: If a value is not allowed.
     """
 
     ARCHS = {'tiny': dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768))}
@@ -160,18 +162,22 @@ class S4NDConvNeXt(BaseModule):
     ) -> None:
         check_init_cfg(init_cfg)
         super().__init__(init_cfg)
-        depths, dims = self._resolve(arch)
-        for name, value in (
-            ('in_channels', in_channels),
-            ('d_state', d_state),
-            ('drop_path_rate', drop_path_rate),
-        ):
-            check_setting(name, value)
+        settings = resolve_settings(arch, self.ARCHS)
+        depths, dims = (as_tuple(name, settings[name]) for name in ('depths', 'channels'))
+        check_setting('depths', depths)
+        check_setting('dims', dims)
+        if len(depths) != len(dims) or not dims:
+            raise ValueError(
+                f'depths and channels must have the same length, at least 1, but got {settings}'
+            )
+        check_setting('in_channels', in_channels)
+        check_setting('d_state', d_state)
+        check_setting('drop_path_rate', drop_path_rate)
         if d_state % 2:
             raise ValueError(f'd_state must be even, but got {d_state}')
-        self.in_channels, self.stride = in_channels, 4
+        self.in_channels = in_channels
         self.out_indices = stage_indices(out_indices, len(dims))
-        last = max(self.out_indices) + 1  # later stages would get no gradient
+        last = max(self.out_indices) + 1  # the parameters of later stages would get no gradient
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         self.downsamples = nn.ModuleList([_stem(in_channels, dims[0])])
         self.downsamples.extend(_downsample(dims[i], dims[i + 1]) for i in range(last - 1))
@@ -186,40 +192,20 @@ class S4NDConvNeXt(BaseModule):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def _resolve(self, arch: str | Mapping[str, Sequence[int]]) -> tuple[tuple, tuple]:
-        if isinstance(arch, str):
-            check_choice('arch', arch, self.ARCHS)
-            arch = self.ARCHS[arch]
-        if not isinstance(arch, Mapping):
-            raise TypeError(f'arch must be a str or a dict, but got {type(arch).__name__}')
-        if set(arch) != {'depths', 'channels'}:
-            raise ValueError(f'arch must be a dict with depths and channels, but got {dict(arch)}')
-        depths, dims = (as_tuple(name, arch[name]) for name in ('depths', 'channels'))
-        check_setting('depths', depths)
-        check_setting('dims', dims)
-        if len(depths) != len(dims) or not dims:
-            raise ValueError(f'depths and channels must name the same stages, but got {dict(arch)}')
-        return depths, dims
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the maps (N, C, H, W) of ``out_indices``, sizes floored.
+        """Return the maps (N, C_i, H_i, W_i) of ``out_indices``, H_i = H // stride.
 
         Raises:
-            ValueError: If the images are no such tensor or too small for the last map.
+            ValueError: If the images are not (N, in_channels, H, W), or too small for a stage.
         """
-        least = self.stride * 2 ** (len(self.stages) - 1)
-        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < least:
-            raise ValueError(
-                f'the images must have shape (N, {self.in_channels}, H, W) with sides of at least '
-                f'{least} pixels, but got {tuple(x.shape)}'
-            )
-        outs = []
+        check_images(x, self.in_channels, 4 * 2 ** (len(self.stages) - 1))
+        outs = {}
         for i, (downsample, stage) in enumerate(zip(self.downsamples, self.stages, strict=True)):
             x = stage(downsample(x))
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x.permute(0, 2, 3, 1))
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
+                outs[i] = out.permute(0, 3, 1, 2).contiguous()
+        return tuple(outs[i] for i in self.out_indices)
 
 
 def _stem(in_channels: int, dim: int) -> nn.Sequential:

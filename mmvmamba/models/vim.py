@@ -1,4 +1,4 @@
-"""Vision Mamba (Vim), the plain bidirectional network that VMamba is compared with."""
+"""Vision Mamba (Vim), a plain bidirectional network to compare VMamba with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mmvmamba.nn.settings import as_tuple, check_setting
 from mmvmamba.ops import selective_scan
 from mmvmamba.registry import MODELS
 
-from .vmamba import check_init_cfg
+from .checks import check_images, check_init_cfg, resolve_settings
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
 CONV_KERNEL = 4
 EXPANSION = 2
-#: What is added to the names of the parameters of the scans from the first token and the last.
+#: Suffixes of the parameters of the scan from the first token, and of the one from the last.
 DIRECTIONS = ('', '_b')
 OUT_TYPES = ('featmap', 'cls_token')
 
@@ -30,13 +30,13 @@ OUT_TYPES = ('featmap', 'cls_token')
 class BidirectionalMamba(nn.Module):
     """A Mamba mixer that scans the tokens from both ends (arXiv 2401.09417, Alg. 1).
 
-    Each direction has a causal convolution and an SSM of its own; the projections in and out and
-    the gate are shared, and the mean of both directions is taken.
+    Each direction has its own causal convolution and SSM. Both share the input and output
+    projections and the gate, and the output is their mean.
 
     Args:
-        dim (int): Channels d of a token; inside there are E = 2 d.
-        d_state (int): States N for each inner channel. Defaults to 16.
-        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        dim (int): Channels d of a token, expanded to E = 2 d inner channels.
+        d_state (int): States N of each inner channel. Defaults to 16.
+        backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
     """
 
     def __init__(self, dim: int, d_state: int = 16, backend: str = 'auto') -> None:
@@ -63,14 +63,14 @@ class BidirectionalMamba(nn.Module):
         return self.out_proj((ahead + back).transpose(1, 2) / 2)
 
     def scan(self, x: Tensor, z: Tensor, end: str) -> Tensor:
-        """Convolves, scans and gates in one direction, (N, E, L) -> (N, E, L)."""
+        """Convolve, scan and gate in one direction, (N, E, L) -> (N, E, L)."""
         x = F.silu(getattr(self, f'conv1d{end}')(x)[..., : x.shape[-1]])
         params = getattr(self, f'x_proj{end}')(x.transpose(1, 2))
         dt, B, C = params.transpose(1, 2).split((self.rank, self.d_state, self.d_state), dim=1)
         dt_proj = getattr(self, f'dt_proj{end}')
         delta = F.linear(dt.transpose(1, 2), dt_proj.weight).transpose(1, 2)
         A = -getattr(self, f'A{end}_log').float().exp()
-        # In autocast the projections are of a shorter type than the convolution may be.
+        # In autocast the projections may have a lower precision than the convolution.
         x, B, C, z = (v.to(delta.dtype) for v in (x, B, C, z))
         skip = getattr(self, f'D{end}')
         return selective_scan(
@@ -79,7 +79,7 @@ class BidirectionalMamba(nn.Module):
 
 
 def _dt_projection(rank: int, inner: int) -> nn.Linear:
-    """The projection of the time steps, which begin log-uniformly in [DT_MIN, DT_MAX]."""
+    """Build a projection whose time steps are initialised log-uniformly in [DT_MIN, DT_MAX]."""
     proj = nn.Linear(rank, inner)
     nn.init.uniform_(proj.weight, -(rank**-0.5), rank**-0.5)
     log_dt = torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))
@@ -104,33 +104,34 @@ class VimBlock(nn.Module):
 
 @MODELS.register_module()
 class Vim(BaseModule):
-    """Vision Mamba: tokens of 16x16 pixels, a class token in their middle, one width throughout.
+    """Vision Mamba, with tokens of 16x16 pixels, a class token in the middle and one width.
 
     A PyTorch implementation of: `Vision Mamba: Efficient Visual Representation Learning with
-    Bidirectional State Space Model <https://arxiv.org/abs/2401.09417>`_, on
-    :func:`mmvmamba.ops.selective_scan`. With a linear layer for 1000 classes 'small' has 25.8 M
+    Bidirectional State Space Model <https://arxiv.org/abs/2401.09417>`_, based on
+    :func:`mmvmamba.ops.selective_scan`. With a linear layer for 1000 classes, 'small' has 25.8 M
     parameters (26 M in the paper).
 
     Args:
         arch (str | dict): 'tiny', 'small', 'base', or a dict with ``embed_dims``, ``num_layers``
-            and, if it is not 16, ``d_state``. Defaults to 'small'.
+            and optionally ``d_state`` (16 by default). Defaults to 'small'.
         img_size (int | tuple[int, int]): Side, or height and width (pixels), of the images that
-            the position embedding is made for; it is resized for others, and a square one of a
-            file to this. Defaults to 224.
+            the position embedding is for. It is resized for other images, and the square
+            embedding of a checkpoint is resized to it. Defaults to 224.
         patch_size (int): Side (pixels) of a token. Defaults to 16.
-        in_channels (int): Channels of the images. Defaults to 3.
-        out_type (str): 'featmap', the map (N, d, H/16, W/16), or 'cls_token', the class token
-            (N, d) for a classifier. Defaults to 'featmap'.
-        drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
-            Defaults to 0.1.
-        with_cp (bool): Whether to recompute blocks in the backward to save memory.
+        in_channels (int): Number of image channels. Defaults to 3.
+        out_type (str): 'featmap' for the map (N, d, H/16, W/16), or 'cls_token' for the class
+            token (N, d) of a classifier. Defaults to 'featmap'.
+        drop_path_rate (float): Drop-path rate of the last block. It increases linearly from 0 at
+            the first block. Defaults to 0.1.
+        with_cp (bool): Whether to recompute each block in the backward pass to save memory.
             Defaults to False.
-        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
-        init_cfg (dict | list[dict], optional): As MMEngine takes it. Defaults to None.
+        backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine.
+            Defaults to None.
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If a name or a number is not allowed.
+        ValueError: If a value is not allowed.
     """
 
     ARCHS = {
@@ -153,13 +154,15 @@ class Vim(BaseModule):
     ) -> None:
         check_init_cfg(init_cfg)
         super().__init__(init_cfg)
-        dim, depth, d_state = self._resolve(arch)
-        for name, value in (
-            ('patch_size', patch_size),
-            ('in_channels', in_channels),
-            ('drop_path_rate', drop_path_rate),
-        ):
-            check_setting(name, value)
+        settings = resolve_settings(arch, self.ARCHS, optional=dict(d_state=16))
+        dim, depth, d_state = (settings[k] for k in ('embed_dims', 'num_layers', 'd_state'))
+        for name in ('embed_dims', 'num_layers'):
+            if not isinstance(settings[name], int) or settings[name] < 1:
+                raise ValueError(f'{name} must be a positive int, but got {settings[name]!r}')
+        check_setting('d_state', d_state)
+        check_setting('patch_size', patch_size)
+        check_setting('in_channels', in_channels)
+        check_setting('drop_path_rate', drop_path_rate)
         check_choice('out_type', out_type, OUT_TYPES)
         self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
         self.grid = _grid(img_size, patch_size)
@@ -172,44 +175,22 @@ class Vim(BaseModule):
         self.norm_f = nn.RMSNorm(dim, eps=1e-5)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for block in self.layers:  # so that the residual sum does not grow with the depth
+        for block in self.layers:  # keeps the residual sum from growing with the depth
             block.mixer.out_proj.weight.data.div_(math.sqrt(depth))
 
-    def _resolve(self, arch: str | Mapping[str, int]) -> tuple[int, int, int]:
-        if isinstance(arch, str):
-            check_choice('arch', arch, self.ARCHS)
-            arch = self.ARCHS[arch]
-        allowed = ('embed_dims', 'num_layers', 'd_state')
-        if not isinstance(arch, Mapping):
-            raise TypeError(f'arch must be a str or a dict, but got {type(arch).__name__}')
-        if set(arch) - set(allowed) or not {'embed_dims', 'num_layers'} <= set(arch):
-            raise ValueError(f'arch must be a dict with {allowed}, but got {dict(arch)}')
-        settings = {'d_state': 16, **arch}
-        for name, known in (('embed_dims', 'dim'), ('num_layers', 'dim'), ('d_state', 'd_state')):
-            try:
-                check_setting(known, settings[name])
-            except (TypeError, ValueError) as error:
-                raise type(error)(f'arch: {name}: {error}') from None
-        return tuple(settings[name] for name in allowed)
-
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Images (N, 3, H, W) -> one map (N, d, H/16, W/16), floor, or one class token (N, d).
+        """Return one map (N, d, H // 16, W // 16), or one class token (N, d).
 
         Raises:
-            ValueError: If the images are no such tensor or smaller than a token.
+            ValueError: If the images are not (N, in_channels, H, W), or smaller than a token.
         """
-        conv = self.patch_embed.proj
-        if x.dim() != 4 or x.shape[1] != conv.in_channels or min(x.shape[2:]) < self.patch_size:
-            raise ValueError(
-                f'the images must have shape (N, {conv.in_channels}, H, W) with sides of at least '
-                f'{self.patch_size} pixels, but got {tuple(x.shape)}'
-            )
-        x = conv(x)
+        check_images(x, self.patch_embed.proj.in_channels, self.patch_size)
+        x = self.patch_embed.proj(x)
         H, W = x.shape[2:]
         x, middle = x.flatten(2).transpose(1, 2), H * W // 2
         token = self.cls_token.expand(len(x), -1, -1).to(x.dtype)
         x = torch.cat((x[:, :middle], token, x[:, middle:]), dim=1)
-        # In autocast the residual sum stays in float32.
+        # The position embedding keeps the residual sum in float32 in autocast.
         x = x + resize_positions(self.pos_embed, self.grid, (H, W))
         for block in self.layers:
             if self.with_cp and self.training and torch.is_grad_enabled():
@@ -223,7 +204,7 @@ class Vim(BaseModule):
         return (x.transpose(1, 2).unflatten(2, (H, W)).contiguous(),)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Resizes the position embedding of a file for square images of another size."""
+        """Resize the position embedding of a checkpoint for square images of another size."""
         given = state_dict.get(f'{prefix}pos_embed')
         if given is not None and given.shape != self.pos_embed.shape and given.dim() == 3:
             side = math.isqrt(given.shape[1] - 1)
@@ -236,22 +217,21 @@ def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     sides = (img_size, img_size) if isinstance(img_size, int) else as_tuple('img_size', img_size)
     if len(sides) != 2 or any(not isinstance(v, int) or v < patch_size for v in sides):
         raise ValueError(
-            f'img_size must be an int or two, of at least patch_size {patch_size}, but got '
+            f'img_size must be one or two int of at least patch_size {patch_size}, but got '
             f'{img_size!r}'
         )
     return sides[0] // patch_size, sides[1] // patch_size
 
 
 def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resizes a position embedding bicubically.
+    """Resize a position embedding (1, h * w + 1, d) bicubically to (1, H * W + 1, d).
+
+    The embedding of the class token, in the middle, is not changed.
 
     Args:
-        pos_embed (Tensor): The embedding (1, h * w + 1, d), with the class token's in the middle.
-        old (tuple[int, int]): Its map (h, w).
-        new (tuple[int, int]): The map (H, W) that it is for.
-
-    Returns:
-        Tensor: (1, H * W + 1, d), with the class token's as it was, in the middle.
+        pos_embed (Tensor): The position embedding.
+        old (tuple[int, int]): Its grid (h, w).
+        new (tuple[int, int]): The new grid (H, W).
     """
     if old == new:
         return pos_embed

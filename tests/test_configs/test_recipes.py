@@ -30,6 +30,11 @@ MASK_RCNN = [
 UPERNET = [*((name, 512) for name in BACKBONES), ('s', 640)]
 
 
+RECIPES = sorted(
+    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'demo', 'fsdp')
+)
+
+
 def mask_rcnn(name, schedule):
     return Config.fromfile(CONFIGS / f'mask_rcnn/mask-rcnn_vmamba-{name}_fpn_{schedule}_coco.py')
 
@@ -155,6 +160,26 @@ def test_upernet_pipelines_are_the_stock_ones(tmp_path, name, crop):
         assert without(cfg[loader].dataset) == without(stock[loader].dataset)
     ratios = without(cfg.tta_pipeline)[1]['transforms'][0]
     assert [r['scale_factor'] for r in ratios] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_scales_its_rate_and_is_safe(path):
+    cfg = Config.fromfile(path)
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    assert not cfg.auto_scale_lr.get('enable', False)
+    hooks = cfg.default_hooks
+    assert hooks.checkpoint.type == 'mmvmamba.AtomicCheckpointHook'
+    assert hooks.checkpoint.interval >= 1
+    names = dict(
+        resume='Resume',
+        preemption='Preemption',
+        validation='RepeatValidation',
+        bad_data='BadData',
+        non_finite='NonFiniteLoss',
+    )
+    assert {k: hooks[k].type for k in names} == {
+        k: f'mmvmamba.{name}Hook' for k, name in names.items()
+    }
 
 
 # ---- one training step and one prediction ----

@@ -161,8 +161,8 @@ def test_fft_is_counted():
     ('settings', 'error', 'words'),
     [
         (dict(arch='large'), ValueError, r"arch must be one of .*tiny.*'large'"),
-        (dict(arch=dict(depths=(1,))), ValueError, 'depths and channels'),
-        (dict(arch=dict(depths=(1,), channels=(4, 8))), ValueError, 'the same stages'),
+        (dict(arch=dict(depths=(1,))), ValueError, "dict with .*'depths', 'channels'"),
+        (dict(arch=dict(depths=(1,), channels=(4, 8))), ValueError, 'the same length'),
         (dict(arch=dict(depths=(0,), channels=(4,))), ValueError, r'depths\[0\]'),
         (dict(arch=None), TypeError, 'arch must be a str or a dict'),
         (dict(d_state=3), ValueError, 'd_state must be even, but got 3'),

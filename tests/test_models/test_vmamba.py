@@ -1,15 +1,13 @@
-"""The backbone and the classifier: what mmpretrain's tests ask of every backbone, and the facts."""
+"""The backbone: what mmpretrain's tests ask of every backbone, sizes, and names of parameters."""
 
 import math
 
 import pytest
 import torch
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import DefaultScope
+from mmengine.optim import build_optim_wrapper
 
 from mmvmamba.models import VMamba
 from mmvmamba.nn import VMambaNet
-from mmvmamba.registry import MODELS
 
 # Name: dims[0], depths, d_state, ssm_ratio, vanilla, parameters of the classifier.
 RELEASED = {
@@ -25,6 +23,7 @@ RELEASED = {
 }
 DROP_PATH = {'tiny': 0.2, 'small': 0.3, 'base': 0.6, 'small_s1l20': 0.3, 'base_s1l20': 0.5}
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+LAYERED = dict(dims=(8, 16, 24, 32), depths=(2, 1, 3, 1))
 THIN_VANILLA = dict(
     THIN,
     d_state=4,
@@ -143,18 +142,6 @@ def test_drop_path_grows_linearly_to_the_rate(arch, rate):
     assert rates == pytest.approx([rate * i / (depth - 1) for i in range(depth)], abs=1e-6)
 
 
-@pytest.mark.parametrize('name', ['mmvmamba.VMamba', 'VMamba'])
-def test_registered(name):
-    model = MODELS.build(dict(type=name, arch=THIN))
-    assert isinstance(model, VMamba)
-
-
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_resolves_from_every_scope(scope):
-    with DefaultScope.overwrite_default_scope(scope):
-        assert isinstance(ROOT_MODELS.build(dict(type='mmvmamba.VMamba', arch=THIN)), VMamba)
-
-
 @pytest.mark.parametrize(
     ('arch', 'error'),
     [('huge', ValueError), (dict(dim=3), ValueError), (3, TypeError), (None, TypeError)],
@@ -181,6 +168,16 @@ def test_bad_arch_lists_the_names():
         (dict(scan='zigzag'), ValueError, 'scan.*zigzag'),
         (dict(colour='red'), ValueError, 'colour'),
         (dict(depths=(1, 0, 1, 1)), ValueError, 'depths'),
+        (
+            dict(pretrained='x.pth'),
+            ValueError,
+            r"no argument pretrained; use init_cfg=dict\(type='Pretrained', checkpoint=FILE\)",
+        ),
+        (
+            dict(norm_eval=True),
+            ValueError,
+            'no argument norm_eval; leave it out: .* LayerNorm.* frozen stages stay in eval mode',
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, words):
@@ -280,6 +277,73 @@ def test_checkpointing_gives_equal_gradients(arch):
         torch.testing.assert_close(grads[1][key], grad, rtol=0, atol=0, msg=key)
 
 
+def gradients(images, **settings):
+    torch.manual_seed(0)
+    model = VMamba(THIN, drop_path_rate=0.0, **settings).train()
+    sum(out.square().mean() for out in model(images)).backward()
+    return model, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+def test_checkpointing_with_frozen_stages():
+    images = torch.randn(2, 3, 32, 32)
+    _, expected = gradients(images)
+    model, found = gradients(images, with_cp=True, frozen_stages=2)
+    kept = ('layers.2.', 'layers.3.', 'outnorm2.', 'outnorm3.')
+    assert found.keys() == {name for name in expected if name.startswith(kept)}
+    for name, grad in found.items():
+        assert torch.equal(grad, expected[name]), name
+    assert [stage.training for stage in model.layers] == [False, False, True, True]
+
+
+def test_accumulation_steps_like_the_whole_batch():
+    """Two halves and one step, against the whole in one; nothing in the model mixes images."""
+    x = torch.randn(4, 3, 32, 32)
+    start, *models = (gradients(x)[0] for _ in range(3))
+    for model, parts in zip(models, ([x], [x[:2], x[2:]]), strict=True):
+        cfg = dict(
+            optimizer=dict(type='SGD', lr=0.1),
+            accumulative_counts=len(parts),
+            clip_grad=dict(max_norm=1.0),
+        )
+        model.zero_grad()
+        wrapper = build_optim_wrapper(model, cfg)
+        for part in parts:
+            wrapper.update_params(model(part)[-1].square().mean())
+    whole, halves, start = (dict(m.named_parameters()) for m in (*models, start))
+    for name, value in whole.items():
+        torch.testing.assert_close(value, halves[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert any(not torch.equal(value, start[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ('name', 'depth'),
+    [
+        ('patch_embed.0.weight', 0),
+        ('layers.0.blocks.0.norm.weight', 1),
+        ('layers.0.blocks.1.op.Ds', 2),
+        ('layers.0.downsample.1.weight', 2),
+        ('layers.1.blocks.0.norm.weight', 3),
+        ('layers.2.blocks.2.norm.weight', 6),
+        ('layers.3.blocks.0.norm2.bias', 7),
+        ('outnorm3.weight', 8),
+    ],
+)
+def test_layer_depth(name, depth):
+    backbone = VMamba(LAYERED, out_indices=(3,))
+    assert backbone.get_layer_depth(name) == (depth, 9)
+    assert backbone.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 9)
+
+
+@pytest.mark.parametrize('name', ['neck.conv.weight', 'head.fc.weight', 'layers.0.blocks.0.op.Ds'])
+def test_layer_depth_outside_the_backbone(name):
+    """The contract of mmpretrain's backbones: what follows the backbone is in the last layer."""
+    assert VMamba(LAYERED).get_layer_depth(name, 'backbone.') == (8, 9)
+
+
+def test_layer_depth_of_the_head_of_a_classifier():
+    assert VMamba(LAYERED).get_layer_depth('head.fc.weight') == (8, 9)
+
+
 def test_every_parameter_gets_a_gradient():
     model = VMamba(THIN).train()
     sum(out.square().mean() for out in model(torch.randn(1, 3, 32, 32))).backward()
@@ -309,6 +373,23 @@ def test_channels_last_images_and_views():
         ):
             for a, b in zip(model(same), expected, strict=True):
                 torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    'memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc']
+)
+def test_outputs_are_contiguous(memory_format):
+    images = torch.randn(2, 3, 65, 97).contiguous(memory_format=memory_format)
+    assert all(out.is_contiguous() for out in VMamba(THIN)(images))
+
+
+def test_roi_align_reads_the_outputs_right():
+    ops = pytest.importorskip('mmcv.ops')
+    out = VMamba(THIN)(torch.randn(2, 3, 64, 64))[0]
+    # All of the second image, one bin, one sample in its middle: the mean of four pixels there.
+    roi = torch.tensor([[1.0, 0.0, 0.0, 64.0, 64.0]])
+    value = ops.roi_align(out, roi, 1, 0.25, 1, 'avg', True)
+    torch.testing.assert_close(value[0, :, 0, 0], out[1, :, 7:9, 7:9].mean((1, 2)))
 
 
 def test_classifier_scores():

@@ -1,4 +1,4 @@
-"""Mixed precision where MMEngine has none."""
+"""Automatic mixed precision on a CPU."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _DTYPES = ('bfloat16', 'float16')
 class CPUAmpOptimWrapper(OptimWrapper):
     """Automatic mixed precision on a CPU.
 
-    MMEngine's ``AmpOptimWrapper`` refuses to run without an accelerator. bfloat16 has float32's
-    range and needs no loss scaling; float16 is there to try a recipe for a GPU.
+    MMEngine's ``AmpOptimWrapper`` requires an accelerator. bfloat16 has the range of float32 and
+    needs no loss scaling; float16 is slow and serves to try the recipe of a GPU.
 
     Args:
         dtype (str): 'bfloat16', or 'float16' with dynamic loss scaling. Defaults to 'bfloat16'.
-        **kwargs: The arguments of :class:`mmengine.optim.OptimWrapper`.
+        **kwargs: Arguments of :class:`mmengine.optim.OptimWrapper`.
 
     Raises:
-        ValueError: If ``dtype`` is neither.
+        ValueError: If ``dtype`` is not one of these.
     """
 
     def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
@@ -35,21 +35,21 @@ class CPUAmpOptimWrapper(OptimWrapper):
             raise ValueError(f'dtype must be one of {_DTYPES}, but got {dtype!r}')
         super().__init__(**kwargs)
         self.cast_dtype = getattr(torch, dtype)
-        # Disabled, it passes everything through.
+        # A disabled scaler passes everything through.
         self.loss_scaler = torch.amp.GradScaler('cpu', enabled=dtype == 'float16')
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Runs the forward pass under autocast."""
+        """Run the forward pass under autocast."""
         with super().optim_context(model), torch.autocast('cpu', self.cast_dtype):
             yield
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Adds the gradients of the scaled loss."""
+        """Accumulate the gradients of the scaled loss."""
         super().backward(self.loss_scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        """Updates the parameters unless a gradient is not finite."""
+        """Update the parameters unless a gradient is not finite."""
         if self.clip_grad_kwargs:
             self.loss_scaler.unscale_(self.optimizer)
             self._clip_grad()
@@ -57,13 +57,12 @@ class CPUAmpOptimWrapper(OptimWrapper):
         self.loss_scaler.update()
 
     def state_dict(self) -> dict:
-        """The states of optimizer and scaler."""
+        """Return the states of the optimizer and the scaler."""
         return dict(super().state_dict(), loss_scaler=self.loss_scaler.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Loads what :meth:`state_dict` returned, or the optimizer's alone."""
+        """Load the states of :meth:`state_dict`, or the state of an optimizer alone."""
         state_dict = dict(state_dict)
-        scaler = state_dict.pop('loss_scaler', None)
-        if scaler:
+        if scaler := state_dict.pop('loss_scaler', None):
             self.loss_scaler.load_state_dict(scaler)
         super().load_state_dict(state_dict)

@@ -1,8 +1,10 @@
-"""Learning rates that fall from the head to the stem."""
+"""Layer-wise learning rate decay."""
 
 from __future__ import annotations
 
-from mmengine.optim import DefaultOptimWrapperConstructor
+import functools
+
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
 from mmvmamba.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -10,50 +12,42 @@ from mmvmamba.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Multiplies the learning rate by ``layer_decay_rate`` for every block below the head.
+    """MMEngine's constructor with a learning rate that decays from the head to the stem.
 
-    ``paramwise_cfg`` takes ``layer_decay_rate`` (in (0, 1]) besides the options of
-    :class:`mmengine.optim.DefaultOptimWrapperConstructor`, which hold too. The model's backbone,
-    or the model itself, has ``get_layer_depth``.
+    Every layer of the backbone has ``layer_decay_rate`` times the learning rate of the next one.
+
+    For classifiers, mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` serves as well. It
+    asks the model itself for ``get_layer_depth``, which detectors and segmentors do not have; this
+    one also asks the model's backbone.
 
     Args:
         optim_wrapper_cfg (dict): The config of the optimizer wrapper.
-        paramwise_cfg (dict): The options.
-
-    Raises:
-        ValueError: If ``layer_decay_rate`` is missing or not in (0, 1].
+        paramwise_cfg (dict): ``layer_decay_rate``, in (0, 1], and the options of
+            :class:`mmengine.optim.DefaultOptimWrapperConstructor`.
     """
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise ValueError(f'paramwise_cfg.layer_decay_rate must be in (0, 1], but got {rate!r}')
-        self.layer_decay_rate = rate
-
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """Adds the parameters of a module, each as a group with its learning rate.
-
-        Args:
-            params (list[dict]): The groups, extended in place.
-            module (nn.Module): The model or, with a prefix, a part of it.
-            prefix (str): The module's name in the model. Defaults to ''.
-            **kwargs: Goes to the base class, whose recursion comes back here.
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer wrapper of a model.
 
         Raises:
             TypeError: If neither the model nor its backbone has ``get_layer_depth``.
+            ValueError: If ``layer_decay_rate`` is missing or not in (0, 1].
         """
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return
-        backbone = module if hasattr(module, 'get_layer_depth') else module.backbone
-        if not hasattr(backbone, 'get_layer_depth'):
-            raise TypeError(f'{type(backbone).__name__} has no get_layer_depth')
-        start = '' if backbone is module else 'backbone.'
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        for group in params:
-            name = names[id(group['params'][0])]
-            if name.startswith(start):
-                depth, count = backbone.get_layer_depth(name, start)
-                scale = self.layer_decay_rate ** (count - 1 - depth)
-                group['lr'] = group.get('lr', self.base_lr) * scale
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise ValueError(f'paramwise_cfg.layer_decay_rate must be in (0, 1], but got {rate!r}')
+        model = getattr(model, 'module', model)
+        backbone = getattr(model, 'backbone', None)
+        if hasattr(model, 'get_layer_depth'):
+            get_layer_depth = model.get_layer_depth
+        elif hasattr(backbone, 'get_layer_depth'):
+            get_layer_depth = functools.partial(backbone.get_layer_depth, prefix='backbone.')
+        else:
+            raise TypeError(f'{type(backbone or model).__name__} has no get_layer_depth')
+
+        optim_wrapper = super().__call__(model)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for group in optim_wrapper.optimizer.param_groups:
+            layer, num_layers = get_layer_depth(names[group['params'][0]])
+            group['lr'] *= rate ** (num_layers - 1 - layer)
+        return optim_wrapper

@@ -1,0 +1,38 @@
+"""Arguments that the backbones check in the same way."""
+
+import pytest
+import torch
+
+from mmvmamba.models.checks import check_images, resolve_settings
+
+ARCHS = {'tiny': dict(width=8, depth=1), 'small': dict(width=8, depth=2)}
+
+
+def test_settings_by_name_or_dict():
+    assert resolve_settings('small', ARCHS) == dict(width=8, depth=2)
+    assert resolve_settings(dict(width=3, depth=4), ARCHS) == dict(width=3, depth=4)
+    optional = dict(d_state=16)
+    assert resolve_settings('tiny', ARCHS, optional) == dict(width=8, depth=1, d_state=16)
+    given = dict(width=3, depth=4, d_state=5)
+    assert resolve_settings(given, ARCHS, optional) == given
+
+
+@pytest.mark.parametrize(
+    ('arch', 'error', 'words'),
+    [
+        ('huge', ValueError, r"arch must be one of \('tiny', 'small'\), but got 'huge'"),
+        (None, TypeError, 'arch must be a str or a dict, but got NoneType'),
+        (dict(width=3), ValueError, r"dict with \['width', 'depth'\].* but got {'width': 3}"),
+        (dict(width=3, depth=1, height=1), ValueError, "'height': 1"),
+    ],
+)
+def test_wrong_settings(arch, error, words):
+    with pytest.raises(error, match=words):
+        resolve_settings(arch, ARCHS, dict(d_state=16))
+
+
+def test_images():
+    check_images(torch.zeros(2, 4, 8, 9), in_channels=4, min_side=8)
+    for shape in ((2, 4, 7, 9), (2, 4, 9, 7), (2, 3, 8, 9), (4, 8, 9)):
+        with pytest.raises(ValueError, match=r'shape \(N, 4, H, W\) with sides of at least 8'):
+            check_images(torch.zeros(shape), in_channels=4, min_side=8)

@@ -1,4 +1,4 @@
-"""The backbone by the arguments of the authors' configs, the one place that knows them."""
+"""The backbone of the authors' configs, with the arguments and the defaults of their code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from mmvmamba.registry import MODELS
 
 from .vmamba import VMamba
 
-#: The scan of each base of ``forward_type``; the others differ in kernels and precision alone.
+#: The scan of each base of ``forward_type``. Bases with the same scan differ only in their kernels
+#: and their precision.
 _SCANS = {
     **dict.fromkeys(('v01', 'v02', 'v03', 'v04', 'v05', 'v2', 'v3'), 'cross'),
     'v051d': 'unidirectional',
@@ -40,6 +41,13 @@ _FORWARD_TYPE = re.compile(
     r'(?:_on(?P<norm>none|dwconv3|cnorm|softmax|sigmoid))?'
     r'(?P<nozact>_nozact)?(?P<noz>_noz)?(?P<oact>_oact)?(?:_no32)?'
 )
+#: Forward types of the authors' code that are not supported, by their first letters.
+_UNSUPPORTED = {
+    'xv': ': the published code cannot run the xv family',
+    'v052d3': ': v052d3 is for debugging and does not define a scan',
+    'm': ': the m family is Mamba-2, another network',
+}
+_ACTIVATIONS = {name: name for name in ACTIVATIONS}
 _SSM_INITS = {'v0': 'mamba', 'v1': 'random', 'v2': 'zero'}
 _STEMS = {'v1': 'patch', 'v2': 'conv'}
 _DOWNSAMPLES = {'v1': 'merging', 'v2': 'conv2x2', 'v3': 'conv'}
@@ -47,53 +55,56 @@ _NORM_LAYERS = {'ln': 'ln', 'ln2d': 'ln', 'bn': 'bn'}
 
 
 @MODELS.register_module()
-@MMENGINE_MODELS.register_module()  # the authors' configs give no scope
+@MMENGINE_MODELS.register_module()  # the authors' configs have no scope
 class MM_VSSM(VMamba):  # noqa: N801
-    """:class:`VMamba` by the arguments of the authors' backbone, with their defaults.
+    """:class:`VMamba` with the arguments and the defaults of the authors' backbone.
 
     Args:
         out_indices (Sequence[int]): As in :class:`VMamba`. Defaults to (0, 1, 2, 3).
-        pretrained (str, optional): A file or URL that ``init_weights`` loads; None and '' are no
-            weights. Defaults to None.
-        norm_layer (str): 'ln' or 'ln2d', which are the same model, or 'bn'. Defaults to 'ln'.
+        pretrained (str, optional): File or URL that ``init_weights`` loads; None or '' loads
+            nothing. Defaults to None.
+        norm_layer (str): 'ln', 'ln2d' (the same model) or 'bn'. Defaults to 'ln'.
         patch_size (int): Stride of the stem. Defaults to 4.
-        in_chans (int): Channels of the images. Defaults to 3.
-        num_classes (int): Not used: a backbone has no classifier. Defaults to 1000.
-        depths (Sequence[int]): Blocks of each stage. Defaults to (2, 2, 9, 2).
-        dims (int | Sequence[int]): Channels of each stage, or of the first one, doubled from stage
-            to stage. Defaults to (96, 192, 384, 768).
+        in_chans (int): Number of image channels. Defaults to 3.
+        num_classes (int): Not used, since a backbone has no classifier. Defaults to 1000.
+        depths (Sequence[int]): Number of blocks of each stage. Defaults to (2, 2, 9, 2).
+        dims (int | Sequence[int]): Channels of each stage, or of the first stage, doubled at every
+            next one. Defaults to (96, 192, 384, 768).
         ssm_d_state (int): As ``d_state``. Defaults to 16.
-        ssm_ratio (float): 0 for no SS2D. Defaults to 2.
-        ssm_dt_rank (int | str): 'auto' for ceil(d / 16). Defaults to 'auto'.
+        ssm_ratio (float): Inner channels of SS2D over channels; 0 for no SS2D. Defaults to 2.
+        ssm_dt_rank (int | str): Rank of the time steps; 'auto' for ceil(d / 16).
+            Defaults to 'auto'.
         ssm_act_layer (str): 'silu', 'gelu', 'relu' or 'sigmoid'. Defaults to 'silu'.
-        ssm_conv (int): Size of the depthwise convolution; below 2 for none. Defaults to 3.
+        ssm_conv (int): Kernel size of the depthwise convolution; below 2 for none. Defaults to 3.
         ssm_conv_bias (bool): As ``conv_bias``. Defaults to True.
-        ssm_drop_rate (float): Dropout of SS2D's result. Defaults to 0.
+        ssm_drop_rate (float): Dropout rate of the output of SS2D. Defaults to 0.
         ssm_init (str): 'v0' ('mamba'), 'v1' ('random') or 'v2' ('zero'). Defaults to 'v0'.
-        forward_type (str): 'v0' or 'v0seq', the vanilla block, or
+        forward_type (str): 'v0' or 'v0seq' for the vanilla block, or
             ``<base>[_on<norm>][_nozact][_noz][_oact][_no32]`` with the bases v01 to v05, v2 and v3
             (cross scan), v051d (unidirectional), v052d (bidirectional) and v052dc (cascade), and
             the output norms none, dwconv3, cnorm, softmax and sigmoid. Defaults to 'v2'.
-        mlp_ratio (float): 0 for no MLP. Defaults to 4.
+        mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP. Defaults to 4.
         mlp_act_layer (str): As ``ssm_act_layer``. Defaults to 'gelu'.
-        mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
+        mlp_drop_rate (float): Dropout rate of the MLP. Defaults to 0.
         gmlp (bool): Whether the MLP is gated. Defaults to False.
         drop_path_rate (float): Drop-path rate of the last block. Defaults to 0.1.
         patch_norm (bool): Whether the stem has norms. Defaults to True.
         downsample_version (str): 'v1' (patch merging), 'v2' (2x2 convolution) or 'v3' (3x3).
             Defaults to 'v2'.
         patchembed_version (str): 'v1' (patch) or 'v2' (convolutions). Defaults to 'v1'.
-        use_checkpoint (bool): As ``with_cp``. Defaults to False.
-        posembed (bool): Whether there is a position embedding, which is resized on load. As in the
-            authors' backbone it is held but not added, so it gets no gradient; only their
-            classifier adds it, and :class:`VMamba` with ``pos_embed_size``. Defaults to False.
-        imgsize (int): Side of the images that the embedding is made for. Defaults to 224.
-        **ignored: Anything else, such as the keys of Swin that a config inherits, ``init_cfg``
-            among them. One warning lists them.
+        use_checkpoint (bool, optional): The authors' name of ``with_cp``. Defaults to None, False.
+        with_cp (bool, optional): As in :class:`VMamba`. Defaults to None, False.
+        posembed (bool): Whether there is a position embedding. As in the authors' backbone it is
+            only kept, without being added or trained; their classifier, and :class:`VMamba` with
+            ``pos_embed_size``, add it. Defaults to False.
+        imgsize (int): Side of the images that the embedding is for. Defaults to 224.
+        **ignored: Other arguments, such as those of Swin that a config inherits, ``init_cfg``
+            included. One warning lists them.
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If a value is not allowed, or one that the authors' code cannot run.
+        ValueError: If a value is not allowed, the authors' code cannot run it, or ``with_cp`` and
+            ``use_checkpoint`` differ.
     """
 
     def __init__(
@@ -124,35 +135,44 @@ class MM_VSSM(VMamba):  # noqa: N801
         patch_norm: bool = True,
         downsample_version: str = 'v2',
         patchembed_version: str = 'v1',
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | None = None,
+        with_cp: bool | None = None,
         posembed: bool = False,
         imgsize: int = 224,
         **ignored: Any,
     ) -> None:
-        _warn_of(ignored)
-        norm = _choice('norm_layer', norm_layer, _NORM_LAYERS)
+        _warn_about(ignored)
+        if None not in (with_cp, use_checkpoint) and with_cp != use_checkpoint:
+            raise ValueError(
+                f'with_cp and use_checkpoint are the same and must be equal, but got {with_cp} '
+                f'(perhaps inherited from another config) and {use_checkpoint}'
+            )
+        depths = as_tuple('depths', depths)
+        if isinstance(dims, int):
+            dims = tuple(dims * 2**i for i in range(len(depths)))
         ssm = dict(
             ssm_ratio=_at_least_0('ssm_ratio', ssm_ratio),
             d_state=ssm_d_state,
             dt_rank=_dt_rank(ssm_dt_rank),
-            act=_choice('ssm_act_layer', ssm_act_layer, {name: name for name in ACTIVATIONS}),
+            act=_choice('ssm_act_layer', ssm_act_layer, _ACTIVATIONS, lower=True),
             conv_kernel=_at_least_0('ssm_conv', ssm_conv),
             conv_bias=ssm_conv_bias,
             ssm_drop_rate=ssm_drop_rate,
-            ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS, fold=False),
+            ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS),
         )
+        norm = _choice('norm_layer', norm_layer, _NORM_LAYERS, lower=True)
         arch = Arch(
-            dims=_dims(dims, len(as_tuple('depths', depths))),
+            dims=dims,
             depths=depths,
             **(ssm | scan_settings(forward_type, norm_layer)),
             mlp_ratio=_at_least_0('mlp_ratio', mlp_ratio),
-            mlp_act=_choice('mlp_act_layer', mlp_act_layer, {name: name for name in ACTIVATIONS}),
+            mlp_act=_choice('mlp_act_layer', mlp_act_layer, _ACTIVATIONS, lower=True),
             mlp_gate=gmlp,
             mlp_drop_rate=mlp_drop_rate,
             norm=norm,
-            stem=_choice('patchembed_version', patchembed_version, _STEMS, fold=False),
+            stem=_choice('patchembed_version', patchembed_version, _STEMS),
             stem_norm=patch_norm,
-            downsample=_choice('downsample_version', downsample_version, _DOWNSAMPLES, fold=False),
+            downsample=_choice('downsample_version', downsample_version, _DOWNSAMPLES),
             patch_size=patch_size,
             pos_embed_size=imgsize if posembed else None,
             drop_path_rate=drop_path_rate,
@@ -160,29 +180,29 @@ class MM_VSSM(VMamba):  # noqa: N801
         super().__init__(
             arch,
             out_indices=out_indices,
-            with_cp=use_checkpoint,
+            with_cp=bool(with_cp or use_checkpoint),
             in_channels=in_chans,
             init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None,
         )
         if self.pos_embed is not None:
-            # DistributedDataParallel waits for the gradient of what asks for one.
+            # DistributedDataParallel waits for the gradients of all parameters that require one.
             self.pos_embed.requires_grad_(False)
 
     def stem(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> the first stage's input (N, H/4, W/4, d0), no position added."""
+        """Embed images (N, C, H, W) as patches (N, H/4, W/4, d0), without adding a position."""
         self._check_image(x)
         return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
 
 
 def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:
-    """Translates ``forward_type`` into settings of :class:`mmvmamba.nn.Arch`.
+    """Translate ``forward_type`` to settings of :class:`mmvmamba.nn.Arch`.
 
     Args:
         forward_type (str): As in :class:`MM_VSSM`.
-        norm_layer (str): The authors' vanilla block exists for 'ln' alone. Defaults to 'ln'.
+        norm_layer (str): As in :class:`MM_VSSM`. The vanilla block needs 'ln'. Defaults to 'ln'.
 
     Raises:
-        TypeError: If it is no string.
+        TypeError: If ``forward_type`` is not a string.
         ValueError: If the authors' code cannot run it.
     """
     if not isinstance(forward_type, str):
@@ -192,23 +212,16 @@ def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:
             raise ValueError(
                 f"forward_type {forward_type!r} needs norm_layer 'ln', but got {norm_layer!r}"
             )
-        # The block takes none of these from its arguments.
-        return dict(
-            scan='cross',
-            gate='act',
-            act='silu',
-            conv_kernel=3,
-            conv_bias=True,
-            ssm_init='mamba',
-            out_norm='ln',
-            out_act=False,
-        )
+        # The authors' vanilla block does not take these from the arguments.
+        fixed = dict(act='silu', conv_kernel=3, conv_bias=True, ssm_init='mamba')
+        return scan_settings('v01') | fixed
     parts = _FORWARD_TYPE.fullmatch(forward_type)
     if parts is None:
+        why = (why for start, why in _UNSUPPORTED.items() if forward_type.startswith(start))
         raise ValueError(
             f'forward_type must be one of {_VANILLA} or <base>[_on<norm>][_nozact][_noz][_oact]'
             f'[_no32] with a base of {tuple(_SCANS)} and a norm of '
-            f'{tuple(filter(None, _OUT_NORMS))}, but got {forward_type!r}{_reason(forward_type)}'
+            f'{tuple(filter(None, _OUT_NORMS))}, but got {forward_type!r}{next(why, "")}'
         )
     gate = 'linear' if parts['nozact'] else 'act'
     return dict(
@@ -219,31 +232,15 @@ def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:
     )
 
 
-def _reason(forward_type: str) -> str:
-    """Why a forward type of the authors' code that looks right is refused."""
-    if forward_type.startswith('xv'):
-        return ': the published code cannot run the xv family'
-    if forward_type.startswith('v052d3'):
-        return ': v052d3 is for debugging and names no scan'
-    if forward_type.startswith('m'):
-        return ': the m family is Mamba-2, another network'
-    return ''
-
-
-def _choice(name: str, value: str, allowed: Mapping[str, str], fold: bool = True) -> str:
-    key = value.lower() if fold and isinstance(value, str) else value
-    check_choice(name, key, allowed)
-    return allowed[key]
-
-
-def _dims(dims: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    if isinstance(dims, int):
-        return tuple(dims * 2**i for i in range(stages))
-    return as_tuple('dims', dims)
+def _choice(name: str, value: str, allowed: Mapping[str, str], lower: bool = False) -> str:
+    if lower and isinstance(value, str):
+        value = value.lower()
+    check_choice(name, value, allowed)
+    return allowed[value]
 
 
 def _at_least_0(name: str, value: float) -> float:
-    """The authors' code takes a number below 0 for 0."""
+    """Replace a negative number by 0, as the authors' code does."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f'{name} must be a number, but got {value!r}')
     return max(value, 0)
@@ -257,10 +254,9 @@ def _dt_rank(rank: int | str) -> int | None:
     return rank
 
 
-def _warn_of(ignored: Mapping[str, Any]) -> None:
+def _warn_about(ignored: Mapping[str, Any]) -> None:
     if '_SS2D' in ignored:
         raise ValueError('_SS2D must be left out: MM_VSSM has one SS2D')
-    if not ignored:
-        return
-    weights = ' (weights are named with pretrained=)' if ignored.get('init_cfg') else ''
-    warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{weights}', stacklevel=3)
+    if ignored:
+        hint = ' (use pretrained= for weights)' if ignored.get('init_cfg') else ''
+        warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{hint}', stacklevel=3)

@@ -42,7 +42,6 @@ SWIN = dict(
     window_size=7,
     qkv_bias=True,
     convert_weights=True,
-    with_cp=False,
     init_cfg=dict(type='Pretrained', checkpoint='nowhere/swin.pth'),
 )
 
@@ -253,6 +252,35 @@ def test_swin_keys_are_ignored_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         MM_VSSM(**THIN)
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        (dict(), False),
+        (dict(with_cp=True), True),
+        (dict(use_checkpoint=True), True),
+        (dict(with_cp=False), False),
+        (dict(use_checkpoint=False), False),
+        (dict(with_cp=True, use_checkpoint=True), True),
+        (dict(with_cp=False, use_checkpoint=False), False),
+    ],
+)
+def test_both_names_of_checkpointing(given, expected):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model = MM_VSSM(**THIN, **given).train()
+    assert model.with_cp is expected
+    calls = []
+    model.layers[2].blocks[1].register_forward_pre_hook(lambda *args: calls.append(1))
+    model(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+    assert len(calls) == (2 if expected else 1)
+
+
+@pytest.mark.parametrize('with_cp', [True, False])
+def test_names_of_checkpointing_must_agree(with_cp):
+    with pytest.raises(ValueError, match=f'must be equal, but got {with_cp} .* {not with_cp}$'):
+        MM_VSSM(**THIN, with_cp=with_cp, use_checkpoint=not with_cp)
 
 
 def test_pretrained(tmp_path):

@@ -1,6 +1,6 @@
-"""Registers the models in timm: ``timm.create_model('vmamba_tiny')``. Needs timm.
+"""Register the models in timm, for ``timm.create_model('vmamba_tiny')``. Needs timm.
 
-``python -m mmvmamba.timm SCRIPT ARGS...`` runs a script of timm's with these models.
+``python -m mmvmamba.timm SCRIPT [ARGS ...]`` runs a script of timm with the models registered.
 """
 
 from .models import default_cfgs

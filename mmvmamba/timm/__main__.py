@@ -1,4 +1,4 @@
-"""Runs a script of timm's, such as its train.py, with the models registered."""
+"""Run a script of timm, such as its train.py, with the models registered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _USAGE = 'usage: python -m mmvmamba.timm SCRIPT [ARGS ...], e.g. train.py DATA -
 
 
 def main() -> None:
-    """Does what ``python SCRIPT ARGS ...`` does, after the models are registered."""
+    """Run ``python SCRIPT ARGS ...`` in this process."""
     if len(sys.argv) < 2 or sys.argv[1].startswith('-'):
         sys.exit(_USAGE)
     script = sys.argv[1]

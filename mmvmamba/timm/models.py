@@ -1,8 +1,7 @@
-"""The entry points and settings of the models in timm."""
+"""Entry points and pretrained settings of the models in timm."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
 from mmvmamba.checkpoint.reader import CfgNode, state_dict_of
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
+from mmvmamba.nn.layers import check_choice
 
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: The released ImageNet classifiers, by architecture.
@@ -36,7 +36,7 @@ torch.serialization.add_safe_globals([CfgNode])
 
 
 def _url(arch: str) -> str:
-    """The address of an architecture's file; 'tiny' and 'tiny_s1l8' are the same."""
+    """Return the URL of an architecture's file, which 'tiny' and 'tiny_s1l8' share."""
     released = next(name for name in _FILES if ARCHS[name] == ARCHS[arch])
     return f'{_RELEASES}/{_FILES[released]}'
 
@@ -45,7 +45,7 @@ default_cfgs = generate_default_cfgs(
     {
         f'{name}.in1k': dict(
             url=_url(arch),
-            # The authors' test: resize to 256, centre crop of 224.
+            # As in the authors' test: resize to 256 and crop the centre of 224.
             crop_pct=0.875,
             interpolation='bicubic',
             pool_size=(7, 7),
@@ -79,31 +79,28 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
     return {key: value for key, value in tensors.items() if key in own}
 
 
-def _network(arch: str, in_chans: int = 3, **kwargs: Any) -> VMambaNet:
-    return VMambaNet(arch, in_channels=in_chans, **kwargs)
+def _register(model_name: str, arch: str) -> None:
+    def build(in_chans: int = 3, **kwargs: Any) -> VMambaNet:
+        return VMambaNet(arch, in_channels=in_chans, **kwargs)
 
-
-def _create(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """VMamba; the arguments are those of :class:`mmvmamba.nn.VMambaNet` and of timm."""
-    arch = MODEL_NAMES[model_name]
-    return build_model_with_cfg(
-        functools.partial(_network, arch),
-        model_name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=all_stages(arch, **kwargs), feature_cls='getter'),
-        **kwargs,
-    )
-
-
-def _register(model_name: str) -> None:
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(model_name, pretrained, **kwargs)
+        """VMamba with the arguments of :class:`mmvmamba.nn.VMambaNet` and those of timm."""
+        feature_cls = kwargs.get('feature_cls')
+        if isinstance(feature_cls, str):
+            # 'list' and 'dict' take the children of a network as stages, and 'fx' traces it.
+            check_choice('feature_cls', feature_cls.lower(), ('getter', 'hook'))
+        return build_model_with_cfg(
+            build,
+            model_name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=dict(out_indices=all_stages(arch, **kwargs), feature_cls='getter'),
+            **kwargs,
+        )
 
     entry_point.__name__ = entry_point.__qualname__ = model_name
-    entry_point.__doc__ = _create.__doc__
     globals()[model_name] = register_model(entry_point)
 
 
-for _name in MODEL_NAMES:
-    _register(_name)
+for _name, _arch in MODEL_NAMES.items():
+    _register(_name, _arch)

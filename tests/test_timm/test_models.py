@@ -1,5 +1,8 @@
 """Every model through everything that timm asks of a model."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ timm = pytest.importorskip('timm')
 
 import mmvmamba.timm  # noqa: E402, F401  (registers the models)
 from mmvmamba.models import VMamba  # noqa: E402
-from mmvmamba.nn import ARCHS, VMambaNet  # noqa: E402
+from mmvmamba.nn import ARCHS, Arch, VMambaNet  # noqa: E402
 
 DIMS = (8, 16, 24, 32)
 THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
@@ -165,11 +168,22 @@ def test_features_only(name, indices):
         torch.testing.assert_close(y, z)
 
 
-def test_features_by_hooks():
-    x, kwargs = images(), dict(features_only=True, out_indices=(0, 2))
-    hooks, getter = thin(feature_cls='hook', **kwargs).eval(), thin(**kwargs).eval()
+@pytest.mark.parametrize('indices', [(0, 2), (0, 1, 2, 3), (-1,)])
+def test_features_by_hooks(indices):
+    """The same maps; as of every channels-last network of timm, channels last."""
+    x, kwargs = images(33, 50), dict(features_only=True, out_indices=indices)
+    hooks, getter = (thin(feature_cls=name, **kwargs).eval() for name in ('hook', 'getter'))
+    assert (hooks.output_fmt, getter.output_fmt) == ('NHWC', 'NCHW')
+    assert hooks.feature_info.channels() == getter.feature_info.channels()
     for y, want in zip(hooks(x), getter(x), strict=True):
-        torch.testing.assert_close(y.permute(0, 3, 1, 2), want)
+        assert torch.equal(y.permute(0, 3, 1, 2), want)
+
+
+@pytest.mark.parametrize('name', ['list', 'dict', 'fx', 'FX'])
+def test_feature_classes_that_are_not_supported(name):
+    words = rf"feature_cls must be one of \('getter', 'hook'\), but got '{name.lower()}'"
+    with pytest.raises(ValueError, match=words):
+        thin(features_only=True, feature_cls=name)
 
 
 @MODELS
@@ -293,3 +307,35 @@ def test_other_channels_and_data_config():
 def test_bad_arguments(features_only, kwargs, error, words):
     with pytest.raises(error, match=words):
         timm.create_model('vmamba_tiny', features_only=features_only, **{**THIN, **kwargs})
+
+
+def test_examples_of_the_docs(tmp_path, monkeypatch, capsys):
+    """In their order, with a smaller network by the same name."""
+    text = (Path(__file__).parents[2] / 'docs' / 'timm.md').read_text()
+    blocks = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.setitem(ARCHS, 'tiny', Arch(**THIN))
+    monkeypatch.chdir(tmp_path)
+    state = VMambaNet('tiny').state_dict()
+    torch.save({'model': state}, 'vssm1_tiny_0230s_ckpt_epoch_264.pth')
+    names = {'loader': [(torch.randn(2, 3, 32, 32), torch.tensor([0, 9]))]}
+    for block in blocks:
+        if 'for batch, labels in loader' in block:
+            before = {key: p.detach().clone() for key, p in names['model'].named_parameters()}
+        exec(block, names)
+        if block is blocks[0]:
+            assert names['scores'].shape == (2, 10)
+            assert [y.shape for y in names['maps']] == [(2, 16, 8, 12), (2, 32, 2, 3)]
+        elif block is blocks[1]:
+            loaded = names['model'].state_dict(), names['backbone'].state_dict()
+            for key in ('patch_embed.0.weight', 'layers.3.blocks.0.op.Ds'):
+                assert all(torch.equal(some[key], state[key]) for some in loaded)
+    assert '0.875' in capsys.readouterr().out
+    assert names['features'].shape == (2, 2, 3, 32) and names['pooled'].shape == (2, 32)
+    assert names['logits'].shape == (2, 4, 64, 96)
+    change = {
+        key: (p.detach() - before[key]).abs().max() for key, p in names['model'].named_parameters()
+    }
+    # Adam's first step is the learning rate, which falls from layer to layer.
+    assert change['classifier.head.weight'].item() == pytest.approx(1e-4, rel=0.05)
+    assert change['patch_embed.0.weight'].item() == pytest.approx(1e-4 * 0.75**6, rel=0.05)

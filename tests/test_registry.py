@@ -1,0 +1,78 @@
+"""The child registries, and the packages of bases in configs."""
+
+from pathlib import Path
+
+import mmengine.registry as root
+import pytest
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import DefaultScope
+
+import mmvmamba
+from mmvmamba import registry
+from mmvmamba.models import VMamba
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+NAMES = (
+    'MODELS',
+    'FUNCTIONS',
+    'HOOKS',
+    'STRATEGIES',
+    'TRANSFORMS',
+    'OPTIM_WRAPPERS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'PARAM_SCHEDULERS',
+)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_child_of_the_root_registry(name):
+    parent, child = getattr(root, name), getattr(registry, name)
+    assert child.parent is parent and parent.children['mmvmamba'] is child
+    assert (child.scope, child.name) == ('mmvmamba', parent.name)
+
+
+@pytest.mark.parametrize(
+    ('name', 'type_name'),
+    [
+        ('MODELS', 'VMamba'),
+        ('MODELS', 'MM_VSSM'),
+        ('MODELS', 'Vim'),
+        ('MODELS', 'S4NDConvNeXt'),
+        ('HOOKS', 'ResumeHook'),
+        ('OPTIM_WRAPPERS', 'CPUAmpOptimWrapper'),
+        ('OPTIM_WRAPPER_CONSTRUCTORS', 'LayerDecayOptimWrapperConstructor'),
+    ],
+)
+def test_types_resolve_from_the_root(name, type_name):
+    found = getattr(root, name).get(f'mmvmamba.{type_name}')
+    assert found.__name__ == type_name and found.__module__.startswith('mmvmamba.')
+
+
+@pytest.mark.parametrize('name', ['mmvmamba.VMamba', 'VMamba'])
+def test_builds(name):
+    assert isinstance(registry.MODELS.build(dict(type=name, arch=THIN)), VMamba)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_builds_in_every_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        assert isinstance(root.MODELS.build(dict(type='mmvmamba.VMamba', arch=THIN)), VMamba)
+
+
+@pytest.mark.parametrize(
+    ('package', 'base'),
+    [
+        ('mmseg', 'mmseg::_base_/schedules/schedule_20k.py'),
+        ('mmvmamba', 'mmvmamba::retinanet/retinanet_vmamba-t_fpn_1x_coco.py'),
+    ],
+)
+def test_bases_resolve(package, base, monkeypatch, tmp_path):
+    pytest.importorskip(package)
+    if package == 'mmvmamba' and not (Path(mmvmamba.__file__).parent / '.mim').exists():
+        pytest.skip('mmvmamba is used from its source folder, not installed')
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.delitem(MODULE2PACKAGE, 'mmvmamba')
+    registry.register_config_packages()
+    (tmp_path / 'own.py').write_text(f"_base_ = '{base}'")
+    assert Config.fromfile(tmp_path / 'own.py').optim_wrapper.optimizer

@@ -1,11 +1,11 @@
-"""Dependencies point one way: ops <- nn <- models <- engine, analysis."""
+"""Dependencies point one way: ops <- checkpoint <- nn <- models <- engine, analysis."""
 
 import subprocess
 import sys
 
 import pytest
 
-ORDER = ('mmvmamba.ops', 'mmvmamba.nn', 'mmvmamba.models')
+ORDER = ('mmvmamba.ops', 'mmvmamba.checkpoint', 'mmvmamba.nn', 'mmvmamba.models')
 LATER = ('mmvmamba.engine', 'mmvmamba.analysis')
 
 

@@ -1,8 +1,9 @@
-"""Tests a detector, a segmentor or a classifier and reports its metrics."""
+"""Test a detector, a segmentor or a classifier and report its metrics."""
 
 import argparse
 
 from mmvmamba.engine import cli, errors
+from mmvmamba.engine.checks.configs import check_data
 from mmvmamba.engine.runner import build_runner, testing
 
 
@@ -42,7 +43,7 @@ def main() -> None:
         testing.use_tta(cfg)
     if args.out:
         testing.keep_predictions(cfg, args.out)
-    cli.check_data(cfg, 'test')
+    check_data(cfg, 'test')
     cli.check_checkpoint(cfg, whole=True)
     build_runner(cfg).test()
 

@@ -1,10 +1,11 @@
-"""Trains a detector, a segmentor or a classifier."""
+"""Train a detector, a segmentor or a classifier."""
 
 import argparse
 
 from mmengine.config import Config
 
 from mmvmamba.engine import cli, errors
+from mmvmamba.engine.checks.configs import check_data
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
 from mmvmamba.engine.runner.distributed import runs_on_cpu
@@ -18,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='go on from this checkpoint, or from the latest in the work folder',
+        help='resume from this checkpoint, or from the latest in the work folder',
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU'
@@ -53,7 +54,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     apply_args(cfg, args)
-    cli.check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+    check_data(cfg, 'train', *([] if args.no_validate else ['val']))
     cli.check_checkpoint(cfg, whole=False)
     build_runner(cfg).train()
 

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: arguments and the config."""
+"""Arguments and config of the tools."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
-from mmvmamba.engine.checks.configs import check_dataset_paths
 from mmvmamba.engine.runner.distributed import runs_on_cpu
 from mmvmamba.models.loading import is_local, use_safe_loader
 from mmvmamba.nn.settings import similar
 
-from .errors import UserError
+from .errors import UserError, as_user_error
 
 #: Keys that tools read from a config besides the runner's arguments.
 _TOOL_KEYS = (
@@ -29,7 +28,7 @@ _TOOL_KEYS = (
     'tta_model',
     'tta_pipeline',
 )
-#: The default hooks of MMEngine's runners, which take None for no others.
+#: The default hooks of MMEngine's runners, the only ones that may be None there.
 _RUNNER_HOOKS = (
     'runtime_info',
     'timer',
@@ -45,10 +44,10 @@ _CFG_OPTIONS_HELP = (
 
 
 class KeyValueAction(DictAction):
-    """DictAction with an error instead of a traceback for an option without ``=``."""
+    """DictAction that reports an option without ``=`` as an error of the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Parses KEY=VALUE."""
+        """Parse KEY=VALUE."""
         for value in values:
             if '=' not in value:
                 parser.error(f'{option_string} takes KEY=VALUE, but got {value!r}')
@@ -56,7 +55,7 @@ class KeyValueAction(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every tool with a config takes; :func:`load_config` has all that it needs."""
+    """Add the arguments of every tool with a config, as :func:`load_config` needs them."""
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
@@ -65,7 +64,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common."""
+    """Add the arguments that training and testing share."""
     add_config_arguments(parser)
     parser.add_argument(
         '--work-dir',
@@ -85,13 +84,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config, merges ``--cfg-options`` and sets launcher and work folder.
+    """Read the config, merge ``--cfg-options`` and set launcher and work folder.
 
     Args:
-        args (argparse.Namespace): What :func:`add_config_arguments` defined.
+        args (argparse.Namespace): The arguments of :func:`add_config_arguments`.
 
     Raises:
-        UserError: If the file does not exist, cannot be read, or an option does not fit it.
+        UserError: If the file does not exist, cannot be read, or does not take an option.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
@@ -117,55 +116,35 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def task_of(cfg: Config) -> str | None:
-    """Returns the package whose models and data sets a config uses, e.g. 'mmdet'."""
+    """Return the package whose models and data sets a config uses, e.g. 'mmdet'."""
     return cfg.get('default_scope') or cfg.model.get('_scope_')
 
 
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Checks that the files named by data loaders and their evaluators exist.
-
-    Args:
-        cfg (Config): The whole config.
-        *loaders (str): The parts that will run: 'train', 'val' or 'test'.
-
-    Raises:
-        UserError: If one does not exist.
-    """
-    for loader in loaders:
-        dataloader = cfg.get(f'{loader}_dataloader')
-        if dataloader is not None and 'dataset' in dataloader:
-            check_dataset_paths(dataloader['dataset'], f'{loader}_dataloader.dataset')
-        evaluator = cfg.get(f'{loader}_evaluator')
-        for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
-            path = metric.get('ann_file') if metric else None
-            if isinstance(path, str) and '://' not in path and not os.path.isfile(path):
-                raise UserError(f'{loader}_evaluator: ann_file {path!r} does not exist')
-
-
 def check_checkpoint(cfg: Config, whole: bool) -> None:
-    """Checks ``load_from`` now, and when it is loaded that it fits.
+    """Check that ``load_from`` exists and, when it is loaded, that it matches the model.
 
     Args:
         cfg (Config): The whole config.
-        whole (bool): Whether all of the model must be in the file.
+        whole (bool): Whether the file must hold the whole model.
 
     Raises:
-        UserError: If the file does not exist.
-        ValueError: If it is an address of an unknown kind.
+        UserError: If the file does not exist, or its address is of an unknown kind.
     """
     path = cfg.get('load_from')
-    if path and is_local(path) and not os.path.isfile(os.path.expanduser(path)):
+    with as_user_error(ValueError, TypeError):
+        missing = path and is_local(path) and not os.path.isfile(os.path.expanduser(path))
+    if missing:
         raise UserError(f'checkpoint {path!r} does not exist')
     _add_hook(cfg, dict(type='mmvmamba.CheckpointMatchingHook', whole=whole))
 
 
 def resume_from(cfg: Config, path: str) -> None:
-    """Makes a run go on from a checkpoint.
+    """Resume a run from a checkpoint.
 
     Args:
         cfg (Config): The whole config.
-        path (str): The checkpoint; 'auto' is the last whole one in the work folder and, as long as
-            there is none, a begin with the config's ``load_from``.
+        path (str): The checkpoint. 'auto' is the last whole one in the work folder; if there is
+            none, training starts with the config's ``load_from``.
     """
     cfg.resume = True
     if path == 'auto':
@@ -177,13 +156,13 @@ def resume_from(cfg: Config, path: str) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Turns mixed precision on: fp16 with loss scaling, or bfloat16 on a CPU.
+    """Turn on mixed precision: fp16 with loss scaling, or bfloat16 on a CPU.
 
     Args:
         cfg (Config): The whole config.
 
     Raises:
-        UserError: If the config's optimizer wrapper is one that cannot be replaced.
+        UserError: If the optimizer wrapper of the config cannot be replaced.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
@@ -203,7 +182,7 @@ def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
 
 
 def _drop_hooks(cfg: Config) -> None:
-    """A hook that is None is turned off."""
+    """Turn off the default hooks that a config sets to None."""
     hooks = cfg.get('default_hooks') or {}
     for name in [n for n, hook in hooks.items() if hook is None and n not in _RUNNER_HOOKS]:
         del hooks[name]
@@ -222,12 +201,12 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
-            f'--cfg-options {sorted(options)} do not fit the config: {error}'
+            f'--cfg-options {sorted(options)} do not match the config: {error}'
         ) from error
 
 
 def _set_classification_loaders(cfg: Config) -> None:
-    """A config of mmpretrain leaves to the tool how a batch is put together."""
+    """Set what a config of mmpretrain leaves to the tool: how a batch is collated."""
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(loader):
             cfg[loader].setdefault('pin_memory', not runs_on_cpu())

@@ -4,16 +4,13 @@ import errno
 import os
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 
 from mmvmamba.engine.atomic_io import AtomicBackend, is_whole, last_whole_checkpoint
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.hooks.atomic_checkpoint_hook import _LateRemoval
-from mmvmamba.engine.runner.fsdp import FSDPStrategy
 
 
 def save(path, iteration, optimizer=True):
@@ -37,41 +34,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call):
         AtomicBackend().put(b'new', path)
     assert path.read_bytes() == b'old'
     assert os.listdir(path.parent) == ['file.pth']
-
-
-@pytest.fixture
-def strategy(monkeypatch):
-    """Saves in shards; in place of the training there is a text, and perhaps a full disk."""
-
-    def save(self, filename, error=None):
-        Path(filename).write_text('new')
-        if error is not None:
-            raise error
-
-    monkeypatch.setattr(_FSDPStrategy, 'save_checkpoint', save)
-    return object.__new__(FSDPStrategy)
-
-
-def test_the_checkpoint_of_a_sharded_run_is_whole_or_not_there(strategy, tmp_path):
-    path = tmp_path / 'epoch_1.pth'
-    path.write_text('old')
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(UserError, match=r"epoch_1\.pth' cannot be written: No space left"):
-        strategy.save_checkpoint(str(path), error=error)
-    with pytest.raises(KeyboardInterrupt):  # as little as a kill does
-        strategy.save_checkpoint(str(path), error=KeyboardInterrupt())
-    assert path.read_text() == 'old'
-    strategy.save_checkpoint(str(path))
-    assert path.read_text() == 'new'
-    assert os.listdir(tmp_path) == ['epoch_1.pth']
-
-
-@pytest.mark.parametrize('settings', ['local', dict(state_dict_type='SHARDED_STATE_DICT')])
-def test_the_state_of_each_process_is_not_saved(settings):
-    with pytest.raises(
-        ValueError, match="state_dict_cfg must be 'full' .*, but got .*(local|SHARDED)"
-    ):
-        FSDPStrategy(state_dict_cfg=settings)
 
 
 def test_whole(tmp_path):

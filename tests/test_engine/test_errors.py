@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.registry import MODELS
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvmamba.engine import errors
@@ -60,8 +61,111 @@ def interrupt_the_formatting_of_a_config():
 
 
 @pytest.mark.parametrize('main', [interrupt, interrupt_the_formatting_of_a_config])
-def test_ctrl_c_is_no_error(main, capsys):
+def test_ctrl_c_is_not_an_error(main, capsys):
     with pytest.raises(SystemExit) as end:
         errors.run(main)
     assert end.value.code == 130
     assert capsys.readouterr().err == '\ninterrupted\n'
+
+
+# ---- mistakes of the user and bugs ----
+
+
+@MODELS.register_module()
+class Picky(torch.nn.Module):
+    """Raises what it is given, or builds a part."""
+
+    def __init__(self, error=None, part=None):
+        super().__init__()
+        if error is not None:
+            raise error
+        if part is not None:
+            self.part = MODELS.build(part)
+
+
+def tool_that_builds(**cfg):
+    return lambda: MODELS.build(dict(type='Picky', part=dict(type='mmengine.Picky', **cfg)))
+
+
+def tool_that_raises(error):
+    def main():
+        raise error
+
+    return main
+
+
+def message_of(main, capsys, *expected):
+    with pytest.raises(SystemExit) as end:
+        errors.run(main, *expected)
+    assert end.value.code == 2
+    message, hint = capsys.readouterr().err.splitlines()
+    assert hint == '(MMVMAMBA_TRACEBACK=1 shows where it was raised)'
+    return message.partition(': error: ')[2]
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(error=ValueError('must be 1')), 'must be 1'),
+        (dict(error=KeyError('no such name')), 'no such name'),
+        (dict(error=AssertionError()), 'AssertionError'),
+        (dict(lenght=1), "Picky.__init__() got an unexpected keyword argument 'lenght'"),
+    ],
+)
+def test_the_innermost_component_is_named(cfg, message, capsys):
+    build = type(MODELS).build
+    text = f'mmengine.Picky cannot be built: {message}'
+    assert message_of(tool_that_builds(**cfg), capsys) == text
+    assert type(MODELS).build is build
+
+
+def test_a_component_that_is_not_registered(capsys):
+    main = tool_that_builds(part=dict(type='Pickky'))
+    assert message_of(main, capsys).startswith('Pickky cannot be built: Pickky is not in')
+
+
+def test_a_component_given_as_a_class_or_in_a_list(capsys):
+    cfg = dict(type=Picky, error=ValueError('must be 1'))
+    for given in (cfg, [dict(type='Picky'), cfg]):
+        message = message_of(lambda given=given: MODELS.build(given), capsys)
+        assert message.endswith(' cannot be built: must be 1')
+
+
+@pytest.mark.parametrize(
+    'error', [errors.UserError('no'), FileNotFoundError('no'), PermissionError('no')]
+)
+def test_mistakes(error, capsys):
+    assert message_of(tool_that_raises(error), capsys) == 'no'
+
+
+def test_errors_that_a_tool_expects(capsys):
+    main = tool_that_raises(ValueError('no'))
+    assert message_of(main, capsys, ValueError, TypeError) == 'no'
+    with pytest.raises(ValueError, match='no'):
+        errors.run(main, TypeError)
+
+
+@pytest.mark.parametrize('error', [RuntimeError('bug'), ValueError('bug'), KeyError('bug')])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match='bug') as caught:
+        errors.run(tool_that_raises(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize('main', [tool_that_builds(error=RuntimeError('bug'))])
+def test_a_bug_in_a_constructor(main):
+    with pytest.raises(RuntimeError, match='bug'):
+        errors.run(main)
+
+
+def test_traceback_on_demand(monkeypatch):
+    monkeypatch.setenv('MMVMAMBA_TRACEBACK', '1')
+    with pytest.raises(errors.UserError, match='must be 1') as caught:
+        errors.run(tool_that_builds(error=ValueError('must be 1')))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_the_error_of_a_data_loading_process():
+    text = 'Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\n'
+    text += 'mmvmamba.engine.errors.UserError: bad sample'
+    assert errors.explain(errors.UserError(text)) == 'bad sample'

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmvmamba.engine.cli import check_checkpoint
+from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba, loading
 from mmvmamba.models.loading import read_checkpoint, use_safe_loader
 
@@ -42,7 +43,7 @@ def test_unknown_addresses_are_refused(address, safe_loader):
     for load in LOADERS:
         with pytest.raises(ValueError, match=words):
             load(address)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         check_checkpoint(Config(dict(load_from=address)), whole=False)
 
 

@@ -337,7 +337,7 @@ def test_broken_config(run_here, tmp_path):
         ('model.backbone.out_indices=[0,1,2]', 'gives 3 maps of .*, but model.neck.in_channels is'),
         (
             'train_dataloader.batchsize=3',
-            "data loader cannot be built from the config: .*'batchsize'",
+            "data loader cannot be built: .*'batchsize'",
         ),
         ('model.type=MaskRNN', 'MaskRNN.*registry'),
         ('model.neck.in_chanels=3', 'FPN cannot be built.*in_chanels'),

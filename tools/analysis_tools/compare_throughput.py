@@ -78,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    errors.run(main)
+    errors.run(main, ValueError, TypeError)

@@ -254,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    errors.run(main)
+    errors.run(main, ValueError, TypeError)

@@ -246,4 +246,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    errors.run(main)
+    errors.run(main, ValueError, TypeError)

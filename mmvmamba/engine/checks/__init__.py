@@ -1,1 +1,1 @@
-"""Checks of configs and data sets, before a run trips over them; import its modules by name."""
+"""Checks of configs and data sets before a run. One module for each kind of mistake."""

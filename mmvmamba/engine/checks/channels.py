@@ -1,49 +1,34 @@
-"""Whether a neck or a head takes the maps that the backbone gives."""
+"""Checks that neck and heads match the channels of the backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
 
-#: The necks of mmdet and mmseg whose channels are those of the maps, one for one. Others begin with
-#: the last map, or leave some out.
-_NECKS = {
-    'CSPNeXtPAFPN',
-    'ChannelMapper',
-    'FPG',
-    'FPN',
-    'FPN_CARAFE',
-    'FPN_DropBlock',
-    'HRFPN',
-    'JPU',
-    'MLANeck',
-    'MultiLevelNeck',
-    'PAFPN',
-    'SSH',
-    'YOLOXPAFPN',
-}
-#: The necks of mmpretrain that keep the channels.
-_POOLINGS = {'GlobalAveragePooling', 'GeneralizedMeanPooling'}
+_HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
+_MAP_SIZE = 32  # of the first stage
 
 
 def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
-    """Checks the channels that a config writes for what follows a VMamba backbone.
+    """Check the channels in the settings of the neck or heads that follow a VMamba backbone.
 
-    A neck with another number of maps fails in its first step with an assertion without words, and
-    one with other channels in a convolution far from the setting that is wrong.
+    A neck for another number of maps fails in its first step with an assertion without a message,
+    and one for other channels in a convolution far from the setting that is wrong.
 
     Args:
         cfg (Mapping): The config of the model.
-        model (nn.Module): What was built of it.
+        model (nn.Module): The model that was built from it.
 
     Raises:
-        UserError: If channels or indices do not fit the backbone's.
+        UserError: If channels or indices do not match those of the backbone.
     """
     backbone = getattr(model, 'backbone', None)
     if getattr(type(backbone), 'forward', None) is not VMamba.forward:
@@ -53,55 +38,79 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         f'model.backbone gives {len(channels)} maps of {channels} channels '
         f'(out_indices {backbone.out_indices})'
     )
-    for name, part in _parts_after_the_backbone(cfg):
-        wanted, index = part.get('in_channels'), part.get('in_index')
-        taken = channels
-        if index is not None:
-            indices = list(index) if _is_list(index) else [index]
-            if any(not isinstance(i, Integral) for i in indices):
-                continue
-            if any(not -len(channels) <= i < len(channels) for i in indices):
-                raise UserError(f'{given}, but {name}.in_index is {index}')
-            taken = [channels[i] for i in indices]
-        # One number is for one map, the last one where no index says which.
-        fits = list(wanted) == taken if _is_list(wanted) else wanted in (None, *taken[-1:])
-        if not fits:
-            raise UserError(f'{given}, but {name}.in_channels is {wanted}')
-
-
-def _parts_after_the_backbone(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What takes the backbone's maps and is known to take them all, by the names of its settings.
-
-    The neck, and where there is none, or one that keeps the channels, the heads.
-    """
-    neck = cfg.get('neck')
-    first = neck[0] if _is_list(neck) and neck else neck  # Necks follow each other.
-    kind = first.get('type') if isinstance(first, Mapping) else None
-    kind = getattr(kind, '__name__', str(kind)).split('.')[-1]  # a class in a Python config
-    if kind in _NECKS:
-        yield 'model.neck' if first is neck else 'model.neck[0]', first
-    if neck and not (first is neck and kind in _POOLINGS):
+    neck = getattr(model, 'neck', None)
+    if neck is None:
+        for key in _HEADS_WITHOUT_NECK:
+            parts = cfg.get(key)
+            for i, part in enumerate(parts if _is_list(parts) else [parts]):
+                if isinstance(part, Mapping):
+                    name = f'model.{key}[{i}]' if _is_list(parts) else f'model.{key}'
+                    _check_settings(part, name, channels, given)
         return
-    for name in ('head',) if neck else ('decode_head', 'auxiliary_head', 'panoptic_head'):
-        yield from named_parts(cfg, name)
+    maps = [
+        torch.zeros(1, c, _MAP_SIZE >> i, _MAP_SIZE >> i)
+        for i, c in zip(backbone.out_indices, channels, strict=True)
+    ]
+    _check_neck(cfg.get('neck'), neck, maps, given)
+    if isinstance(cfg.get('head'), Mapping):
+        _check_head(cfg['head'], model, maps, given)
 
 
-def named_parts(cfg: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The settings of a part of a model, or of each of several, with their names in the config.
+def _check_settings(part: Mapping[str, Any], name: str, channels: list[int], given: str) -> None:
+    """Check ``in_index`` and ``in_channels`` of a head that takes the maps of the backbone."""
+    expected, index = part.get('in_channels'), part.get('in_index')
+    if index is not None:
+        indices = list(index) if _is_list(index) else [index]
+        if any(not isinstance(i, Integral) for i in indices):
+            return
+        if any(not -len(channels) <= i < len(channels) for i in indices):
+            raise UserError(f'{given}, but {name}.in_index is {index}')
+        channels = [channels[i] for i in indices]
+    # One number is for one map, the last one if there is no index.
+    if _is_list(expected):
+        matches = list(expected) == channels
+    else:
+        matches = expected in (None, *channels[-1:])
+    if not matches:
+        raise UserError(f'{given}, but {name}.in_channels is {expected}')
 
-    Args:
-        cfg (Mapping): The config of the model.
-        path (str): Where the part stands in it, e.g. 'roi_head.bbox_head'.
+
+def _check_neck(cfg: Any, neck: nn.Module, maps: list[Tensor], given: str) -> None:
+    """Check a neck that has a list of channels.
+
+    Some necks leave out maps or take them in reverse, so one is only wrong if it fails for the maps
+    of the backbone and works for maps of its own channels.
     """
-    part: Any = cfg
-    for key in path.split('.'):
-        part = part.get(key) if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping):
-        yield f'model.{path}', part
-    elif _is_list(part):
-        for i, one in enumerate(part):
-            if isinstance(one, Mapping):
-                yield f'model.{path}[{i}]', one
+    name = 'model.neck'
+    if _is_list(cfg):  # Necks follow each other.
+        cfg, neck, name = cfg[0], neck[0], 'model.neck[0]'
+    expected = cfg.get('in_channels') if isinstance(cfg, Mapping) else None
+    if not _is_list(expected) or list(expected) == [m.shape[1] for m in maps]:
+        return
+    sizes = [max(_MAP_SIZE >> i, 1) for i in range(len(expected))]
+    own = [torch.zeros(1, c, s, s) for c, s in zip(expected, sizes, strict=True)]
+    if _output(neck, maps) is None and _output(neck, own) is not None:
+        raise UserError(f'{given}, but {name}.in_channels is {expected}')
+
+
+def _check_head(cfg: Mapping[str, Any], model: nn.Module, maps: list[Tensor], given: str) -> None:
+    """Check a classification head on the output of the neck, as :func:`_check_neck` does."""
+    expected = cfg.get('in_channels')
+    features = _output(model.neck, maps) if isinstance(expected, int) else None
+    if not isinstance(features, tuple) or features[-1].shape[1] == expected:
+        return
+    own = (*features[:-1], features[-1].new_zeros(1, expected, *features[-1].shape[2:]))
+    if _output(model.head, features) is None and _output(model.head, own) is not None:
+        raise UserError(f'{given}, but model.head.in_channels is {expected}')
+
+
+def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Return the output of a module without any effect on it, or None if it fails."""
+    try:
+        with torch.no_grad():
+            return copy.deepcopy(module).eval()(tuple(inputs))
+    except Exception:  # whatever a module raises for maps that it does not take
+        return None
 
 
 def _is_list(value: Any) -> bool:

@@ -1,49 +1,111 @@
-"""Whether the heads of a model have the classes of the data set that it learns."""
+"""Checks of the classes of data sets, their files and the heads of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmvmamba.engine.errors import UserError
 
-from .channels import named_parts
+from .coco import coco_files, read_coco
+from .configs import dataset_class, dataset_paths, leaf_datasets
 
-#: Where mmdet, mmseg and mmpretrain have heads whose ``num_classes`` are the data set's. Others,
-#: such as RPN's and STDC's auxiliary ones, tell objects or boundaries from the rest.
-_HEADS = (
-    'bbox_head',
-    'mask_head',
-    'roi_head.bbox_head',
-    'roi_head.mask_head',
-    'decode_head',
-    'head',
-)
+#: Heads whose ``num_classes`` are those of the data set. Others, such as those of RPN and the
+#: auxiliary ones of STDC, tell objects or boundaries from the rest.
+_DETECTION_HEADS = ('bbox_head', 'mask_head')
+_OTHER_HEADS = ('decode_head', 'head')
+
+
+def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
+    """Check the classes that a config gives COCO data sets of mmdet against their files.
+
+    mmdet leaves out the annotations of categories whose names are not among the classes, and
+    numbers those that are in the order of the file. Without an error, a typo shifts the labels of
+    the classes after it, and classes in another order swap their labels.
+
+    Args:
+        cfg (Mapping): The config of a data set that was built, wrappers included.
+
+    Raises:
+        UserError: If the classes are a string, or the file lacks them or has another order.
+    """
+    for leaf, path in coco_files(cfg):
+        kind = dataset_class(leaf)
+        classes = (leaf.get('metainfo') or {}).get('classes')
+        # Other data sets with the API of COCO number their classes in their own way.
+        if classes is None or kind.load_data_list.__qualname__ != 'CocoDataset.load_data_list':
+            continue
+        if isinstance(classes, str):
+            if os.path.isfile(classes):  # a name in each line
+                continue
+            raise UserError(
+                f'metainfo.classes of {kind.__name__} is the string {classes!r}; a tuple of one '
+                f'name is written ({classes!r},)'
+            )
+        names = list(read_coco(path).categories)
+        found = f'the categories of annotation file {path!r} are {names[:40]}'
+        missing = [name for name in classes if name not in names]
+        if missing:
+            raise UserError(f'metainfo.classes has {missing[:12]}, but {found}')
+        if [name for name in names if name in classes] != list(classes):
+            raise UserError(
+                f'metainfo.classes is {list(classes)[:40]}, but {found}: {kind.__name__} numbers '
+                'the classes in the order of the file, so write them in that order'
+            )
+
+
+def describe_empty(cfg: Mapping[str, Any]) -> str:
+    """Explain why a data set may have no images, with its classes and its file's categories."""
+    for leaf, path in coco_files(cfg):
+        classes = (leaf.get('metainfo') or {}).get('classes')
+        if classes is None:
+            classes = getattr(dataset_class(leaf), 'METAINFO', {}).get('classes', ())
+        return (
+            f'{leaf.get("type")} has no image to use: annotation file {path!r} has the categories '
+            f'{list(read_coco(path).categories[:12])}, the data set has the classes '
+            f'{list(classes)[:12]}'
+        )
+    names = ' and '.join(str(leaf.get('type')) for leaf in leaf_datasets(cfg))
+    return f'{names} has no image in {dataset_paths(cfg)}'
 
 
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
-    """Compares the classes of a model's heads with those of a data set.
+    """Compare the number of classes of a model's heads with that of a data set.
 
-    A detector's head for fewer classes fails at the first label beyond them, or takes that class
-    for the background. A segmentor's may leave out a background that its data set names.
+    A detection head for fewer classes fails at the first label beyond them, or takes that class
+    for the background. A segmentation head may leave out a background that its data set names.
 
     Args:
         cfg (Mapping): The config of the model.
-        count (int): The classes of the data set.
+        count (int): The number of classes of the data set.
 
     Returns:
-        list[str]: What is to be said of other heads with another number of classes.
+        list[str]: A warning for each other head with another number of classes.
 
     Raises:
-        UserError: If a detector's head has fewer classes than the data set.
+        UserError: If a detection head has fewer classes than the data set.
     """
-    others = []
-    for name, head in (part for path in _HEADS for part in named_parts(cfg, path)):
+    warnings = []
+    for name, head in _heads(cfg, 'model'):
         classes = head.get('num_classes')
         if not isinstance(classes, int) or classes == count or head.get('class_agnostic'):
             continue
         message = f'the training data set has {count} classes, but {name}.num_classes is {classes}'
-        if classes < count and not name.startswith(('model.decode_head', 'model.head')):
+        if classes < count and name.split('.')[-1].startswith(_DETECTION_HEADS):
             raise UserError(message)
-        others.append(message)
-    return others
+        warnings.append(message)
+    return warnings
+
+
+def _heads(cfg: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the settings of each head with its name in the config."""
+    for key, value in cfg.items():
+        parts = {f'{name}.{key}': value}
+        if isinstance(value, list | tuple):
+            parts = {f'{name}.{key}[{i}]': part for i, part in enumerate(value)}
+        for path, part in parts.items():
+            if isinstance(part, Mapping):
+                if key in (*_DETECTION_HEADS, *_OTHER_HEADS):
+                    yield path, part
+                yield from _heads(part, path)

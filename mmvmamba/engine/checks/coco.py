@@ -1,49 +1,111 @@
-"""What is wrong in a COCO annotation file, before it is trained on."""
+"""Checks of COCO annotation files."""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from mmvmamba.engine.errors import UserError
+
+from .configs import annotation_file, dataset_class, leaf_datasets
 
 #: Images that only have background; COCO has a thousand of them.
 HARMLESS = 'no annotation'
-_MARGIN = 1.0  # pixels by which boxes of rounded polygons may reach out
+_LISTS = ('images', 'annotations', 'categories')
+_MARGIN = 1.0  # pixels by which the boxes of rounded polygons may exceed the image
 
 
-def audit_coco(path: str) -> dict[str, list[str]]:
-    """Finds annotations that cannot be used.
+class CocoFile(NamedTuple):
+    """What the checks need to know of an annotation file.
+
+    Attributes:
+        problem (str, optional): Why the file is not COCO.
+        categories (tuple): The names of the categories in the order of the file.
+        mistakes (dict): The file names of the images for each kind of unusable annotation.
+    """
+
+    problem: str | None = None
+    categories: tuple[str, ...] = ()
+    mistakes: Mapping[str, list[str]] = {}
+
+
+def read_coco(path: str) -> CocoFile:
+    """Read and check an annotation file; one that has not changed is read once."""
+    return _read(path, os.stat(path).st_mtime_ns)
+
+
+def check_coco_file(path: str) -> None:
+    """Check that a file holds the ``images``, ``annotations`` and ``categories`` of COCO.
+
+    Raises:
+        UserError: If it does not.
+    """
+    problem = read_coco(path).problem
+    if problem is not None:
+        raise UserError(f'annotation file {path!r} is not {problem}')
+
+
+def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield each data set that mmdet reads with the API of COCO, and its annotation file."""
+    for leaf in leaf_datasets(cfg):
+        path = annotation_file(leaf)
+        if path and path.endswith('.json') and os.path.isfile(path):
+            # Other data sets, such as those of mmpretrain, have a JSON format of their own.
+            if hasattr(dataset_class(leaf), 'COCOAPI'):
+                yield leaf, path
+
+
+@functools.lru_cache(maxsize=16)
+def _read(path: str, modified: int) -> CocoFile:
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return CocoFile(f'JSON: {error}')
+    if not isinstance(content, dict):
+        return CocoFile(
+            f'COCO: it holds a {type(content).__name__} instead of an object with images, '
+            'annotations and categories'
+        )
+    missing = [name for name in _LISTS if name not in content]
+    if missing:
+        return CocoFile(f'COCO: it lacks {missing} and has {sorted(content)}')
+    names = tuple(category.get('name') for category in content['categories'])
+    return CocoFile(categories=names, mistakes=find_coco_mistakes(content))
+
+
+def find_coco_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Find annotations that cannot be used.
 
     Args:
-        path (str): A JSON file; one that does not have COCO's lists has nothing to find.
+        content (Mapping): An annotation file of COCO.
 
     Returns:
         dict[str, list[str]]: The file names of the images for each kind of mistake.
     """
-    with open(path, encoding='utf-8') as file:
-        coco = json.load(file)
-    if not isinstance(coco, dict) or not {'images', 'annotations', 'categories'} <= coco.keys():
-        return {}
-    names = {category.get('id'): category.get('name') for category in coco['categories']}
-    images = {image.get('id'): image for image in coco['images']}
+    categories = {category.get('id') for category in content['categories']}
+    images = {image.get('id'): image for image in content['images']}
     found: dict[str, dict[str, None]] = {}
     empty = dict.fromkeys(images)
-    for annotation in coco['annotations']:
+    for annotation in content['annotations']:
         image = images.get(annotation.get('image_id'))
         empty.pop(annotation.get('image_id'), None)
         name = f'annotation {annotation.get("id")}' if image is None else image.get('file_name')
-        for kind in _mistakes(annotation, image, names):
+        for kind in _annotation_mistakes(annotation, image, categories):
             found.setdefault(kind, {})[str(name)] = None
-    kinds = {kind: list(files) for kind, files in sorted(found.items())}
+    mistakes = {kind: list(files) for kind, files in sorted(found.items())}
     if empty:
-        kinds[HARMLESS] = [str(images[key].get('file_name')) for key in empty]
-    return kinds
+        mistakes[HARMLESS] = [str(images[key].get('file_name')) for key in empty]
+    return mistakes
 
 
-def _mistakes(
-    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, names: Mapping[Any, str]
+def _annotation_mistakes(
+    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, categories: set[Any]
 ) -> Iterator[str]:
-    if annotation.get('category_id') not in names:
+    if annotation.get('category_id') not in categories:
         yield f'class id {annotation.get("category_id")}, which the file does not define,'
     if image is None:
         yield f'image id {annotation.get("image_id")}, which the file does not define,'
@@ -51,7 +113,7 @@ def _mistakes(
     width, height = image.get('width'), image.get('height')
     box = annotation.get('bbox')
     if not _is_box(box):
-        yield f'box {box}, which is empty or no box,'
+        yield f'box {box}, which is empty or not a box,'
     elif width is not None and height is not None:
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
         if min(left, top) < -_MARGIN or right > width + _MARGIN or bottom > height + _MARGIN:

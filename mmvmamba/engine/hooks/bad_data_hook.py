@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from mmvmamba.engine.checks.coco import HARMLESS, audit_coco
+from mmvmamba.engine.checks.coco import HARMLESS, read_coco
 from mmvmamba.engine.checks.configs import annotation_file, leaf_datasets
 from mmvmamba.engine.data.sample_check import CheckSample
 from mmvmamba.engine.data.sampling import reader_of, restart_workers
@@ -145,5 +145,5 @@ def _audit_annotations(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
         path = annotation_file(leaf)
         if path is None or not path.endswith('.json') or '://' in path:
             continue
-        for kind, names in audit_coco(path).items():
+        for kind, names in read_coco(path).mistakes.items():
             yield path, kind, names

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmvmamba.engine.data.sampling import restart_workers
 from mmvmamba.engine.data.workers import shield_workers
+from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import HOOKS
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
@@ -57,10 +58,10 @@ class PreemptionHook(Hook):
         """Installs the handlers and keeps the signals from the data-loading processes.
 
         Raises:
-            ValueError: If there is no :class:`AtomicCheckpointHook` to save with.
+            UserError: If there is no :class:`AtomicCheckpointHook` to save with.
         """
         if not any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks):
-            raise ValueError(
+            raise UserError(
                 'PreemptionHook saves with AtomicCheckpointHook, but default_hooks.checkpoint.type '
                 'is another'
             )

@@ -21,6 +21,7 @@ from mmvmamba.engine.data.sampling import (
     reader_of,
     seed_all,
 )
+from mmvmamba.engine.errors import as_user_error
 from mmvmamba.registry import HOOKS
 
 _KEY = 'position'
@@ -90,7 +91,8 @@ class ResumeHook(Hook):
         """Chooses the file to resume from, the same one on all ranks."""
         if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
-        found = [last_whole_checkpoint(*_folders(runner)) if is_main_process() else None]
+        with as_user_error(ValueError):
+            found = [last_whole_checkpoint(*_folders(runner)) if is_main_process() else None]
         broadcast_object_list(found)
         runner._load_from = found[0]
         if found[0] is None:

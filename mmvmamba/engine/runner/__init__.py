@@ -1,4 +1,4 @@
-"""MMEngine's runners on a CPU and in shards, with errors that name what is wrong."""
+"""Runners of the tools, on a GPU, on the CPU and in shards."""
 
 from .fsdp import FSDPStrategy, vss_block_policy
 from .runner import ToolRunnerMixin, build_runner

@@ -1,4 +1,4 @@
-"""Process groups on machines without a GPU, where MMEngine assumes CUDA."""
+"""Distributed runs without a GPU, where MMEngine assumes CUDA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.device import get_device
 
 from mmvmamba.engine.errors import UserError
 
-#: What a launcher other than torchrun calls the variables of torch.distributed.
+#: The variables of torch.distributed under the names of launchers other than torchrun.
 _VARIABLES = {
     'slurm': {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'},
     'mpi': {
@@ -25,8 +25,8 @@ _VARIABLES = {
         'LOCAL_RANK': 'OMPI_COMM_WORLD_LOCAL_RANK',
     },
 }
-#: FSDP's 'full' without the move to the CPU, which PyTorch takes for a copy: it would crash, and of
-#: the optimizer's states, which it gathers in one buffer, each would be the last.
+#: FSDP's 'full' without the offload to the CPU, which copies nothing there: PyTorch would crash,
+#: and the optimizer's states, which it gathers in one buffer, would all be equal to the last one.
 _FULL_STATE_ON_CPU = dict(
     state_dict_type='FULL_STATE_DICT',
     state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
@@ -38,7 +38,7 @@ _REQUIRED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
-    """Starts a gloo group from the launcher's environment.
+    """Start a gloo group from the launcher's environment.
 
     Args:
         launcher (str): 'pytorch', 'slurm' or 'mpi'.
@@ -60,26 +60,19 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
 
 
 def runs_on_cpu() -> bool:
-    """Whether MMEngine will put the model on the CPU."""
+    """Return True if MMEngine puts the model on the CPU."""
     return get_device() == 'cpu' and not torch.cuda.is_available()
 
 
 def cpu_model_wrapper(cfg: Mapping[str, Any] | None, find_unused_parameters: bool) -> dict:
-    """The config of a DistributedDataParallel without a device."""
+    """Return the config of a DistributedDataParallel without a device."""
     if cfg is None:
         cfg = dict(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
-    wrapper = dict(cfg)
-    wrapper.setdefault('type', 'MMDistributedDataParallel')
-    wrapper.setdefault('device_ids', None)
-    return wrapper
+    return dict(type='MMDistributedDataParallel', device_ids=None) | dict(cfg)
 
 
 def use_cpu_strategy(cfg: Config) -> None:
-    """Prepares the strategy of a ``FlexibleRunner`` for processes without a GPU.
-
-    Args:
-        cfg (Config): The whole config; its ``strategy`` is changed, and gloo is started.
-    """
+    """Start gloo and change the ``strategy`` of a config for processes without a GPU."""
     dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
     init_cpu_process_group(cfg.launcher, dist_cfg.get('timeout'))
     strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
@@ -95,7 +88,7 @@ def use_cpu_strategy(cfg: Config) -> None:
 
 
 def _launcher_variables(launcher: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """What torch.distributed reads, from what the launcher wrote."""
+    """Return the variables of torch.distributed from those of the launcher."""
     names = _VARIABLES.get(launcher, {})
     found = {name: environ[source] for name, source in names.items() if source in environ}
     if launcher != 'pytorch':

@@ -1,4 +1,4 @@
-"""Training in shards: what FullyShardedDataParallel shards together, and how a run goes on."""
+"""Sharded training with FullyShardedDataParallel: wrapping policy and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmvmamba.registry import FUNCTIONS, STRATEGIES
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """MMEngine's strategy, whose checkpoints are whole or not there, and which can resume.
+    """MMEngine's FSDPStrategy with crash-safe checkpoints that a run can resume from.
 
     Raises:
         ValueError: If ``state_dict_cfg`` asks for the state of each process instead of the whole.
@@ -27,16 +27,11 @@ class FSDPStrategy(_FSDPStrategy):
         if self.state_dict_type != StateDictType.FULL_STATE_DICT:
             raise ValueError(
                 "state_dict_cfg must be 'full' or have the state_dict_type 'FULL_STATE_DICT', but "
-                f'got {state_dict_cfg!r}, of which PyTorch makes files that are not safe to load'
+                f'got {state_dict_cfg!r}, for which PyTorch writes files that are not safe to load'
             )
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
-        """Writes the file beside its place, flushes it to the disk and renames it.
-
-        Args:
-            filename (str): The checkpoint.
-            **kwargs: The arguments of MMEngine's strategy.
-        """
+        """Save a checkpoint that appears under its name when it is complete."""
         if not is_main_process() or '://' in str(filename):
             super().save_checkpoint(filename, **kwargs)
             return
@@ -44,16 +39,13 @@ class FSDPStrategy(_FSDPStrategy):
             super().save_checkpoint(part, **kwargs)
 
     def optim_state_dict(self) -> dict:
-        """Gathers the optimizer's whole state; MMEngine's wrapper adds some, as the loss scale."""
+        """Gather the whole state of the optimizer and its wrapper, such as the loss scale."""
         return {**self.optim_wrapper.state_dict(), **super().optim_state_dict()}
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Gives each process its part of the optimizer's whole state.
+        """Load this process's part of the optimizer's whole state.
 
-        PyTorch 2.1 changed the order of the arguments.
-
-        Args:
-            state_dict (dict): What a checkpoint holds.
+        MMEngine passes the arguments in the order before PyTorch 2.1.
         """
         optimizer = self.optim_wrapper.optimizer
         whole = {key: state_dict[key] for key in ('state', 'param_groups')}
@@ -63,14 +55,14 @@ class FSDPStrategy(_FSDPStrategy):
 
 @FUNCTIONS.register_module()
 def vss_block_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """An ``auto_wrap_policy``: each VSS block is a shard of its own, and all else is one.
+    """Auto-wrap policy of FSDP: shard each VSS block by itself, and everything else together.
 
     Args:
         module (nn.Module): A part of the model.
-        recurse (bool): Whether the question is if its parts are to be looked at.
-        nonwrapped_numel (int): Its elements that are in no shard yet.
+        recurse (bool): Whether FSDP asks if it should visit the children of the module.
+        nonwrapped_numel (int): The number of its elements that are not sharded yet.
 
     Returns:
-        bool: The answer.
+        bool: Whether to visit the children, or to shard the module.
     """
     return recurse or isinstance(module, VSSBlock)

@@ -1,4 +1,4 @@
-"""MMEngine's runner on a CPU, and with errors that name what is wrong."""
+"""MMEngine's runners with checks of the config and support for processes without a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine.checks.channels import check_feature_maps
-from mmvmamba.engine.checks.classes import check_head_classes
-from mmvmamba.engine.checks.configs import (
-    check_annotations,
-    check_classes,
-    check_coco_file,
+from mmvmamba.engine.checks.classes import (
+    check_dataset_classes,
+    check_head_classes,
     describe_empty,
 )
-from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.checks.coco import check_coco_file, coco_files
+from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 
 from .distributed import (
@@ -32,24 +31,28 @@ from .distributed import (
 
 
 class ToolRunnerMixin:
-    """What the tools add to a :class:`mmengine.runner.Runner`."""
+    """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Starts gloo before MMEngine would start NCCL, where there is no GPU."""
+        """Start gloo without a GPU, where MMEngine would start NCCL."""
         if self.distributed and runs_on_cpu() and not is_distributed():
             dist_cfg = env_cfg.get('dist_cfg') or {}
             init_cpu_process_group(self.launcher, dist_cfg.get('timeout'))
         super().setup_env(env_cfg)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Builds a model; a neck or a head that does not fit the backbone is named."""
+        """Build a model and check that its neck and heads match the backbone's channels."""
         built = super().build_model(model)
         if isinstance(model, dict):
             check_feature_maps(model, built)
         return built
 
+    def _init_model_weights(self) -> None:
+        with as_user_error(ValueError):  # a file of ``init_cfg`` that does not match
+            super()._init_model_weights()
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wraps without a device, and without SyncBN, where there is no GPU."""
+        """Wrap a model, without a GPU also without a device and without SyncBN."""
         if self.distributed and runs_on_cpu() and not is_model_wrapper(model):
             self.cfg['sync_bn'] = None
             model = revert_sync_batchnorm(model)
@@ -58,7 +61,7 @@ class ToolRunnerMixin:
         return super().wrap_model(model_wrapper_cfg, model)
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        """Registers hooks, without a GPU one in the place of SyncBN, and one for ``compile``."""
+        """Register hooks, and those that ``compile`` and BatchNorm without a GPU need."""
         super().register_hooks(default_hooks, custom_hooks)
         if self.cfg.get('compile'):
             self.register_hook(dict(type='mmvmamba.PlainParamGroupsHook'))
@@ -66,43 +69,44 @@ class ToolRunnerMixin:
             self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Builds optimizers; one that is not registered is named."""
+        """Build an optimizer wrapper; the error for an unknown optimizer lists those there are."""
         if isinstance(optim_wrapper, dict):
             kind = (optim_wrapper.get('optimizer') or {}).get('type')
             if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
                 known = sorted(OPTIMIZERS.module_dict)
                 raise UserError(f'optimizer {kind!r} is not registered; there are {known}')
-        return super().build_optim_wrapper(optim_wrapper)
+        with as_user_error(ValueError, TypeError):
+            return super().build_optim_wrapper(optim_wrapper)
 
     @staticmethod
     def build_dataloader(
         dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """Builds a data loader; a file that is no annotation file is named."""
+        """Build a data loader and check its annotation files and classes."""
         if isinstance(dataloader, DataLoader):
             return dataloader
+        dataset = dataloader.get('dataset')
         try:
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:
-            if isinstance(error, TypeError) and 'DataLoader' in str(error):  # DataLoader.__init__()
-                raise UserError(
-                    f'a data loader cannot be built from the config: {error}'
-                ) from error
-            check_annotations(dataloader['dataset'])
-            # NumPy's words when MMEngine packs the list of no images.
-            if isinstance(error, ValueError) and 'need at least one array' in str(error):
-                raise UserError(describe_empty(dataloader['dataset'])) from error
+            for _, path in coco_files(dataset):
+                check_coco_file(path)
+            # NumPy's words when MMEngine packs a list of no images.
+            if 'need at least one array' in str(error):
+                raise UserError(describe_empty(dataset)) from error
+            if isinstance(error, TypeError):
+                raise UserError(f'a data loader cannot be built: {error}') from error
             raise
         if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
-            raise UserError(describe_empty(dataloader['dataset']))
-        check_classes(dataloader['dataset'])
+            raise UserError(describe_empty(dataset))
+        check_dataset_classes(dataset)
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Builds the loop; a head for fewer classes than the data set has is named."""
+        """Build the loop and check that the heads have the classes of the data set."""
         built = super().build_train_loop(loop)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
-        # Of a panoptic data set the heads for boxes and masks have the things alone.
+        # The heads for boxes and masks of a panoptic data set have the things alone.
         classes = known.get('thing_classes', known.get('classes'))
         if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
             for message in check_head_classes(self.cfg.model, len(classes)):
@@ -110,7 +114,7 @@ class ToolRunnerMixin:
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Builds an evaluator; a file that is no annotation file is named."""
+        """Build an evaluator; if that fails, check its annotation files."""
         try:
             return super().build_evaluator(evaluator)
         except Exception:
@@ -121,28 +125,34 @@ class ToolRunnerMixin:
                     check_coco_file(path)
             raise
 
+    def load_or_resume(self) -> None:
+        """Load a checkpoint; one that does not match is an error of the user."""
+        with as_user_error(ValueError):
+            super().load_or_resume()
 
-class ResumingMixin:
-    """What :class:`mmengine.runner.FlexibleRunner` lacks for :class:`ResumeHook`."""
+
+class FlexibleRunnerMixin:
+    """Additions of the tools to :class:`mmengine.runner.FlexibleRunner`."""
 
     def load_or_resume(self) -> None:
-        """Has the file chosen before; FlexibleRunner calls ``before_run`` when it has loaded."""
-        for hook in self.hooks:
-            if isinstance(hook, ResumeHook):
-                hook.before_run(self)
-        super().load_or_resume()
+        """Let ResumeHook choose the file; ``before_run`` would be called after it is loaded."""
+        with as_user_error(ValueError):
+            for hook in self.hooks:
+                if isinstance(hook, ResumeHook):
+                    hook.before_run(self)
+            super().load_or_resume()
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner that a config asks for.
+    """Build the runner that a config asks for.
 
     Args:
-        cfg (Config): The whole config; ``runner_type`` names another class than
+        cfg (Config): The whole config. Its ``runner_type`` may name another class than
             :class:`mmengine.runner.Runner`.
 
     Raises:
-        UserError: If ``runner_type`` is not registered, or its strategy does not go with the
-            rest.
+        UserError: If ``runner_type`` is not registered, or the rest of the config does not work
+            with its strategy.
     """
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
@@ -153,17 +163,17 @@ def build_runner(cfg: Config) -> Runner:
     if issubclass(base, Runner):
         mixin = ToolRunnerMixin
     else:
-        mixin = ResumingMixin
+        mixin = FlexibleRunnerMixin
         _prepare_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     return base.from_cfg(cfg)
 
 
 def _compile_for_cpu(cfg: Config) -> None:
-    """Switches off, unless the config says otherwise, what fails for images of several sizes.
+    """Switch off inductor's layout optimization unless the config sets it.
 
-    Inductor compares the strides of convolutions to lay them out anew, which fails where they are
-    symbols (torch 2.12), as in a neck's backward from the second or third size on.
+    It compares the strides of convolutions, which fails for symbolic strides (torch 2.12), as in
+    the backward of a neck from the second or third image size on.
     """
     options = cfg.get('compile')
     if options is True:
@@ -177,12 +187,12 @@ def _compile_for_cpu(cfg: Config) -> None:
 
 
 def _prepare_strategy(cfg: Config) -> None:
-    """What the mixin does for a Runner, for a runner whose strategy starts and wraps."""
+    """Check a strategy, which starts processes and wraps models, and prepare it for the CPU."""
     strategy = (cfg.get('strategy') or {}).get('type', '')
     if strategy.endswith('FSDPStrategy') and (cfg.get('optim_wrapper') or {}).get('clip_grad'):
         raise UserError(
-            f'{strategy} does not go with optim_wrapper.clip_grad: each process would clip by the '
-            'norm of its own shard; set optim_wrapper.clip_grad=None'
+            f'{strategy} does not work with optim_wrapper.clip_grad: each process would clip by '
+            'the norm of its own shard; set optim_wrapper.clip_grad=None'
         )
     if cfg.get('launcher', 'none') != 'none':
         if runs_on_cpu() and not is_distributed():

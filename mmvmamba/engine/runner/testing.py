@@ -1,4 +1,4 @@
-"""What tools/test.py changes in a config: pictures, kept predictions, test-time augmentation."""
+"""Options of tools/test.py: pictures, saved predictions, test-time augmentation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _DETECTION_META = (
 def draw_predictions(
     cfg: Config, show: bool, folder: str | None, wait_time: float, interval: int = 1
 ) -> None:
-    """Makes the visualization hook draw predictions beside the ground truth.
+    """Let the visualization hook draw predictions beside the ground truth.
 
     Args:
         cfg (Config): The whole config.
         show (bool): Whether to open a window.
-        folder (str, optional): Where pictures are kept.
+        folder (str, optional): The folder of the pictures.
         wait_time (float): Seconds each picture is shown.
         interval (int): Draw every n-th image. Defaults to 1.
 
@@ -49,7 +49,8 @@ def draw_predictions(
     hook.update(interval=interval, show=show, wait_time=wait_time)
     hook['enable' if task_of(cfg) == 'mmpretrain' else 'draw'] = True
     if interval > 1 and hook.type == 'DetVisualizationHook':
-        from . import visualization  # noqa: F401  (registers it; mmdet is there)
+        # mmdet is installed; importing the module registers the hook.
+        from mmvmamba.engine.hooks import interval_visualization_hook  # noqa: F401
 
         hook.type = 'mmvmamba.IntervalDetVisualizationHook'
     if folder is None:
@@ -64,7 +65,7 @@ def draw_predictions(
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
-    """Adds a metric that keeps the predictions.
+    """Add a metric that saves the predictions.
 
     Args:
         cfg (Config): The whole config.
@@ -84,13 +85,13 @@ def keep_predictions(cfg: Config, out: str) -> None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Turns test-time augmentation on, as the config says or by flipping boxes.
+    """Turn on test-time augmentation as the config defines it, or by flipping for boxes.
 
     Args:
         cfg (Config): The whole config.
 
     Raises:
-        UserError: If the model is one for which there is no way to merge the predictions.
+        UserError: If the predictions of the model cannot be merged.
     """
     if task_of(cfg) == 'mmdet':
         if _predicts_masks(cfg.model) or _evaluates_masks(cfg):
@@ -108,7 +109,7 @@ def use_tta(cfg: Config) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    """Image and mirror image, merged by NMS, where the config has nothing of its own."""
+    """Merge image and mirror image by NMS unless the config defines something else."""
     if 'tta_model' not in cfg:
         nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=nms)  # mmdet registers it without a scope
@@ -128,7 +129,7 @@ def _predicts_masks(model: Mapping[str, Any]) -> bool:
 
 
 def _evaluates_masks(cfg: Config) -> bool:
-    """For models of other names: their metric would miss the masks after the whole inference."""
+    """Recognize models of other names by their metric, which would fail after the inference."""
     wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
     return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
 

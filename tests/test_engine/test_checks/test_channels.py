@@ -1,10 +1,11 @@
-"""A neck or a head that does not take the backbone's maps is named before the first step."""
+"""Necks and heads for other channels than the backbone's are named before the first step."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmvmamba.engine.checks.channels import check_feature_maps
@@ -13,14 +14,60 @@ from mmvmamba.models import VMamba
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
 ALL = [96, 192, 384, 768]
-FPN = dict(type='FPN', in_channels=ALL)
+FPN = dict(type='mmdet.FPN', in_channels=ALL, out_channels=8, num_outs=5)
+BFP = dict(type='BFP', in_channels=8, num_levels=5)
+GAP = dict(type='mmpretrain.GlobalAveragePooling')
 
 
-def check(backbone, **parts):
+def linear_head(channels):
+    return dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=channels)
+
+
+def check(backbone, scope='mmdet', **parts):
     model = nn.Module()
     with torch.device('meta'):
         model.backbone = VMamba(**backbone)
-    check_feature_maps(parts, model)
+    with DefaultScope.overwrite_default_scope(scope):
+        for name in {'neck', 'head'} & {key for key, part in parts.items() if part}:
+            setattr(model, name, MODELS.build(parts[name]))
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        check_feature_maps(parts, model)
+    assert model.training
+    for key, value in model.state_dict().items():
+        assert value.is_meta or torch.equal(value, state[key])
+
+
+@MODELS.register_module()
+class Reversed(nn.Module):
+    """A neck whose channels are in another order than its maps."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 2, 1) for c in in_channels)
+
+    def forward(self, maps):
+        assert len(maps) == len(self.convs)
+        return tuple(conv(x) for conv, x in zip(self.convs, reversed(maps), strict=True))
+
+
+@MODELS.register_module()
+class Broken(Reversed):
+    """A neck that cannot run here, as one that needs a GPU."""
+
+    def forward(self, maps):
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class Concatenating(nn.Module):
+    """A classification head for the features of all stages."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.fc = nn.Linear(in_channels, 2)
+
+    def forward(self, features):
+        return self.fc(torch.cat(features, 1))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +78,12 @@ def check(backbone, **parts):
         (dict(arch='base'), dict(neck=FPN), r'model.neck.in_channels is \[96, 192, 384, 768\]'),
         (
             dict(),
-            dict(neck=[dict(type='mmdet.FPN', in_channels=[256] * 4), {}]),
+            dict(
+                neck=[
+                    dict(FPN, in_channels=[256] * 4),
+                    dict(type='BFP', in_channels=8, num_levels=5),
+                ]
+            ),
             r'neck\[0\].in_channels is',
         ),
         (dict(), dict(panoptic_head=dict(in_channels=[96, 192, 384])), 'panoptic_head.in_channels'),
@@ -48,12 +100,12 @@ def check(backbone, **parts):
         ),
         (
             dict(arch='base', out_indices=(3,)),
-            dict(neck=dict(type='GlobalAveragePooling'), head=dict(in_channels=768)),
+            dict(neck=GAP, head=linear_head(768)),
             r'1 maps of \[1024\].*model.head.in_channels is 768',
         ),
     ],
 )
-def test_parts_that_do_not_fit(backbone, parts, message):
+def test_mismatches(backbone, parts, message):
     with pytest.raises(UserError, match=message):
         check(backbone, **parts)
 
@@ -62,22 +114,48 @@ def test_parts_that_do_not_fit(backbone, parts, message):
     ('backbone', 'parts'),
     [
         (dict(), dict(neck=FPN)),
-        (dict(arch='base'), dict(neck=dict(FPN, in_channels=(128, 256, 512, 1024)))),
-        (dict(out_indices=(-1, 1)), dict(neck=dict(type='ChannelMapper', in_channels=[192, 768]))),
-        (dict(), dict(neck=dict(type='YOLOV3Neck', in_channels=[768, 384, 192]))),
-        (dict(), dict(neck=dict(type='NASFPN', in_channels=[96, 192, 384]))),
-        (dict(), dict(neck=dict(type='OwnPooling', out_channels=2), head=dict(in_channels=2))),
+        (dict(arch='base'), dict(neck=dict(FPN, in_channels=[128, 256, 512, 1024]))),
+        (
+            dict(out_indices=(-1, 1)),
+            dict(neck=dict(type='ChannelMapper', in_channels=[192, 768], out_channels=8)),
+        ),
+        (
+            dict(out_indices=(1, 2, 3)),
+            dict(
+                neck=dict(
+                    type='YOLOV3Neck',
+                    num_scales=3,
+                    in_channels=[768, 384, 192],
+                    out_channels=[8, 8, 8],
+                )
+            ),
+        ),
+        (
+            dict(),
+            dict(
+                neck=dict(
+                    type='NASFPN',
+                    in_channels=[96, 192, 384],
+                    out_channels=8,
+                    num_outs=5,
+                    stack_times=1,
+                )
+            ),
+        ),
+        (dict(), dict(neck=dict(type='Reversed', in_channels=ALL[::-1]))),
+        (dict(), dict(neck=dict(type='Broken', in_channels=[1]))),
+        (dict(), dict(neck=GAP, head=linear_head(768))),
+        (dict(), dict(neck=GAP, head=dict(type='Concatenating', in_channels=sum(ALL)))),
         (dict(), dict(decode_head=dict(in_channels=96, in_index='first'))),
         (dict(), dict(decode_head=dict(in_channels=[], in_index=[]))),
         (dict(), dict(decode_head=dict(in_channels=768))),
         (dict(), dict(decode_head=dict(in_channels=[768, 96], in_index=[3, 0]))),
-        (dict(), dict(neck=dict(type='Feature2Pyramid'), decode_head=dict(in_channels=1))),
         (dict(), dict(neck=FPN, decode_head=dict(in_channels=256))),
-        (dict(), dict(head=dict(in_channels=1))),
+        (dict(), dict(head=linear_head(1))),
         (dict(), dict()),
     ],
 )
-def test_parts_that_fit_or_are_not_judged(backbone, parts):
+def test_matches_and_parts_that_are_not_judged(backbone, parts):
     check(backbone, **parts)
 
 
@@ -85,7 +163,7 @@ def test_a_neck_given_as_a_class():
     from mmdet.models import FPN as kind
 
     with pytest.raises(UserError, match='model.neck.in_channels'):
-        check(dict(out_indices=(0, 1)), neck=dict(type=kind, in_channels=ALL))
+        check(dict(out_indices=(0, 1)), neck=dict(FPN, type=kind))
 
 
 def test_other_backbones_are_not_judged():
@@ -99,7 +177,7 @@ def test_other_backbones_are_not_judged():
     check_feature_maps(dict(neck=FPN), nn.Identity())
 
 
-def test_all_our_configs_fit():
+def test_all_our_configs_match():
     seen = 0
     for path in sorted(CONFIGS.glob('*/*.py')):
         if path.parent.name == '_base_':
@@ -108,6 +186,7 @@ def test_all_our_configs_fit():
         backbone = dict(cfg.model.backbone)
         if backbone.pop('type') != 'mmvmamba.VMamba':
             continue
-        check(backbone, **{k: v for k, v in cfg.model.items() if k != 'backbone'})
+        parts = {k: v for k, v in cfg.model.items() if k != 'backbone'}
+        check(backbone, cfg.get('default_scope'), **parts)
         seen += 1
     assert seen > 30

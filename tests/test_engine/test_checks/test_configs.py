@@ -1,138 +1,79 @@
-"""What is said about data sets that cannot be built or are empty."""
+"""Paths in the configs of data loaders and evaluators."""
 
-import json
-
-import mmdet.datasets  # noqa: F401
-import mmpretrain.datasets  # noqa: F401
 import pytest
-from mmengine.registry import DATASETS
-from torch.utils.data import Dataset
+from mmengine.config import Config
 
+from mmvmamba.engine.checks.configs import annotation_file, check_data, leaf_datasets
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.runner import ToolRunnerMixin
 
 
-@DATASETS.register_module()
-class EmptyDataset(Dataset):
-    """A data set of a format of its own."""
-
-    def __init__(self, **kwargs):
-        pass
-
-    def __len__(self):
-        return 0
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'list.json').write_text('{}')
+    return str(tmp_path)
 
 
-def build(dataset):
-    sampler = dict(type='DefaultSampler', shuffle=False)
-    return ToolRunnerMixin.build_dataloader(
-        dict(batch_size=1, num_workers=0, sampler=sampler, dataset=dataset)
+def config(root, wrap=dict, **dataset):
+    dataset = dict(type='CocoDataset', data_root=root, ann_file='list.json') | dataset
+    metric = dict(type='CocoMetric', ann_file=f'{root}/list.json')
+    return Config(
+        dict(train_dataloader=dict(dataset=wrap(dataset)), train_evaluator=[metric, dict(type='A')])
     )
 
 
-def multi_label(folder, content, **settings):
-    (folder / 'list.json').write_text(json.dumps(content))
-    dataset = dict(type='mmpretrain.MultiLabelDataset', data_root=str(folder), ann_file='list.json')
-    return dict(dataset, pipeline=[], **settings)
+def concatenated(dataset):
+    return dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', dataset=dataset)])
 
 
-def coco(folder, content):
-    (folder / 'coco.json').write_text(json.dumps(content))
-    return dict(
-        type='mmdet.CocoDataset',
-        data_root=str(folder),
-        ann_file='coco.json',
-        pipeline=[],
-        data_prefix=dict(img='.'),
-        filter_cfg=dict(filter_empty_gt=True),
-    )
+WRAPPERS = pytest.mark.parametrize('wrap', [dict, concatenated], ids=['plain', 'wrapped'])
 
 
-def wrapped(dataset):
-    return dict(type='RepeatDataset', times=2, dataset=dataset)
-
-
-OURS = dict(metainfo=dict(classes=['a', 'b']), data_list=[dict(img_path='0.png', gt_label=[0])])
-
-
-@pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
-def test_json_of_another_form_is_not_blamed(tmp_path, wrap):
-    assert len(build(wrap(multi_label(tmp_path, OURS))).dataset) > 0
-    typo = wrap(dict(multi_label(tmp_path, OURS), pipeline=[dict(type='PackInput')]))
-    with pytest.raises(KeyError, match='PackInput is not in'):
-        build(typo)
-
-
-@pytest.mark.parametrize('content', [dict(OURS, data_list=[]), {}])
-def test_an_empty_set_of_another_form_is_told_with_its_file(tmp_path, content):
-    (tmp_path / 'list.json').write_text(json.dumps(content))
-    dataset = dict(type='EmptyDataset', data_root=str(tmp_path), ann_file='list.json')
-    with pytest.raises(UserError, match=r'EmptyDataset has no image in .*list\.json'):
-        build(dataset)
-
-
-def test_an_empty_list_of_mmengine_is_told_with_its_file(tmp_path):
-    with pytest.raises(UserError, match=r'MultiLabelDataset has no image in .*list\.json'):
-        build(multi_label(tmp_path, dict(OURS, data_list=[])))
-
-
-@pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
-def test_coco_is_still_checked(tmp_path, wrap):
-    with pytest.raises(UserError, match=r"is not COCO: it lacks \['categories'\]"):
-        build(wrap(coco(tmp_path, dict(images=[], annotations=[]))))
-    other = dict(images=[dict(id=0, file_name='0.png', width=9, height=9)], annotations=[])
-    with pytest.raises(UserError, match=r"the categories \['chair leg'\], .*classes \['person'"):
-        build(wrap(coco(tmp_path, dict(other, categories=[dict(id=1, name='chair leg')]))))
-
-
-# ---- classes ----
-
-
-def classed(folder, classes, names=('green', 'blue', 'red'), kind='mmdet.CocoDataset'):
-    content = dict(
-        images=[dict(id=1, file_name='a.png', width=4, height=4)],
-        annotations=[
-            dict(id=i, image_id=1, category_id=3 * i, bbox=[0, 0, 2, 2], area=4, iscrowd=0)
-            for i in range(len(names))
-        ],
-        categories=[dict(id=3 * i, name=name) for i, name in enumerate(names)],
-    )
-    return dict(coco(folder, content), type=kind, metainfo=dict(classes=classes))
-
-
-@pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
+@WRAPPERS
 @pytest.mark.parametrize(
-    ('classes', 'said'),
+    'dataset',
     [
-        (('green', 'bleu'), r"has \['bleu'\], but .* are \['green', 'blue', 'red'\]"),
-        (('blue', 'green'), 'in the order of the file'),
-        ('blue', r"the string 'blue'; .* \('blue',\)"),
+        {},
+        dict(data_prefix=dict(img='images', seg='')),
+        dict(data_prefix='images'),
+        dict(ann_file=''),
+        dict(data_root='s3://bucket/none'),
+        dict(data_root='/none', backend_args=dict(backend='petrel')),
+        dict(data_prefix=dict(img='http://host/images')),
     ],
-    ids=['typo', 'order', 'string'],
 )
-def test_classes_that_mmdet_would_number_otherwise(tmp_path, wrap, classes, said):
-    with pytest.raises(UserError, match=said):
-        build(wrap(classed(tmp_path, classes)))
+def test_paths_that_exist_or_are_elsewhere(root, wrap, dataset):
+    check_data(config(root, wrap, **dataset), 'train', 'val')
 
 
-@pytest.mark.parametrize('classes', [('green', 'blue', 'red'), ['green', 'red'], ('red',)])
-def test_classes_of_the_file_in_its_order(tmp_path, classes):
-    dataset = build(classed(tmp_path, classes)).dataset
-    assert dataset.metainfo['classes'] == classes
-    assert [dataset.cat2label[i] for i in dataset.cat_ids] == list(range(len(classes)))
+@WRAPPERS
+@pytest.mark.parametrize(
+    ('dataset', 'words'),
+    [
+        (dict(data_root='/none'), "data_root '/none' does not exist$"),
+        (dict(data_root='none'), "data_root 'none' does not exist in the directory "),
+        (dict(ann_file='no.json'), "ann_file '.*no.json' does not exist"),
+        (dict(data_prefix=dict(img='no')), "folder img '.*no' does not exist"),
+        (dict(data_prefix='no'), "folder data_prefix '.*no' does not exist"),
+    ],
+)
+def test_missing_paths(root, wrap, dataset, words):
+    cfg = config(root, wrap, **dataset)
+    check_data(cfg, 'val')
+    with pytest.raises(UserError, match=rf'^train_dataloader.dataset \(CocoDataset\): {words}'):
+        check_data(cfg, 'train')
 
 
-def test_classes_in_a_file_of_names(tmp_path):
-    (tmp_path / 'names.txt').write_text('green\nblue\n')
-    dataset = build(classed(tmp_path, str(tmp_path / 'names.txt'))).dataset
-    assert dataset.metainfo['classes'] == ['green', 'blue']
+def test_a_missing_file_of_a_metric(root):
+    cfg = config(root)
+    cfg.train_evaluator[0].ann_file = 'no.json'
+    with pytest.raises(UserError, match="train_evaluator: ann_file 'no.json' does not exist"):
+        check_data(cfg, 'train')
 
 
-@DATASETS.register_module()
-class OwnNumbersDataset(mmdet.datasets.CocoDataset):
-    def load_data_list(self):
-        return super().load_data_list()
-
-
-def test_data_sets_with_numbers_of_their_own_are_left_alone(tmp_path):
-    build(classed(tmp_path, ('blue', 'green'), kind='OwnNumbersDataset'))
+def test_leaves_and_their_annotation_files():
+    inner = [dict(ann_file='a.json', data_root='x'), dict(ann_file='/b.json'), dict(ann_file='')]
+    cfg = dict(datasets=[dict(dataset=dict(datasets=inner))])
+    assert list(leaf_datasets(cfg)) == inner
+    assert [annotation_file(leaf) for leaf in inner] == ['x/a.json', '/b.json', None]
+    assert list(leaf_datasets(None)) == []

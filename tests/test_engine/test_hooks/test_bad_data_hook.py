@@ -10,7 +10,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mmvmamba.engine import BadDataHook, CheckSample
-from mmvmamba.engine.checks.coco import audit_coco
 from mmvmamba.engine.data.sample_check import is_truncated
 from mmvmamba.engine.data.sampling import BadSampleError, SampleIndex, reader_of
 from mmvmamba.engine.errors import UserError, explain
@@ -29,32 +28,6 @@ def coco(tmp_path, **annotation):
     path = tmp_path / 'instances.json'
     path.write_text(json.dumps(content))
     return str(path)
-
-
-@pytest.mark.parametrize(
-    ('annotation', 'words'),
-    [
-        (dict(category_id=7), 'class id 7'),
-        (dict(bbox=[30, 10, 20, 10]), 'box outside'),
-        (dict(bbox=[-5, 10, 20, 10]), 'box outside'),
-        (dict(bbox=[3, 3, 0, 5]), 'empty'),
-        (dict(bbox=[3, 3]), 'no box'),
-        (dict(segmentation=dict(size=[40, 30], counts='0')), 'mask of another size'),
-    ],
-)
-def test_audit_names_the_image(tmp_path, annotation, words):
-    found = audit_coco(coco(tmp_path, **annotation))
-    assert found.pop('no annotation') == ['2.jpg']
-    ((kind, names),) = found.items()
-    assert words in kind
-    assert names == ['1.jpg']
-
-
-def test_audit_of_good_files(tmp_path):
-    # Half a pixel too far is what rounding does.
-    assert audit_coco(coco(tmp_path, bbox=[20, 10, 20.5, 20.5])) == {'no annotation': ['2.jpg']}
-    (tmp_path / 'other.json').write_text('[1]')
-    assert audit_coco(str(tmp_path / 'other.json')) == {}
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])

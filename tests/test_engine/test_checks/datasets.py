@@ -1,0 +1,37 @@
+"""Data sets as the tools build them, for the tests of the checks."""
+
+import json
+
+import mmdet.datasets  # noqa: F401
+import mmpretrain.datasets  # noqa: F401
+
+from mmvmamba.engine.runner import ToolRunnerMixin
+
+
+def build(dataset):
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    return ToolRunnerMixin.build_dataloader(
+        dict(batch_size=1, num_workers=0, sampler=sampler, dataset=dataset)
+    )
+
+
+def multi_label(folder, content, **settings):
+    (folder / 'list.json').write_text(json.dumps(content))
+    dataset = dict(type='mmpretrain.MultiLabelDataset', data_root=str(folder), ann_file='list.json')
+    return dict(dataset, pipeline=[], **settings)
+
+
+def coco(folder, content):
+    (folder / 'coco.json').write_text(json.dumps(content))
+    return dict(
+        type='mmdet.CocoDataset',
+        data_root=str(folder),
+        ann_file='coco.json',
+        pipeline=[],
+        data_prefix=dict(img='.'),
+        filter_cfg=dict(filter_empty_gt=True),
+    )
+
+
+def wrapped(dataset):
+    return dict(type='RepeatDataset', times=2, dataset=dataset)

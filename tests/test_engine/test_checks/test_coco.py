@@ -1,0 +1,83 @@
+"""COCO annotation files: their format, their annotations."""
+
+import json
+import os
+
+import pytest
+
+from mmvmamba.engine.checks import coco as checks
+from mmvmamba.engine.checks.coco import check_coco_file, read_coco
+from mmvmamba.engine.errors import UserError
+
+from .datasets import build, wrapped
+from .datasets import coco as coco_dataset
+
+
+def coco(tmp_path, **annotation):
+    """A file with a good image, one with a changed annotation and one without any."""
+    images = [dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in range(3)]
+    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], segmentation=[])
+    content = dict(
+        images=images,
+        annotations=[good, dict(good, id=2, image_id=1, **annotation)],
+        categories=[dict(id=1, name='cat')],
+    )
+    path = tmp_path / 'instances.json'
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('annotation', 'words'),
+    [
+        (dict(category_id=7), 'class id 7'),
+        (dict(bbox=[30, 10, 20, 10]), 'box outside'),
+        (dict(bbox=[-5, 10, 20, 10]), 'box outside'),
+        (dict(bbox=[3, 3, 0, 5]), 'empty'),
+        (dict(bbox=[3, 3]), 'not a box'),
+        (dict(segmentation=dict(size=[40, 30], counts='0')), 'mask of another size'),
+    ],
+)
+def test_mistakes_name_the_image(tmp_path, annotation, words):
+    found = read_coco(coco(tmp_path, **annotation)).mistakes
+    assert found.pop('no annotation') == ['2.jpg']
+    ((kind, names),) = found.items()
+    assert words in kind
+    assert names == ['1.jpg']
+
+
+def test_good_files(tmp_path):
+    # Half a pixel too far is what rounding does.
+    good = read_coco(coco(tmp_path, bbox=[20, 10, 20.5, 20.5]))
+    assert good.mistakes == {'no annotation': ['2.jpg']}
+    (tmp_path / 'other.json').write_text('[1]')
+    assert read_coco(str(tmp_path / 'other.json')).mistakes == {}
+
+
+@pytest.mark.parametrize('margin', [1.0, 1.01])
+def test_the_margin_of_a_box(tmp_path, margin):
+    found = read_coco(coco(tmp_path, bbox=[-margin, 0, 20, 10])).mistakes
+    assert ('a box outside the image' in found) == (margin > 1)
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path, reads = coco(tmp_path), []
+    load = json.load
+    monkeypatch.setattr(checks.json, 'load', lambda file: reads.append(1) or load(file))
+    for _ in range(2):
+        check_coco_file(path)
+        assert read_coco(path).categories == ('cat',)
+    assert len(reads) == 1
+    coco(tmp_path, category_id=7)
+    os.utime(path, ns=(0, 0))
+    assert len(read_coco(path).mistakes) == 2
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
+def test_a_data_set_of_another_file(tmp_path, wrap):
+    with pytest.raises(UserError, match=r"is not COCO: it lacks \['categories'\]"):
+        build(wrap(coco_dataset(tmp_path, dict(images=[], annotations=[]))))
+    other = dict(images=[dict(id=0, file_name='0.png', width=9, height=9)], annotations=[])
+    with pytest.raises(UserError, match=r"the categories \['chair leg'\], .*classes \['person'"):
+        build(wrap(coco_dataset(tmp_path, dict(other, categories=[dict(id=1, name='chair leg')]))))

@@ -1,45 +1,38 @@
-"""Runs a tool of mmdet, mmseg or mmpretrain, from the folder that it was installed into.
+"""Run a tool of mmdet, mmseg or mmpretrain from the folder that it was installed into.
 
 ``python tools/stock.py mmdet`` lists its tools. Bases such as ``mmseg::...`` resolve in configs,
-which they do not everywhere without this package.
+which they do not in every installation without this package.
 
 Example:
     python tools/stock.py mmdet analysis_tools/browse_dataset.py CONFIG --output-dir DIR --not-show
 """
 
 import argparse
-import contextlib
-import difflib
 import importlib.util
-import logging
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
+from mmvmamba.nn.settings import similar
 from mmvmamba.registry import register_config_packages
-
-PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
-logger = logging.getLogger('stock')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('package', choices=PACKAGES)
-    parser.add_argument('tool', nargs='?', help="path below the package's tools")
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='what the tool is given')
+    parser.add_argument('package', choices=('mmdet', 'mmseg', 'mmpretrain'))
+    parser.add_argument('tool', nargs='?', help="path below the package's folder of tools")
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='arguments of the tool')
     return parser.parse_args()
 
 
 def find_tools(package: str) -> dict[str, Path]:
-    """The Python files of a package's tools, by their path below its folder of tools."""
+    """Return the Python files of a package's tools by their path below its folder of tools."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise UserError(f'{package} is not installed')
@@ -49,16 +42,8 @@ def find_tools(package: str) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*.py'))}
 
 
-def run_tool(path: Path, arguments: list[str]) -> None:
-    """Runs a script as Python would: with its folder on the path."""
-    sys.argv = [str(path), *arguments]
-    sys.path[0] = str(path.parent)
-    runpy.run_path(str(path), run_name='__main__')
-
-
-@contextlib.contextmanager
-def images_that_cv2_draws_on() -> Iterator[None]:
-    """mmseg 1.2 draws with cv2 on what its browse_dataset.py permuted, which cv2 refuses."""
+def draw_on_contiguous_images() -> None:
+    """Let mmseg's browse_dataset.py draw on the images that it permutes, which cv2 refuses."""
     from mmseg.visualization import SegLocalVisualizer
 
     draw = SegLocalVisualizer.add_datasample
@@ -66,26 +51,24 @@ def images_that_cv2_draws_on() -> Iterator[None]:
     def add_datasample(self, name, image, *args, **kwargs):
         draw(self, name, np.ascontiguousarray(image), *args, **kwargs)
 
-    with mock.patch.object(SegLocalVisualizer, 'add_datasample', add_datasample):
-        yield
+    SegLocalVisualizer.add_datasample = add_datasample
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
     args = parse_args()
     tools = find_tools(args.package)
     if args.tool is None:
-        logger.info('\n'.join(tools))
+        print('\n'.join(tools))
         return
     if args.tool not in tools:
-        near = difflib.get_close_matches(args.tool, tools, n=3, cutoff=0.4)
-        hint = f'; did you mean {" or ".join(near)}?' if near else ''
-        raise UserError(f'{args.package} has no tool {args.tool!r}{hint}')
-    logging.getLogger().handlers.clear()  # what the tool logs is its own affair
+        raise UserError(f'{args.package} has no tool {args.tool!r}{similar(args.tool, tools)}')
     register_config_packages()
-    browses = (args.package, args.tool) == ('mmseg', 'analysis_tools/browse_dataset.py')
-    with images_that_cv2_draws_on() if browses else contextlib.nullcontext():
-        run_tool(tools[args.tool], args.arguments)
+    if (args.package, args.tool) == ('mmseg', 'analysis_tools/browse_dataset.py'):
+        draw_on_contiguous_images()
+    path = tools[args.tool]
+    sys.argv = [str(path), *args.arguments]
+    sys.path[0] = str(path.parent)
+    runpy.run_path(str(path), run_name='__main__')
 
 
 if __name__ == '__main__':

@@ -18,16 +18,14 @@ from torch import Tensor
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
 
 
-class _Dictionary:
-    """Stand-in for a dictionary class that need not be installed; nothing reads its content."""
+def _stand_in(module: str, name: str) -> type:
+    """Return a stand-in for a dictionary class that need not be installed."""
 
-    def __new__(cls, *items: Any) -> Any:
+    def new(cls: type, *items: Any) -> Any:
         # torch.load fills no subclass of a dictionary when it reads weights only.
         return OrderedDict(*items)
 
-
-def _stand_in(module: str, name: str) -> type:
-    return type(name, (_Dictionary,), {'__module__': module, '__qualname__': name})
+    return type(name, (), {'__new__': new, '__module__': module, '__qualname__': name})
 
 
 #: The yacs node in the authors' full training files.

@@ -40,10 +40,7 @@ _LOGGED = 'matching_is_logged'
 
 
 def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
-    """Read a checkpoint of MMEngine or of the authors.
-
-    Only tensors, numbers, containers and what MMEngine's runner saves are built, and classes that
-    :func:`torch.serialization.add_safe_globals` allows.
+    """Read a checkpoint as :func:`mmvmamba.checkpoint.read_local_checkpoint` does.
 
     Args:
         filename (str | PathLike): A path, a URL (http, https), or an address of MMEngine's Ceph
@@ -69,12 +66,7 @@ def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
 
 
 def is_local(filename: str | PathLike) -> bool:
-    """Return whether a checkpoint is a path and not an address.
-
-    Raises:
-        TypeError: If ``filename`` is neither a path nor a URL.
-        ValueError: If it is an address that :func:`read_checkpoint` does not support.
-    """
+    """Return whether a checkpoint is a path; an address must be one that can be read."""
     filename = as_filename(filename)
     if '://' not in filename:
         return True
@@ -132,19 +124,8 @@ def use_safe_loader() -> None:
 
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
-    """Load a file into a backbone; an error changes nothing.
-
-    Args:
-        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
-        filename (str | PathLike): As in :func:`read_checkpoint`.
-        prefix (str, optional): The part of a larger model to load, e.g. 'backbone'. Defaults to
-            None, the backbone of a detector or segmentor, or the whole file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file cannot be read, or a tensor is missing or has another shape.
-    """
-    filename = as_filename(filename)
+    """Load a file, or the part of it with a prefix, into a backbone; an error changes nothing."""
+    filename = os.fsdecode(filename)
     tensors = state_dict_of(read_checkpoint(filename), filename)
     if prefix is not None:
         start = prefix.rstrip('.') + '.'
@@ -155,31 +136,14 @@ def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | No
 
 
 def load_whole(model: nn.Module, checkpoint: Any, filename: str) -> None:
-    """Load a whole detector, segmentor or classifier from a checkpoint.
-
-    Args:
-        model (nn.Module): The whole model.
-        checkpoint (Any): The content of the file, as :func:`read_checkpoint` returns it.
-        filename (str): The file in messages.
-
-    Raises:
-        ValueError: If a tensor of the model is missing or has another shape.
-    """
+    """Load a whole detector, segmentor or classifier from what :func:`read_checkpoint` returned."""
     tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename))
     check_model(model, tensors, filename, whole=True)
     model.load_state_dict(tensors, strict=False)
 
 
 def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a file for a whole detector, segmentor or classifier.
-
-    Args:
-        model (nn.Module): The whole model; only the tensors of a VMamba ``backbone`` are renamed.
-        tensors (Mapping[str, Tensor]): The tensors of the file.
-
-    Returns:
-        dict[str, Tensor]: The same tensors by the names of the model.
-    """
+    """Rename the tensors of a file for a whole model, if its ``backbone`` is a VMamba."""
     tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
     if not isinstance(getattr(model, 'backbone', None), VMambaNet):
         return tensors
@@ -200,47 +164,26 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
 def check_model(
     model: nn.Module, tensors: Mapping[str, Tensor], filename: str, whole: bool
 ) -> Matching:
-    """Check a state dict that MMEngine would load in part and without an error.
+    """Check adapted tensors, of which MMEngine would load any part without an error.
 
-    Args:
-        model (nn.Module): The whole model.
-        tensors (Mapping[str, Tensor]): The result of :func:`adapt_state_dict`.
-        filename (str): The file in messages.
-        whole (bool): Whether all of the model is required, as for a test. Otherwise all of a
-            VMamba backbone is required, except for its output norms; of another model, anything.
-
-    Raises:
-        ValueError: If a required tensor is missing or has another shape.
+    All of the model is required if ``whole``, as for a test. Otherwise a VMamba backbone is
+    required, except for its output norms, and of other models any tensor.
     """
-    required: str | tuple[str, ...] = ''
-    if not whole:
-        has_vmamba = isinstance(getattr(model, 'backbone', None), VMambaNet)
-        required = 'backbone.' if has_vmamba else ()
     matching = match_tensors(model.state_dict(), tensors)
-    matching.check(
-        f'checkpoint {filename!r}',
-        type(model).__name__,
-        required=required,
-        allow_missing=() if whole else OUTPUT_NORMS,
-    )
+    names = f'checkpoint {filename!r}', type(model).__name__
+    if whole:
+        matching.check(*names)
+    elif isinstance(getattr(model, 'backbone', None), VMambaNet):
+        matching.check(*names, required='backbone.', allow_missing=OUTPUT_NORMS)
+    else:
+        matching.check(*names, required=())
     return matching
 
 
 def check_backbone(
     model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
-    """Check and log a state dict that is loaded into a backbone, by whatever means.
-
-    Args:
-        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
-        tensors (Mapping[str, Tensor]): Tensors by the model's names.
-        metadata (Mapping): The metadata of the state dict for this module. Nothing is logged after
-            :func:`mark_as_logged`.
-
-    Raises:
-        ValueError: If a tensor is missing, unless it is that of an output norm, or has another
-            shape.
-    """
+    """Check a state dict by the names of a backbone, and log it unless it is marked as logged."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
         return  # FSDP has other names and shapes than a file
@@ -257,10 +200,7 @@ def check_backbone(
 
 
 def mark_as_logged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a whole model's state dict for which :func:`check_backbone` logs nothing.
-
-    The mark is in the metadata, which copies of a state dict keep: a moving average loads one.
-    """
+    """Mark a whole model's state dict as logged; its copies, as of a moving average, keep it."""
     state_dict = OrderedDict(tensors)
     state_dict._metadata = OrderedDict(backbone={_LOGGED: True})
     return state_dict
@@ -272,15 +212,7 @@ def rename_for_image_classifier(
     """Rename the tensors of a released classifier for mmpretrain's ImageClassifier, in place.
 
     Every load into that classifier calls this, also that of MMEngine, which passes the whole
-    ``{"model": ...}`` of a file. Current names are kept.
-
-    Args:
-        backbone (nn.Module): The classifier's backbone, a :class:`mmvmamba.nn.VMambaNet`.
-        state_dict (dict): The tensors of the file, or their wrapping.
-        prefix (str): The classifier's prefix in a larger model.
-
-    Raises:
-        ValueError: If the file is that of a backbone alone, which would leave a random head.
+    ``{"model": ...}`` of a file. The file of a backbone is refused: the head would stay random.
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     content = inside.get('model', inside)

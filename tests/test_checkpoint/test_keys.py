@@ -1,13 +1,17 @@
-"""convert_state_dict: every spelling that was released gives the same network."""
-
-import re
+"""Every naming scheme that was released gives the same network."""
 
 import pytest
 import torch
 
-from mmvmamba.checkpoint.keys import resize_pos_embed
+from mmvmamba.checkpoint.keys import (
+    last_stage,
+    resize_pos_embed,
+    split_state_dict,
+    to_image_classifier,
+)
 from mmvmamba.nn import VMambaNet, convert_state_dict
 
+from ..naming_schemes import convolution_weights, january_names, one_file_names
 from ..test_nn import vmamba_numpy
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
@@ -16,42 +20,10 @@ VANILLA = dict(
 )
 
 
-def respell(state, *renames):
-    result = {}
-    for key, value in state.items():
-        for pattern, replacement in renames:
-            key = re.sub(pattern, replacement, key)
-        result[key] = value
-    return result
-
-
-def january(state):
-    return respell(
-        state,
-        (r'^patch_embed\.0\.', 'patch_embed.proj.'),
-        (r'^patch_embed\.2\.', 'patch_embed.norm.'),
-        (r'(blocks\.\d+)\.norm\.', r'\1.ln_1.'),
-        (r'(blocks\.\d+)\.op\.', r'\1.self_attention.'),
-        (r'^classifier\.norm\.', 'norm.'),
-        (r'^classifier\.head\.', 'head.'),
-    )
-
-
-def one_file(state):
-    state = respell(
-        state,
-        (r'\.op\.x_proj_weight$', '.op.x_proj.weight'),
-        (r'\.op\.dt_projs_weight$', '.op.dt_projs.weight'),
-        (r'(downsample)\.norm\.', r'\1.1.'),
-        (r'(downsample)\.reduction\.', r'\1.2.'),
-    )
-    flat = ('.op.x_proj.weight', '.op.dt_projs.weight')
-    return {k: v.flatten(0, 1) if k.endswith(flat) else v for k, v in state.items()}
-
-
-def convolutions(state):
-    linear = re.compile(r'\.(in_proj|out_proj|fc1|fc2|reduction|head)\.weight$')
-    return {k: v[..., None, None] if linear.search(k) else v for k, v in state.items()}
+def one_file_names_but_biases(state):
+    """Rename and reshape tensors as in the one-file version, except for the time steps' biases."""
+    pairs = zip(state.items(), one_file_names(state).items(), strict=True)
+    return dict(old if old[0].endswith('dt_projs_bias') else new for old, new in pairs)
 
 
 def with_prefix(prefix):
@@ -62,22 +34,23 @@ def segmentor(state):
     return {**with_prefix('backbone.')(state), 'decode_head.conv.weight': torch.zeros(1)}
 
 
-SPELLINGS = {
-    'todays': dict,
-    'january': january,
-    'one file': one_file,
-    'one file in january names': lambda state: january(one_file(state)),
-    '1x1 convolutions': convolutions,
+SCHEMES = {
+    'current': dict,
+    'january': january_names,
+    'one file': one_file_names,
+    'one file but biases': one_file_names_but_biases,
+    'one file in january names': lambda state: january_names(one_file_names_but_biases(state)),
+    '1x1 convolutions': convolution_weights,
     'distributed': with_prefix('module.'),
     'segmentor': segmentor,
     'distributed segmentor': lambda state: with_prefix('module.')(segmentor(state)),
 }
 
 
-@pytest.mark.parametrize('spelling', list(SPELLINGS))
+@pytest.mark.parametrize('scheme', list(SCHEMES))
 @pytest.mark.parametrize('arch', [THIN, VANILLA], ids=['conv', 'vanilla'])
-def test_every_spelling_gives_the_same_network(arch, spelling):
-    if arch is THIN and 'january' in spelling:
+def test_every_scheme_gives_the_same_network(arch, scheme):
+    if arch is THIN and 'january' in scheme:
         pytest.skip('the January names are those of the vanilla models')
     torch.manual_seed(0)
     source = VMambaNet(arch, num_classes=5).eval()
@@ -85,8 +58,7 @@ def test_every_spelling_gives_the_same_network(arch, spelling):
         for value in source.parameters():
             value.add_(torch.randn_like(value) * 0.1)
     state = source.state_dict()
-    spelled = SPELLINGS[spelling](state)
-    converted = convert_state_dict(spelled)
+    converted = convert_state_dict(SCHEMES[scheme](state))
     assert list(converted) == list(state)
     for key, value in state.items():
         assert torch.equal(converted[key], value), key
@@ -99,7 +71,7 @@ def test_every_spelling_gives_the_same_network(arch, spelling):
 
 
 def test_the_given_dict_stays_as_it_is():
-    state = january(VMambaNet(VANILLA, num_classes=5).state_dict())
+    state = january_names(VMambaNet(VANILLA, num_classes=5).state_dict())
     keys = list(state)
     convert_state_dict(state)
     assert list(state) == keys
@@ -117,3 +89,27 @@ def test_position_embedding_is_resized_bicubically():
     for size in ((4, 16), (11, 5)):
         want = torch.from_numpy(vmamba_numpy.resize(embedding.numpy(), size))
         torch.testing.assert_close(resize_pos_embed(embedding, size), want)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_split_of_a_classifier_of_mmpretrain(prefix):
+    """And the way there: its head is outside the backbone, its norm the last stage's."""
+    state = VMambaNet(THIN, num_classes=5).state_dict()
+    assert last_stage(state) == 3
+    file = to_image_classifier(state, 3)
+    assert {'backbone.outnorm3.weight', 'head.fc.bias'} < file.keys()
+    assert not any('classifier' in key for key in file)
+    file['data_preprocessor.mean'] = torch.zeros(3)
+    inside, others = split_state_dict(with_prefix(prefix)(file))
+    assert inside.keys() == state.keys()
+    assert all(torch.equal(inside[key], value) for key, value in state.items())
+    assert list(others) == ['data_preprocessor.mean']
+
+
+def test_split_of_a_detector_and_of_a_classifier():
+    state = VMambaNet(VANILLA, num_classes=5).state_dict()
+    assert split_state_dict(january_names(state))[0].keys() == state.keys()
+    assert split_state_dict(state)[1] == {}
+    inside, others = split_state_dict(segmentor(january_names(state)))
+    assert inside.keys() == state.keys()
+    assert list(others) == ['decode_head.conv.weight']

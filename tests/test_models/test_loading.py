@@ -1,26 +1,34 @@
 """Published and broken files, written here: nothing is downloaded."""
 
 import copy
-import fractions
 import functools
 import http.server
 import pickle
 import re
+import subprocess
 import sys
+import textwrap
 import threading
-import types
 
-import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmvmamba.checkpoint.reader import read_local_checkpoint
-from mmvmamba.models import VMamba
-from mmvmamba.models.loading import adapt_state_dict, check_model, mark_as_logged, read_checkpoint
+from mmvmamba.engine.cli import check_checkpoint
+from mmvmamba.engine.errors import UserError
+from mmvmamba.models import VMamba, loading
+from mmvmamba.models.loading import (
+    adapt_state_dict,
+    check_model,
+    load_whole,
+    mark_as_logged,
+    read_checkpoint,
+    use_safe_loader,
+)
 from mmvmamba.nn import VMambaNet, convert_state_dict
 
 from ..naming_schemes import convolution_weights, january_names, one_file_names
@@ -36,6 +44,7 @@ THIN_VANILLA = dict(
     stem='patch',
     downsample='merging',
 )
+LOADERS = (read_checkpoint, CheckpointLoader.load_checkpoint)
 ARCHS = pytest.mark.parametrize('arch', [THIN, THIN_VANILLA], ids=['conv', 'vanilla'])
 
 
@@ -128,32 +137,6 @@ def test_missing_file():
         loaded('nowhere/x.pth')
 
 
-@pytest.mark.parametrize('share', [0.0, 0.05, 0.5, 0.99])
-def test_truncated_file(tmp_path, share):
-    whole = save(tmp_path, {'model': classifier_state()}).read_bytes()
-    path = tmp_path / 'short.pth'
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"short.pth' is (truncated or is )?not a checkpoint"):
-        loaded(path)
-
-
-@pytest.mark.parametrize('content', [b'hello\n', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n'])
-def test_no_checkpoint(tmp_path, content):
-    path = tmp_path / 'page.pth'
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"page.pth' is (truncated or is )?not a checkpoint"):
-        loaded(path)
-
-
-@pytest.mark.parametrize(
-    ('content', 'words'),
-    [([1, 2], 'holds a list'), ({'model': {'a': 1}}, 'no tensors'), ({}, 'no tensors')],
-)
-def test_no_state_dict(tmp_path, content, words):
-    with pytest.raises(ValueError, match=words):
-        loaded(save(tmp_path, content))
-
-
 def test_nothing_fits(tmp_path):
     path = save(tmp_path, {'state_dict': {'conv1.weight': torch.zeros(3)}})
     with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing: patch_embed.*conv1'):
@@ -200,102 +183,6 @@ def test_weights_are_not_initialised_twice(tmp_path):
     assert_same(model.state_dict(), state)
 
 
-def test_foreign_class_is_refused(tmp_path):
-    path = save(tmp_path, {'model': classifier_state(), 'extra': fractions.Fraction(1, 2)})
-    with pytest.raises(ValueError, match=r'needs fractions.Fraction.*add_safe_globals'):
-        read_checkpoint(str(path))
-    before = list(torch.serialization.get_safe_globals())
-    try:
-        torch.serialization.add_safe_globals([fractions.Fraction])
-        assert read_checkpoint(str(path))['extra'] == fractions.Fraction(1, 2)
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def test_a_load_allows_no_class_for_later_ones(tmp_path):
-    before = set(torch.serialization.get_safe_globals())
-    read_checkpoint(str(save(tmp_path, {'model': classifier_state()})))
-    assert set(torch.serialization.get_safe_globals()) == before
-
-
-class Opens:
-    """A pickle of it would create a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, 'w')
-
-
-def test_nothing_is_executed(tmp_path):
-    path = save(tmp_path, {'model': classifier_state(), 'extra': Opens(str(tmp_path / 'made'))})
-    with pytest.raises(ValueError, match='open'):
-        read_checkpoint(str(path))
-    assert not (tmp_path / 'made').exists()
-
-
-class Asks:
-    """A pickle of it asks getattr, which MMEngine's files use for their HistoryBuffer."""
-
-    def __init__(self, owner, name):
-        self.arguments = owner, name
-
-    def __reduce__(self):
-        return getattr, self.arguments
-
-
-@pytest.mark.parametrize(
-    ('owner', 'name', 'words'),
-    [
-        (np.ndarray, 'tofile', 'needs ndarray.tofile'),
-        (HistoryBuffer, '__init__', 'needs HistoryBuffer.__init__'),
-    ],
-)
-def test_no_attribute_of_anything_else_is_read(tmp_path, owner, name, words):
-    allowed = save(tmp_path, {'extra': Asks(HistoryBuffer, 'mean')})
-    assert read_checkpoint(allowed)['extra'] is HistoryBuffer.mean
-    path = save(tmp_path, {'extra': Asks(owner, name)})
-    with pytest.raises(ValueError, match=words):
-        read_checkpoint(path)
-
-
-def test_runner_state_is_read(tmp_path):
-    hub = MessageHub('test_runner_state_is_read')
-    hub.update_scalar('train/loss', 1.5)
-    hub.update_info('iter', 3)
-    content = {'message_hub': hub.state_dict(), 'state_dict': backbone_state()}
-    new = read_checkpoint(str(save(tmp_path, content)))
-    assert new['message_hub']['log_scalars']['train/loss'].current() == 1.5
-
-
-def test_dictionaries_of_a_config_are_read(tmp_path):
-    """A data set's meta information has them where its config has a dictionary in another."""
-    meta = dict(classes=('a',), skeleton=ConfigDict({0: dict(name='x', swap=[ConfigDict(y=1)])}))
-    path = save(tmp_path, dict(state_dict={}, meta=dict(dataset_meta=meta)))
-    # MMEngine compares the two pickles when it resumes.
-    assert pickle.dumps(read_checkpoint(path)['meta']['dataset_meta']) == pickle.dumps(meta)
-    assert read_local_checkpoint(path)['meta']['dataset_meta'] == meta  # with torch alone
-
-
-def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
-    class CfgNode(dict):
-        pass
-
-    CfgNode.__module__, CfgNode.__qualname__ = 'yacs.config', 'CfgNode'
-    module = types.ModuleType('yacs.config')
-    module.CfgNode = CfgNode
-    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
-    monkeypatch.setitem(sys.modules, 'yacs.config', module)
-    node = CfgNode(MODEL=CfgNode(NAME='vssm'))
-    node.__dict__['__immutable__'] = True
-    state = classifier_state()
-    path = save(tmp_path, {'model': state, 'config': node, 'epoch': 2})
-    monkeypatch.delitem(sys.modules, 'yacs.config')
-    assert_same(loaded(path), state)
-
-
 class Detector(BaseModule):
     def __init__(self, arch=THIN):
         super().__init__()
@@ -323,6 +210,34 @@ def test_classifier_file_for_a_detector():
     matching = check_model(detector, tensors, 'file.pth', whole=False)
     assert 'backbone.layers.3.blocks.0.op.Ds' in matching.found
     assert matching.unexpected == []
+
+
+def test_a_whole_model_is_loaded_or_nothing():
+    detector = Detector()
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    torch.manual_seed(7)
+    file = {'state_dict': january_names(Detector(THIN).state_dict())}
+    short = {k: v for k, v in file['state_dict'].items() if k != 'head.bias'}
+    wide = file['state_dict'] | {'head.bias': torch.zeros(3)}
+    for state, words in ((short, 'missing: head.bias'), (wide, r'head.bias \(3,\) instead of')):
+        with pytest.raises(
+            ValueError, match=f"checkpoint 'x.pth' does not match Detector.*{words}"
+        ):
+            load_whole(detector, {'state_dict': state}, 'x.pth')
+        assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+    load_whole(detector, file, 'x.pth')
+    torch.manual_seed(7)
+    assert_same(detector.state_dict(), Detector(THIN).state_dict())
+
+
+def test_a_failed_load_by_torch_changes_nothing_of_the_backbone():
+    for out_indices in ((0, 1, 2, 3), (3,)):
+        model = VMamba(THIN, out_indices=out_indices)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        state = {k: v + 1 for k, v in before.items() if 'layers.3' not in k}
+        with pytest.raises(ValueError, match=r'does not match VMamba.*missing: layers\.3'):
+            model.load_state_dict(state, strict=False)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_detector_refuses_half_a_backbone_and_another_width():
@@ -427,6 +342,143 @@ def test_one_line_for_one_load(tmp_path, monkeypatch):
     assert len([line for line in lines if 'tensors found' in line]) == 2
 
 
+# ---- reading with MMEngine's classes ----
+
+
+def test_broken_files(tmp_path):
+    whole = save(tmp_path, {'model': classifier_state()}).read_bytes()
+    (tmp_path / 'short.pth').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"short.pth' is (truncated or is )?not a checkpoint"):
+        loaded(tmp_path / 'short.pth')
+    with pytest.raises(ValueError, match='must hold a state dict, but holds a list'):
+        loaded(save(tmp_path, [1, 2]))
+
+
+def test_runner_state(tmp_path):
+    hub = MessageHub('test_runner_state')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_info('iter', 3)
+    content = {'message_hub': hub.state_dict(), 'state_dict': backbone_state()}
+    new = read_checkpoint(str(save(tmp_path, content)))
+    assert new['message_hub']['log_scalars']['train/loss'].current() == 1.5
+
+
+def test_dictionaries_of_a_config(tmp_path):
+    """A data set's meta information has them where its config has a dictionary in another."""
+    meta = dict(classes=('a',), skeleton=ConfigDict({0: dict(name='x', swap=[ConfigDict(y=1)])}))
+    path = save(tmp_path, dict(state_dict={}, meta=dict(dataset_meta=meta)))
+    # MMEngine compares the two pickles when it resumes.
+    assert pickle.dumps(read_checkpoint(path)['meta']['dataset_meta']) == pickle.dumps(meta)
+
+
+# ---- addresses ----
+
+
+@pytest.fixture
+def safe_loader(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    use_safe_loader()
+
+
+class Opens:
+    """A pickle of it would create a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+@pytest.mark.parametrize('address', ['file:///tmp/x.pth', 'gs://b/x.pth', 'htps://host/x.pth'])
+def test_unknown_addresses_are_refused(address, safe_loader):
+    words = f"'{address}' must be a path or begin with http://"
+    for load in LOADERS:
+        with pytest.raises(ValueError, match=words):
+            load(address)
+    with pytest.raises(UserError, match=words):
+        check_checkpoint(Config(dict(load_from=address)), whole=False)
+
+
+@pytest.mark.parametrize('address', ['s3://b/x.pth', 'petrel://b/x.pth', 'cluster:s3://b/x.pth'])
+def test_what_comes_from_ceph_is_not_executed(address, safe_loader, monkeypatch, tmp_path):
+    seen = []
+
+    def get(uri, backend_args):
+        seen.append((uri, backend_args['backend']))
+        return path.read_bytes()
+
+    path = tmp_path / 'x.pth'
+    monkeypatch.setattr(loading.fileio, 'get', get)
+    for load in LOADERS:
+        torch.save({'state_dict': {'a': torch.ones(2)}}, path)
+        assert torch.equal(load(address, 'cpu')['state_dict']['a'], torch.ones(2))
+        torch.save({'extra': Opens(str(tmp_path / 'made'))}, path)
+        with pytest.raises(ValueError, match=f'{address}.* needs .*open'):
+            load(address, 'cpu')
+    assert seen == [(address, 'petrel')] * 4
+    assert not (tmp_path / 'made').exists()
+
+
+def test_paths_may_be_paths(tmp_path):
+    state = VMamba(THIN).state_dict()
+    torch.save(state, tmp_path / 'x.pth')
+    assert read_checkpoint(tmp_path / 'x.pth').keys() == state.keys()
+    model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=tmp_path / 'x.pth'))
+    model.init_weights()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', [None, 3, b'x.pth'])
+def test_only_paths_and_urls_are_read(name):
+    with pytest.raises(TypeError, match='checkpoint must be a path or a URL, but got'):
+        read_checkpoint(name)
+
+
+PROCESS = """
+import datetime, sys, time
+import torch
+from mmvmamba.models.loading import read_checkpoint
+
+rank, fails = int(sys.argv[1]), sys.argv[2] == 'fails'
+
+def download(url, path, progress):
+    assert rank == 0, 'a second download'
+    if fails:
+        raise OSError('no such host')
+    time.sleep(0.5)  # a process that did not wait would download too
+    torch.save({'a': torch.ones(1)}, path)
+
+torch.hub.download_url_to_file = download
+torch.distributed.init_process_group(
+    'gloo',
+    init_method='file://' + sys.argv[3],
+    rank=rank,
+    world_size=2,
+    timeout=datetime.timedelta(seconds=240),
+)
+try:
+    print('read', sorted(read_checkpoint('http://host.invalid/x.pth')))
+except ValueError as error:
+    print('refused', error)
+"""
+
+
+@pytest.mark.parametrize('outcome', ['works', 'fails'])
+def test_one_process_downloads_and_all_know_how_it_went(outcome, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    command = [sys.executable, '-c', textwrap.dedent(PROCESS)]
+    arguments = (outcome, str(tmp_path / 'store'))
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen([*command, str(r), *arguments], **streams) for r in (0, 1)]
+    # Below the group's time limit: nobody waits for it.
+    results = [process.communicate(timeout=300) for process in processes]
+    words = "read ['a']" if outcome == 'works' else 'cannot be downloaded: no such host'
+    for out, err in results:
+        assert words in out, out + err[-2000:]
+
+
 def test_url(tmp_path, monkeypatch):
     """A server on this machine stands for the one of the published files."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
@@ -451,3 +503,45 @@ def test_url(tmp_path, monkeypatch):
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+
+# ---- init_cfg ----
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'error', 'words'),
+    [
+        ('x.pth', TypeError, "dict or a list of dict, but got 'x.pth'"),
+        ([dict(type='Pretrained', checkpoint='x.pth'), 'y.pth'], TypeError, 'or a list of dict'),
+        (dict(checkpoint='x.pth'), ValueError, "must have a type, e.g. 'Pretrained'"),
+        (dict(type='Pretrained'), ValueError, 'must name a checkpoint'),
+        (dict(type='Pretrained', checkpoint=None), TypeError, 'must be a path or a URL'),
+        (dict(type='Pretrained', checkpoint='x', prefix=1), TypeError, 'prefix .* must be a str'),
+    ],
+)
+def test_slips_in_init_cfg_are_named(init_cfg, error, words):
+    with pytest.raises(error, match=words) as raised:
+        VMamba(THIN, init_cfg=init_cfg)
+    assert 'init_cfg' in str(raised.value)
+
+
+def test_init_cfg_may_be_a_list(tmp_path):
+    """As in MMEngine, files are loaded after everything else."""
+    state = VMamba(THIN).state_dict()
+    torch.save({k: v for k, v in state.items() if 'outnorm' not in k}, tmp_path / 'x.pth')
+    model = VMamba(
+        THIN,
+        init_cfg=[
+            dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')),
+            dict(type='Constant', layer='LayerNorm', val=3.0, bias=4.0),
+        ],
+    )
+    kind = type(model.outnorm0).__name__
+    model.init_cfg[1]['layer'] = kind
+    model.init_weights()
+    new = model.state_dict()
+    loaded = [k for k in state if 'outnorm' not in k]
+    assert all(torch.equal(new[k], state[k]) for k in loaded)
+    assert new['outnorm0.weight'].eq(3).all()
+    assert new['outnorm0.bias'].eq(4).all()
+    assert model.is_init

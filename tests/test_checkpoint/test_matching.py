@@ -1,0 +1,227 @@
+"""The one rule of which files a model takes."""
+
+import pytest
+import torch
+
+from mmvmamba.checkpoint.matching import (
+    OUTPUT_NORMS,
+    Matching,
+    load_tensors,
+    match_tensors,
+    missing_in_classifier,
+)
+from mmvmamba.nn import VMambaNet
+
+from ..naming_schemes import january_names
+
+THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
+STAGES = (0, 1, 2, 3)
+CLASSIFIER, BACKBONE = dict(num_classes=5), dict(out_indices=STAGES)
+
+
+def net_of(seed, pos_embed_size=None, norm='ln', **kwargs):
+    """A thin network, nothing of which is at its initial value."""
+    torch.manual_seed(seed)
+    net = VMambaNet(dict(THIN, norm=norm, pos_embed_size=pos_embed_size), **kwargs)
+    for value in net.state_dict().values():
+        value.copy_(torch.randn_like(value) if value.is_floating_point() else value + 3)
+    return net
+
+
+def file_of(change=dict, **kwargs):
+    return change(net_of(1, **kwargs).state_dict())
+
+
+def without(*parts):
+    return lambda state: {k: v for k, v in state.items() if not any(part in k for part in parts)}
+
+
+def with_prefix(prefix):
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+def extended(state):
+    return {**state, 'neck.weight': torch.zeros(2)}
+
+
+def wide(state):
+    return {**state, 'patch_embed.0.bias': torch.zeros(9)}
+
+
+def norms(*stages):
+    return {f'outnorm{i}.{name}' for i in stages for name in ('weight', 'bias')}
+
+
+HEAD = {'classifier.head.weight', 'classifier.head.bias'}
+OTHER_HEAD = dict(num_classes=7)
+BATCHNORM = dict(norm='bn')
+
+
+@pytest.mark.parametrize(
+    ('model', 'file', 'new_head', 'missing'),
+    [
+        (CLASSIFIER, file_of(**CLASSIFIER), False, set()),
+        (BACKBONE, file_of(**BACKBONE), False, set()),
+        (BACKBONE, file_of(**CLASSIFIER), False, norms(*STAGES)),
+        (BACKBONE, file_of(out_indices=(3,)), False, norms(0, 1, 2)),
+        (dict(out_indices=(1, 3)), file_of(**BACKBONE), False, set()),
+        (CLASSIFIER, file_of(**CLASSIFIER), True, set()),
+        (CLASSIFIER, file_of(**OTHER_HEAD), True, HEAD),
+        (dict(num_classes=0), file_of(**CLASSIFIER), False, set()),
+        (CLASSIFIER, file_of(extended, **CLASSIFIER), False, set()),
+        (CLASSIFIER, file_of(with_prefix('module.'), **CLASSIFIER), False, set()),
+        (CLASSIFIER, file_of(with_prefix('backbone.'), **CLASSIFIER), False, set()),
+        (BACKBONE, file_of(with_prefix('module.backbone.'), **BACKBONE), False, set()),
+        (CLASSIFIER, file_of(january_names, **CLASSIFIER), False, set()),
+        (BATCHNORM, file_of(without('num_batches_tracked'), **BATCHNORM), False, set()),
+    ],
+    ids=[
+        'classifier',
+        'backbone',
+        'classifier file for a backbone',
+        'fewer output norms',
+        'more output norms',
+        'same head',
+        'other head',
+        'no head',
+        'extra keys',
+        'module.',
+        'backbone.',
+        'module.backbone.',
+        'January names',
+        'no counters of BatchNorm',
+    ],
+)
+def test_files_that_are_loaded(model, file, new_head, missing):
+    net, source = net_of(2, **model), file
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    matching = load_tensors(net, file, 'x.pth', new_head)
+    assert set(matching.missing) == missing
+    assert matching.mismatched == {}
+    assert matching.total == len(before)
+    values = [value for key, value in net.state_dict().items() if key in matching.found]
+    assert len(values) == len(matching.found) > 60
+    for key, value in net.state_dict().items():
+        if key not in matching.found:
+            assert key in missing or key.endswith('num_batches_tracked')
+            assert torch.equal(value, before[key]), key
+            continue
+        assert any(value.shape == v.shape and torch.equal(value, v) for v in source.values()), key
+        assert key.endswith('num_batches_tracked') or not torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    ('model', 'file', 'new_head', 'words'),
+    [
+        (CLASSIFIER, file_of(**BACKBONE), True, r'missing: classifier\.norm\.weight.*head\.bias'),
+        (CLASSIFIER, file_of(**OTHER_HEAD), False, r'mismatch: classifier\.head\.weight \(7, 32\)'),
+        (CLASSIFIER, file_of(without('head'), **CLASSIFIER), True, r'missing: classifier\.head'),
+        (CLASSIFIER, file_of(without('norm.bias'), **OTHER_HEAD), True, r'missing: .*norm\.bias'),
+        (CLASSIFIER, file_of(without('s.2.blocks.1.'), **CLASSIFIER), True, r'missing: layers\.2'),
+        (BACKBONE, file_of(without('s.2.blocks.1.'), **CLASSIFIER), False, r'missing: layers\.2'),
+        (BACKBONE, file_of(wide, **CLASSIFIER), False, r'patch_embed.0.bias \(9,\) instead of \('),
+        (CLASSIFIER, file_of(wide, **OTHER_HEAD), True, r'patch_embed.0.bias \(9,\) instead of \('),
+        (CLASSIFIER, file_of(with_prefix('x.'), **CLASSIFIER), True, r'0 of \d+ .*unexpected: x\.'),
+        (CLASSIFIER, {'a': torch.zeros(1)}, True, r'^checkpoint .x.pth. does not .* VMambaNet: 0'),
+        (
+            BATCHNORM,
+            file_of(without('running_var'), **BATCHNORM),
+            True,
+            r'missing: \S+running_var',
+        ),
+    ],
+    ids=[
+        'backbone file for a classifier',
+        'other head',
+        'no head',
+        'no norm beside another head',
+        'block',
+        'block of a backbone',
+        'shape',
+        'shape beside another head',
+        'other prefix',
+        'other network',
+        'statistics of BatchNorm',
+    ],
+)
+def test_files_that_change_nothing(model, file, new_head, words):
+    net = net_of(2, **model)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        load_tensors(net, file, 'x.pth', new_head)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize('model', [CLASSIFIER, BACKBONE])
+def test_position_embedding_of_another_size(model):
+    file = file_of(pos_embed_size=32, **model)
+    file['pos_embed'] = torch.full_like(file['pos_embed'], 0.25)
+    net = net_of(2, pos_embed_size=64, **model)
+    assert 'pos_embed' in load_tensors(net, file, 'x.pth').found
+    torch.testing.assert_close(net.pos_embed.detach(), torch.full((1, 8, 16, 16), 0.25))
+
+
+FILE = {'backbone.a': 2, 'backbone.outnorm0.weight': 2, 'head.b': 2}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'required', 'allow_missing', 'is_match'),
+    [
+        ({}, '', (), True),
+        ({'head.b': None}, '', (), False),
+        ({'head.b': None}, 'backbone.', (), True),
+        ({'head.b': 3}, 'backbone.', (), True),
+        ({'head.b': 3}, '', (), False),
+        ({'backbone.a': None}, 'backbone.', OUTPUT_NORMS, False),
+        ({'backbone.a': 3}, 'backbone.', OUTPUT_NORMS, False),
+        ({'backbone.a': 3}, (), (), True),
+        ({'backbone.outnorm0.weight': None}, 'backbone.', (), False),
+        ({'backbone.outnorm0.weight': None}, 'backbone.', OUTPUT_NORMS, True),
+        ({'backbone.outnorm0.weight': None}, '', OUTPUT_NORMS, True),
+        ({'backbone.outnorm0.weight': 3}, 'backbone.', OUTPUT_NORMS, False),
+        ({'head.b': None}, '', ('head.',), True),
+        ({'head.b': 3}, '', ('head.',), False),
+        ({'more': 3, 'backbone.more': 3}, '', (), True),
+        (dict.fromkeys(FILE), (), (), False),
+        ({**dict.fromkeys(FILE), 'more': 3}, (), (), False),
+        ({**dict.fromkeys(FILE, 3)}, (), (), False),
+    ],
+)
+def test_options_of_the_rule(changes, required, allow_missing, is_match):
+    """Sizes of the tensors of a file; None is a missing one."""
+    own = {key: torch.zeros(size) for key, size in FILE.items()}
+    sizes = {key: size for key, size in {**FILE, **changes}.items() if size is not None}
+    matching = match_tensors(own, {key: torch.zeros(size) for key, size in sizes.items()})
+    options = dict(required=required, allow_missing=allow_missing)
+    if is_match:
+        matching.check('the file', 'Net', **options)
+        return
+    with pytest.raises(ValueError, match=r'^the file does not match Net: \d of 3 tensors found; '):
+        matching.check('the file', 'Net', **options)
+
+
+def test_every_tensor_is_listed_once():
+    own = {key: torch.zeros(2) for key in ('a', 'b', 'c', 'd.num_batches_tracked')}
+    tensors = {'a': torch.zeros(2), 'b': torch.zeros(2, 1), 'e': torch.zeros(1)}
+    tensors |= {'classifier.norm.weight': torch.zeros(1)}
+    matching = match_tensors(own, tensors)
+    assert matching == Matching(4, ['a'], ['c'], {'b': '(2, 1) instead of (2,)'}, ['e'])
+    assert str(matching) == (
+        '1 of 4 tensors found; missing: c; shape mismatch: b (2, 1) instead of (2,); unexpected: e'
+    )
+
+
+@pytest.mark.parametrize(
+    ('count', 'ending'), [(0, 'none'), (1, 'k0'), (8, 'k6, k7'), (9, 'k6, k7 and 1 more')]
+)
+def test_long_lists_are_cut(count, ending):
+    text = str(Matching(20, missing=[f'k{i}' for i in range(count)]))
+    assert f'{ending}; shape mismatch: none; unexpected: none' in text
+
+
+def test_names_of_a_classifier():
+    file = file_of(**CLASSIFIER)
+    assert missing_in_classifier(file) == []
+    assert missing_in_classifier(file_of(**BACKBONE))[0] == 'classifier.norm.weight'
+    for key in [key for key in file if key.startswith('classifier.')]:
+        assert missing_in_classifier(without(key)(file)) == [key]

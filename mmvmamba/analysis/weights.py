@@ -39,7 +39,7 @@ def load_weights(net: nn.Module, name: str, checkpoint: str, whole: bool) -> Non
     head = () if whole else _head_prefixes(net)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head)}
     try:
-        # A network's own load hooks may rename and resize: what matches shows when they have run.
+        # The tensors can be compared after the network's own load hooks have renamed and resized.
         result = net.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # another shape
         raise ValueError(f'checkpoint {checkpoint!r} does not match {name}: {error}') from error

@@ -1,4 +1,4 @@
-"""The rule of which files a model takes, and a load that follows it."""
+"""The rule that decides whether a file matches a model, and loading by this rule."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ OUTPUT_NORMS = ('outnorm', 'backbone.outnorm')
 _CLASSIFIER = ('classifier.', 'backbone.classifier.')
 #: A classifier's last layer, which is new if the number of classes differs.
 _HEAD = 'classifier.head.'
-#: Counters of BatchNorm, and buffers that follow from a model's arguments: older files lack them.
+#: Counters of BatchNorm and buffers that are computed from arguments; older files lack them.
 NEVER_REQUIRED = ('num_batches_tracked', 'relative_position_index')
 _LISTED_KEYS = 8
 
 
 @dataclass
 class Matching:
-    """Names of the tensors that a model and a file have in common, and of the others.
+    """Comparison of a model's tensors with those of a file, by name and shape.
 
-    ``total`` is the number of the model's tensors; the names in ``mismatched`` have both shapes
-    behind them.
+    Attributes:
+        total (int): Number of the model's tensors.
+        found (list[str]): Names of the tensors that have the same shape in both.
+        missing (list[str]): Names of the model's tensors that the file lacks.
+        mismatched (dict[str, str]): The two shapes of the tensors whose shapes differ, by name.
+        unexpected (list[str]): Names of the file's tensors that the model lacks.
     """
 
     total: int
@@ -50,7 +54,7 @@ class Matching:
         required: str | tuple[str, ...] = '',
         allow_missing: tuple[str, ...] = (),
     ) -> None:
-        """Raise an error unless the file is one of the model's.
+        """Raise an error unless the file matches the model.
 
         At least one tensor must be found. Among the model's tensors whose names begin with
         ``required``, none may have another shape, and only those whose names begin with

@@ -1,4 +1,4 @@
-"""Published and broken files, written here: nothing is downloaded."""
+"""Published and broken files and their addresses; nothing is downloaded."""
 
 import copy
 import functools
@@ -137,7 +137,7 @@ def test_missing_file():
         loaded('nowhere/x.pth')
 
 
-def test_nothing_fits(tmp_path):
+def test_another_network(tmp_path):
     path = save(tmp_path, {'state_dict': {'conv1.weight': torch.zeros(3)}})
     with pytest.raises(ValueError, match=r'0 of \d+ tensors found.*missing: patch_embed.*conv1'):
         loaded(path)
@@ -163,7 +163,7 @@ def test_unknown_prefix(tmp_path):
         loaded(path, prefix='encoder')
 
 
-def test_nothing_changes_when_a_file_does_not_fit(tmp_path):
+def test_a_failed_load_changes_nothing(tmp_path):
     state = {k: v for k, v in classifier_state().items() if 'layers.2.blocks.1.' not in k}
     path = save(tmp_path, {'model': state})
     model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
@@ -255,7 +255,7 @@ def test_detector_refuses_half_a_backbone_and_another_width():
 
 @pytest.mark.parametrize('scheme', [january_names, one_file_names, convolution_weights])
 @ARCHS
-def test_what_inferencers_call_takes_every_scheme(tmp_path, arch, scheme):
+def test_inferencers_take_every_scheme(tmp_path, arch, scheme):
     """They call MMEngine's load_checkpoint on the whole model, without a hook."""
     detector = Detector(arch)
     state = backbone_state(arch, seed=3)
@@ -279,7 +279,7 @@ def test_what_inferencers_call_takes_every_scheme(tmp_path, arch, scheme):
     ],
     ids=['prefix', 'names', 'block'],
 )
-def test_what_inferencers_call_refuses_what_does_not_fit(tmp_path, change, words):
+def test_inferencers_refuse_files_that_do_not_match(tmp_path, change, words):
     state = {change(k): v for k, v in Detector().state_dict().items()}
     state.pop(None, None)
     path = save(tmp_path, {'state_dict': state})
@@ -335,7 +335,7 @@ def test_one_line_for_one_load(tmp_path, monkeypatch):
         rf'file.pth: {count - 8} of {count} tensors found; missing: outnorm0', found[0]
     )
     assert f'{count} of {count} tensors found; missing: none' in found[1]
-    # Who has checked and logged a whole model does not log its backbone again.
+    # After a whole model was logged, its backbone is not.
     state = copy.deepcopy(mark_as_logged(detector.state_dict()))
     load_checkpoint(detector, str(save(tmp_path, {'state_dict': state})), logger=None)
     detector.load_state_dict(state)
@@ -401,7 +401,7 @@ def test_unknown_addresses_are_refused(address, safe_loader):
 
 
 @pytest.mark.parametrize('address', ['s3://b/x.pth', 'petrel://b/x.pth', 'cluster:s3://b/x.pth'])
-def test_what_comes_from_ceph_is_not_executed(address, safe_loader, monkeypatch, tmp_path):
+def test_files_from_ceph_are_not_executed(address, safe_loader, monkeypatch, tmp_path):
     seen = []
 
     def get(uri, backend_args):
@@ -519,7 +519,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         (dict(type='Pretrained', checkpoint='x', prefix=1), TypeError, 'prefix .* must be a str'),
     ],
 )
-def test_slips_in_init_cfg_are_named(init_cfg, error, words):
+def test_mistakes_in_init_cfg_are_named(init_cfg, error, words):
     with pytest.raises(error, match=words) as raised:
         VMamba(THIN, init_cfg=init_cfg)
     assert 'init_cfg' in str(raised.value)

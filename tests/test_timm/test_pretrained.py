@@ -1,4 +1,4 @@
-"""Released files by timm's ways of loading: a file, an address, a checkpoint."""
+"""Released files that timm loads: as a file, from a URL and as a checkpoint."""
 
 import functools
 import http.server
@@ -56,7 +56,7 @@ def test_naming_schemes(name, scheme, tmp_path):
 
 @pytest.mark.parametrize('ema', [False, True])
 def test_full_training_file_with_yacs_node(ema, tmp_path, monkeypatch):
-    """timm takes the moving average where there is one."""
+    """timm takes the moving average if there is one."""
     CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
     module = types.ModuleType('yacs.config')
     module.CfgNode = CfgNode
@@ -115,7 +115,7 @@ def test_features_only(kind, tmp_path):
     ],
     ids=['block', 'stem', 'names'],
 )
-def test_what_does_not_fit(change, words, kwargs, tmp_path):
+def test_files_that_do_not_match(change, words, kwargs, tmp_path):
     state = {change(key): value for key, value in state_of().items()}
     state.pop(None, None)
     with pytest.raises(ValueError, match=f'does not match VMambaNet.*{words}'):
@@ -131,7 +131,7 @@ def test_another_width(tmp_path):
 
 
 def test_backbone_for_a_classifier(tmp_path):
-    """With as many classes as ImageNet's timm awaits a classifier in the file."""
+    """With as many classes as ImageNet has, timm expects a classifier in the file."""
     state = {f'backbone.{key}': value for key, value in state_of(out_indices=(3,)).items()}
     path = save(tmp_path, {'state_dict': state})
     with pytest.raises(RuntimeError, match=r'Missing key.*classifier\.norm\.weight'):
@@ -143,7 +143,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_address(tmp_path, monkeypatch):
+def test_url(tmp_path, monkeypatch):
     """A server on this machine stands for the one of the released files."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')

@@ -1,4 +1,4 @@
-"""What a position of a map takes from the others: SS2D written as attention, and attention itself.
+"""SS2D written as attention, and attention itself, as maps of one position over the others.
 
 A scan is a causal linear attention with a decay (VMamba, arXiv 2401.10166, Sec. 5.2): along its
 path, for channel c, y_t = sum over s <= t of M[t, s] v_s + D x_t, with v = dt x and
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Elements of the largest tensor that a whole matrix is computed with.
+#: Elements of the largest tensor in the computation of a whole matrix.
 _CHUNK = 2**23
 #: Tensors (L, L) of float64 in use at a time while the matrix of a block is computed.
 _MATRICES = 6
@@ -25,22 +25,24 @@ Tick = Callable[[], None]
 
 
 def _silent() -> None:
-    """Shows no progress."""
+    """Show no progress."""
 
 
 @dataclass
 class Path:
     """One scan direction of an SS2D: M sequences of L positions, C channels and S states.
 
+    All tensors but ``index`` are float64.
+
     Args:
-        index (Tensor): The place y * W + x of each position of the paths (M, L).
-        x (Tensor): What is scanned (M, L, C), as the others below in float64.
-        dt (Tensor): The time steps (M, L, C).
-        A (Tensor): The decay rates (C, S), not positive.
-        B (Tensor): The input weights, or keys (M, L, S).
-        C (Tensor): The output weights, or queries (M, L, S).
-        D (Tensor): The skip weights (C).
-        line (int): Positions in a row or column of the map, as the path walks it.
+        index (Tensor): Position y * W + x on the map of each position of the paths (M, L).
+        x (Tensor): Input of the scan (M, L, C).
+        dt (Tensor): Time steps (M, L, C).
+        A (Tensor): Decay rates (C, S), not positive.
+        B (Tensor): Input weights, or keys (M, L, S).
+        C (Tensor): Output weights, or queries (M, L, S).
+        D (Tensor): Skip weights (C).
+        line (int): Length of a row or column of the map along the path.
     """
 
     index: Tensor
@@ -53,35 +55,35 @@ class Path:
     line: int
 
     def locate(self, query: int) -> tuple[int, int]:
-        """The sequence and the position in it of a place of the map."""
+        """Return the sequence and the position in it of a position of the map."""
         m, t = (self.index == query).nonzero()[0].tolist()
         return m, t
 
     def weights(self, m: int, t: int) -> Tensor:
-        """M[t, s] of sequence m for all s (L, C): what position t takes of v_s, by channel."""
+        """Return M[t, s] of sequence m for all s (L, C), by channel."""
         L, C = self.dt.shape[1:]
-        # From t backwards, so that no large sum is subtracted from another.
+        # Summed backwards from t, so that no large sum is subtracted from another.
         steps = self.dt[m, 1 : t + 1].flip(0).cumsum(0).flip(0)
         decay = F.pad(steps, (0, 0, 0, 1)).unsqueeze(-1) * self.A  # (t + 1, C, S)
         found = ((self.C[m, t] * self.B[m, : t + 1]).unsqueeze(1) * decay.exp()).sum(-1)
         return torch.cat([found, found.new_zeros(L - t - 1, C)])
 
     def outputs(self, m: int, t: int) -> Tensor:
-        """y_t (C), as the definition above has it."""
+        """Return y_t (C) of sequence m by the definition above."""
         v = self.dt[m] * self.x[m]
         return (self.weights(m, t) * v).sum(0) + self.D * self.x[m, t]
 
     def row(self, query: int, form: str) -> Tensor:
-        """The map of a query in the order of its path (L), a mean over channels."""
+        """Return the map of a query in the order of its path (L), a mean over channels."""
         m, t = self.locate(query)
-        if form == 'qk':
-            row = self.B[m] @ self.C[m, t]
-            row[t + 1 :] = 0
-            return row
-        return self.weights(m, t).mean(-1)
+        if form == 'decay':
+            return self.weights(m, t).mean(-1)
+        row = self.B[m] @ self.C[m, t]
+        row[t + 1 :] = 0
+        return row
 
     def matrices(self, form: str) -> Tensor:
-        """The rows of all positions (M, L, L)."""
+        """Return the rows of all positions (M, L, L)."""
         if form == 'qk':
             return (self.C @ self.B.mT).tril()
         L, S = self.dt.shape[1], self.A.shape[1]
@@ -122,18 +124,18 @@ class ScanMaps:
         return [path for paths in self.passes for path in paths]
 
     def in_path_order(self, path: Path, query: int, form: str) -> Tensor:
-        """A direction's map of a query, a line of the path in each row, first line first."""
+        """Return a direction's map of a query, with a line of the path in each row."""
         return path.row(query, form).view(-1, path.line)
 
     def in_image_order(self, path: Path, query: int, form: str) -> Tensor:
-        """A direction's map of a query (H, W)."""
+        """Return a direction's map of a query (H, W)."""
         m, _ = path.locate(query)
         out = path.dt.new_zeros(self.shape).flatten()
         out[path.index[m]] = path.row(query, form)
         return out.view(self.shape)
 
     def summed(self, query: int, form: str) -> Tensor:
-        """The map of a query over all directions (H, W).
+        """Return the map of a query over all directions (H, W).
 
         Of a cascade, that of the columns followed by that of the rows, without the norm between.
         """
@@ -148,27 +150,21 @@ class ScanMaps:
 
     @property
     def ticks(self) -> int:
-        """How often :meth:`matrix` calls its ``tick``."""
+        """Number of times that :meth:`matrix` calls its ``tick``."""
         return len(self.paths)
 
     def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
-        """The summed maps of all queries (H * W, H * W); ``tick`` is called after each path."""
+        """Return the summed maps of all queries (H * W, H * W), with a ``tick`` after each path."""
         size = self.shape[0] * self.shape[1]
-        out = None
+        product = None
         for paths in self.passes:
-            matrix = _in_image_order(paths, form, size, tick)
-            out = matrix if out is None else matrix @ out
-        return out
-
-
-def _in_image_order(paths: Sequence[Path], form: str, size: int, tick: Tick) -> Tensor:
-    """The matrices of the directions of a pass, added in image order (size, size)."""
-    out = paths[0].dt.new_zeros(size, size)
-    for path in paths:
-        for index, matrix in zip(path.index, path.matrices(form), strict=True):
-            out[index[:, None], index] += matrix
-        tick()
-    return out
+            out = paths[0].dt.new_zeros(size, size)
+            for path in paths:
+                for index, matrix in zip(path.index, path.matrices(form), strict=True):
+                    out[index[:, None], index] += matrix
+                tick()
+            product = out if product is None else out @ product
+        return product
 
 
 @dataclass
@@ -190,14 +186,14 @@ class AttentionMaps:
     k: Tensor
 
     def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
-        """The maps of all tokens (L, L), class token included."""
+        """Return the maps of all tokens (L, L), class token included."""
         scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
         out = (scores if form == 'qk' else scores.softmax(-1)).mean(0)
         tick()
         return out
 
     def summed(self, query: int, form: str) -> Tensor:
-        """The map of a query over the patches (H, W)."""
+        """Return the map of a query over the patches (H, W)."""
         size = self.shape[0] * self.shape[1]
         return self.matrix(form)[query - size, -size:].view(self.shape)
 
@@ -206,21 +202,21 @@ Maps = ScanMaps | AttentionMaps
 
 
 def rollout_bytes(blocks: Sequence[Maps]) -> int:
-    """About the memory that :func:`rollout` of these blocks needs."""
+    """Estimate the memory that :func:`rollout` of these blocks needs."""
     height, width = blocks[0].shape
     return _MATRICES * (height * width) ** 2 * torch.float64.itemsize
 
 
 def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent) -> Tensor:
-    """The attention rollout of a query over blocks (Abnar and Zuidema, arXiv 2005.00928).
+    """Compute the attention rollout of a query over blocks (Abnar and Zuidema, arXiv 2005.00928).
 
-    Each block is half itself, with its rows' absolute values divided by their sum, and half the
-    identity for the residual connection. Of L positions all maps are needed, L^2 numbers, each a
-    mean over channels and states.
+    Each block is half its absolute values, with rows divided by their sums, and half the identity
+    for the residual connection. This needs the maps of all L positions, L^2 numbers, each a mean
+    over channels and states.
 
     Args:
         blocks (Sequence[ScanMaps | AttentionMaps]): The blocks in the order of the network.
-        query (int): The place y * W + x.
+        query (int): The position y * W + x.
         form (str): One of the blocks' ``forms``.
         tick (Callable): Called after each path of each block, their ``ticks``. Defaults to a
             function that does nothing.
@@ -237,7 +233,7 @@ def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent)
         if row is None:
             row = torch.zeros_like(sums)
             row[query - size] = 1
-        # A row without a map is the identity's.
+        # An empty row of the matrix is taken as the identity's.
         moved = torch.where(sums > 0, row / sums, 0) @ matrix + torch.where(sums > 0, 0, row)
         row = (row + moved) / 2
         del matrix  # before the next one is computed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class ReceptiveField:
-    """What the centre of a network's last map depends on.
+    """Dependence of the centre of a network's last map on each pixel of the image.
 
     Args:
         gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, not negative.
@@ -21,11 +21,11 @@ class ReceptiveField:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Row and column of the mean place, weighted by the squared gradient, in pixels.
+        """Mean row and column, weighted by the squared gradient, in pixels.
 
-        Where the centre of the last map looks differs between networks: a patch is seen from its
-        middle, a convolution with a stride and padding from its upper left corner. The square
-        finds the bright place in a wide field.
+        The centre of the last map is not at the same pixel in all networks: a patch is seen from
+        its middle, a convolution with a stride and padding from its upper left corner. The square
+        finds the bright spot in a wide field.
         """
         weights = self.gradient.square()
         rows, columns = weights.sum(1), weights.sum(0)
@@ -34,22 +34,18 @@ class ReceptiveField:
         )
 
     def distances(self) -> Tensor:
-        """The distance (H, W) of each pixel's middle from the centre, in pixels."""
+        """Return the distance (H, W) of the middle of each pixel from the centre, in pixels."""
         H, W = self.gradient.shape
         y, x = (torch.arange(n) - c for n, c in zip((H, W), self.centre, strict=True))
         return (y.square()[:, None] + x.square()).sqrt()
 
     def share_within(self, radii: Sequence[float]) -> list[float]:
-        """The share of the gradient's mass within each distance of the centre.
-
-        Args:
-            radii (Sequence[float]): Distances in pixels.
-        """
+        """Return the share of the gradient's mass within each distance of the centre, in pixels."""
         distances, total = self.distances(), self.gradient.sum()
         return [float(self.gradient[distances <= r].sum() / total) for r in radii]
 
     def radius_of(self, share: float) -> float:
-        """The least distance from the centre, in pixels, within which a share of the mass lies.
+        """Return the least distance from the centre, in pixels, that holds a share of the mass.
 
         Raises:
             ValueError: If ``share`` is not in (0, 1].
@@ -58,12 +54,12 @@ class ReceptiveField:
             raise ValueError(f'share must be above 0 and at most 1, but got {share}')
         distances, order = self.distances().flatten().sort()
         mass = self.gradient.flatten()[order].cumsum(0)
-        # The last sum is the whole, whatever rounding says.
+        # The last sum, since rounding may leave it below the total.
         index = torch.searchsorted(mass, share * mass[-1]).clamp(max=len(mass) - 1)
         return float(distances[index])
 
     def picture(self) -> Tensor:
-        """The gradient to the power 0.2 over its maximum (H, W), as the paper draws it."""
+        """Return the gradient to the power 0.2 over its maximum (H, W), as the paper draws it."""
         picture = self.gradient.pow(0.2)
         return picture / picture.max()
 
@@ -71,19 +67,19 @@ class ReceptiveField:
 def receptive_field(
     features: Callable[[Tensor], Tensor], images: Iterable[Tensor]
 ) -> ReceptiveField:
-    """Computes an effective receptive field.
+    """Compute an effective receptive field.
 
-    For each image, the gradient of the positive features at the centre of the last map, summed over
-    channels, with respect to the image, of which the positive part is summed over the image's
-    channels; then the mean over images.
+    For each image, this is the gradient of the positive features at the centre of the last map,
+    summed over channels, with respect to the image. Its positive part is summed over the image's
+    channels and averaged over images.
 
     Args:
         features (Callable): Maps images (N, c, H, W) to their last map (N, C, h, w).
-        images (Iterable[Tensor]): Images of one size, normalised as the network expects.
+        images (Iterable[Tensor]): Batches of images of one size, normalized for the network.
 
     Raises:
-        ValueError: If there are no images, they differ in size, ``features`` gives no map, or no
-            pixel has a gradient.
+        ValueError: If there are no images, they differ in size, ``features`` does not return a map,
+            or no pixel has a gradient.
     """
     total, count = None, 0
     for batch in images:
@@ -92,7 +88,7 @@ def receptive_field(
             total = torch.zeros_like(gradient)
         if gradient.shape != total.shape:
             raise ValueError(
-                f'images must be of one size, but are {tuple(total.shape)} and '
+                f'images must be of one size, but got {tuple(total.shape)} and '
                 f'{tuple(gradient.shape)}'
             )
         total += gradient
@@ -105,12 +101,12 @@ def receptive_field(
 
 
 def _gradient(features: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """The rectified gradient (H, W), summed over a batch."""
+    """Return the rectified gradient (H, W), summed over a batch."""
     batch = batch.detach().requires_grad_()
     with torch.enable_grad():
         maps = features(batch)
         if maps.dim() != 4:
-            raise ValueError(f'features must give maps (N, C, h, w), but gave {tuple(maps.shape)}')
+            raise ValueError(f'features must return maps (N, C, h, w), but got {tuple(maps.shape)}')
         h, w = maps.shape[2:]
         # Images of a batch do not depend on each other in eval mode.
         (gradient,) = torch.autograd.grad(maps[:, :, h // 2, w // 2].relu().sum(), batch)

@@ -1,14 +1,14 @@
-"""Time and memory of calls, compared fairly, and the machine that they ran on.
+"""Time and memory of calls in a fair comparison, and the machine that they ran on.
 
 Needs torch alone.
 
 - Time: all candidates of a comparison run in one process and in turn (A B C, A B C, ...), so that
-  a slow phase of the machine falls on all of them. What is reported is the median, and as spread
-  the interquartile range over the median.
+  a slow phase of the machine affects all of them. The result is the median, and the spread the
+  interquartile range over the median.
 - Memory: the largest amount that PyTorch's allocator of the device had handed out during a call,
   above what it had handed out before it. Inputs and weights are therefore left out; results, saved
   tensors, gradients and the temporaries of native kernels count. On a GPU that is the allocator's
-  own peak, on a CPU it is summed from the profiler's record of each allocation, which covers the
+  own peak. On a CPU it is summed from the profiler's record of each allocation, which covers the
   same things; scratch space that oneDNN or MKL allocate by themselves is in neither.
 """
 
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 MIB = 2**20
 #: A sample repeats a short call until it has taken this long (seconds).
 MIN_SAMPLE = 0.01
-#: Distributions whose versions a result depends on, where they are installed.
+#: Distributions whose versions affect a result.
 PACKAGES = ('triton', 'mamba-ssm') + tuple(
     f'{prefix}{name}'
     for prefix in ('', 'onedl-')
@@ -52,7 +52,7 @@ PACKAGES = ('triton', 'mamba-ssm') + tuple(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """'224' -> (224, 224); '800x1333' -> (800, 1333), height first."""
+    """Parse '224' as (224, 224) and '800x1333' as (800, 1333), height first."""
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     if match is None or '0' in (match[1], match[2]):
         raise argparse.ArgumentTypeError(f'a size is written 224 or 800x1333, but got {text!r}')
@@ -60,43 +60,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def size_text(height: int, width: int) -> str:
-    """The inverse of :func:`parse_size`."""
+    """Return the text that :func:`parse_size` reads."""
     return str(height) if height == width else f'{height}x{width}'
-
-
-# ---- time ----------------------------------------------------------------------------------------
-
-
-def _sample(call: Call, repeats: int, device: torch.device) -> float:
-    """Seconds for one call, from ``repeats`` calls in a row."""
-    if device.type == 'cuda':
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream = torch.cuda.current_stream(device)
-        start.record(stream)
-        for _ in range(repeats):
-            call()
-        end.record(stream)
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - begin) / repeats
-
-
-def warm_up(
-    calls: Mapping[str, Call], device: torch.device, track: Track = iter
-) -> dict[str, float]:
-    """The second time (seconds) of each call; one that finds no memory is left out."""
-    estimates = {}
-    for name, call in track(list(calls.items())):
-        try:
-            _sample(call, 1, device)
-            estimates[name] = _sample(call, 1, device)
-        except torch.cuda.OutOfMemoryError:
-            logger.warning('  %s left out: the memory of the GPU is too small', name)
-            torch.cuda.empty_cache()
-    return estimates
 
 
 def interleave(
@@ -107,21 +72,22 @@ def interleave(
     max_rounds: int = 100,
     track: Track = iter,
 ) -> dict[str, list[float]]:
-    """Times calls in turn: A B C, A B C, ...
+    """Time calls in turn: A B C, A B C, ...
 
     Args:
-        calls (Mapping[str, Callable]): What is compared.
-        device (torch.device): Where the calls compute.
-        seconds (float): About how long all rounds take together.
+        calls (Mapping[str, Callable]): The candidates.
+        device (torch.device): The device that the calls run on.
+        seconds (float): Rough duration of all rounds together.
         min_rounds (int): The least rounds, however long they take. Defaults to 5.
         max_rounds (int): The most rounds. Defaults to 100.
-        track (Callable): Yields what it is given and shows how much of it is done: the calls,
-            each of which is tried, then the rounds. Defaults to ``iter``, which shows nothing.
+        track (Callable): Yields the items of a sequence and shows progress. It gets the calls, each
+            of which is tried, then the rounds. Defaults to ``iter``, which shows nothing.
 
     Returns:
-        dict[str, list[float]]: For each call that finds memory its seconds in each round.
+        dict[str, list[float]]: The seconds in each round, by call. A call that runs out of memory
+        is left out.
     """
-    estimates = warm_up(calls, device, track)
+    estimates = _warm_up(calls, device, track)
     if not estimates:
         return {}
     repeats = {name: max(1, math.ceil(MIN_SAMPLE / max(t, 1e-6))) for name, t in estimates.items()}
@@ -135,8 +101,38 @@ def interleave(
     return times
 
 
+def _warm_up(calls: Mapping[str, Call], device: torch.device, track: Track) -> dict[str, float]:
+    """Return the seconds of the second run of each call that finds enough memory."""
+    estimates = {}
+    for name, call in track(list(calls.items())):
+        try:
+            _sample(call, 1, device)
+            estimates[name] = _sample(call, 1, device)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning('  %s left out: the memory of the GPU is too small', name)
+            torch.cuda.empty_cache()
+    return estimates
+
+
+def _sample(call: Call, repeats: int, device: torch.device) -> float:
+    """Return the seconds of one call, from ``repeats`` calls in a row."""
+    if device.type == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(device)
+        start.record(stream)
+        for _ in range(repeats):
+            call()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
 def summarise(times: Sequence[float]) -> Row:
-    """Median and least time (ms) of samples in seconds, and their relative spread.
+    """Summarise samples in seconds.
 
     Returns:
         dict: ``median_ms``, ``min_ms``, ``spread`` (interquartile range over median) and
@@ -152,13 +148,10 @@ def summarise(times: Sequence[float]) -> Row:
     )
 
 
-# ---- memory --------------------------------------------------------------------------------------
-
-
 def extra_memory(call: Call, device: torch.device) -> int:
-    """The most bytes in use during a call above those in use before it, see above.
+    """Return the peak of the bytes in use during a call above those in use before it.
 
-    The call must have run before, so that what is allocated once is not counted.
+    The call must have run before, so that one-time allocations are not counted.
     """
     gc.collect()
     if device.type == 'cuda':
@@ -181,22 +174,55 @@ def extra_memory(call: Call, device: torch.device) -> int:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated, or None where the system does not say."""
+    """Return the bytes that can still be allocated, or None if the system does not say."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    info = Path('/proc/meminfo')
-    text = info.read_text() if info.exists() else ''
-    match = re.search(r'^MemAvailable:\s*(\d+) kB$', text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
+    kib = _proc_entry('meminfo', r'^MemAvailable:\s*(\d+) kB$')
+    return int(kib) * 1024 if kib else None
 
 
 def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(v.numel() * v.element_size() for v in tensors)
+    """Return the bytes of a model's parameters and buffers."""
+    return sum(v.nbytes for v in (*model.parameters(), *model.buffers()))
 
 
-# ---- models -------------------------------------------------------------------------------------
+def make_call(
+    model: torch.nn.Module, images: torch.Tensor, train: bool, precision: str, run: str
+) -> Call:
+    """Return an inference or training step of a model as a function without arguments.
+
+    Args:
+        model (nn.Module): The model.
+        images (Tensor): Its input.
+        train (bool): Run forward and backward, or forward without gradients.
+        precision (str): 'fp32', or anything else for autocast.
+        run (str): 'compiled', or anything else for eager mode.
+    """
+    forward = torch.compile(model, dynamic=False) if run == 'compiled' else model
+    gradients: list[torch.Tensor] = []
+
+    def autocast() -> contextlib.AbstractContextManager:
+        dtype = torch.float16 if images.is_cuda else torch.bfloat16
+        return torch.autocast(images.device.type, dtype, enabled=precision != 'fp32')
+
+    def infer() -> Any:
+        with torch.no_grad(), autocast():
+            return forward(images)
+
+    def train_step() -> None:
+        try:
+            with autocast():
+                outputs = [v for v in _tensors(forward(images)) if v.requires_grad]
+            # Random gradients: those of a plain sum vanish behind a LayerNorm, and a GPU multiplies
+            # zeros faster. Drawn once, so that they cost no time.
+            if not gradients:
+                gradients.extend(torch.randn_like(output) / 64 for output in outputs)
+            torch.autograd.backward(outputs, gradients)
+        finally:  # a step that runs out of memory must release it
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    return train_step if train else infer
 
 
 def _tensors(outputs: torch.Tensor | Sequence | Mapping) -> list[torch.Tensor]:
@@ -206,52 +232,17 @@ def _tensors(outputs: torch.Tensor | Sequence | Mapping) -> list[torch.Tensor]:
         outputs = list(outputs.values())
     if not isinstance(outputs, Sequence) or isinstance(outputs, str):
         raise TypeError(
-            'a model that is trained must give a tensor, or a sequence or mapping of tensors, but '
-            f'gave {type(outputs).__name__}'
+            'a model in training must return a tensor, or a sequence or mapping of tensors, but '
+            f'got {type(outputs).__name__}'
         )
     return [tensor for output in outputs for tensor in _tensors(output)]
 
 
-def _autocast(precision: str, device: torch.device) -> Callable:
-    if precision == 'fp32':
-        return contextlib.nullcontext
-    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
-    return lambda: torch.autocast(device.type, dtype)
-
-
-def make_call(
-    model: torch.nn.Module, images: torch.Tensor, train: bool, precision: str, run: str
-) -> Call:
-    """One inference or training step of a model as a function without arguments."""
-    forward = torch.compile(model, dynamic=False) if run == 'compiled' else model
-    autocast = _autocast(precision, images.device)
-
-    def infer():
-        with torch.no_grad(), autocast():
-            return forward(images)
-
-    gradients: list[torch.Tensor] = []
-
-    def train_step():
-        try:
-            with autocast():
-                outputs = [v for v in _tensors(forward(images)) if v.requires_grad]
-            # Random gradients: those of a plain sum vanish behind a LayerNorm, and a GPU multiplies
-            # zeros faster. Drawn once, so that they cost no time.
-            if not gradients:
-                gradients.extend(torch.randn_like(output) / 64 for output in outputs)
-            torch.autograd.backward(outputs, gradients)
-        finally:  # a step that finds no memory leaves none of it in use
-            for parameter in model.parameters():
-                parameter.grad = None
-
-    return train_step if train else infer
-
-
 def allow_recompilation() -> None:
-    """Each block of a model that breaks the graph is a variant of the same code to torch.compile.
+    """Raise the limit of torch.compile on variants of the same code.
 
-    The default limit would leave the later blocks of such a model in eager mode without a word.
+    Each block of a model that breaks the graph is such a variant. With the default limit the later
+    blocks would silently run in eager mode.
     """
     torch._dynamo.reset()
     config = torch._dynamo.config
@@ -259,23 +250,22 @@ def allow_recompilation() -> None:
     setattr(config, limit, 256)
 
 
-# ---- the machine -------------------------------------------------------------------------------
-
-
-def _cpu_name() -> str:
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        match = re.search(r'^model name\s*:\s*(.+)$', info.read_text(), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
+def describe_run(device: torch.device) -> Row:
+    """Return the head of a file of results: date, device, machine and versions."""
+    return dict(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='minutes'),
+        device=device.type,
+        machine=describe_machine(device),
+        versions=describe_versions(),
+    )
 
 
 def describe_machine(device: torch.device) -> Row:
-    """The processor or GPU that the figures belong to."""
+    """Return the processor and the GPU, if the device is one."""
     affinity = getattr(os, 'sched_getaffinity', None)
+    cpu = _proc_entry('cpuinfo', r'^model name\s*:\s*(.+)$')
     machine = dict(
-        cpu=_cpu_name(),
+        cpu=cpu or platform.processor() or platform.machine(),
         cores=len(affinity(0)) if affinity else os.cpu_count(),
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
@@ -288,25 +278,20 @@ def describe_machine(device: torch.device) -> Row:
 
 
 def describe_versions() -> dict[str, str]:
-    """The versions that the figures belong to."""
+    """Return the versions of Python, of torch, of this package and of those in use."""
     versions = dict(
         python=platform.python_version(), torch=torch.__version__, mmvmamba=mmvmamba.__version__
     )
     if torch.version.cuda:
         versions['cuda'] = torch.version.cuda
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
-def describe_run(device: torch.device) -> Row:
-    """Date, device, machine and versions: what every file of results has at its head."""
-    return dict(
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='minutes'),
-        device=device.type,
-        machine=describe_machine(device),
-        versions=describe_versions(),
-    )
+def _proc_entry(name: str, pattern: str) -> str | None:
+    """Return what the group of a pattern matches in a file of /proc, which only Linux has."""
+    path = Path('/proc') / name
+    match = re.search(pattern, path.read_text(), re.MULTILINE) if path.exists() else None
+    return match[1].strip() if match else None

@@ -1,4 +1,4 @@
-"""Records what the blocks of a network scan or attend to, beside what they do anyway."""
+"""Recording of the scans or the attention of a network's blocks during a forward pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .activation_map import AttentionMaps, Maps, Path, ScanMaps
 
 
 def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
-    """Runs a network on one image and keeps the maps of its blocks.
+    """Run a network on one image and record the maps of its blocks, without changing its result.
 
     Args:
         net (nn.Module): A VMamba, a Vision Transformer of mmpretrain, or a model with such a
             backbone.
-        stage (int): The stage of a VMamba; a Vision Transformer has but one.
-        run (Callable): Runs the network, whose result is the one without recording.
+        stage (int): The stage of a VMamba. A Vision Transformer has only one.
+        run (Callable): Runs the network.
 
     Returns:
         list[ScanMaps | AttentionMaps]: One for each block that has an SS2D or an attention.
@@ -64,10 +64,9 @@ def _modules(backbone: nn.Module, stage: int) -> list[nn.Module]:
 
 @contextmanager
 def _scans(module: SS2D, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
-    """Keeps what an SS2D scans, beside what it does anyway."""
     original = module.core
 
-    def begin(_, args: tuple[Tensor]) -> None:
+    def start(_, args: tuple[Tensor]) -> None:
         _check_single(args[0])
         records.append(ScanMaps(tuple(args[0].shape[1:3])))
 
@@ -79,7 +78,7 @@ def _scans(module: SS2D, backbone: nn.Module, records: list[Maps]) -> Iterator[N
         records[-1].passes.append(_paths(index, *module.scan_arguments(x, pattern, first)))
         return original(x, pattern, first)
 
-    hook = module.register_forward_pre_hook(begin)
+    hook = module.register_forward_pre_hook(start)
     module.core = core
     try:
         yield
@@ -98,7 +97,7 @@ def _paths(
     D: Tensor,
     pattern: str | tuple[int, ...],
 ) -> list[Path]:
-    """The directions of one call of :func:`mmvmamba.ops.ss2d_scan`."""
+    """Return the directions of one call of :func:`mmvmamba.ops.ss2d_scan`."""
     rank, states = dt_weight.shape[2], A.shape[2]
     x, proj, dt_weight, dt_bias, A, D = (
         v.detach().double() for v in (x, proj, dt_weight, dt_bias, A, D)
@@ -115,21 +114,20 @@ def _paths(
 
 @contextmanager
 def _attention(module: nn.Module, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
-    """Keeps the queries and keys of a multi-head self-attention of mmpretrain."""
+    shape = (0, 0)
 
-    def keep(_, args: tuple[Tensor], out: Tensor) -> None:
+    def keep_shape(_, args: tuple[Tensor], out: tuple[Tensor, tuple[int, int]]) -> None:
+        nonlocal shape
+        shape = tuple(out[1])
+
+    def keep_qk(_, args: tuple[Tensor], out: Tensor) -> None:
         _check_single(out)
         q, k, _ = out.double().view(out.shape[1], 3, module.num_heads, -1).permute(1, 2, 0, 3)
         records.append(AttentionMaps(shape, q, k))
 
-    def find_shape(_, args: tuple[Tensor], out: tuple[Tensor, tuple[int, int]]) -> None:
-        nonlocal shape
-        shape = tuple(out[1])
-
-    shape = (0, 0)
     hooks = [
-        module.qkv.register_forward_hook(keep),
-        backbone.patch_embed.register_forward_hook(find_shape),
+        backbone.patch_embed.register_forward_hook(keep_shape),
+        module.qkv.register_forward_hook(keep_qk),
     ]
     try:
         yield

@@ -50,7 +50,7 @@ def test_trains_on_all_that_a_model_gives(answer):
 
 @pytest.mark.parametrize('answer', [lambda x: dict(a='text'), lambda x: [x, None], lambda x: 3])
 def test_refuses_to_train_on_what_is_no_tensor(answer):
-    with pytest.raises(TypeError, match='must give a tensor, or a .*but gave (str|NoneType|int)'):
+    with pytest.raises(TypeError, match='must return a tensor, or a .*but got (str|NoneType|int)'):
         step(Answers(answer))()
 
 

@@ -231,7 +231,7 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
 @pytest.mark.parametrize(
     'spec, message',
     [
-        ('tinny', r"'tinny' is no architecture .*did you mean tiny"),
+        ('tinny', r"'tinny' is not an architecture .*did you mean tiny"),
         ('tiny+scan=spiral', 'spiral'),
         ('tiny+colour=red', 'colour'),
         ('swin-tiny_16xb64_in1k+colour=red', r"no arguments \['colour'\].*window_size"),
@@ -252,7 +252,7 @@ def test_refuses_by_name(spec, message):
 
 
 def test_refuses_what_is_no_model(importable, tmp_path):
-    with pytest.raises(TypeError, match='must give an nn.Module, but gave int'):
+    with pytest.raises(TypeError, match='must return an nn.Module, but got int'):
         load_model(f'{importable}:no_module')
     with pytest.raises(ValueError, match='output'):
         load_model('tiny', output='features')

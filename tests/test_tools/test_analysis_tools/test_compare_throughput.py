@@ -92,7 +92,7 @@ def test_throughput_on_a_gpu(run_here, tmp_path):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('Swim-T',), "model 'Swim-T' is no architecture of ours"),
+        (('Swim-T',), "model 'Swim-T' is not an architecture"),
         (('tiny', '--batch-size', '0'), '--batch-size must be at least 1'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
     ],

@@ -123,7 +123,10 @@ def test_erf_on_a_gpu(run_here, data_root, tmp_path):
         (('tiny', '--num-images', '0'), '--num-images must be at least 1'),
         (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
-        (('nothing', '--num-images', '1', '--size', '64'), "model 'nothing' is no architecture"),
+        (
+            ('nothing', '--num-images', '1', '--size', '64'),
+            "model 'nothing' is not an architecture",
+        ),
     ],
 )
 def test_erf_refuses(run_here, args, message):

@@ -12,12 +12,7 @@ from mmvmamba.nn.layers import check_choice
 
 
 def check_init_cfg(init_cfg: Any) -> None:
-    """Check that each ``init_cfg`` is a dict with a type, and that 'Pretrained' names a file.
-
-    Raises:
-        TypeError: If it is not a dict or a list of dict, or a checkpoint is not a path or URL.
-        ValueError: If a type or a checkpoint is missing.
-    """
+    """Check that an ``init_cfg`` is one or several dicts with a type, and names its checkpoint."""
     if not init_cfg:
         return
     for cfg in init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]:
@@ -36,40 +31,23 @@ def check_init_cfg(init_cfg: Any) -> None:
 
 
 def resolve_settings(
-    arch: str | Mapping[str, Any],
-    archs: Mapping[str, Mapping[str, Any]],
-    optional: Mapping[str, Any] | None = None,
+    arch: str | Mapping[str, Any], archs: Mapping[str, Mapping[str, Any]], **defaults: Any
 ) -> dict[str, Any]:
-    """Return the settings of a named architecture, or a dict with the same keys.
-
-    Args:
-        arch (str | dict): A key of ``archs``, or settings.
-        archs (dict[str, dict]): The settings of each name.
-        optional (dict, optional): Other settings and their defaults. Defaults to None.
-
-    Raises:
-        TypeError: If ``arch`` is another type.
-        ValueError: If the name is unknown, or a setting is unknown or missing.
-    """
+    """Return the settings of an architecture, given by its name in ``archs`` or as a dict."""
     if isinstance(arch, str):
         check_choice('arch', arch, archs)
         arch = archs[arch]
     if not isinstance(arch, Mapping):
         raise TypeError(f'arch must be a str or a dict, but got {type(arch).__name__}')
-    optional = optional or {}
-    required = next(iter(archs.values())).keys()
-    if not required <= arch.keys() <= required | optional.keys():
-        extra = f' and perhaps {list(optional)}' if optional else ''
-        raise ValueError(f'arch must be a dict with {list(required)}{extra}, but got {dict(arch)}')
-    return {**optional, **arch}
+    settings = {**defaults, **arch}
+    names = [*next(iter(archs.values())), *defaults]
+    if settings.keys() != set(names):
+        raise ValueError(f'arch must be a dict with {names}, but got {dict(arch)}')
+    return settings
 
 
 def check_images(x: Tensor, in_channels: int, min_side: int) -> None:
-    """Check that ``x`` is a batch of images (N, in_channels, H, W) of at least ``min_side``.
-
-    Raises:
-        ValueError: If the shape is another one.
-    """
+    """Check that ``x`` has shape (N, in_channels, H, W) with sides of at least ``min_side``."""
     if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < min_side:
         raise ValueError(
             f'the images must have shape (N, {in_channels}, H, W) with sides of at least '

@@ -151,11 +151,11 @@ class MM_VSSM(VMamba):  # noqa: N801
         if isinstance(dims, int):
             dims = tuple(dims * 2**i for i in range(len(depths)))
         ssm = dict(
-            ssm_ratio=_at_least_0('ssm_ratio', ssm_ratio),
+            ssm_ratio=_at_least_0(ssm_ratio),
             d_state=ssm_d_state,
-            dt_rank=_dt_rank(ssm_dt_rank),
+            dt_rank=None if ssm_dt_rank == 'auto' else ssm_dt_rank,
             act=_choice('ssm_act_layer', ssm_act_layer, _ACTIVATIONS, lower=True),
-            conv_kernel=_at_least_0('ssm_conv', ssm_conv),
+            conv_kernel=_at_least_0(ssm_conv),
             conv_bias=ssm_conv_bias,
             ssm_drop_rate=ssm_drop_rate,
             ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS),
@@ -165,7 +165,7 @@ class MM_VSSM(VMamba):  # noqa: N801
             dims=dims,
             depths=depths,
             **(ssm | scan_settings(forward_type, norm_layer)),
-            mlp_ratio=_at_least_0('mlp_ratio', mlp_ratio),
+            mlp_ratio=_at_least_0(mlp_ratio),
             mlp_act=_choice('mlp_act_layer', mlp_act_layer, _ACTIVATIONS, lower=True),
             mlp_gate=gmlp,
             mlp_drop_rate=mlp_drop_rate,
@@ -239,19 +239,9 @@ def _choice(name: str, value: str, allowed: Mapping[str, str], lower: bool = Fal
     return allowed[value]
 
 
-def _at_least_0(name: str, value: float) -> float:
+def _at_least_0(value: float) -> float:
     """Replace a negative number by 0, as the authors' code does."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f'{name} must be a number, but got {value!r}')
-    return max(value, 0)
-
-
-def _dt_rank(rank: int | str) -> int | None:
-    if rank == 'auto':
-        return None
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"ssm_dt_rank must be 'auto' or a positive int, but got {rank!r}")
-    return rank
+    return max(value, 0) if isinstance(value, numbers.Real) else value
 
 
 def _warn_about(ignored: Mapping[str, Any]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvmamba.nn.layers import DropPath, check_choice
-from mmvmamba.nn.settings import as_tuple, check_setting
+from mmvmamba.nn.settings import check_setting
 from mmvmamba.ops import selective_scan
 from mmvmamba.registry import MODELS
 
@@ -21,7 +22,6 @@ from .checks import check_images, check_init_cfg, resolve_settings
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
 CONV_KERNEL = 4
-EXPANSION = 2
 #: Suffixes of the parameters of the scan from the first token, and of the one from the last.
 DIRECTIONS = ('', '_b')
 OUT_TYPES = ('featmap', 'cls_token')
@@ -41,7 +41,7 @@ class BidirectionalMamba(nn.Module):
 
     def __init__(self, dim: int, d_state: int = 16, backend: str = 'auto') -> None:
         super().__init__()
-        inner, self.rank, self.d_state = EXPANSION * dim, math.ceil(dim / 16), d_state
+        inner, self.rank, self.d_state = 2 * dim, math.ceil(dim / 16), d_state
         self.backend = backend
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         for end in DIRECTIONS:
@@ -154,7 +154,7 @@ class Vim(BaseModule):
     ) -> None:
         check_init_cfg(init_cfg)
         super().__init__(init_cfg)
-        settings = resolve_settings(arch, self.ARCHS, optional=dict(d_state=16))
+        settings = resolve_settings(arch, self.ARCHS, d_state=16)
         dim, depth, d_state = (settings[k] for k in ('embed_dims', 'num_layers', 'd_state'))
         for name in ('embed_dims', 'num_layers'):
             if not isinstance(settings[name], int) or settings[name] < 1:
@@ -165,7 +165,12 @@ class Vim(BaseModule):
         check_setting('drop_path_rate', drop_path_rate)
         check_choice('out_type', out_type, OUT_TYPES)
         self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
-        self.grid = _grid(img_size, patch_size)
+        if len(sides := to_2tuple(img_size)) != 2 or min(sides) < patch_size:
+            raise ValueError(
+                f'img_size must be one or two int, at least patch_size {patch_size}, but got '
+                f'{img_size!r}'
+            )
+        self.grid = tuple(side // patch_size for side in sides)
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -213,25 +218,10 @@ class Vim(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    sides = (img_size, img_size) if isinstance(img_size, int) else as_tuple('img_size', img_size)
-    if len(sides) != 2 or any(not isinstance(v, int) or v < patch_size for v in sides):
-        raise ValueError(
-            f'img_size must be one or two int of at least patch_size {patch_size}, but got '
-            f'{img_size!r}'
-        )
-    return sides[0] // patch_size, sides[1] // patch_size
-
-
 def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize a position embedding (1, h * w + 1, d) bicubically to (1, H * W + 1, d).
+    """Resize a position embedding (1, h * w + 1, d) bicubically to another grid (H, W).
 
     The embedding of the class token, in the middle, is not changed.
-
-    Args:
-        pos_embed (Tensor): The position embedding.
-        old (tuple[int, int]): Its grid (h, w).
-        new (tuple[int, int]): The new grid (H, W).
     """
     if old == new:
         return pos_embed

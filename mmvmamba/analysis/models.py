@@ -112,16 +112,17 @@ def load_model(
     target, *settings = re.split(r'\+(?=[A-Za-z_][\w.]*=)', spec)
     options = dict(_parse_setting(text, size) for text in settings)
     published = None
-    if target in ARCHS or re.fullmatch(r'[\w.]+:[\w.]+', target):
-        is_ours = target in ARCHS
-        net = VMambaNet(target, **options) if is_ours else _build_callable(target, options, size)
-        model = AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
-        if not is_ours:
-            model.weights = 'as the callable built it'
+    if target in ARCHS:
+        model = _wrap(spec, VMambaNet(target, **options), output)
+    elif re.fullmatch(r'[\w.]+:[\w.]+', target):
+        model = _wrap(spec, _build_callable(target, options, size), output)
+        model.weights = 'as the callable built it'
+    elif '::' in target or target.endswith('.py'):
+        name = spec.replace(target, Path(target.partition('::')[2] or target).stem)
+        model = _build_config(name, target, read_config(target), options, output, size)
     else:
-        cfg, published = _find_config(target)
-        _set_backbone(target, cfg, options, output, size)
-        model = _build_config(spec.replace(target, _short_name(target)), cfg, output)
+        cfg, published = _find_published(target)
+        model = _build_config(spec, target, cfg, options, output, size)
     if checkpoint == PUBLISHED and not published:
         raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
     if checkpoint is not None:
@@ -139,6 +140,10 @@ def _parse_setting(text: str, size: Sequence[int] | None) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def _wrap(spec: str, net: nn.Module, output: str) -> AnalysisModel:
+    return AnalysisModel(spec, net, _last_map(net) if output == 'map' else net)
 
 
 def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | None) -> nn.Module:
@@ -192,24 +197,6 @@ def _check_options(target: str, build: Callable, options: Mapping[str, Any]) -> 
         raise ValueError(f'model {target!r} has no arguments {unknown}; it has {sorted(known)}')
 
 
-def _is_file(target: str) -> bool:
-    return '::' in target or target.endswith('.py')
-
-
-def _short_name(target: str) -> str:
-    return Path(target.partition('::')[2] or target).stem if _is_file(target) else target
-
-
-def _find_config(target: str) -> tuple[Config, str | None]:
-    """Return a config, and the address of its weights if it is of mmpretrain's index."""
-    if not _is_file(target):
-        return _find_published(target)
-    cfg = read_config(target)
-    if 'backbone' not in (cfg.get('model') or {}):
-        raise ValueError(f'config {target!r} must have a model with a backbone')
-    return cfg, None
-
-
 def read_config(target: str) -> Config:
     """Read a config, given by path or as ``mmvmamba::...``.
 
@@ -251,10 +238,38 @@ def _find_published(name: str) -> tuple[Config, str | None]:
     return found.config, found.weights
 
 
+def _build_config(
+    name: str,
+    target: str,
+    cfg: Config,
+    options: dict[str, Any],
+    output: str,
+    size: Sequence[int] | None,
+) -> AnalysisModel:
+    _set_backbone(target, cfg, options, output, size)
+    with _quiet():
+        net = build_model(cfg)
+        net.init_weights()
+    if output == 'map':
+        run = _last_map(net.backbone)
+    else:
+        run = net if cfg.get('default_scope') == 'mmpretrain' else net.backbone
+    # As in MMEngine's runner, the model's own goes first.
+    prep = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    # Images are read as BGR and stay so if nothing converts them.
+    bgr = bool(prep.get('mean')) and not (prep.get('to_rgb') or prep.get('bgr_to_rgb'))
+    model = AnalysisModel(name, net, run, prep.get('mean') or MEAN, prep.get('std') or STD, bgr)
+    if _has_pretrained(cfg.model):
+        model.weights = 'weights of its init_cfg'
+    return model
+
+
 def _set_backbone(
     target: str, cfg: Config, options: dict[str, Any], output: str, size: Sequence[int] | None
 ) -> None:
     """Adapt a config's backbone to the user's settings, the image size and the output."""
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise ValueError(f'config {target!r} must have a model with a backbone')
     with MODELS.switch_scope_and_registry(cfg.get('default_scope', 'mmengine')) as registry:
         kind = cfg.model.backbone.type
         build = registry.get(kind) if isinstance(kind, str) else kind
@@ -276,24 +291,6 @@ def _set_backbone(
             parent = parent.setdefault(name, {})
         parent[last] = value
     cfg.model.backbone = backbone
-
-
-def _build_config(name: str, cfg: Config, output: str) -> AnalysisModel:
-    with _quiet():
-        net = build_model(cfg)
-        net.init_weights()
-    if output == 'map':
-        run = _last_map(net.backbone)
-    else:
-        run = net if cfg.get('default_scope') == 'mmpretrain' else net.backbone
-    # As in MMEngine's runner, the model's own goes first.
-    prep = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    # Images are read as BGR and stay so if nothing converts them.
-    bgr = bool(prep.get('mean')) and not (prep.get('to_rgb') or prep.get('bgr_to_rgb'))
-    model = AnalysisModel(name, net, run, prep.get('mean') or MEAN, prep.get('std') or STD, bgr)
-    if _has_pretrained(cfg.model):
-        model.weights = 'weights of its init_cfg'
-    return model
 
 
 def _has_pretrained(cfg: Any) -> bool:

@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
         help='size of the image (default: 224 224 for classification, 800 1280 for detection and '
         '512 2048 for segmentation, as in the paper)',
     )
-    parser.add_argument('--by-op', action='store_true', help='list the ops with what each costs')
+    parser.add_argument('--by-op', action='store_true', help='list the cost of each op')
     return parser.parse_args()
 
 

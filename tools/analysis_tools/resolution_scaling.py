@@ -34,7 +34,7 @@ from mmengine.logging import MMLogger  # noqa: E402
 from throughput import Settings  # noqa: E402
 
 from mmvmamba.analysis import measure  # noqa: E402
-from mmvmamba.analysis.measure import MIB, Row, parse_size, size_text  # noqa: E402
+from mmvmamba.analysis.measure import Row, parse_size, size_text  # noqa: E402
 from mmvmamba.analysis.models import AnalysisModel, load_model  # noqa: E402
 from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
@@ -103,30 +103,6 @@ def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisMo
     }
 
 
-def measure_mode(
-    args: argparse.Namespace, models: dict[str, AnalysisModel], settings: Settings, mode: str
-) -> dict[str, Row]:
-    """Measure a step of each model; the values are None if the memory is too small."""
-    calls = throughput.make_calls(models, settings, args.device, mode)
-    keys = ['ms', 'images_per_s', 'spread'] + ['extra_mib', 'mib'] * (not args.no_memory)
-    rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
-    for name, times in measure.interleave(
-        calls, args.device, args.seconds, args.min_rounds, track=figures.track
-    ).items():
-        found = measure.summarise(times)
-        rows[name] |= {
-            f'{mode}_ms': round(found['median_ms'] / settings.batch_size, 4),
-            f'{mode}_images_per_s': round(1e3 * settings.batch_size / found['median_ms'], 3),
-            f'{mode}_spread': found['spread'],
-        }
-        if not args.no_memory:
-            extra = measure.extra_memory(calls[name], args.device)
-            weights = measure.model_bytes(models[name])
-            rows[name][f'{mode}_extra_mib'] = round(extra / MIB, 2)
-            rows[name][f'{mode}_mib'] = round((extra + weights) / MIB, 2)
-    return rows
-
-
 def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     """Return a row for each model at one size."""
     size = settings.size
@@ -140,10 +116,13 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
         if args.dataset and file:
             loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
             rows[name]['top1'] = round(top1_accuracy(model, loader, args.device), 3)
-    with throughput.tf32(settings.tf32):
-        for mode in args.modes:
-            for name, found in measure_mode(args, models, settings, mode).items():
-                rows[name] |= found
+    how_long = (args.seconds, args.min_rounds)
+    for mode in args.modes:
+        found = throughput.measure_mode(
+            models, settings, args.device, mode, *how_long, memory=not args.no_memory
+        )
+        for name, row in rows.items():
+            row |= found[name]
     return list(rows.values())
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import figures
 import torch
-from figures import check_positive, track
 from mmengine.logging import MMLogger
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
-from mmvmamba.analysis.measure import Call, Row, parse_size, size_text
+from mmvmamba.analysis.measure import MIB, Call, Row, parse_size, size_text
 from mmvmamba.analysis.models import AnalysisModel, load_model
 
 MODES = ('inference', 'train')
@@ -95,7 +95,7 @@ def read_settings(
     args: argparse.Namespace, device: torch.device, size: tuple[int, int]
 ) -> Settings:
     """Return the settings that were given to a tool."""
-    check_positive(args, 'batch_size', 'min_rounds', 'threads')
+    figures.check_positive(args, 'batch_size', 'min_rounds', 'threads')
     if args.threads:
         torch.set_num_threads(args.threads)
     return Settings(
@@ -127,27 +127,23 @@ def compare(
         min_rounds (int): The least rounds. Defaults to 5.
 
     Returns:
-        dict[str, Row]: By model ``params``, ``flops`` (multiply-adds for an image) and for each
-        mode ``<mode>_images_per_s`` and ``<mode>_spread``, the interquartile range over the
-        median. Both are None if the GPU's memory is too small.
+        dict[str, Row]: By model what :func:`count` and, for each mode, :func:`measure_mode` return.
     """
     logger = MMLogger.get_current_instance()
     specs = list(dict.fromkeys(specs))
     logger.info(f'{len(specs)} models, {settings.text}')
     rows: dict[str, Row] = {}
     models: dict[str, AnalysisModel] = {}
-    for spec in track(specs):
+    for spec in figures.track(specs):
         model = load_model(spec, size=settings.size)
         rows[spec] = count(model, settings.size)
         if modes:
             models[spec] = model.to(device).to(memory_format=settings.memory_format)
-    with tf32(settings.tf32):
-        for mode in modes:
-            logger.info(f'{mode}: rounds of all models in turn')
-            calls = make_calls(models, settings, device, mode)
-            times = measure.interleave(calls, device, seconds, min_rounds, track=track)
-            for spec, row in rows.items():
-                row |= _speed(mode, settings.batch_size, times.get(spec))
+    for mode in modes:
+        logger.info(f'{mode}: rounds of all models in turn')
+        found = measure_mode(models, settings, device, mode, seconds, min_rounds)
+        for spec, row in rows.items():
+            row |= found[spec]
     return rows
 
 
@@ -169,32 +165,59 @@ def count(model: AnalysisModel, size: tuple[int, int]) -> Row:
     return dict(params=sum(p.numel() for p in model.parameters()), flops=counter.total)
 
 
-def make_calls(
-    models: Mapping[str, AnalysisModel], settings: Settings, device: torch.device, mode: str
+def measure_mode(
+    models: Mapping[str, AnalysisModel],
+    settings: Settings,
+    device: torch.device,
+    mode: str,
+    seconds: float,
+    min_rounds: int,
+    memory: bool = False,
+) -> dict[str, Row]:
+    """Time steps of all models in turn.
+
+    Returns:
+        dict[str, Row]: By model ``<mode>_ms`` for an image, ``<mode>_images_per_s`` and
+        ``<mode>_spread`` and, with ``memory``, ``<mode>_extra_mib`` (the peak above the weights)
+        and ``<mode>_mib``. All are None if the GPU's memory is too small.
+    """
+    keys = ['ms', 'images_per_s', 'spread'] + ['extra_mib', 'mib'] * memory
+    rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
+    with _tf32(settings.tf32):
+        calls = _make_calls(models, settings, device, mode == 'train')
+        times = measure.interleave(calls, device, seconds, min_rounds, track=figures.track)
+        for name, samples in times.items():
+            result = measure.summarise(samples)
+            values = [
+                round(result['median_ms'] / settings.batch_size, 4),
+                round(1e3 * settings.batch_size / result['median_ms'], 3),
+                result['spread'],
+            ]
+            if memory:
+                extra = measure.extra_memory(calls[name], device)
+                weights = measure.model_bytes(models[name])
+                values += [round(extra / MIB, 2), round((extra + weights) / MIB, 2)]
+            rows[name] = dict(zip(rows[name], values, strict=True))
+    return rows
+
+
+def _make_calls(
+    models: Mapping[str, AnalysisModel], settings: Settings, device: torch.device, train: bool
 ) -> dict[str, Call]:
-    """Return a step of each model, put in its mode, on the same random images."""
+    """Return a step of each model on the same random images."""
     if settings.compile:
         measure.allow_recompilation()
     images = torch.randn(settings.batch_size, 3, *settings.size, device=device)
     images = images.contiguous(memory_format=settings.memory_format)
-    train = mode == 'train'
     how = ('amp' if settings.amp else 'fp32', 'compiled' if settings.compile else 'eager')
     return {
-        spec: measure.make_call(model.train(train), images, train, *how)
-        for spec, model in models.items()
+        name: measure.make_call(model.train(train), images, train, *how)
+        for name, model in models.items()
     }
 
 
-def _speed(mode: str, batch_size: int, times: Sequence[float] | None) -> Row:
-    if not times:
-        return {f'{mode}_images_per_s': None, f'{mode}_spread': None}
-    result = measure.summarise(times)
-    images_per_s = batch_size / result['median_ms'] * 1e3
-    return {f'{mode}_images_per_s': round(images_per_s, 2), f'{mode}_spread': result['spread']}
-
-
 @contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
+def _tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 in products and convolutions; restore the setting at the end."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision('high' if allowed else 'highest')

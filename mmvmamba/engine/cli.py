@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import inspect
 import os
@@ -86,15 +85,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config, merge ``--cfg-options`` and set launcher and work folder.
 
-    Args:
-        args (argparse.Namespace): The arguments of :func:`add_config_arguments`.
-
     Raises:
         UserError: If the file does not exist, cannot be read, or does not take an option.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
-        raise UserError(f'config {args.config!r} does not exist{_similar_file(args.config)}')
+        files = glob.glob(os.path.join(os.path.dirname(args.config), '*.py'))
+        raise UserError(f'config {args.config!r} does not exist{similar(args.config, files)}')
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # whatever the Python code of a config raises
@@ -121,11 +118,7 @@ def task_of(cfg: Config) -> str | None:
 
 
 def check_checkpoint(cfg: Config, whole: bool) -> None:
-    """Check that ``load_from`` exists and, when it is loaded, that it matches the model.
-
-    Args:
-        cfg (Config): The whole config.
-        whole (bool): Whether the file must hold the whole model.
+    """Check that ``load_from`` exists and, when it is loaded, holds the (whole) model.
 
     Raises:
         UserError: If the file does not exist, or its address is of an unknown kind.
@@ -141,10 +134,8 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
 def resume_from(cfg: Config, path: str) -> None:
     """Resume a run from a checkpoint.
 
-    Args:
-        cfg (Config): The whole config.
-        path (str): The checkpoint. 'auto' is the last whole one in the work folder; if there is
-            none, training starts with the config's ``load_from``.
+    'auto' is the last whole one in the work folder; if there is none, training starts with the
+    config's ``load_from``.
     """
     cfg.resume = True
     if path == 'auto':
@@ -156,14 +147,7 @@ def resume_from(cfg: Config, path: str) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Turn on mixed precision: fp16 with loss scaling, or bfloat16 on a CPU.
-
-    Args:
-        cfg (Config): The whole config.
-
-    Raises:
-        UserError: If the optimizer wrapper of the config cannot be replaced.
-    """
+    """Turn on mixed precision: fp16 with loss scaling, or bfloat16 on a CPU."""
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -211,9 +195,3 @@ def _set_classification_loaders(cfg: Config) -> None:
         if cfg.get(loader):
             cfg[loader].setdefault('pin_memory', not runs_on_cpu())
             cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
-
-
-def _similar_file(path: str) -> str:
-    names = glob.glob(os.path.join(os.path.dirname(path) or '.', '*.py'))
-    near = difflib.get_close_matches(path, [os.path.normpath(n) for n in names], n=1)
-    return f'; did you mean {near[0]!r}?' if near else ''

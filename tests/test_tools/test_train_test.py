@@ -135,8 +135,14 @@ def test_mask_rcnn_has_no_tta(detection_run, detection_config, run_here):
     assert '--tta merges boxes only' in err
 
 
+def test_the_boxes_of_mask_rcnn_with_tta(detection_run, detection_config, run_here):
+    options = ('--tta', '--cfg-options', 'test_evaluator.metric=bbox')
+    code, _ = run_here('test.py', detection_config, detection_run[0] / 'epoch_1.pth', *options)
+    assert code == 0
+
+
 def test_masks_by_another_name_have_no_tta(run_here, tmp_path):
-    """RTMDet-Ins has no mask_head and a name without one; its metric asks for masks."""
+    """RTMDet-Ins has no mask_head; its metric asks for masks."""
     path = tmp_path / 'ins.py'
     path.write_text("_base_ = 'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py'\n")
     assert_mistake(run_here('test.py', path, 'none.pth', '--tta'), '--tta merges boxes only')
@@ -313,7 +319,7 @@ def test_a_count_takes_no_options_of_a_run(run_here, detection_config):
 
 def test_missing_config(run_here, detection_config):
     near = detection_config.with_name('detectoin.py')
-    assert_mistake(run_here('train.py', near), 'detectoin.py', "did you mean '.*detection.py'")
+    assert_mistake(run_here('train.py', near), 'detectoin.py', 'did you mean .*detection.py')
     assert_mistake(run_here('test.py', 'no.py', 'x.pth'), "config 'no.py' does not exist")
 
 

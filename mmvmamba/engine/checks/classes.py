@@ -24,9 +24,6 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
     numbers those that are in the order of the file. Without an error, a typo shifts the labels of
     the classes after it, and classes in another order swap their labels.
 
-    Args:
-        cfg (Mapping): The config of a data set that was built, wrappers included.
-
     Raises:
         UserError: If the classes are a string, or the file lacks them or has another order.
     """
@@ -74,14 +71,8 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
     """Compare the number of classes of a model's heads with that of a data set.
 
     A detection head for fewer classes fails at the first label beyond them, or takes that class
-    for the background. A segmentation head may leave out a background that its data set names.
-
-    Args:
-        cfg (Mapping): The config of the model.
-        count (int): The number of classes of the data set.
-
-    Returns:
-        list[str]: A warning for each other head with another number of classes.
+    for the background. A segmentation head may leave out a background that its data set names, so
+    other differences are returned as warnings.
 
     Raises:
         UserError: If a detection head has fewer classes than the data set.

@@ -19,17 +19,11 @@ _MARGIN = 1.0  # pixels by which the boxes of rounded polygons may exceed the im
 
 
 class CocoFile(NamedTuple):
-    """What the checks need to know of an annotation file.
+    """Summary of an annotation file, which may be too large to keep."""
 
-    Attributes:
-        problem (str, optional): Why the file is not COCO.
-        categories (tuple): The names of the categories in the order of the file.
-        mistakes (dict): The file names of the images for each kind of unusable annotation.
-    """
-
-    problem: str | None = None
-    categories: tuple[str, ...] = ()
-    mistakes: Mapping[str, list[str]] = {}
+    problem: str | None = None  # why the file is not COCO
+    categories: tuple[str, ...] = ()  # names in the order of the file
+    mistakes: Mapping[str, list[str]] = {}  # file names of the images for each kind
 
 
 def read_coco(path: str) -> CocoFile:
@@ -78,14 +72,7 @@ def _read(path: str, modified: int) -> CocoFile:
 
 
 def find_coco_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Find annotations that cannot be used.
-
-    Args:
-        content (Mapping): An annotation file of COCO.
-
-    Returns:
-        dict[str, list[str]]: The file names of the images for each kind of mistake.
-    """
+    """Return the file names of the images for each kind of unusable annotation."""
     categories = {category.get('id') for category in content['categories']}
     images = {image.get('id'): image for image in content['images']}
     found: dict[str, dict[str, None]] = {}

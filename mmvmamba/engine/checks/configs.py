@@ -13,15 +13,7 @@ from mmvmamba.engine.errors import UserError
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Check that the files named by data loaders and their evaluators exist.
-
-    Args:
-        cfg (Config): The whole config.
-        *loaders (str): The parts that will run: 'train', 'val' or 'test'.
-
-    Raises:
-        UserError: If one does not exist.
-    """
+    """Check that the files named by the loaders 'train', 'val' or 'test' and evaluators exist."""
     for loader in loaders:
         dataset = (cfg.get(f'{loader}_dataloader') or {}).get('dataset')
         for leaf in leaf_datasets(dataset):

@@ -38,12 +38,7 @@ _REQUIRED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
-    """Start a gloo group from the launcher's environment.
-
-    Args:
-        launcher (str): 'pytorch', 'slurm' or 'mpi'.
-        timeout (float, optional): Seconds after which a collective call fails. Defaults to None,
-            PyTorch's 30 minutes.
+    """Start a gloo group from the environment of 'pytorch' (torchrun), 'slurm' or 'mpi'.
 
     Raises:
         UserError: If the launcher did not set its variables.

@@ -113,18 +113,6 @@ class ToolRunnerMixin:
                 self.logger.warning(message)
         return built
 
-    def build_evaluator(self, evaluator: Any) -> Any:
-        """Build an evaluator; if that fails, check its annotation files."""
-        try:
-            return super().build_evaluator(evaluator)
-        except Exception:
-            metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-            for metric in (m for m in metrics if isinstance(m, dict)):
-                path = metric.get('ann_file')
-                if 'Coco' in str(metric.get('type')) and str(path).endswith('.json'):
-                    check_coco_file(path)
-            raise
-
     def load_or_resume(self) -> None:
         """Load a checkpoint; one that does not match is an error of the user."""
         with as_user_error(ValueError):

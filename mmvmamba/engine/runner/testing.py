@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -29,18 +29,7 @@ _DETECTION_META = (
 def draw_predictions(
     cfg: Config, show: bool, folder: str | None, wait_time: float, interval: int = 1
 ) -> None:
-    """Let the visualization hook draw predictions beside the ground truth.
-
-    Args:
-        cfg (Config): The whole config.
-        show (bool): Whether to open a window.
-        folder (str, optional): The folder of the pictures.
-        wait_time (float): Seconds each picture is shown.
-        interval (int): Draw every n-th image. Defaults to 1.
-
-    Raises:
-        UserError: If the config has no visualization hook, or the interval is below 1.
-    """
+    """Draw every n-th prediction beside the ground truth, in a window or to a folder."""
     if interval < 1:
         raise UserError(f'--interval must be at least 1, but got {interval}')
     hook = cfg.get('default_hooks', {}).get('visualization')
@@ -65,15 +54,7 @@ def draw_predictions(
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
-    """Add a metric that saves the predictions.
-
-    Args:
-        cfg (Config): The whole config.
-        out (str): A pickle file or, for segmentation, a folder of label maps.
-
-    Raises:
-        UserError: If the path is neither.
-    """
+    """Save the predictions to a pickle file or, for segmentation, a folder of label maps."""
     if not out.endswith(_PICKLE):
         if task_of(cfg) != 'mmseg':
             raise UserError(f'--out must end with one of {_PICKLE}, but got {out!r}')
@@ -85,19 +66,12 @@ def keep_predictions(cfg: Config, out: str) -> None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Turn on test-time augmentation as the config defines it, or by flipping for boxes.
-
-    Args:
-        cfg (Config): The whole config.
-
-    Raises:
-        UserError: If the predictions of the model cannot be merged.
-    """
+    """Turn on test-time augmentation as the config defines it, or by flipping for boxes."""
     if task_of(cfg) == 'mmdet':
-        if _predicts_masks(cfg.model) or _evaluates_masks(cfg):
+        if any(_evaluates_masks(metric) for metric in _metrics(cfg)):
             raise UserError(
-                '--tta merges boxes only: mmdet has no test-time augmentation for instance masks, '
-                f'and {cfg.model.type} predicts them'
+                '--tta merges boxes only: mmdet has no test-time augmentation for masks, which '
+                'test_evaluator evaluates'
             )
         _default_detection_tta(cfg)
     missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
@@ -121,27 +95,11 @@ def _default_detection_tta(cfg: Config) -> None:
         cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[_FLIP, [pack]])]
 
 
-def _predicts_masks(model: Mapping[str, Any]) -> bool:
-    return any(
-        key in ('mask_head', 'panoptic_head', 'mask_roi_extractor') and value is not None
-        for key, value in _items(model)
-    ) or str(model.get('type', '')).startswith(('Mask', 'SOLO', 'YOLACT', 'CondInst', 'BoxInst'))
-
-
-def _evaluates_masks(cfg: Config) -> bool:
-    """Recognize models of other names by their metric, which would fail after the inference."""
-    wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
-    return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
-
-
-def _items(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield key, value
-            yield from _items(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _items(value)
+def _evaluates_masks(metric: Mapping[str, Any]) -> bool:
+    kind, names = str(metric.get('type')), metric.get('metric') or ()
+    return kind.endswith(('PanopticMetric', 'CityScapesMetric')) or 'segm' in (
+        [names] if isinstance(names, str) else names
+    )
 
 
 def _metrics(cfg: Config) -> list[dict]:

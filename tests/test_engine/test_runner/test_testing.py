@@ -1,16 +1,16 @@
-"""What tools/test.py changes in a config."""
+"""Options of tools/test.py."""
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 from PIL import Image
 
 import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.runner.testing import draw_predictions, use_tta
+from mmvmamba.engine.runner.testing import draw_predictions, keep_predictions, use_tta
 
 BOXES = "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"
 
@@ -49,3 +49,85 @@ def test_drawing_takes_its_options(scope, switch, tmp_path):
     assert (hook.show, hook.wait_time, hook.interval, hook[switch]) == (True, 0.5, 3, True)
     with pytest.raises(UserError, match='--interval must be at least 1, but got 0'):
         draw_predictions(cfg, True, None, 2.0, 0)
+
+
+def test_the_interval_of_a_detector():
+    pytest.importorskip('mmdet')
+    hook = dict(type='DetVisualizationHook')
+    cfg = Config(dict(default_scope='mmdet', default_hooks=dict(visualization=hook)))
+    draw_predictions(cfg, True, None, 2.0, 1)
+    assert cfg.default_hooks.visualization.type == 'DetVisualizationHook'
+    draw_predictions(cfg, True, None, 2.0, 2)
+    assert cfg.default_hooks.visualization.interval == 2
+    assert HOOKS.get(cfg.default_hooks.visualization.type) is not None
+
+
+def test_drawing_needs_a_hook():
+    with pytest.raises(UserError, match=r'--show-dir need default_hooks\.visualization'):
+        draw_predictions(Config(dict(model=dict())), True, None, 2.0)
+
+
+def tta(scope, *metrics, **settings):
+    loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Pack')]))
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            model=dict(type='A'),
+            test_dataloader=loader,
+            test_evaluator=list(metrics),
+            **settings,
+        )
+    )
+    use_tta(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'metric',
+    [
+        dict(type='CocoMetric', metric='segm'),
+        dict(type='mmdet.CocoMetric', metric=['bbox', 'segm']),
+        dict(type='CocoPanopticMetric'),
+        dict(type='CityScapesMetric'),
+    ],
+)
+def test_masks_are_not_merged(metric):
+    with pytest.raises(UserError, match='--tta merges boxes only'):
+        tta('mmdet', dict(type='CocoMetric', metric='bbox'), metric)
+
+
+def test_boxes_are_merged():
+    cfg = tta('mmdet', dict(type='CocoMetric', metric='bbox'), dict(type='DumpDetResults'))
+    assert (cfg.model.type, cfg.model.module.type) == ('DetTTAModel', 'A')
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+
+
+def test_a_config_defines_its_own_augmentation():
+    pipeline = [dict(type='Own')]
+    cfg = tta('mmseg', tta_model=dict(type='B'), tta_pipeline=pipeline)
+    assert (cfg.model.type, cfg.model.module.type) == ('B', 'A')
+    assert cfg.test_dataloader.dataset.pipeline == pipeline
+    with pytest.raises(UserError, match='--tta needs tta_pipeline in the config'):
+        tta('mmseg', tta_model=dict(type='B'))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'kind'),
+    [
+        ('mmdet', 'mmdet.DumpDetResults'),
+        ('mmseg', 'mmengine.DumpResults'),
+        ('mmpretrain', 'mmengine.DumpResults'),
+    ],
+)
+def test_predictions_in_a_pickle(scope, kind):
+    cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='A')))
+    keep_predictions(cfg, 'out.pkl')
+    assert cfg.test_evaluator == [dict(type='A'), dict(type=kind, out_file_path='out.pkl')]
+
+
+def test_predictions_in_a_folder():
+    cfg = Config(dict(default_scope='mmseg', test_evaluator=dict(type='A')))
+    keep_predictions(cfg, 'maps')
+    assert cfg.test_evaluator == dict(type='A', output_dir='maps', keep_results=True)
+    with pytest.raises(UserError, match="--out must end with one of .*, but got 'maps'"):
+        keep_predictions(Config(dict(default_scope='mmdet', test_evaluator=dict())), 'maps')

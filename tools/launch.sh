@@ -1,4 +1,4 @@
-# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh share; they source this file.
+# Functions of dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh.
 
 TOOLS=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}

@@ -82,10 +82,12 @@ def _check_neck(cfg: Any, neck: nn.Module, maps: list[Tensor], given: str) -> No
     of the backbone and works for maps of its own channels.
     """
     name = 'model.neck'
-    if _is_list(cfg):  # Necks follow each other.
+    if _is_list(cfg) and cfg:  # Necks follow each other.
         cfg, neck, name = cfg[0], neck[0], 'model.neck[0]'
     expected = cfg.get('in_channels') if isinstance(cfg, Mapping) else None
     if not _is_list(expected) or list(expected) == [m.shape[1] for m in maps]:
+        return
+    if not all(isinstance(c, Integral) for c in expected):
         return
     sizes = [max(_MAP_SIZE >> i, 1) for i in range(len(expected))]
     own = [torch.zeros(1, c, s, s) for c, s in zip(expected, sizes, strict=True)]
@@ -97,9 +99,10 @@ def _check_head(cfg: Mapping[str, Any], model: nn.Module, maps: list[Tensor], gi
     """Check a classification head on the output of the neck, as :func:`_check_neck` does."""
     expected = cfg.get('in_channels')
     features = _output(model.neck, maps) if isinstance(expected, int) else None
-    if not isinstance(features, tuple) or features[-1].shape[1] == expected:
+    last = features[-1] if isinstance(features, tuple) and features else None
+    if not isinstance(last, Tensor) or last.shape[1] == expected:
         return
-    own = (*features[:-1], features[-1].new_zeros(1, expected, *features[-1].shape[2:]))
+    own = (*features[:-1], last.new_zeros(1, expected, *last.shape[2:]))
     if _output(model.head, features) is None and _output(model.head, own) is not None:
         raise UserError(f'{given}, but model.head.in_channels is {expected}')
 

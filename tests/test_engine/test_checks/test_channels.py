@@ -59,6 +59,14 @@ class Broken(Reversed):
 
 
 @MODELS.register_module()
+class Nested(nn.Module):
+    """A neck that gives each map with something else."""
+
+    def forward(self, maps):
+        return tuple((x, x.mean()) for x in maps)
+
+
+@MODELS.register_module()
 class Concatenating(nn.Module):
     """A classification head for the features of all stages."""
 
@@ -144,6 +152,8 @@ def test_mismatches(backbone, parts, message):
         ),
         (dict(), dict(neck=dict(type='Reversed', in_channels=ALL[::-1]))),
         (dict(), dict(neck=dict(type='Broken', in_channels=[1]))),
+        (dict(), dict(neck=dict(type='Broken', in_channels=[]))),
+        (dict(), dict(neck=dict(type='Nested'), head=linear_head(1))),
         (dict(), dict(neck=GAP, head=linear_head(768))),
         (dict(), dict(neck=GAP, head=dict(type='Concatenating', in_channels=sum(ALL)))),
         (dict(), dict(decode_head=dict(in_channels=96, in_index='first'))),

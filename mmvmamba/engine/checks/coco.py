@@ -67,6 +67,10 @@ def _read(path: str, modified: int) -> CocoFile:
     missing = [name for name in _LISTS if name not in content]
     if missing:
         return CocoFile(f'COCO: it lacks {missing} and has {sorted(content)}')
+    for name in _LISTS:
+        entries = content[name]
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            return CocoFile(f'COCO: {name} is not a list of objects')
     names = tuple(category.get('name') for category in content['categories'])
     return CocoFile(categories=names, mistakes=find_coco_mistakes(content))
 
@@ -80,6 +84,8 @@ def find_coco_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
     for annotation in content['annotations']:
         image = images.get(annotation.get('image_id'))
         empty.pop(annotation.get('image_id'), None)
+        if 'segments_info' in annotation:  # of a panoptic file
+            continue
         name = f'annotation {annotation.get("id")}' if image is None else image.get('file_name')
         for kind in _annotation_mistakes(annotation, image, categories):
             found.setdefault(kind, {})[str(name)] = None

@@ -60,6 +60,33 @@ def test_the_margin_of_a_box(tmp_path, margin):
     assert ('a box outside the image' in found) == (margin > 1)
 
 
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('{', 'is not JSON: Expecting'),
+        ('[1]', 'is not COCO: it holds a list instead of an object with images'),
+        ('{"images": [], "a": 1}', r"it lacks \['annotations', 'categories'\] and has \['a', 'im"),
+        ('{"images": [], "annotations": {}, "categories": []}', 'annotations is not a list of obj'),
+        ('{"images": [], "annotations": [], "categories": [1]}', 'categories is not a list of ob'),
+    ],
+)
+def test_other_files(tmp_path, content, words):
+    path = tmp_path / 'other.json'
+    path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        check_coco_file(str(path))
+    assert read_coco(str(path)).mistakes == {}
+
+
+def test_a_panoptic_file(tmp_path):
+    path = tmp_path / 'panoptic.json'
+    images = [dict(id=0, file_name='0.jpg', width=40, height=30)]
+    annotations = [dict(image_id=0, file_name='0.png', segments_info=[dict(id=1, category_id=1)])]
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='cat')])
+    path.write_text(json.dumps(content))
+    assert read_coco(str(path)) == (None, ('cat',), {})
+
+
 def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     path, reads = coco(tmp_path), []
     load = json.load

@@ -135,12 +135,6 @@ def test_mask_rcnn_has_no_tta(detection_run, detection_config, run_here):
     assert '--tta merges boxes only' in err
 
 
-def test_the_boxes_of_mask_rcnn_with_tta(detection_run, detection_config, run_here):
-    options = ('--tta', '--cfg-options', 'test_evaluator.metric=bbox')
-    code, _ = run_here('test.py', detection_config, detection_run[0] / 'epoch_1.pth', *options)
-    assert code == 0
-
-
 def test_masks_by_another_name_have_no_tta(run_here, tmp_path):
     """RTMDet-Ins has no mask_head; its metric asks for masks."""
     path = tmp_path / 'ins.py'

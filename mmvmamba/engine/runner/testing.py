@@ -68,10 +68,10 @@ def keep_predictions(cfg: Config, out: str) -> None:
 def use_tta(cfg: Config) -> None:
     """Turn on test-time augmentation as the config defines it, or by flipping for boxes."""
     if task_of(cfg) == 'mmdet':
-        if any(_evaluates_masks(metric) for metric in _metrics(cfg)):
+        if _predicts_masks(cfg.model) or _evaluates_masks(cfg):
             raise UserError(
-                '--tta merges boxes only: mmdet has no test-time augmentation for masks, which '
-                'test_evaluator evaluates'
+                '--tta merges boxes only: mmdet has no test-time augmentation for instance masks, '
+                f'and {cfg.model.type} predicts them'
             )
         _default_detection_tta(cfg)
     missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
@@ -95,11 +95,21 @@ def _default_detection_tta(cfg: Config) -> None:
         cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[_FLIP, [pack]])]
 
 
-def _evaluates_masks(metric: Mapping[str, Any]) -> bool:
-    kind, names = str(metric.get('type')), metric.get('metric') or ()
-    return kind.endswith(('PanopticMetric', 'CityScapesMetric')) or 'segm' in (
-        [names] if isinstance(names, str) else names
-    )
+def _predicts_masks(model: Any) -> bool:
+    """Return True for models with a mask head, and those that mmdet names after their masks."""
+    if isinstance(model, list | tuple):
+        return any(_predicts_masks(part) for part in model)
+    if not isinstance(model, Mapping):
+        return False
+    named = str(model.get('type')).startswith(('Mask', 'SOLO', 'YOLACT', 'CondInst', 'BoxInst'))
+    has_head = any(model.get(key) for key in ('mask_head', 'panoptic_head', 'mask_roi_extractor'))
+    return named or has_head or any(_predicts_masks(part) for part in model.values())
+
+
+def _evaluates_masks(cfg: Config) -> bool:
+    """Recognize other models by their metric, which would fail after the inference."""
+    wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
+    return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
 
 
 def _metrics(cfg: Config) -> list[dict]:

@@ -67,12 +67,12 @@ def test_drawing_needs_a_hook():
         draw_predictions(Config(dict(model=dict())), True, None, 2.0)
 
 
-def tta(scope, *metrics, **settings):
+def tta(scope, *metrics, model=None, **settings):
     loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Pack')]))
     cfg = Config(
         dict(
             default_scope=scope,
-            model=dict(type='A'),
+            model=model or dict(type='A'),
             test_dataloader=loader,
             test_evaluator=list(metrics),
             **settings,
@@ -87,17 +87,32 @@ def tta(scope, *metrics, **settings):
     [
         dict(type='CocoMetric', metric='segm'),
         dict(type='mmdet.CocoMetric', metric=['bbox', 'segm']),
-        dict(type='CocoPanopticMetric'),
-        dict(type='CityScapesMetric'),
     ],
 )
-def test_masks_are_not_merged(metric):
+def test_masks_of_a_metric_are_not_merged(metric):
     with pytest.raises(UserError, match='--tta merges boxes only'):
         tta('mmdet', dict(type='CocoMetric', metric='bbox'), metric)
 
 
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(type='SOLOv2'),
+        dict(type='A', roi_head=dict(mask_head=dict(type='B'))),
+        dict(type='A', roi_head=[dict(mask_head=[dict(type='B')])]),
+        dict(type='A', panoptic_head=dict(type='B')),
+        dict(type='A', detector=dict(type='MaskRCNN')),
+    ],
+)
+def test_masks_of_a_model_are_not_merged(model):
+    with pytest.raises(UserError, match=f'instance masks, and {model["type"]} predicts them'):
+        tta('mmdet', dict(type='CocoMetric', metric='bbox'), model=model)
+
+
 def test_boxes_are_merged():
-    cfg = tta('mmdet', dict(type='CocoMetric', metric='bbox'), dict(type='DumpDetResults'))
+    model = dict(type='A', roi_head=dict(mask_head=None, bbox_head=dict(type='B')))
+    metrics = dict(type='CocoMetric', metric='bbox'), dict(type='DumpDetResults')
+    cfg = tta('mmdet', *metrics, model=model)
     assert (cfg.model.type, cfg.model.module.type) == ('DetTTAModel', 'A')
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 

@@ -1,19 +1,39 @@
-"""The released architectures and what a user may change in them."""
+"""Released architectures and their settings."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS, check_choice
-from .settings import as_tuple, check_conv_kernel, check_setting, check_width, similar
-from .ss2d import GATES, OUT_NORMS, SCANS, SSM_INITS
+from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS
+from .settings import (
+    as_tuple,
+    check_choice,
+    check_conv_kernel,
+    check_settings,
+    check_width,
+    similar,
+)
+from .ss2d import GATES, OUT_NORMS, SCANS, SS2D, SSM_INITS
+
+_CHOICES: dict[str, Iterable[str]] = dict(
+    gate=GATES,
+    act=ACTIVATIONS,
+    mlp_act=ACTIVATIONS,
+    scan=SCANS,
+    ssm_init=SSM_INITS,
+    out_norm=OUT_NORMS,
+    norm=NORMS,
+    stem=STEMS,
+    downsample=DOWNSAMPLES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """The settings of a VMamba; the defaults are those of VMamba-T s1l8.
+    """Settings of a VMamba; the defaults are those of VMamba-T s1l8.
 
     Args:
         dims (tuple[int, ...]): Channels of each stage.
@@ -77,24 +97,9 @@ class Arch:
     def __post_init__(self) -> None:
         for name in ('dims', 'depths'):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        for field in dataclasses.fields(self):
-            check_setting(field.name, getattr(self, field.name))
-        for name, allowed in (
-            ('gate', GATES),
-            ('act', ACTIVATIONS),
-            ('mlp_act', ACTIVATIONS),
-            ('scan', SCANS),
-            ('ssm_init', SSM_INITS),
-            ('out_norm', OUT_NORMS),
-            ('norm', NORMS),
-            ('stem', STEMS),
-            ('downsample', DOWNSAMPLES),
-        ):
+        check_settings(**vars(self))
+        for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Checks what is right or wrong only beside another setting."""
         if len(self.dims) != len(self.depths) or not self.dims:
             raise ValueError(
                 f'dims and depths must name the same stages, at least one, but got '
@@ -117,24 +122,12 @@ class Arch:
     @property
     def ssm_settings(self) -> dict[str, Any]:
         """The arguments of :class:`SS2D` that all blocks share."""
-        names = (
-            'd_state',
-            'ssm_ratio',
-            'dt_rank',
-            'gate',
-            'conv_kernel',
-            'conv_bias',
-            'act',
-            'scan',
-            'ssm_init',
-            'out_norm',
-            'out_act',
-        )
-        return {name: getattr(self, name) for name in names} | {'drop_rate': self.ssm_drop_rate}
+        shared = inspect.signature(SS2D).parameters.keys() & vars(self).keys()
+        return {name: getattr(self, name) for name in shared} | {'drop_rate': self.ssm_drop_rate}
 
 
 _BASE_DIMS = (128, 256, 512, 1024)
-_VANILLA = dict(
+_VANILLA: dict[str, Any] = dict(
     d_state=16,
     ssm_ratio=2.0,
     gate='act',
@@ -144,7 +137,7 @@ _VANILLA = dict(
     downsample='merging',
 )
 
-#: The architectures with released weights. 'tiny', 'small' and 'base' are those of the paper.
+#: Architectures with released weights. 'tiny', 'small' and 'base' are those of the paper.
 ARCHS: dict[str, Arch] = {
     'tiny_s1l8': Arch(),
     'tiny_s2l5': Arch(depths=(2, 2, 5, 2), ssm_ratio=2.0),
@@ -160,15 +153,15 @@ ARCHS.update(tiny=ARCHS['tiny_s1l8'], small=ARCHS['small_s2l15'], base=ARCHS['ba
 
 
 def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch:
-    """Turns a name or a dict of settings, and overrides, into an :class:`Arch`.
+    """Turn a name or a dict of settings, and overrides, into an :class:`Arch`.
 
     Args:
         arch (str | Mapping | Arch): A key of :data:`ARCHS`, or settings of :class:`Arch`; those
             left out are VMamba-T's.
-        **overrides: Settings that replace those of ``arch``; None leaves one as it is.
+        **overrides: Settings that replace those of ``arch``; None keeps a setting.
 
     Raises:
-        TypeError: If ``arch`` is none of these types.
+        TypeError: If ``arch`` is not one of these types.
         ValueError: If the name, a setting or its value is unknown.
     """
     if isinstance(arch, str):
@@ -186,11 +179,11 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch
 
 
 def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
-    """Checks the names of settings of :class:`Arch`.
+    """Check the names of settings of :class:`Arch`.
 
     Args:
-        settings (Iterable[str]): What a user gave.
-        arguments (Iterable[str]): What is allowed beside the settings. Defaults to ().
+        settings (Iterable[str]): The names given.
+        arguments (Iterable[str]): Names that are allowed besides the settings. Defaults to ().
 
     Raises:
         ValueError: If one is unknown.

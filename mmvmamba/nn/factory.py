@@ -1,4 +1,4 @@
-"""Networks by timm's names and arguments. Needs torch alone."""
+"""Networks by timm's names and arguments."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from .arch import ARCHS, resolve_arch
 from .network import VMambaNet
 
 _logger = logging.getLogger(__name__)
-#: The models, by architecture.
+#: Architectures by model name.
 MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
 
 
 def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
-    """The indices of the stages that an architecture with other ``dims`` and ``depths`` has."""
+    """Return the indices of all stages of an architecture, perhaps with other ``dims``."""
     return tuple(range(len(resolve_arch(arch, dims=dims, depths=depths).dims)))
 
 
 def create_model(
     model_name: str,
-    pretrained: str | os.PathLike | bool = False,
+    pretrained: str | os.PathLike[str] | bool = False,
     num_classes: int = 1000,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     in_chans: int = 3,
     **kwargs: Any,
 ) -> VMambaNet:
-    """Creates a classifier, or with ``features_only`` a backbone, by timm's names.
+    """Create a classifier, or with ``features_only`` a backbone, by timm's names.
 
     Args:
         model_name (str): ``'vmamba_'`` and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
             'vmamba_small', 'vmamba_base', 'vmamba_vanilla_tiny', ...
-        pretrained (str | PathLike | bool): A released file or one of a training; its last layer is
-            left out where it has another number of classes. Defaults to False, random weights.
+        pretrained (str | PathLike | bool): A released file or a checkpoint of a training. Its last
+            layer is left out if its number of classes differs. Defaults to False, random weights.
         num_classes (int): Classes; 0 for the pooled map (N, C). Defaults to 1000.
-        features_only (bool): Whether to return the stages' normalised maps (N, C, H, W), as
+        features_only (bool): Whether to return the normalised maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.
-        out_indices (Sequence[int], optional): The stages whose maps are returned; a negative one
-            counts from the last. Defaults to None, all.
+        out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
+            a negative one counts from the last. Defaults to None, all.
         in_chans (int): Channels of the images. Defaults to 3.
         **kwargs: Other arguments of :class:`mmvmamba.nn.VMambaNet`, e.g. ``drop_path_rate``.
 

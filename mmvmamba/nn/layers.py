@@ -1,45 +1,39 @@
-"""The layers around SS2D: stems, downsampling, MLP, drop path. Channels last inside."""
+"""Layers around SS2D: stems, downsampling, MLP, drop path, classifier. Channels last inside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_inference import POINTWISE, Conv2d, activate
-from .settings import check_setting
+from .cpu_inference import Conv2d, activate, positionwise
+from .settings import check_choice, check_setting
 
-#: The activations that the reference and its ablation use.
+#: Activations of the reference and its ablation.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     'silu': nn.SiLU,
     'gelu': nn.GELU,
     'relu': nn.ReLU,
     'sigmoid': nn.Sigmoid,
 }
-#: The norms of stem, blocks, downsampling and outputs.
+#: Norms of stem, blocks, downsampling and outputs.
 NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
 
 
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raises ValueError where an argument is not one of the names that are allowed."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
-
-
 def reset_linear(layer: nn.Linear) -> None:
-    """Initialises a linear layer as the authors do."""
+    """Initialise a linear layer as the authors do."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
+@positionwise
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples (stochastic depth, arXiv 1603.09382).
+    """Drop a residual branch for whole samples (stochastic depth, arXiv 1603.09382).
 
     Args:
-        p (float): The probability that a sample's branch is dropped in training. Defaults to 0.
+        p (float): Probability that the branch of a sample is dropped in training. Defaults to 0.
     """
 
     def __init__(self, p: float = 0.0) -> None:
@@ -49,7 +43,7 @@ class DropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales the kept samples of ``x`` (N, ...) by 1 / (1 - p)."""
+        """Scale the kept samples of ``x`` (N, ...) by 1 / (1 - p)."""
         if self.p == 0.0 or not self.training:
             return x
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1 - self.p)
@@ -60,7 +54,7 @@ class DropPath(nn.Module):
 
 
 class Permute(nn.Module):
-    """Permutes dimensions; a change of view, which moves no memory in channels-last maps."""
+    """Permute dimensions: a view, which moves no memory in channels-last maps."""
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
@@ -84,12 +78,13 @@ def channels_first() -> Permute:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Normalises a map (N, H, W, C) with a norm of :data:`NORMS`."""
+    """Normalise a map (N, H, W, C) with a norm of :data:`NORMS`."""
     if isinstance(norm, nn.LayerNorm):
         return norm(x)
-    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # BatchNorm takes (N, C, H, W)
 
 
+@positionwise
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension.
 
@@ -97,8 +92,8 @@ class Mlp(nn.Module):
         dim (int): Input and output channels.
         hidden_dim (int): Channels between the layers.
         act (str): A key of :data:`ACTIVATIONS`. Defaults to 'gelu'.
-        gate (bool): Whether the first layer has twice the channels and the activation of the
-            second half multiplies the first half. Defaults to False.
+        gate (bool): Give the first layer twice the channels, and multiply the first half of its
+            result by the activation of the second half. Defaults to False.
         drop_rate (float): Dropout after the layers (with a gate, after the second one only).
             Defaults to 0.
     """
@@ -131,16 +126,14 @@ class Mlp(nn.Module):
 def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -> list[nn.Module]:
     """A convolution (N, C, H, W) and its norm at the released files' indices, 0 and 2.
 
-    BatchNorm stays between maps (N, C, H, W), so that SyncBN can replace it; ``last`` says whether
-    the result is (N, H, W, C).
+    BatchNorm stays between maps (N, C, H, W), so that SyncBN can replace it. With ``last`` the
+    result is (N, H, W, C).
     """
-    if norm is None:
-        return [conv, nn.Identity(), nn.Identity(), channels_last() if last else nn.Identity()]
-    if norm == 'bn':
-        back = channels_last() if last else nn.Identity()
-        return [conv, nn.Identity(), nn.BatchNorm2d(dim), back]
-    layers = [conv, channels_last(), NORMS[norm](dim)]
-    return layers if last else [*layers, channels_first()]
+    if norm == 'ln':
+        layers = [conv, channels_last(), nn.LayerNorm(dim)]
+        return layers if last else [*layers, channels_first()]
+    layer = nn.BatchNorm2d(dim) if norm == 'bn' else nn.Identity()
+    return [conv, nn.Identity(), layer, channels_last() if last else nn.Identity()]
 
 
 def conv_stem(
@@ -178,7 +171,7 @@ def conv2x2_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequentia
 
 
 class PatchMerging(nn.Module):
-    """Stacks 2x2 neighbours, normalises and projects them, as Swin does (arXiv 2103.14030).
+    """Stack 2x2 neighbours, normalise and project them, as Swin does (arXiv 2103.14030).
 
     An odd map is padded with zeros at its bottom and right.
 
@@ -198,13 +191,13 @@ class PatchMerging(nn.Module):
         H, W = x.shape[1:3]
         h, w = (H + 1) // 2, (W + 1) // 2
         x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
-        # (N, h, row, w, column, C) -> (N, h, w, 4 C), the columns outside: the weights' order
+        # (N, h, row, w, column, C) -> (N, h, w, 4 C), columns first: the order of the weights
         x = x.unflatten(1, (h, 2)).unflatten(3, (w, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(apply_norm(self.norm, x))
 
 
-#: What pools a map (N, C, H, W); '' leaves it, as (N, H, W, C).
-POOLS = {
+#: Pooling of a map (N, C, H, W); '' leaves it, as (N, H, W, C).
+POOLS: dict[str, Callable[[], nn.Module]] = {
     'avg': lambda: nn.AdaptiveAvgPool2d(1),
     'max': lambda: nn.AdaptiveMaxPool2d(1),
     '': channels_last,
@@ -212,19 +205,21 @@ POOLS = {
 
 
 def build_pooling(global_pool: str) -> dict[str, nn.Module]:
-    """The layers between the norm and the linear layer, by name."""
+    """Return the layers between a classifier's norm and its linear layer, by name."""
     check_choice('global_pool', global_pool, POOLS)
     flatten = nn.Flatten(1) if global_pool else nn.Identity()
     return {'avgpool': POOLS[global_pool](), 'flatten': flatten}
 
 
 def build_linear(dim: int, num_classes: int) -> nn.Module:
-    """The last linear layer; for no classes nothing in its place."""
+    """Return the last linear layer of a classifier, or the identity for 0 classes."""
     check_setting('num_classes', num_classes)
     return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
 
-POINTWISE.update({DropPath, Mlp, *ACTIVATIONS.values()})
-
-STEMS = {'conv': conv_stem, 'patch': patch_stem}
-DOWNSAMPLES = {'conv': conv_downsample, 'conv2x2': conv2x2_downsample, 'merging': PatchMerging}
+STEMS: dict[str, Callable[..., nn.Module]] = {'conv': conv_stem, 'patch': patch_stem}
+DOWNSAMPLES: dict[str, Callable[..., nn.Module]] = {
+    'conv': conv_downsample,
+    'conv2x2': conv2x2_downsample,
+    'merging': PatchMerging,
+}

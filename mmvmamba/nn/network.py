@@ -1,4 +1,4 @@
-"""The VMamba network in plain PyTorch (arXiv 2401.10166)."""
+"""The VMamba network in plain PyTorch (arXiv 2401.10166): block, stage, classifier, network."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from .layers import (
     build_linear,
     build_pooling,
     channels_first,
-    check_choice,
     reset_linear,
 )
-from .settings import check_setting, stage_indices
+from .settings import check_choice, check_setting, check_settings, stage_indices
 from .ss2d import SS2D
 from .timm_methods import TimmMethods
 
@@ -42,7 +41,7 @@ class VSSBlock(nn.Module):
         drop_path (float): Probability of dropping each branch. Defaults to 0.
         mlp_ratio (float): Hidden channels of the MLP over ``dim``; 0 for no MLP. Defaults to 4.
         mlp_act (str): The MLP's activation. Defaults to 'gelu'.
-        mlp_gate (bool): Whether the MLP is gated. Defaults to False.
+        mlp_gate (bool): Gate the MLP. Defaults to False.
         mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
         norm (str): 'ln' or 'bn'. Defaults to 'ln'.
         ssm_ratio (float): Inner channels of SS2D over ``dim``; 0 for no SS2D. Defaults to 1.
@@ -59,32 +58,29 @@ class VSSBlock(nn.Module):
         mlp_drop_rate: float = 0.0,
         norm: str = 'ln',
         ssm_ratio: float = 1.0,
-        **ssm,
+        **ssm: Any,
     ) -> None:
         super().__init__()
-        self.norm = self.op = None
-        if ssm_ratio > 0:
-            self.norm = NORMS[norm](dim)
-            self.op = SS2D(dim, ssm_ratio=ssm_ratio, **ssm)
+        self.norm = NORMS[norm](dim) if ssm_ratio else None
+        self.op = SS2D(dim, ssm_ratio=ssm_ratio, **ssm) if ssm_ratio else None
         self.drop_path = DropPath(drop_path)
-        self.norm2 = self.mlp = None
-        if mlp_ratio > 0:
-            self.norm2 = NORMS[norm](dim)
-            self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp_act, mlp_gate, mlp_drop_rate)
+        self.norm2 = NORMS[norm](dim) if mlp_ratio else None
+        hidden_dim = int(dim * mlp_ratio)
+        self.mlp = Mlp(dim, hidden_dim, mlp_act, mlp_gate, mlp_drop_rate) if mlp_ratio else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, d) -> (N, H, W, d)."""
-        if self.op is not None:
+        if self.op is not None and self.norm is not None:
             x = x + self.drop_path(self.op(apply_norm(self.norm, x)))
-        if self.mlp is not None:
-            if runs_in_slabs(self, x):
-                return add_mlp_in_slabs(self, x)
+        if self.mlp is not None and self.norm2 is not None:
+            if runs_in_slabs(x, self.norm2, self.mlp, self.drop_path):
+                return add_mlp_in_slabs(x, self.norm2, self.mlp)
             x = x + self.drop_path(self.mlp(apply_norm(self.norm2, x)))
         return x
 
 
 class VSSStage(nn.Sequential):
-    """The blocks of a stage, then the layer that halves the map before the next one."""
+    """Blocks of a stage, then the layer that halves the map for the next stage."""
 
     def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -95,30 +91,19 @@ class VSSStage(nn.Sequential):
 def build_classifier(
     arch: Arch, num_classes: int, global_pool: str = 'avg', drop_rate: float = 0.0
 ) -> nn.Sequential:
-    """Builds the classifier by the released files' names.
-
-    Args:
-        arch (Arch): The architecture.
-        num_classes (int): Classes; 0 for no linear layer.
-        global_pool (str): A key of :data:`POOLS`. Defaults to 'avg'.
-        drop_rate (float): Dropout before the linear layer. Defaults to 0.
-    """
-    norm, permute = NORMS[arch.norm](arch.dims[-1]), channels_first()
-    first = {'norm': norm, 'permute': permute}
-    if arch.norm == 'bn':
-        first = {'permute': permute, 'norm': norm}
-    drop = {'drop': nn.Dropout(drop_rate)} if drop_rate else {}
-    return nn.Sequential(
-        OrderedDict(
-            first,
-            **build_pooling(global_pool),
-            **drop,
-            head=build_linear(arch.dims[-1], num_classes),
-        )
-    )
+    """Build norm, pooling and linear layer, by the names in the released files."""
+    layers: dict[str, nn.Module] = {'norm': NORMS[arch.norm](arch.dims[-1])}
+    layers['permute'] = channels_first()
+    if arch.norm == 'bn':  # normalises maps (N, C, H, W)
+        layers = dict(reversed(layers.items()))
+    layers |= build_pooling(global_pool)
+    if drop_rate:
+        layers['drop'] = nn.Dropout(drop_rate)
+    layers['head'] = build_linear(arch.dims[-1], num_classes)
+    return nn.Sequential(OrderedDict(layers))
 
 
-class VMambaNet(TimmMethods, nn.Module):
+class VMambaNet(TimmMethods):
     """VMamba as a classifier or, with ``out_indices``, as a backbone.
 
     Parameter names are those of the released files.
@@ -129,14 +114,14 @@ class VMambaNet(TimmMethods, nn.Module):
         in_channels (int): Channels of the images. Defaults to 3.
         num_classes (int): Classes of the classifier; 0 for its pooled input. Defaults to 1000.
         out_indices (Sequence[int], optional): The stages whose normalised maps a backbone
-            returns; a negative one counts from the last. Those after the last one of them do not
-            run and get no gradient. Defaults to None, a classifier.
+            returns, in this order; a negative one counts from the last. Stages after the last one
+            of them do not run and get no gradient. Defaults to None, a classifier.
         frozen_stages (int): The stem and the first ``frozen_stages`` stages (with the
             downsampling after each) get no gradient and stay in eval mode; -1 freezes nothing,
             0 the stem. Defaults to -1.
-        with_cp (bool): Whether to recompute each block in the backward instead of keeping its
-            activations (non-reentrant checkpointing). Defaults to False.
-        global_pool (str): How a classifier pools: 'avg', 'max' or '', not at all.
+        with_cp (bool): Recompute each block in the backward instead of keeping its activations
+            (non-reentrant checkpointing). Defaults to False.
+        global_pool (str): Pooling of a classifier: 'avg', 'max' or '' for none.
             Defaults to 'avg'.
         drop_rate (float): Dropout before a classifier's linear layer. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
@@ -166,9 +151,7 @@ class VMambaNet(TimmMethods, nn.Module):
         self.settings = arch = resolve_arch(arch, **settings)
         stages = len(arch.dims)
         check_setting('frozen_stages', frozen_stages, stages)
-        check_setting('in_channels', in_channels)
-        check_setting('num_classes', num_classes)
-        check_setting('drop_rate', drop_rate)
+        check_settings(in_channels=in_channels, num_classes=num_classes, drop_rate=drop_rate)
         check_choice('global_pool', global_pool, POOLS)
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -179,7 +162,7 @@ class VMambaNet(TimmMethods, nn.Module):
         self.patch_embed = STEMS[arch.stem](
             in_channels, arch.dims[0], arch.patch_size, arch.norm if arch.stem_norm else None
         )
-        self.pos_embed = None
+        self.pos_embed: nn.Parameter | None = None
         if arch.pos_embed_size is not None:
             side = arch.pos_embed_size // arch.patch_size
             self.pos_embed = nn.Parameter(torch.zeros(1, arch.dims[0], side, side))
@@ -188,20 +171,22 @@ class VMambaNet(TimmMethods, nn.Module):
         if self.out_indices is None:
             self.classifier = build_classifier(arch, num_classes, global_pool, drop_rate)
         else:
-            for i in self.out_indices:
+            for i in sorted(self.out_indices):
                 self.add_module(f'outnorm{i}', NORMS[arch.norm](arch.dims[i]))
-        self._reset_linear_layers()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                reset_linear(module)
         self._freeze_stages()
 
     @classmethod
     def _argument_names(cls) -> list[str]:
-        """What a class takes beside the settings of an architecture."""
+        """Return the names of the arguments besides the settings of an architecture."""
         parameters = list(inspect.signature(cls).parameters.values())
         return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
     def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
         depth = sum(arch.depths)
-        # On the CPU even where the model itself is built on the meta device.
+        # On the CPU even if the model is built on the meta device.
         rates = iter(torch.linspace(0, arch.drop_path_rate, depth, device='cpu').tolist())
         stages = []
         for i, (dim, depth) in enumerate(zip(arch.dims, arch.depths, strict=True)):
@@ -219,22 +204,20 @@ class VMambaNet(TimmMethods, nn.Module):
                 )
                 for _ in range(depth)
             ]
-            last = i + 1 == len(arch.dims)
             # A backbone that stops at an earlier stage keeps the later ones: a released file
             # loads whole.
-            downsample = nn.Identity()
-            if not last:
+            downsample: nn.Module = nn.Identity()
+            if i + 1 < len(arch.dims):
                 downsample = DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1], arch.norm)
             stages.append(VSSStage(blocks, downsample))
         return stages
 
-    def _reset_linear_layers(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                reset_linear(module)
-
     def _freeze_stages(self) -> None:
-        self._freeze_unused_stages()
+        if self.out_indices is not None:
+            # Stages that do not run get no gradient, which DistributedDataParallel would await.
+            last = max(self.out_indices)
+            for module in (self.layers[last].downsample, *self.layers[last + 1 :]):
+                module.requires_grad_(False)
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
@@ -245,22 +228,14 @@ class VMambaNet(TimmMethods, nn.Module):
         if self.pos_embed is not None:
             self.pos_embed.requires_grad_(False)
 
-    def _freeze_unused_stages(self) -> None:
-        """What runs after the last map gets no gradient, which DistributedDataParallel awaits."""
-        if self.out_indices is None:
-            return
-        last = max(self.out_indices)
-        for module in (self.layers[last].downsample, *self.layers[last + 1 :]):
-            module.requires_grad_(False)
-
     def train(self, mode: bool = True) -> VMambaNet:
-        """Sets the mode; frozen stages stay in eval mode."""
+        """Set the mode; frozen stages stay in eval mode."""
         super().train(mode)
         self._freeze_stages()
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Takes every released spelling, so that whatever loads a state dict can load a file."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Rename the tensors of every released scheme: whatever loads a state dict loads a file."""
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         renamed = rename_tensors(inside)
         if self.pos_embed is not None and 'pos_embed' in renamed:
@@ -295,7 +270,7 @@ class VMambaNet(TimmMethods, nn.Module):
         return x
 
     def run_blocks(self, stage: VSSStage, x: Tensor) -> Tensor:
-        """The blocks of a stage, without its downsampling, (N, H, W, d) -> (N, H, W, d)."""
+        """Run the blocks of a stage, without its downsampling: (N, H, W, d) -> (N, H, W, d)."""
         for block in stage.blocks:
             if self.with_cp and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
@@ -310,20 +285,19 @@ class VMambaNet(TimmMethods, nn.Module):
             x = stage.downsample(self.run_blocks(stage, x))
         return x
 
-    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the normalised maps (N, d_i, H_i, W_i) of ``out_indices``."""
+    def forward_stages(self, x: Tensor, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) -> the normalised maps (N, d_i, H_i, W_i) of these stages."""
         x = self.stem(x)
-        outs, last = [], max(self.out_indices)
+        maps, last = {}, max(out_indices)
         for i, stage in enumerate(self.layers):
             x = self.run_blocks(stage, x)
-            if i in self.out_indices:
+            if i in out_indices:
                 # Necks take NCHW; channels-last memory, so that nothing is copied.
-                out = apply_norm(getattr(self, f'outnorm{i}'), x)
-                outs.append(out.permute(0, 3, 1, 2))
+                maps[i] = apply_norm(getattr(self, f'outnorm{i}'), x).permute(0, 3, 1, 2)
             if i == last:  # no slice above: torch 2.4 cannot compile one
                 break
             x = stage.downsample(x)
-        return tuple(outs)
+        return tuple(maps[i] for i in out_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Class scores (N, num_classes), or with ``out_indices`` a tuple of NCHW maps.
@@ -332,9 +306,9 @@ class VMambaNet(TimmMethods, nn.Module):
             x (Tensor): Images (N, in_channels, H, W) of any size.
 
         Raises:
-            TypeError: If ``x`` is no tensor.
+            TypeError: If ``x`` is not a tensor.
             ValueError: If ``x`` is not 4-D, has other channels or is smaller than a patch.
         """
         if self.out_indices is None:
             return self.forward_head(self.forward_features(x))
-        return self.forward_stages(x)
+        return self.forward_stages(x, self.out_indices)

@@ -1,4 +1,4 @@
-"""The types and ranges of the settings of networks and layers, in one table."""
+"""Types and ranges of the settings of networks and layers, in one table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from mmvmamba.ops.backend import MAX_STATE
 
-_RATE = (float, 0, 1)
-#: Setting: type, lowest and highest value. An int may be the highest, a float has to be below it.
+_RATE: tuple[type, float, float] = (float, 0, 1)
+#: Setting: type, lowest and highest value. An int may equal the highest, a float must be below it.
 _TABLE: dict[str, tuple[type, float, float]] = {
     'dim': (int, 1, math.inf),
     'dims': (int, 1, math.inf),
@@ -37,65 +37,83 @@ _TABLE: dict[str, tuple[type, float, float]] = {
 }
 _SEQUENCES = ('dims', 'depths')
 _OPTIONAL = ('dt_rank', 'pos_embed_size')
-_TYPES = {int: numbers.Integral, float: numbers.Real, bool: bool}
+_TYPES: dict[type, Any] = {int: numbers.Integral, float: numbers.Real, bool: bool}
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ValueError if an argument is not one of the allowed names."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
 
 
 def check_setting(name: str, value: Any, highest: float | None = None) -> None:
-    """Checks a number, or each one of ``dims`` and ``depths``, by its row of the table.
+    """Check a number, or each one of ``dims`` and ``depths``, against its row of the table.
 
     Args:
         name (str): The setting; those that are not in the table pass.
-        value (Any): What the user gave.
-        highest (float, optional): Replaces that of the table. Defaults to None.
+        value (Any): Its value.
+        highest (float, optional): Replaces the limit of the table. Defaults to None.
 
     Raises:
-        TypeError: If the type is another.
+        TypeError: If the type is wrong.
         ValueError: If the value is out of range.
     """
     if name not in _TABLE or (value is None and name in _OPTIONAL):
         return
     kind, lowest, limit = _TABLE[name]
     limit = limit if highest is None else highest
+    items = [(name, value)]
     if name in _SEQUENCES:
-        for i, item in enumerate(value):
-            _check_number(f'{name}[{i}]', item, kind, lowest, limit)
-    else:
-        _check_number(name, value, kind, lowest, limit)
+        items = [(f'{name}[{i}]', item) for i, item in enumerate(value)]
+    for key, item in items:
+        if not isinstance(item, _TYPES[kind]) or (isinstance(item, bool) and kind is not bool):
+            raise TypeError(f'{key} must be of type {kind.__name__}, but got {item!r}')
+        if kind is float and not lowest <= item < limit:
+            raise ValueError(f'{key} must be in [{lowest}, {limit}), but got {item}')
+        if not lowest <= item <= limit:
+            allowed = f'at least {lowest}' if limit == math.inf else f'in [{lowest}, {limit}]'
+            raise ValueError(f'{key} must be {allowed}, but got {item}')
 
 
-def _check_number(name: str, value: Any, kind: type, lowest: float, limit: float) -> None:
-    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f'{name} must be of type {kind.__name__}, but got {value!r}')
-    if kind is float and not lowest <= value < limit:
-        raise ValueError(f'{name} must be in [{lowest}, {limit}), but got {value}')
-    if not lowest <= value <= limit:
-        allowed = f'at least {lowest}' if limit == math.inf else f'in [{lowest}, {limit}]'
-        raise ValueError(f'{name} must be {allowed}, but got {value}')
+def check_settings(**values: Any) -> None:
+    """Check several settings with :func:`check_setting`."""
+    for name, value in values.items():
+        check_setting(name, value)
 
 
-def as_tuple(name: str, value: Any) -> tuple:
-    """Makes a tuple of a setting with a number for each stage.
+def check_width(name: str, ratio: float, dim: int) -> None:
+    """Raise ValueError if a ratio of widths leaves no channel."""
+    if int(ratio * dim) < 1:
+        raise ValueError(f'{name} must leave at least one channel of {dim}, but got {ratio}')
+
+
+def check_conv_kernel(size: int) -> None:
+    """Raise an error if a depthwise convolution of this size would change the size of the map."""
+    check_setting('conv_kernel', size)
+    if size and size % 2 == 0:
+        raise ValueError(f'conv_kernel must be 0 or odd, but got {size}')
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Return a setting with a number for each stage as a tuple.
 
     Raises:
-        TypeError: If it is no sequence.
+        TypeError: If it is not a sequence.
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f'{name} must be a sequence of int, but got {value!r}')
     return tuple(value)
 
 
-def similar(name: str, allowed: Iterable[str]) -> str:
-    """The end of a message about an unknown name, with names that are written much like it."""
-    near = difflib.get_close_matches(name, list(allowed), n=3)
-    return f'; did you mean {" or ".join(near)}?' if near else ''
-
-
-def stage_indices(indices: Any, stages: int, name: str = 'out_indices') -> tuple[int, ...]:
-    """Checks the stages whose maps are asked for, and sorts them; -1 is the last one.
+def stage_indices(
+    indices: Any, stages: int, name: str = 'out_indices', unique: bool = True
+) -> tuple[int, ...]:
+    """Check the stages whose maps are asked for, and count negative ones from the last.
 
     Raises:
-        TypeError: If they are no sequence of int.
-        ValueError: If there are none, or one is out of range.
+        TypeError: If they are not a sequence of int.
+        ValueError: If there are none, one is out of range or, with ``unique``, one is there twice.
     """
     indices = as_tuple(name, indices)
     if not all(isinstance(i, int) for i in indices):
@@ -104,17 +122,14 @@ def stage_indices(indices: Any, stages: int, name: str = 'out_indices') -> tuple
         raise ValueError(
             f'{name} must be in [{-stages}, {stages - 1}], at least one, but got {indices}'
         )
-    return tuple(sorted({i % stages for i in indices}))
+    counted = tuple(i % stages for i in indices)
+    twice = sorted({i for i in counted if counted.count(i) > 1})
+    if unique and twice:
+        raise ValueError(f'{name} must name each stage once, but got {indices} with {twice} twice')
+    return counted
 
 
-def check_width(name: str, ratio: float, dim: int) -> None:
-    """Raises ValueError where a ratio of widths leaves no channel."""
-    if int(ratio * dim) < 1:
-        raise ValueError(f'{name} must leave at least one channel of {dim}, but got {ratio}')
-
-
-def check_conv_kernel(size: int) -> None:
-    """Raises an error where the depthwise convolution would change the size of the map."""
-    check_setting('conv_kernel', size)
-    if size and size % 2 == 0:
-        raise ValueError(f'conv_kernel must be 0 or odd, but got {size}')
+def similar(name: str, allowed: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: names that are spelled alike."""
+    near = difflib.get_close_matches(name, list(allowed), n=3)
+    return f'; did you mean {" or ".join(near)}?' if near else ''

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, cast_for_products
-from .layers import ACTIVATIONS, activate, channels_first, channels_last, check_choice
-from .settings import check_conv_kernel, check_setting, check_width
+from .cpu_inference import Conv2d, activate, cast_for_products
+from .layers import ACTIVATIONS, channels_first, channels_last
+from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
 DIRECTIONS = 4
 SCANS = (*SCAN_PATTERNS, 'cascade')
@@ -30,28 +30,21 @@ class SpatialSoftmax(nn.Module):
         return x.flatten(1, 2).softmax(dim=1).view_as(x)
 
 
-def _depthwise(dim: int) -> nn.Conv2d:
-    return Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+def _depthwise3(dim: int) -> list[nn.Module]:
+    conv = Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+    return [channels_first(), conv, channels_last()]
 
 
-def build_out_norm(name: str, dim: int) -> nn.Module:
-    """The normalisation after the scan, over (N, H, W, C).
-
-    The indices of the layers inside a sequence are those of the authors' code, which are keys in
-    a file that was trained with it.
-    """
-    if name == 'ln':
-        return nn.LayerNorm(dim)
-    if name == 'none':
-        return nn.Identity()
-    if name == 'dwconv3':
-        return nn.Sequential(channels_first(), _depthwise(dim), channels_last())
-    if name == 'ln_dwconv3':
-        return nn.Sequential(nn.LayerNorm(dim), channels_first(), _depthwise(dim), channels_last())
-    return {'softmax': SpatialSoftmax, 'sigmoid': nn.Sigmoid}[name]()
-
-
-OUT_NORMS = ('ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax', 'sigmoid')
+#: Normalisations after the scan, over (N, H, W, C), for C channels. The indices of the layers in a
+#: sequence are part of the keys in the authors' files.
+OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    'ln': nn.LayerNorm,
+    'none': lambda dim: nn.Identity(),
+    'dwconv3': lambda dim: nn.Sequential(*_depthwise3(dim)),
+    'ln_dwconv3': lambda dim: nn.Sequential(nn.LayerNorm(dim), *_depthwise3(dim)),
+    'softmax': lambda dim: SpatialSoftmax(),
+    'sigmoid': lambda dim: nn.Sigmoid(),
+}
 
 
 class SS2D(nn.Module):
@@ -73,8 +66,8 @@ class SS2D(nn.Module):
             Defaults to 'cross'.
         ssm_init (str): Initialisation of the SSM's parameters: 'mamba', 'random' or 'zero'.
             Defaults to 'mamba'.
-        out_norm (str): What follows the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or
-            'sigmoid'. Defaults to 'ln'.
+        out_norm (str): Normalisation after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
+            'softmax' or 'sigmoid'. Defaults to 'ln'.
         out_act (bool): Whether a GELU follows ``out_norm``. Defaults to False.
         drop_rate (float): Dropout of the result. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
@@ -102,25 +95,14 @@ class SS2D(nn.Module):
         backend: str = 'auto',
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ('gate', gate, GATES),
-            ('act', act, ACTIVATIONS),
-            ('scan', scan, SCANS),
-            ('ssm_init', ssm_init, SSM_INITS),
-            ('out_norm', out_norm, OUT_NORMS),
-            ('backend', backend, BACKENDS),
-        ):
-            check_choice(name, value, allowed)
-        for name, value in (
-            ('dim', dim),
-            ('d_state', d_state),
-            ('ssm_ratio', ssm_ratio),
-            ('dt_rank', dt_rank),
-            ('conv_bias', conv_bias),
-            ('out_act', out_act),
-            ('drop_rate', drop_rate),
-        ):
-            check_setting(name, value)
+        check_choice('gate', gate, GATES)
+        check_choice('act', act, ACTIVATIONS)
+        check_choice('scan', scan, SCANS)
+        check_choice('ssm_init', ssm_init, SSM_INITS)
+        check_choice('out_norm', out_norm, OUT_NORMS)
+        check_choice('backend', backend, BACKENDS)
+        check_settings(dim=dim, d_state=d_state, ssm_ratio=ssm_ratio, dt_rank=dt_rank)
+        check_settings(conv_bias=conv_bias, out_act=out_act, drop_rate=drop_rate)
         check_conv_kernel(conv_kernel)
         check_width('ssm_ratio', ssm_ratio, dim)
         self.dim = dim
@@ -149,7 +131,7 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, self.d_inner))
         self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner, d_state))
         self.Ds = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner))
-        self.out_norm = build_out_norm(out_norm, self.d_inner)
+        self.out_norm = OUT_NORMS[out_norm](self.d_inner)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
@@ -157,7 +139,7 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def reset_ssm_parameters(self, ssm_init: str) -> None:
-        """Initialises the SSM's parameters: VMamba's appendix, and Mamba's code for 'mamba'."""
+        """Initialise the SSM's parameters (VMamba's appendix; Mamba's code for 'mamba')."""
         bound = self.d_inner**-0.5
         self.x_proj_weight.uniform_(-bound, bound)
         self.Ds.fill_(1)
@@ -183,7 +165,7 @@ class SS2D(nn.Module):
         """Maps (N, H, W, d) -> (N, H, W, d).
 
         Raises:
-            TypeError: If ``x`` is no tensor.
+            TypeError: If ``x`` is not a tensor.
             ValueError: If ``x`` is not 4-D or has other channels.
         """
         self._check_map(x)
@@ -191,8 +173,8 @@ class SS2D(nn.Module):
         if self.gate == 'none':
             x = self.in_proj(x)
         else:
-            # Two products with halves of the weight give two contiguous maps, where splitting one
-            # product's result would give two strided ones. In autocast each would cast the map.
+            # Two products with halves of the weight give two contiguous maps; the halves of one
+            # product would be strided. Under autocast each of them would cast the map.
             x = cast_for_products(x)
             weight_x, weight_z = self.in_proj.weight.chunk(2)
             x, z = F.linear(x, weight_x), F.linear(x, weight_z)
@@ -201,7 +183,7 @@ class SS2D(nn.Module):
         x = activate(self.act, x, self.in_proj if self.conv2d is None else self.conv2d)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
         if self.in_proj.weight.dtype == x.dtype:
-            y = y.to(x.dtype)  # outside autocast the norm takes the weights' dtype alone
+            y = y.to(x.dtype)  # without autocast the norm takes the dtype of its weights only
         y = self.out_norm(y).to(x.dtype)
         y = self.out_act(y)
         if z is not None:
@@ -216,7 +198,7 @@ class SS2D(nn.Module):
             raise ValueError(f'x must have shape (N, H, W, {self.dim}), but got {tuple(x.shape)}')
 
     def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
-        """Projects a map to the SSM's input-dependent parameters and scans it.
+        """Project a map to the SSM's input-dependent parameters and scan it.
 
         Args:
             x (Tensor): The map (N, H, W, C).
@@ -235,8 +217,8 @@ class SS2D(nn.Module):
 
     def scan_arguments(
         self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0
-    ) -> tuple[Any, ...]:
-        """What :meth:`core` scans: the first seven arguments of :func:`mmvmamba.ops.ss2d_scan`."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str | tuple[int, ...]]:
+        """Return the first seven arguments of :func:`mmvmamba.ops.ss2d_scan` for a map."""
         count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
         parameters = [
             self.x_proj_weight,
@@ -245,7 +227,7 @@ class SS2D(nn.Module):
             self.A_logs.view(DIRECTIONS, self.d_inner, self.d_state),
             self.Ds.view(DIRECTIONS, self.d_inner),
         ]
-        # The backward of a slice fills and copies, even that of a slice of the whole.
+        # The backward of a slice fills and copies, even if the slice is the whole.
         if first or count < DIRECTIONS:
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
@@ -255,7 +237,7 @@ class SS2D(nn.Module):
         return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern
 
     def cascade_core(self, x: Tensor) -> Tensor:
-        """Scans each row both ways, then each column of the result, normalised in between."""
+        """Scan each row both ways, then each column of the result, normalised in between."""
         channels = x.shape[3:]
         x = F.layer_norm(x, channels).to(x.dtype)
         y = self._row_core(x)
@@ -263,7 +245,7 @@ class SS2D(nn.Module):
         return self._row_core(y, first=2).transpose(1, 2)
 
     def _row_core(self, x: Tensor, first: int = 0) -> Tensor:
-        """Scans each row of a map (N, H, W, C) both ways."""
+        """Scan each row of a map (N, H, W, C) both ways."""
         rows = x.flatten(0, 1).unsqueeze(1)  # (N * H, 1, W, C)
         y = self.core(rows, (ROW, ROW_REVERSED), first)
         return y.squeeze(1).unflatten(0, x.shape[:2])

@@ -1,43 +1,60 @@
-"""The methods that timm's users expect of a model. Needs torch alone."""
+"""The interface of timm's models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .layers import apply_norm, build_linear, build_pooling, check_choice, reset_linear
-from .settings import stage_indices
+from .layers import apply_norm, build_linear, build_pooling, reset_linear
+from .settings import check_choice, stage_indices
 
-#: timm's mark of a group that is part of the one before it.
+if TYPE_CHECKING:
+    from .arch import Arch
+
+#: timm's mark of a group that belongs to the group before it.
 _PART_OF_PREVIOUS_GROUP = (99999,)
 
 
-class TimmMethods:
+class TimmMethods(nn.Module):
     """The interface of timm's models, a base class of :class:`mmvmamba.nn.VMambaNet`."""
 
-    #: The layout of what ``forward_features`` returns.
+    #: Layout of the result of ``forward_features``.
     output_fmt = 'NHWC'
+
+    settings: Arch
+    in_channels: int
+    num_classes: int
+    out_indices: tuple[int, ...] | None
+    with_cp: bool
+    layers: Any  # nn.ModuleList of VSSStage
+    classifier: nn.Sequential
+
+    if TYPE_CHECKING:
+
+        def stem(self, x: Tensor) -> Tensor: ...
+
+        def run_blocks(self, stage: Any, x: Tensor) -> Tensor: ...
 
     @property
     def in_chans(self) -> int:
-        """The channels of the images, by timm's name."""
+        """Channels of the images."""
         return self.in_channels
 
     @property
     def num_features(self) -> int:
-        """The channels of what ``forward_features`` returns."""
+        """Channels of the result of ``forward_features``."""
         return self.settings.dims[len(self.layers) - 1]
 
     @property
     def head_hidden_size(self) -> int:
-        """The channels that the last linear layer takes."""
+        """Input channels of the last linear layer."""
         return self.num_features
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Channels, stride and module of each stage's map."""
+        """Channels, stride and module of the map of each stage."""
         arch = self.settings
         return [
             dict(
@@ -49,10 +66,10 @@ class TimmMethods:
         ]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers of each parameter, as regular expressions, for layer-wise learning rates.
+        """Return regular expressions for the layers of parameters, for layer-wise learning rates.
 
-        The stem is the first layer, each block a layer of its own, with the downsampling after a
-        stage in that of its last block; the classifier is the last one.
+        The stem is the first layer and each block a layer of its own. The downsampling after a
+        stage belongs to its last block. The classifier is the last layer.
 
         Args:
             coarse (bool): Whether a stage is one layer. Defaults to False.
@@ -64,31 +81,31 @@ class TimmMethods:
         return dict(stem=r'^patch_embed|^pos_embed', blocks=r'^layers\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters without weight decay, besides vectors and biases."""
+        """Return the names of parameters without weight decay, besides vectors and biases."""
         return {'pos_embed'}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Sets ``with_cp``: whether blocks are recomputed in the backward, which saves memory."""
+        """Set ``with_cp``: recompute blocks in the backward to save memory."""
         self.with_cp = enable
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer, ``nn.Identity`` where there are no classes.
+        """Return the last linear layer, ``nn.Identity`` for 0 classes.
 
         Raises:
             TypeError: If the network is a backbone.
         """
-        return self._classifier_or_error().head
+        return self._classifier_or_error().get_submodule('head')
 
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
     ) -> None:
-        """Gives the classifier a new linear layer.
+        """Give the classifier a new linear layer.
 
         Args:
-            num_classes (int): Classes; 0 for none, and the pooled map (N, C) as the result.
-            global_pool (str, optional): 'avg', 'max' or '', which leaves the map as it is,
-                (N, H, W, C). Defaults to None, as before.
-            reset_other (bool): Whether the classifier's norm goes too. Defaults to False.
+            num_classes (int): Classes; 0 for none, so that the result is the pooled map (N, C).
+            global_pool (str, optional): 'avg', 'max' or '' for the map itself (N, H, W, C).
+                Defaults to None, the current one.
+            reset_other (bool): Whether to remove the classifier's norm. Defaults to False.
 
         Raises:
             TypeError: If the network is a backbone, or an argument has a wrong type.
@@ -96,9 +113,10 @@ class TimmMethods:
         """
         classifier = self._classifier_or_error()
         weight = next(self.parameters())
-        new = {'head': build_linear(self.num_features, num_classes)}
-        if num_classes:
-            reset_linear(new['head'])
+        head = build_linear(self.num_features, num_classes)
+        if isinstance(head, nn.Linear):
+            reset_linear(head)
+        new = {'head': head}
         if global_pool is not None:
             new |= build_pooling(global_pool)
         if reset_other:
@@ -108,11 +126,11 @@ class TimmMethods:
         self.num_classes = num_classes
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What ``forward_features`` returns -> class scores (N, num_classes).
+        """Map (N, H, W, C) of ``forward_features`` -> class scores (N, num_classes).
 
         Args:
             x (Tensor): The last stage's output (N, H, W, C).
-            pre_logits (bool): Whether to return what the last linear layer takes, (N, C).
+            pre_logits (bool): Whether to return the input of the last linear layer (N, C).
                 Defaults to False.
 
         Raises:
@@ -130,23 +148,23 @@ class TimmMethods:
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Images (N, 3, H, W) -> the maps of stages before the downsampling that follows them.
+        """Images (N, 3, H, W) -> the maps of stages, before the downsampling after each.
 
         Args:
             x (Tensor): The images.
-            indices (int | Sequence[int], optional): The stages, a negative one counts from the
-                last, or how many of the last ones. Defaults to None, all.
-            norm (bool): Whether the last stage's map is normalised by the classifier's norm.
+            indices (int | Sequence[int], optional): The stages (negative ones count from the
+                last), or the number of last stages. Defaults to None, all.
+            norm (bool): Whether to normalise the map of the last stage by the classifier's norm.
                 Defaults to False.
-            stop_early (bool): Whether to leave out what comes after the last of these stages.
+            stop_early (bool): Whether to skip everything after the last of these stages.
                 Defaults to False.
             output_fmt (str): 'NCHW' or 'NHWC'. Defaults to 'NCHW'.
             intermediates_only (bool): Whether to return the maps alone. Defaults to False.
 
         Returns:
-            list[Tensor] | tuple[Tensor, list[Tensor]]: The maps in the order of the stages; before
-            them, without ``intermediates_only``, what ``forward_features`` returns, or with
-            ``stop_early`` the last map that was computed, (N, H, W, C).
+            list[Tensor] | tuple[Tensor, list[Tensor]]: The maps in the order of the stages. Without
+            ``intermediates_only`` they follow the result of ``forward_features`` or, with
+            ``stop_early``, the last map computed (N, H, W, C).
 
         Raises:
             TypeError: If an argument has a wrong type.
@@ -173,13 +191,13 @@ class TimmMethods:
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drops what the maps of some stages do not need.
+        """Remove the layers that the maps of some stages do not need.
 
         Args:
             indices (int | Sequence[int], optional): As in :meth:`forward_intermediates`.
                 Defaults to 1, the last stage.
-            prune_norm (bool): Whether to drop the classifier's norm. Defaults to False.
-            prune_head (bool): Whether to drop the classifier's linear layer and pooling.
+            prune_norm (bool): Whether to remove the classifier's norm. Defaults to False.
+            prune_head (bool): Whether to remove the classifier's linear layer and pooling.
                 Defaults to True.
 
         Returns:
@@ -202,17 +220,17 @@ class TimmMethods:
         return wanted
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Stages, counted from the first, in order."""
+        """Return the stages as timm does: counted from the first, in ascending order."""
         stages = len(self.layers)
         count = stages if indices is None else indices
         if isinstance(count, int):
             if not 0 < count <= stages:
                 raise ValueError(f'indices must be 1 to {stages} stages, but got {count}')
             return list(range(stages - count, stages))
-        return list(stage_indices(indices, stages, 'indices'))
+        return sorted(set(stage_indices(indices, stages, 'indices', unique=False)))
 
     def _normed(self, x: Tensor) -> Tensor:
-        norm = self._classifier_or_error().norm
+        norm = self._classifier_or_error().get_submodule('norm')
         return x if isinstance(norm, nn.Identity) else apply_norm(norm, x)
 
     def _classifier_or_error(self) -> nn.Sequential:

@@ -1,13 +1,12 @@
 """The network: shapes, sizes, architectures, threads, freezing, checkpointing."""
 
-import dataclasses
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvmamba.nn import ARCHS, SS2D, VMambaNet, VSSBlock, resolve_arch
+from mmvmamba.nn import ARCHS, SS2D, VMambaNet, VSSBlock
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
 
@@ -103,20 +102,14 @@ def test_bad_images(image, error):
         (dict(out_indices=(4,)), ValueError, 'out_indices must be in'),
         (dict(out_indices=()), ValueError, 'out_indices must be in'),
         (dict(out_indices=2), TypeError, 'out_indices must be a sequence'),
+        (dict(out_indices=(1, 1)), ValueError, r'must name each stage once, but got \(1, 1\)'),
+        (dict(out_indices=(0, 3, -1)), ValueError, r'once, but got \(0, 3, -1\) with \[3\] twice'),
         (dict(backend='gpu'), ValueError, 'backend must be one of'),
     ],
 )
 def test_bad_settings(settings, error, message):
     with pytest.raises(error, match=message):
         VMambaNet(**{'arch': THIN, **settings})
-
-
-def test_resolve_arch_takes_names_dicts_and_archs():
-    arch = resolve_arch('small', drop_path_rate=0.1, d_state=None)
-    assert arch == dataclasses.replace(ARCHS['small_s2l15'], drop_path_rate=0.1)
-    assert resolve_arch(arch) is not None
-    assert resolve_arch({'d_state': 4}).d_state == 4
-    assert ARCHS['tiny'] is ARCHS['tiny_s1l8']
 
 
 def test_drop_path_grows_linearly():
@@ -136,6 +129,17 @@ def test_linear_layers_are_initialised():
         elif isinstance(module, torch.nn.LayerNorm):
             assert torch.equal(module.weight, torch.ones_like(module.weight)), name
             assert not module.bias.any(), name
+
+
+def test_maps_come_in_the_order_of_out_indices():
+    nets = [thin('tiny', out_indices=indices).eval() for indices in ((0, 1, 2, 3), (3, 0, -3))]
+    assert list(nets[1].state_dict()) == [
+        key for key in nets[0].state_dict() if not key.startswith('outnorm2')
+    ]
+    nets[1].load_state_dict(nets[0].state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 32)
+    (one, two, _, four), maps = (net(x) for net in nets)
+    assert all(torch.equal(y, want) for y, want in zip(maps, (four, one, two), strict=True))
 
 
 @pytest.mark.parametrize('stages', [-1, 0, 2, 4])

@@ -55,9 +55,7 @@ def main() -> None:
     rows, groups = [], []
     for table in tables:
         specs = [row.model for row in ABLATIONS[table]]
-        measured = throughput.compare(
-            specs, settings, device, args.modes, args.seconds, args.min_rounds
-        )
+        measured = throughput.compare(specs, settings, device, args.modes)
         part = [dict(table=table) | row.row(measured[row.model]) for row in ABLATIONS[table]]
         columns = COLUMNS | (A100 if any(row['paper_inference'] for row in part) else {})
         logger.info(f'{table}\n{throughput.format_table(part, columns)}')

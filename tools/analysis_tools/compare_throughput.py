@@ -60,9 +60,8 @@ def main() -> None:
     device = figures.set_up(args)
     settings = throughput.read_settings(args, device, args.size)
     models = [NAMES.get(name.lower(), Reported(name, name)) for name in args.models] or IMAGENET
-    measured = throughput.compare(
-        [row.model for row in models], settings, device, args.modes, args.seconds, args.min_rounds
-    )
+    specs = [row.model for row in models]
+    measured = throughput.compare(specs, settings, device, args.modes)
     downstream = DOWNSTREAM if args.downstream else {}
     rows = [row.row(measured[row.model], *downstream) for row in models]
     MMLogger.get_current_instance().info(

@@ -116,10 +116,9 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
         if args.dataset and file:
             loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
             rows[name]['top1'] = round(top1_accuracy(model, loader, args.device), 3)
-    how_long = (args.seconds, args.min_rounds)
     for mode in args.modes:
         found = throughput.measure_mode(
-            models, settings, args.device, mode, *how_long, memory=not args.no_memory
+            models, settings, args.device, mode, memory=not args.no_memory
         )
         for name, row in rows.items():
             row |= found[name]

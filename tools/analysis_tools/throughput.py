@@ -34,6 +34,8 @@ class Settings:
         compile (bool): ``torch.compile`` or eager mode.
         channels_last (bool): Memory format of images and weights.
         tf32 (bool): Round the float32 products of a GPU to TF32.
+        seconds (float): Rough duration of all rounds of a mode.
+        min_rounds (int): The least rounds of a mode.
     """
 
     size: tuple[int, int]
@@ -42,6 +44,8 @@ class Settings:
     compile: bool = False
     channels_last: bool = True
     tf32: bool = True
+    seconds: float = 60
+    min_rounds: int = 5
 
     @property
     def text(self) -> str:
@@ -105,16 +109,13 @@ def read_settings(
         compile=args.compile,
         channels_last=not args.no_channels_last,
         tf32=not args.no_tf32,
+        seconds=args.seconds,
+        min_rounds=args.min_rounds,
     )
 
 
 def compare(
-    specs: Sequence[str],
-    settings: Settings,
-    device: torch.device,
-    modes: Sequence[str] = MODES,
-    seconds: float = 60,
-    min_rounds: int = 5,
+    specs: Sequence[str], settings: Settings, device: torch.device, modes: Sequence[str] = MODES
 ) -> dict[str, Row]:
     """Count models and time them in turn.
 
@@ -123,8 +124,6 @@ def compare(
         settings (Settings): The settings that they share.
         device (torch.device): The device that they run on.
         modes (Sequence[str]): Of 'inference' and 'train'. Defaults to both.
-        seconds (float): Rough duration of the rounds of a mode. Defaults to 60.
-        min_rounds (int): The least rounds. Defaults to 5.
 
     Returns:
         dict[str, Row]: By model what :func:`count` and, for each mode, :func:`measure_mode` return.
@@ -141,7 +140,7 @@ def compare(
             models[spec] = model.to(device).to(memory_format=settings.memory_format)
     for mode in modes:
         logger.info(f'{mode}: rounds of all models in turn')
-        found = measure_mode(models, settings, device, mode, seconds, min_rounds)
+        found = measure_mode(models, settings, device, mode)
         for spec, row in rows.items():
             row |= found[spec]
     return rows
@@ -170,8 +169,6 @@ def measure_mode(
     settings: Settings,
     device: torch.device,
     mode: str,
-    seconds: float,
-    min_rounds: int,
     memory: bool = False,
 ) -> dict[str, Row]:
     """Time steps of all models in turn.
@@ -185,7 +182,9 @@ def measure_mode(
     rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
     with _tf32(settings.tf32):
         calls = _make_calls(models, settings, device, mode == 'train')
-        times = measure.interleave(calls, device, seconds, min_rounds, track=figures.track)
+        times = measure.interleave(
+            calls, device, settings.seconds, settings.min_rounds, track=figures.track
+        )
         for name, samples in times.items():
             result = measure.summarise(samples)
             values = [

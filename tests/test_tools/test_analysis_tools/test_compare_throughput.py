@@ -33,7 +33,14 @@ def test_throughput_of_the_papers_models_and_others(run_here, tmp_path):
     for row in data['results']:
         assert row['inference_images_per_s'] > 0 and 'train_images_per_s' not in row
     assert data['settings'] == dict(
-        size='64', batch_size=1, amp=True, compile=False, channels_last=True, tf32=True
+        size='64',
+        batch_size=1,
+        amp=True,
+        compile=False,
+        channels_last=True,
+        tf32=True,
+        seconds=0,
+        min_rounds=1,
     )
 
 

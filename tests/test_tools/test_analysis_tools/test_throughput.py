@@ -63,8 +63,9 @@ def calls(monkeypatch):
 
 
 def run(modes=('inference', 'train'), **settings):
-    settings = throughput.Settings(size=(8, 10), batch_size=2, **settings)
-    return throughput.compare(SPECS, settings, torch.device('cpu'), modes, seconds=0, min_rounds=3)
+    how_long = dict(seconds=0, min_rounds=3)
+    settings = throughput.Settings(size=(8, 10), batch_size=2, **how_long, **settings)
+    return throughput.compare(SPECS, settings, torch.device('cpu'), modes)
 
 
 def test_models_run_in_turn_with_the_settings(calls):

@@ -118,6 +118,18 @@ def test_maps_do_not_depend_on_what_else_is_asked_for():
     assert len(thin(out_indices=(1,)).stages) == 2
 
 
+@pytest.mark.parametrize('indices', [(2, 0), (-1, 1, 0), (3, 2, 1, 0)])
+def test_maps_have_the_order_of_out_indices(indices):
+    images = torch.rand(1, 3, 64, 64)
+    whole, other = thin(out_indices=range(4)), thin(out_indices=indices)
+    state = whole.state_dict()
+    other.load_state_dict({key: state[key] for key in other.state_dict()})
+    expected, maps = whole(images), other(images)
+    assert len(maps) == len(indices)
+    for index, out in zip(indices, maps, strict=True):
+        torch.testing.assert_close(out, expected[index])
+
+
 def test_memory_format_changes_nothing():
     images, model = torch.rand(2, 3, 64, 64), thin()
     (plain,) = model(images)
@@ -168,6 +180,7 @@ def test_fft_is_counted():
         (dict(d_state=3), ValueError, 'd_state must be even, but got 3'),
         (dict(d_state=0), ValueError, 'd_state'),
         (dict(out_indices=(4,)), ValueError, 'out_indices'),
+        (dict(out_indices=(1, 1)), ValueError, 'out_indices'),
         (dict(out_indices=None), TypeError, 'out_indices'),
     ],
 )

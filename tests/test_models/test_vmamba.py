@@ -168,6 +168,8 @@ def test_bad_arch_lists_the_names():
         (dict(scan='zigzag'), ValueError, 'scan.*zigzag'),
         (dict(colour='red'), ValueError, 'colour'),
         (dict(depths=(1, 0, 1, 1)), ValueError, 'depths'),
+        (dict(out_indices=(0, 0)), ValueError, 'out_indices'),
+        (dict(out_indices=(3, -1)), ValueError, 'out_indices'),
         (
             dict(pretrained='x.pth'),
             ValueError,
@@ -233,6 +235,20 @@ def test_out_indices(indices, dims):
     assert [o.shape[1] for o in outs] == dims
     norms = {k.split('.')[0] for k in model.state_dict() if k.startswith('outnorm')}
     assert norms == {f'outnorm{i % 4}' for i in indices}
+
+
+@pytest.mark.parametrize('indices', [(2, 0), (-1, 1, 0), (3, 2, 1, 0)])
+def test_maps_have_the_order_of_out_indices(indices):
+    model = VMamba(THIN).eval()
+    other = VMamba(THIN, out_indices=indices).eval()
+    state = model.state_dict()
+    other.load_state_dict({key: state[key] for key in other.state_dict()})
+    images = torch.randn(1, 3, 48, 32)
+    with torch.no_grad():
+        expected, maps = model(images), other(images)
+    assert len(maps) == len(indices)
+    for index, out in zip(indices, maps, strict=True):
+        assert torch.equal(out, expected[index])
 
 
 @pytest.mark.parametrize('mode', [True, False])

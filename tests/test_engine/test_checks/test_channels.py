@@ -125,7 +125,7 @@ def test_mismatches(backbone, parts, message):
         (dict(arch='base'), dict(neck=dict(FPN, in_channels=[128, 256, 512, 1024]))),
         (
             dict(out_indices=(-1, 1)),
-            dict(neck=dict(type='ChannelMapper', in_channels=[192, 768], out_channels=8)),
+            dict(neck=dict(type='ChannelMapper', in_channels=[768, 192], out_channels=8)),
         ),
         (
             dict(out_indices=(1, 2, 3)),

@@ -221,16 +221,16 @@ def test_other_arguments_need_force(demo_copy):
 
 
 @pytest.mark.parametrize(
-    'option, value, name',
+    'option, value, message',
     [
-        ('--seed', '-1', 'seed=-1'),
-        ('--num-train', '0', 'num_train=0'),
-        ('--num-val', '-3', 'num_val=-3'),
-        ('--size', '8', 'size=8'),
+        ('--seed', '-1', 'seed must be at least'),
+        ('--num-train', '0', 'num_train must be at least'),
+        ('--num-val', '-3', 'num_val must be at least'),
+        ('--size', '8', 'size must be at least'),
     ],
 )
-def test_bad_argument(tmp_path, option, value, name):
-    assert_error(run(tmp_path / 'b', option, value), name, 'must be from')
+def test_bad_argument(tmp_path, option, value, message):
+    assert_error(run(tmp_path / 'b', option, value), message, f'but got {value}')
     assert not list(tmp_path.iterdir())
 
 
@@ -238,13 +238,13 @@ def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / 'b').mkdir()
     (tmp_path / 'b' / 'notes.txt').write_text('mine')
     for options in ([], ['--force']):
-        assert_error(run(tmp_path / 'b', *options), 'not a demo data set')
+        assert_error(run(tmp_path / 'b', *options), 'is not a demo data set')
     assert contents(tmp_path) == {'b/notes.txt': b'mine'}
 
 
 def test_out_is_a_file(tmp_path):
     (tmp_path / 'b').write_text('mine')
-    assert_error(run(tmp_path / 'b'), 'is a file')
+    assert_error(run(tmp_path / 'b'), 'Not a directory')
 
 
 def test_no_machine_paths(demo):

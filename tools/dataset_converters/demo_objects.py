@@ -1,13 +1,12 @@
-"""Objects and backgrounds of the demo data set, cut from scikit-image's sample photographs.
+"""Cut objects and backgrounds from scikit-image's sample photographs.
 
-Every photograph used here is a file inside scikit-image's wheel, so nothing is downloaded. An
-outline is a coarse polygon in pixel coordinates of its photograph; `snap_to_edges` moves it to
-the strongest image edge nearby, so the table below needs to be right to a few pixels only.
+Every photograph is a file inside scikit-image's wheel, so nothing is downloaded. An outline is a
+coarse polygon in pixel coordinates of its photograph. It is moved to the strongest image edge
+nearby, so it needs to be right to a few pixels only.
 """
 
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import skimage
@@ -18,46 +17,27 @@ from skimage import color, filters, measure, morphology, segmentation
 THINGS = ('cat', 'coin', 'cup', 'motorcycle', 'person', 'rocket')
 STUFF = ('brick', 'grass', 'gravel', 'space', 'wood')
 SPLITS = ('train', 'val')
-
-NUM_COINS = 24
-# One coin in three is kept for validation.
-COIN_PERIOD = 3
+# Half width in pixels of the band in which the border of an outline may move.
+EDGE_BAND = 3
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A hand-given outline of one object.
-
-    Args:
-        category (str): One of `THINGS`.
-        photo (str): File name of the photograph.
-        polygon (str): Vertices as ``x,y`` pairs.
-        holes (tuple[str, ...]): Polygons inside the outline that show the background.
-        splits (tuple[str, ...]): Splits that use the object.
-    """
+class Outline(NamedTuple):
+    """Polygons of an object in a photograph, as ``'x,y x,y'``; holes show the background."""
 
     category: str
     photo: str
     polygon: str
-    holes: tuple[str, ...] = ()
+    hole: str = ''
     splits: tuple[str, ...] = SPLITS
 
 
-@dataclass(frozen=True)
-class CutOut:
-    """An object with its mask as an RGBA image.
-
-    Args:
-        category (str): One of `THINGS`.
-        source (str): Where the object comes from, unique for each object.
-        splits (tuple[str, ...]): Splits that use the object.
-        image (PIL.Image.Image): RGBA image, cropped to the object.
-    """
+class CutOut(NamedTuple):
+    """An object as an RGBA image cropped to it, with a name of its source and its splits."""
 
     category: str
     source: str
     splits: tuple[str, ...]
-    image: Image.Image = field(repr=False)
+    image: Image.Image
 
 
 OUTLINES = (
@@ -91,8 +71,26 @@ OUTLINES = (
         '473,325 458,352 437,369 410,379 380,379 335,370 283,358 276,371 254,389 226,399 200,400 '
         '170,392 142,370 127,345 121,318 124,288 135,262 150,243 148,236 146,228 128,235 110,247 '
         '100,243 110,225 94,219',
-        holes=('517,222 539,208 550,230 566,260 545,264 537,272',),
+        hole='517,222 539,208 550,230 566,260 545,264 537,272',
         splits=('train',),
+    ),
+    Outline(
+        'motorcycle',
+        'motorcycle_right.png',
+        '47,198 52,195 74,194 83.6,203 101,206 93,180 90,158 95,150 107,144 119,147 122,160 '
+        '132,160 154,166 175,170 200.6,168 212.7,178 226,189 253,194 281,189 297,187 '
+        '307.99,192 354,182 366,172 309,174 304,168 311,161 331.9,144 343.8,130 356.6,124 '
+        '374,125 388,133 403,141 414.7,142 408,132 415,124 432.6,120 444.7,114 448,92 '
+        '443.98,82 458.6,79 468.7,82 468.7,98 480,120 490,124 504,136 511,128 510,122 521,118 '
+        '529.6,128 528,140 513,143 506,160 499.98,174 494,187 501,196 494,206 511,236 '
+        '522.5,256 527.7,264 550,271 573,287 586.7,303 583.5,312 594,322 609,342 621,366 '
+        '626.8,395 620,424 603.8,446 581,454 552,449 524.6,436 503.7,411 481.8,381 470,346 '
+        '466,328 461,331 460,311 465,294 486,272 450.9,245 454.7,236 446,224 425.6,230 '
+        '419.8,238 428.5,262 432.8,290 422,325 408,352 388,369 361,379 332,379 286,370 235,358 '
+        '232.6,371 210.8,389 183,399 157.8,400 128,392 100,370 84.8,345 78,318 80.6,288 91,262 '
+        '99.6,243 97,236 100,228 82.7,235 65.5,247 55.7,243 66,225 49,219',
+        hole='463,222 486,208 499,230 515,260 493.7,264 485.8,272',
+        splits=('val',),
     ),
     Outline(
         'person',
@@ -111,7 +109,7 @@ OUTLINES = (
         '263,222 274,206 284,206 286,216 286,243 288,258 288,289 265,305 247,312 230,308 '
         '207,295 190,322 172,349 153,368 141,381 148,420 150,470 152,511 0,511 0,260 20,230 '
         '35,200 50,175 65,150 85,138 110,127 130,124 136,114 150,107',
-        holes=('100,447 118,468 132,490 140,511 91,511 96,480',),
+        hole='100,447 118,468 132,490 140,511 91,511 96,480',
     ),
     Outline(
         'rocket',
@@ -140,123 +138,50 @@ REGIONS = {
 }
 
 
-def load_photo(name: str) -> np.ndarray:
-    """Read a photograph from the installed scikit-image.
-
-    Args:
-        name (str): File name in ``skimage/data``.
-
-    Returns:
-        np.ndarray: Image as (H, W, 3), uint8.
-    """
-    path = Path(skimage.__file__).parent / 'data' / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'the photograph {name} is not in the installed scikit-image '
-            f'{skimage.__version__}; version 0.26 ships it'
-        )
-    with Image.open(path) as photo:
-        return np.asarray(photo.convert('RGB'))
-
-
-def parse_polygon(text: str) -> np.ndarray:
-    """Turn ``'x,y x,y'`` into an array (N, 2)."""
-    return np.array([pair.split(',') for pair in text.split()], dtype=float)
-
-
-def fill_polygon(vertices: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Rasterise a polygon (N, 2) of x, y to a boolean mask of the given (H, W)."""
-    canvas = Image.new('1', (shape[1], shape[0]))
-    ImageDraw.Draw(canvas).polygon([tuple(v) for v in vertices.tolist()], fill=1)
-    return np.array(canvas, dtype=bool)
-
-
-def snap_to_edges(photo: np.ndarray, mask: np.ndarray, band: int = 3) -> np.ndarray:
-    """Move the border of a coarse mask to the strongest edge within a few pixels.
-
-    A watershed floods the gradient from what is surely object and surely background.
-
-    Args:
-        photo (np.ndarray): Photograph (H, W, 3).
-        mask (np.ndarray): Coarse mask (H, W).
-        band (int): Half width of the band in which the border may move. Defaults to 3.
-
-    Returns:
-        np.ndarray: Refined mask (H, W).
-    """
-    gradient = filters.sobel(color.rgb2gray(photo))
-    # The frame of the photograph must not count as background, or cut objects would shrink there.
-    inside = ndimage.binary_erosion(mask, iterations=band, border_value=1)
-    markers = np.where(ndimage.binary_dilation(mask, iterations=band), 0, 1)
-    markers[inside] = 2
-    snapped = segmentation.watershed(gradient, markers) == 2
-    return ndimage.binary_opening(snapped, iterations=1) | inside
-
-
-def cut_out(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """Crop an object to an RGBA image whose alpha fades over about one pixel at the border."""
-    # One pixel less keeps the colours of the photograph's background out of the fringe.
-    mask = ndimage.binary_erosion(mask, border_value=1)
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-    alpha = np.pad(mask[box].astype(float), 2)
-    alpha = np.rint(ndimage.gaussian_filter(alpha, 0.7) * 255).astype(np.uint8)
-    rgb = np.pad(photo[box], ((2, 2), (2, 2), (0, 0)), mode='edge')
-    return Image.fromarray(np.dstack([rgb, alpha]))
-
-
-def outline_mask(photo: np.ndarray, polygon: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """Mask (H, W) of an outline with its holes, snapped to the edges of the photograph."""
-    mask = fill_polygon(polygon, photo.shape[:2])
-    for hole in holes:
-        mask &= ~fill_polygon(hole, photo.shape[:2])
-    return snap_to_edges(photo, mask)
-
-
-def shift_to_right_view(vertices: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Carry vertices of the left motorcycle photograph over to the right one of the stereo pair.
-
-    Args:
-        vertices (np.ndarray): Vertices (N, 2) in the left view.
-        mask (np.ndarray): The motorcycle in the left view (H, W); its disparities are trusted.
-
-    Returns:
-        np.ndarray: Vertices (N, 2) in the right view.
-    """
-    path = Path(skimage.__file__).parent / 'data' / 'motorcycle_disp.npz'
-    with np.load(path) as archive:
-        disparity = archive['arr_0']
-    rows, cols = np.nonzero(mask & np.isfinite(disparity))
-    known = disparity[rows, cols]
-    moved = vertices.copy()
-    for vertex in moved:
-        # The median over a neighbourhood inside the object ignores stray matches at its border.
-        near = np.argsort((cols - vertex[0]) ** 2 + (rows - vertex[1]) ** 2, kind='stable')[:150]
-        vertex[0] -= np.median(known[near])
-    return moved
-
-
-def cut_outlined() -> list[CutOut]:
-    """Cut the objects of `OUTLINES`; the motorcycle's second view becomes the one for val."""
-    cuts = []
+def cut_objects() -> list[CutOut]:
+    """Cut all objects of both splits; the watersheds take a few seconds."""
+    cuts = cut_coins()
     for outline in OUTLINES:
         photo = load_photo(outline.photo)
-        polygon = parse_polygon(outline.polygon)
-        holes = [parse_polygon(hole) for hole in outline.holes]
-        mask = outline_mask(photo, polygon, holes)
+        image = cut_out(photo, outline_mask(photo, outline))
         source = f'{outline.category}:{outline.photo}'
-        cuts.append(CutOut(outline.category, source, outline.splits, cut_out(photo, mask)))
-        if outline.photo == 'motorcycle_left.png':
-            right = load_photo('motorcycle_right.png')
-            polygon, *holes = (shift_to_right_view(v, mask) for v in (polygon, *holes))
-            source = f'{outline.category}:motorcycle_right.png'
-            image = cut_out(right, outline_mask(right, polygon, holes))
-            cuts.append(CutOut(outline.category, source, ('val',), image))
+        cuts.append(CutOut(outline.category, source, outline.splits, image))
     return cuts
 
 
+def load_backgrounds(split: str) -> list[Image.Image]:
+    """Return the part of each background that a split may use, in the order of ``STUFF``."""
+    backgrounds = []
+    for name in STUFF:
+        photo, *boxes = REGIONS[name]
+        backgrounds.append(Image.fromarray(load_photo(photo)).crop(boxes[SPLITS.index(split)]))
+    return backgrounds
+
+
+def load_photo(name: str) -> np.ndarray:
+    """Read a photograph (H, W, 3) from the installed scikit-image."""
+    with Image.open(Path(skimage.__file__).parent / 'data' / name) as photo:
+        return np.asarray(photo.convert('RGB'))
+
+
+def outline_mask(photo: np.ndarray, outline: Outline) -> np.ndarray:
+    """Return the mask (H, W) of an outline, snapped to the edges of the photograph."""
+    canvas = Image.new('1', photo.shape[1::-1])
+    for polygon, fill in ((outline.polygon, 1), (outline.hole, 0)):
+        if polygon:
+            vertices = [float(v) for v in polygon.replace(',', ' ').split()]
+            ImageDraw.Draw(canvas).polygon(vertices, fill=fill)
+    mask = np.array(canvas)
+    # The frame of the photograph must not count as background, or cut objects would shrink there.
+    inside = ndimage.binary_erosion(mask, iterations=EDGE_BAND, border_value=1)
+    markers = np.where(ndimage.binary_dilation(mask, iterations=EDGE_BAND), 0, 1)
+    markers[inside] = 2
+    snapped = segmentation.watershed(filters.sobel(color.rgb2gray(photo)), markers) == 2
+    return ndimage.binary_opening(snapped) | inside
+
+
 def cut_coins() -> list[CutOut]:
-    """Cut the coins of ``coins.png``, numbered in reading order."""
+    """Cut the coins of ``coins.png`` in reading order, one in three for validation."""
     photo = load_photo('coins.png')
     gray = photo[..., 0]
     markers = np.zeros(gray.shape, dtype=int)
@@ -265,42 +190,23 @@ def cut_coins() -> list[CutOut]:
     mask = segmentation.watershed(filters.sobel(gray), markers) == 2
     mask = morphology.opening(ndimage.binary_fill_holes(mask), morphology.disk(5))
     regions = [r for r in measure.regionprops(measure.label(mask)) if r.area > 400]
-    if len(regions) != NUM_COINS:
-        raise RuntimeError(f'found {len(regions)} coins in coins.png, expected {NUM_COINS}')
     # The four rows of coins lie about 75 pixels apart.
     regions.sort(key=lambda r: (round((r.centroid[0] - 40) / 75), r.centroid[1]))
     cuts = []
     for i, region in enumerate(regions):
         coin = np.zeros(gray.shape, dtype=bool)
         coin[region.slice] = region.image_convex
-        split = 'val' if i % COIN_PERIOD == COIN_PERIOD - 1 else 'train'
+        split = 'val' if i % 3 == 2 else 'train'
         cuts.append(CutOut('coin', f'coin:coins.png:{i:02d}', (split,), cut_out(photo, coin)))
     return cuts
 
 
-@cache
-def cut_all() -> tuple[CutOut, ...]:
-    """All objects; cut once, because the watersheds take most of the time."""
-    return (*cut_coins(), *cut_outlined())
-
-
-def load_objects(split: str) -> dict[str, list[CutOut]]:
-    """Objects of a split.
-
-    Args:
-        split (str): ``'train'`` or ``'val'``.
-
-    Returns:
-        dict[str, list[CutOut]]: The objects of each category, in the order of `THINGS`.
-    """
-    cuts = [cut for cut in cut_all() if split in cut.splits]
-    return {name: [cut for cut in cuts if cut.category == name] for name in THINGS}
-
-
-def load_backgrounds(split: str) -> dict[str, Image.Image]:
-    """The part of each background photograph that a split may use, in the order of `STUFF`."""
-    backgrounds = {}
-    for name in STUFF:
-        photo, *boxes = REGIONS[name]
-        backgrounds[name] = Image.fromarray(load_photo(photo)).crop(boxes[SPLITS.index(split)])
-    return backgrounds
+def cut_out(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Crop an object to an RGBA image whose alpha fades over about one pixel at the border."""
+    # One pixel less keeps the colours of the photograph's background out of the fringe.
+    mask = ndimage.binary_erosion(mask, border_value=1)
+    left, top, right, bottom = Image.fromarray(mask).getbbox()
+    box = np.s_[top:bottom, left:right]
+    alpha = ndimage.gaussian_filter(np.pad(mask[box].astype(float), 2), 0.7)
+    rgb = np.pad(photo[box], ((2, 2), (2, 2), (0, 0)), mode='edge')
+    return Image.fromarray(np.dstack([rgb, np.rint(alpha * 255).astype(np.uint8)]))

@@ -1,4 +1,4 @@
-"""Additions to MMEngine's runner."""
+"""Extensions of MMEngine's runner."""
 
 from .data import CheckSample
 from .hooks import (

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or not there, and the one to resume from."""
+"""Crash-safe files, and the search for the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -22,43 +22,36 @@ _WRITING = '.writing'
 
 
 class AtomicBackend(LocalBackend):
-    """Local files that appear under their name when all their bytes are on the disk.
+    """Local files that appear under their name once all their bytes are on the disk.
 
-    A file is written beside its place under a hidden name, flushed to the disk and renamed. Whoever
-    is killed meanwhile leaves what was there before.
+    A file is written beside its destination under a hidden name, flushed to the disk and renamed. A
+    process that is killed meanwhile leaves the previous file untouched. A failed write, for example
+    on a full disk, raises a ``UserError``.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes bytes.
-
-        Args:
-            obj (bytes): The content.
-            filepath (str or Path): The file; missing folders are made.
-
-        Raises:
-            UserError: If it cannot be written, on a full disk for example.
-        """
+        """Write bytes to a file and create missing folders."""
         with whole_file(filepath, len(obj)) as part, open(part, 'wb') as file:
             file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Writes text; see :meth:`put`."""
+        """Write text; see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
+
+
+register_backend(ATOMIC, AtomicBackend, force=True)
 
 
 @contextlib.contextmanager
 def whole_file(filepath: str | Path, size: int | None = None) -> Iterator[str]:
-    """Gives the hidden name under which a file is to be written; then puts it to its place.
+    """Yield the hidden name to write a file to, then move it to its destination.
 
     Args:
-        filepath (str or Path): The place; missing folders are made.
-        size (int, optional): The bytes that will be written, for the message. Defaults to None.
-
-    Yields:
-        str: The name to write to.
+        filepath (str or Path): The destination; missing folders are created.
+        size (int, optional): The number of bytes, for the error message. Defaults to None.
 
     Raises:
-        UserError: If it cannot be written, on a full disk for example.
+        UserError: If the file cannot be written, for example on a full disk.
     """
     folder, name = os.path.split(os.path.abspath(filepath))
     part = os.path.join(folder, f'.{name}{_WRITING}')
@@ -78,17 +71,25 @@ def whole_file(filepath: str | Path, size: int | None = None) -> Iterator[str]:
         ) from error
 
 
-register_backend(ATOMIC, AtomicBackend, force=True)
+def _sync_folder(folder: str) -> None:
+    """Flush the rename itself to the disk, where the system can open folders."""
+    if os.name != 'posix':
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_parts(folder: str) -> None:
-    """Removes what a process left that was killed while it wrote a checkpoint."""
+    """Remove the unfinished checkpoints of a process that was killed while it wrote them."""
     for path in glob.glob(os.path.join(glob.escape(folder), f'.*.pth{_WRITING}')):
         os.remove(path)
 
 
 def is_whole(path: str) -> bool:
-    """Whether a checkpoint file has its end, and every part its checksum."""
+    """Check that a checkpoint file is complete and that its checksums match."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -97,18 +98,18 @@ def is_whole(path: str) -> bool:
 
 
 def last_whole_checkpoint(folder: str, *others: str) -> str | None:
-    """Finds the checkpoint that a run in a folder can go on from.
+    """Find the checkpoint from which a run can be resumed.
 
-    It is the one that ``last_checkpoint`` names, unless that is cut off or gone, or a newer one of
-    the same run is whole: a process may be killed between the two writes. A folder, as some of
-    MMEngine's strategies write for a checkpoint, is taken as it is.
+    It is the one that ``last_checkpoint`` names, unless that file is truncated or missing, or a
+    newer one of the same run is complete: a process may be killed between the two writes. A folder,
+    which some of MMEngine's strategies write as a checkpoint, is not checked.
 
     Args:
         folder (str): The work folder.
         *others (str): More folders that hold checkpoints of the run.
 
     Returns:
-        str or None: The path; None if there is no whole checkpoint that holds a run's state.
+        str or None: The path, or None if no complete checkpoint holds the state of a run.
     """
     named = _named_checkpoint(folder, *others)
     if named is not None and os.path.isdir(named):
@@ -121,14 +122,14 @@ def last_whole_checkpoint(folder: str, *others: str) -> str | None:
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
             break
-        with contextlib.suppress(ValueError):  # what is not read is not of this run
+        with contextlib.suppress(ValueError):  # an unreadable file is not of this run
             if is_whole(path) and _iterations(path) > done:
                 return path
     return named
 
 
 def _named_checkpoint(*folders: str) -> str | None:
-    """What ``last_checkpoint`` in the first folder names, also if it was moved."""
+    """Return the file that the first folder's ``last_checkpoint`` names, even if it was moved."""
     pointer = Path(folders[0], 'last_checkpoint')
     path = pointer.read_text().strip() if pointer.is_file() else ''
     if not path:
@@ -138,25 +139,10 @@ def _named_checkpoint(*folders: str) -> str | None:
 
 
 def _iterations(path: str) -> int:
-    """Iterations after which a run was saved; -1 for a file that holds weights only.
-
-    Raises:
-        ValueError: If it is a file of another kind.
-    """
+    """Return the iterations that a run had done, or -1 for a file that holds only weights."""
     content: Any = read_checkpoint(path)
     if not isinstance(content, dict) or not {'meta', 'message_hub'} <= content.keys():
         return -1
     if not {'optimizer', 'param_schedulers'} & content.keys():
         return -1
     return int(content['meta'].get('iter', -1))
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes the rename itself last, where the system can open folders."""
-    if os.name != 'posix':
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

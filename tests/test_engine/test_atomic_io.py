@@ -8,9 +8,13 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mmvmamba.engine.atomic_io import AtomicBackend, is_whole, last_whole_checkpoint
+from mmvmamba.engine.atomic_io import (
+    AtomicBackend,
+    is_whole,
+    last_whole_checkpoint,
+    remove_parts,
+)
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.hooks.atomic_checkpoint_hook import _LateRemoval
 
 
 def save(path, iteration, optimizer=True):
@@ -103,14 +107,29 @@ def test_folders(tmp_path):
     assert last_whole_checkpoint(*folders) == str(work_dir / 'iter_3.pth')
 
 
-def test_late_removal(tmp_path):
-    """What is removed stays until the flush, unless it was written again."""
-    paths = [str(tmp_path / name) for name in 'ab']
-    for path in paths:
-        AtomicBackend().put(b'', path)
-    backend = _LateRemoval(AtomicBackend())
-    for path in paths:
-        backend.remove(path)
-        assert backend.isfile(path)
-    backend.flush(keep={paths[0]})
-    assert os.listdir(tmp_path) == ['a']
+@pytest.mark.parametrize(
+    ('age', 'iteration', 'newer'),
+    [(1, 3, True), (1, 2, False), (1, 1, False), (0, 3, False), (-1, 3, False)],
+)
+def test_a_checkpoint_beside_the_named_one(tmp_path, age, iteration, newer):
+    """It is taken if it was written later and is further than the second iteration."""
+    named, other = tmp_path / 'iter_2.pth', tmp_path / 'other.pth'
+    for path, done, second in ((named, 2, 1000), (other, iteration, 1000 + age)):
+        save(path, done)
+        os.utime(path, (second, second))
+    (tmp_path / 'last_checkpoint').write_text(str(named))
+    assert last_whole_checkpoint(str(tmp_path)) == str(other if newer else named)
+
+
+@pytest.mark.parametrize(('iteration', 'found'), [(0, False), (1, True)])
+def test_a_checkpoint_of_a_run_that_has_begun(tmp_path, iteration, found):
+    save(tmp_path / 'some.pth', iteration)
+    assert last_whole_checkpoint(str(tmp_path)) == (str(tmp_path / 'some.pth') if found else None)
+
+
+def test_parts_of_checkpoints_alone_are_removed(tmp_path):
+    keep = ['epoch_1.pth', '.hidden.pth', '.text.writing']
+    for name in (*keep, '.epoch_2.pth.writing'):
+        (tmp_path / name).touch()
+    remove_parts(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted(keep)

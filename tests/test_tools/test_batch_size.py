@@ -13,8 +13,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from mmvmamba.engine import MixedSizesHook
-
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TASKS = ('detection', 'segmentation')
 WARNING = 'data holds images of the sizes'
@@ -100,43 +98,6 @@ def test_a_batch_of_different_sizes_draws_a_warning(
         lines = [line for line in log.splitlines() if WARNING in line]
         assert len(lines) == number
     assert re.search(r'WARNING.* the sizes 64x48, 64x64: .*test_dataloader.batch_size=1', lines[0])
-
-
-class Runner:
-    """What the hook uses of a runner."""
-
-    def __init__(self):
-        self.messages = []
-        self.logger = self
-
-    def log(self, level, message):
-        self.messages.append(message)
-
-
-def images(*sizes):
-    return [torch.zeros(3, *size) for size in sizes]
-
-
-@pytest.mark.parametrize(
-    ('inputs', 'warns'),
-    [
-        (torch.zeros(2, 3, 8, 8), False),
-        (images((8, 8)), False),
-        (images((8, 8), (8, 8)), False),
-        (images((8, 8), (8, 9)), True),
-        # Test-time augmentation: a batch for each scale.
-        ([images((8, 8)), images((4, 4))], False),
-        ([images((8, 8), (8, 8)), images((4, 4), (4, 5))], True),
-        (None, False),
-    ],
-)
-def test_what_the_hook_looks_at(inputs, warns):
-    for part in ('val', 'test'):
-        hook, runner = MixedSizesHook(), Runner()
-        for index in range(2):
-            getattr(hook, f'before_{part}_iter')(runner, index, dict(inputs=inputs))
-        assert len(runner.messages) == int(warns)  # once
-        assert not warns or f'{part}_dataloader.batch_size=1' in runner.messages[0]
 
 
 HEADS = [

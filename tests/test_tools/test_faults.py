@@ -231,7 +231,7 @@ def test_sigterm(server, configs, reference, finish, task, tmp_path):
     done = max(losses(work_dir))
     assert 5 <= done < END[task]
     assert last_checkpoint(work_dir).name == 'interrupted.pth'
-    assert f'after iteration {done} and stopped; go on with --resume' in output(work_dir)
+    assert f'after iteration {done} and stopped; continue with --resume' in output(work_dir)
     finish(task, work_dir)
     assert not (work_dir / 'interrupted.pth').exists()
     # None was done twice and none left out.
@@ -243,7 +243,9 @@ def test_a_loss_that_is_not_finite(server, configs, finish, task, tmp_path):
     """Stops before anything is saved and names the images; the checkpoint before it is good."""
     work_dir = tmp_path / 'run'
     assert server.run(configs[task], work_dir, faults=dict(poison=(6, 6, False))) == 2
-    found = re.search(r"iteration 6: \{'loss': nan\} not finite, images \[(.*)\]", output(work_dir))
+    found = re.search(
+        r"iteration 6: the losses \{'loss': nan\} are not finite, images \[(.*)\]", output(work_dir)
+    )
     assert found is not None, output(work_dir)
     assert re.fullmatch(r"('.*/images/\d\.png'(, )?)+", found[1])
     name = dict(detection='epoch_1.pth', segmentation='iter_3.pth')[task]
@@ -313,7 +315,7 @@ def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
     assert not validations(work_dir)
     # It is done when the run goes on, and once; all are when it goes on once more.
     assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
-    repeated = f'the validation after iteration {done} was not done: now'
+    repeated = f'running the missing validation after iteration {done}'
     assert repeated in output(work_dir)
     steps = dict(detection=[2, 4], segmentation=[5, 10, 14])[task]
     assert validations(work_dir) == steps
@@ -349,7 +351,7 @@ def test_another_batch_size(server, configs, tmp_path):
     assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
     options = ('--cfg-options', 'train_dataloader.batch_size=3')
     assert server.run(config, work_dir, '--resume', *options) == 0, output(work_dir)
-    assert 'this run has 1 and 3: training goes on at the same sample' in output(work_dir)
+    assert 'this run has 1 and 3: training continues at the same sample' in output(work_dir)
     state = torch.load(work_dir / LAST['segmentation'], weights_only=False)
     position = state['meta']['position']
     # 3 batches of 2 are 2 of 3; then 11 more.

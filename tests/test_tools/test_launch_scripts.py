@@ -371,7 +371,7 @@ def assert_saved(folder, text):
     assert last_checkpoint(folder).name == 'interrupted.pth', text
     done = max(losses(folder))
     assert iterations(folder / 'interrupted.pth') == done
-    assert f'after iteration {done} and stopped; go on with --resume' in text
+    assert f'after iteration {done} and stopped; continue with --resume' in text
 
 
 def to_the_group(process):

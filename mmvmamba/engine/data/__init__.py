@@ -1,4 +1,4 @@
-"""Sampling, data-loading workers and checks of loaded samples."""
+"""Sampling, data-loading workers, and checks of loaded samples."""
 
 from .sample_check import CheckSample
 

@@ -1,4 +1,4 @@
-"""Checks what a data set has loaded, before augmentation hides what is wrong with it."""
+"""Checks of loaded samples, before augmentation hides what is wrong with them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from PIL import Image
 from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import TRANSFORMS
 
-_TAIL = 4096  # bytes in which the end of a whole file is looked for
-#: First bytes of a format, and what is near the end of a whole file.
+_TAIL = 4096  # bytes in which the end marker of a complete file is searched for
+#: The first bytes of a format, and its end marker.
 _ENDS = ((b'\xff\xd8', b'\xff\xd9'), (b'\x89PNG', b'IEND'))
 
 
 @TRANSFORMS.register_module()
 class CheckSample(BaseTransform):
-    """Stands behind the transforms that load a sample; ``BadDataHook`` puts it there.
+    """Check a sample; ``BadDataHook`` inserts this after the loading transforms.
 
     Args:
-        num_classes (int, optional): Labels are below it. Defaults to None, not checked.
-        ignore_index (int): The label of pixels that do not count. Defaults to 255.
+        num_classes (int, optional): The number of classes; labels must be below it. Defaults to
+            None, which does not check them.
+        ignore_index (int): The label of ignored pixels. Defaults to 255.
     """
 
     def __init__(self, num_classes: int | None = None, ignore_index: int = 255) -> None:
@@ -32,10 +33,10 @@ class CheckSample(BaseTransform):
         self.ignore_index = ignore_index
 
     def transform(self, results: dict) -> dict:
-        """Returns the sample as it is.
+        """Return the sample unchanged.
 
         Raises:
-            UserError: If it cannot be used; says why.
+            UserError: If the sample cannot be used.
         """
         for reason in self._mistakes(results):
             raise UserError(reason)
@@ -50,10 +51,9 @@ class CheckSample(BaseTransform):
         if image is None:
             return
         size = tuple(image.shape[:2])
-        # What the annotation file says, before it was loaded.
-        told = results.get('height'), results.get('width')
-        if None not in told and told != size:
-            yield f'the image is {_text(size)} but its annotation says {_text(told)}'
+        annotated = results.get('height'), results.get('width')
+        if None not in annotated and annotated != size:
+            yield f'the image is {_text(size)} but its annotation says {_text(annotated)}'
         yield from self._label_map_mistakes(results.get('gt_seg_map'), size)
         masks = results.get('gt_masks')
         if masks is not None and (masks.height, masks.width) != size:
@@ -63,23 +63,21 @@ class CheckSample(BaseTransform):
     def _label_map_mistakes(self, labels: Any, size: tuple[int, int]) -> Iterator[str]:
         if labels is None:
             return
-        if labels.shape[:2] != size or labels.ndim != 2:
+        if labels.shape != size:
             yield f'the label map is {_text(labels.shape)}, the image {_text(size)}'
         if self.num_classes is None:
             return
-        wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
-        if wrong.size or labels.min() < 0:
-            values = np.unique(labels)
-            values = values[(values < 0) | (values >= self.num_classes)]
-            values = values[values != self.ignore_index][:8].tolist()
+        wrong = labels[self._is_wrong(labels) & (labels != self.ignore_index)]
+        if wrong.size:
+            values = np.unique(wrong)[:8].tolist()
             yield f'the label map has the values {values}, there are {self.num_classes} classes'
 
     def _box_mistakes(self, results: Mapping[str, Any], size: tuple[int, int]) -> Iterator[str]:
         labels = results.get('gt_bboxes_labels')
-        if labels is not None and self.num_classes is not None and len(labels):
+        if labels is not None and self.num_classes is not None:
             labels = np.asarray(labels)
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                yield f'class ids {sorted(set(labels.tolist()))} of {self.num_classes} classes'
+            if self._is_wrong(labels).any():
+                yield f'class ids {np.unique(labels).tolist()} of {self.num_classes} classes'
         boxes = results.get('gt_bboxes')
         if boxes is None or not len(boxes):
             return
@@ -91,9 +89,12 @@ class CheckSample(BaseTransform):
         if outside.any():
             yield f'box {boxes[outside][0].tolist()} is outside the image of {_text(size)}'
 
+    def _is_wrong(self, labels: np.ndarray) -> np.ndarray:
+        return (labels < 0) | (labels >= self.num_classes)
+
 
 def is_truncated(path: str) -> bool:
-    """Whether a JPEG or PNG file lacks its end; OpenCV decodes the rest without a word."""
+    """Return True if a JPEG or PNG file lacks its end, which OpenCV does not report."""
     with open(path, 'rb') as file:
         head = file.read(4)
         end = next((e for start, e in _ENDS if head.startswith(start)), None)
@@ -102,7 +103,7 @@ def is_truncated(path: str) -> bool:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
         if end in file.read():
             return False
-    try:  # Some programs append data of their own.
+    try:  # Some programs append their own data.
         with Image.open(path) as image:
             image.load()
     except (OSError, SyntaxError):
@@ -111,5 +112,4 @@ def is_truncated(path: str) -> bool:
 
 
 def _text(size: Any) -> str:
-    """Height and width as people write them."""
     return ' x '.join(str(side) for side in size)

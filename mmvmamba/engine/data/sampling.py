@@ -1,4 +1,4 @@
-"""Batches from a known position on, whose samples draw their randomness from it."""
+"""Batches from a known position on, with reproducible randomness for each sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmvmamba.engine.errors import UserError
 
 from .sample_check import is_truncated
 
-#: So many replacements of one sample fail before something else than the data must be wrong.
+#: Failed replacements of one sample after which the cause cannot be the data.
 _MAX_REPLACEMENTS = 20
 _LOADER_OPTIONS = (
     'num_workers',
@@ -34,11 +34,11 @@ _LOADER_OPTIONS = (
 
 
 class BadSampleError(UserError):
-    """A sample that cannot be used, with the names of its files."""
+    """Error about an unusable sample, with the names of its files."""
 
 
 class SampleIndex(int):
-    """The index of a sample that carries the numbers its randomness is drawn from.
+    """Index of a sample that carries the numbers from which its randomness is drawn.
 
     Attributes:
         entropy (tuple[int, ...]): Seed, epoch, rank, number in the pass, and index.
@@ -55,45 +55,45 @@ class SampleIndex(int):
         return SampleIndex, (int(self), self.entropy)
 
 
-def seed_all(entropy: Sequence[int]) -> None:
-    """Seeds the generators of Python, NumPy and PyTorch.
+def seed_all(entropy: Sequence[int], cpu_only: bool = False) -> None:
+    """Seed the generators of Python, NumPy and PyTorch.
 
     Args:
-        entropy (Sequence[int]): Numbers that are not negative.
+        entropy (Sequence[int]): Nonnegative numbers.
+        cpu_only (bool): If True, leave PyTorch's generators of other devices alone. Defaults to
+            False.
     """
-    words = np.random.SeedSequence(entropy).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    words = [int(word) for word in np.random.SeedSequence(entropy).generate_state(4)]
+    random.seed(words[0])
+    np.random.seed(words[1])
+    seed_torch = torch.default_generator.manual_seed if cpu_only else torch.manual_seed
+    seed_torch(words[2] << 32 | words[3])
 
 
 @contextmanager
 def seeded(entropy: Sequence[int]) -> Iterator[None]:
-    """Runs with seeded generators on the CPU, and puts their states back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(entropy).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    """Run with seeded generators on the CPU, and restore their states afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=()):
+        seed_all(entropy, cpu_only=True)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class PositionedBatchSampler:
     """The batches of another batch sampler from a position on.
 
-    A sampler may repeat an index, in a pass that ends or in one that does not, and on several ranks
-    at a time. Each time the sample has another number or rank, and draws anew.
+    A sampler may repeat an index, in a finite or an endless pass, and on several ranks at a time.
+    Each repetition has another number or rank, and so another augmentation.
 
     Args:
-        batch_sampler (BatchSampler): PyTorch's or one like mmdet's ``AspectRatioBatchSampler``.
+        batch_sampler (BatchSampler): PyTorch's, or one like mmdet's ``AspectRatioBatchSampler``.
         seed (int): The seed of the samples' randomness.
         epoch (int): The epoch of the next pass. Defaults to 0.
-        first (int): The batches of that pass to leave out. Defaults to 0.
+        first (int): The number of batches of that pass to skip. Defaults to 0.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class PositionedBatchSampler:
 
     @property
     def sampler(self) -> Any:
-        """The sampler below, whose ``set_epoch`` MMEngine calls."""
+        """The sampler of the batches, whose ``set_epoch`` MMEngine calls."""
         return self.batch_sampler.sampler
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch."""
+        """The number of samples in a batch."""
         return self.batch_sampler.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next pass, here and in the sampler."""
+        """Set the epoch of the next pass, here and in the sampler."""
         self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
@@ -127,7 +127,7 @@ class PositionedBatchSampler:
         first, self.first = self.first, 0
         origin = (self.seed, self.epoch, get_rank())
         number = 0
-        # A batch may depend on those before it, so none is jumped over without being made.
+        # A batch may depend on those before it, so the skipped ones are generated too.
         for position, batch in enumerate(self.batch_sampler):
             if position >= first:
                 numbered = enumerate(batch, start=number)
@@ -136,54 +136,51 @@ class PositionedBatchSampler:
 
 
 def is_endless(sampler: Any) -> bool:
-    """Whether a pass does not end: MMEngine's InfiniteSampler or mmdet's MultiSourceSampler."""
+    """Return True for MMEngine's InfiniteSampler and mmdet's MultiSourceSampler."""
     return isinstance(sampler, InfiniteSampler) or hasattr(sampler, 'source2inds')
 
 
 def restart_sampler(batch_sampler: BatchSampler, seed: int | None) -> None:
-    """Puts a sampler to its begin, with a seed, which is that of the run that is resumed."""
-    # MMEngine's releases begin to read in the loop's constructor; mmdet's batch sampler then keeps
-    # the images that wait for others of their shape.
+    """Reset a sampler to its beginning and set its seed."""
+    # MMEngine starts to read in the constructor of the loop; mmdet's batch sampler then keeps the
+    # images that wait for others of their shape.
     for bucket in getattr(batch_sampler, '_aspect_ratio_buckets', ()):
         bucket.clear()
     sampler = batch_sampler.sampler
     if isinstance(sampler, InfiniteSampler):
-        # It goes through its indices once; a data loader may have begun to.
+        # It keeps one iterator over its indices, which a data loader may have started.
         InfiniteSampler.__init__(sampler, sampler.dataset, sampler.shuffle, seed)
     elif hasattr(sampler, 'seed'):
         sampler.seed = seed
-    if hasattr(sampler, 'source2inds'):  # mmdet's MultiSourceSampler does so too
+    if hasattr(sampler, 'source2inds'):  # mmdet's MultiSourceSampler keeps one for each source
         sampler.source2inds = {
             source: sampler._indices_of_rank(len(dataset))
             for source, dataset in enumerate(sampler.dataset.datasets)
         }
 
 
+def can_be_positioned(loader: DataLoader) -> bool:
+    """Return True if the samples of a loader have indices and come in batches."""
+    return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
+
+
 def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> DataLoader:
-    """A data loader like another one that begins at a position.
+    """Return a copy of a data loader that starts at a position.
 
     Args:
-        loader (DataLoader): The other one, over a data set with a length and batches.
+        loader (DataLoader): A loader that :func:`can_be_positioned`.
         seed (int): The seed of the sampler and of the samples.
         epoch (int): The epoch of the first pass.
-        first (int): The batches of the first pass to leave out.
+        first (int): The number of batches of the first pass to skip.
     """
     restart_sampler(loader.batch_sampler, seed)
     return _with_batches(loader, PositionedBatchSampler(loader.batch_sampler, seed, epoch, first))
 
 
-def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
-    options = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
-    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
-
-
 def restart_workers(loop: Any) -> None:
-    """Makes a loop that reads already read anew, so that its workers know what hooks changed.
+    """Restart the workers of a training loop, so that they see what hooks have changed.
 
-    MMEngine's releases start the workers in the constructor of an iteration-based loop.
-
-    Args:
-        loop (BaseLoop): A loop for training.
+    MMEngine starts them in the constructor of an iteration-based loop.
     """
     iterator = getattr(loop, 'dataloader_iterator', None)
     if getattr(iterator, '_iterator', None) is None or not can_be_positioned(loop.dataloader):
@@ -194,20 +191,29 @@ def restart_workers(loop: Any) -> None:
     loop.dataloader_iterator = type(iterator)(loop.dataloader)
 
 
-def can_be_positioned(loader: DataLoader) -> bool:
-    """Whether the samples of a loader have indices and come in batches."""
-    return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
+def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
+    options = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
+
+
+def reader_of(dataset: Any) -> SampleReader:
+    """Return the reader of a data set, after installing one if there is none."""
+    reader = vars(dataset).get('__getitems__')
+    if not isinstance(reader, SampleReader):
+        reader = dataset.__getitems__ = SampleReader(dataset)
+    return reader
 
 
 class SampleReader:
-    """Reads the samples of a batch, each with the randomness of its index.
+    """Read the samples of a batch, each with the randomness of its index.
 
-    It stands as ``__getitems__`` at a data set, which is what PyTorch's data loader calls.
+    It replaces ``__getitems__`` of a data set, which PyTorch's data loader calls. A sample that
+    cannot be read raises a :class:`BadSampleError`.
 
     Args:
         dataset (Dataset): The data set, wrappers included.
-        skip (bool): Whether a bad sample is replaced by another one, named in the meta information
-            ``bad_samples`` of its data sample, or stops the run. Defaults to False.
+        skip (bool): If True, replace a bad sample by another one, and describe the bad one in the
+            meta information ``bad_samples`` of its data sample. Defaults to False.
     """
 
     def __init__(self, dataset: Dataset, skip: bool = False) -> None:
@@ -218,11 +224,7 @@ class SampleReader:
         return [self.read(index) for index in indices]
 
     def read(self, index: int) -> Any:
-        """Reads one sample.
-
-        Raises:
-            BadSampleError: If it cannot be used.
-        """
+        """Read one sample."""
         if not isinstance(index, SampleIndex):
             return self._read(index)
         with seeded(index.entropy):
@@ -248,7 +250,7 @@ class SampleReader:
 
 
 def _describe(dataset: Any, index: int, error: Exception) -> str:
-    """The image and the label map of a sample, or its number, and what is wrong with it."""
+    """Name the image and label map of a sample, or its number, and the error."""
     info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
     paths = [os.fspath(info[k]) for k in ('img_path', 'seg_map_path') if info.get(k)]
     name = ', '.join(map(repr, paths)) or f'number {index}'
@@ -257,11 +259,3 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     cut = [repr(path) for path in paths if os.path.isfile(path) and is_truncated(path)]
     reason = f'{" and ".join(cut)} is cut off: ' if cut else ''
     return f'bad sample {name}: {reason}{type(error).__name__}: {error}'
-
-
-def reader_of(dataset: Any) -> SampleReader:
-    """The reader that stands at a data set; a new one if there is none."""
-    reader = vars(dataset).get('__getitems__')
-    if not isinstance(reader, SampleReader):
-        reader = dataset.__getitems__ = SampleReader(dataset)
-    return reader

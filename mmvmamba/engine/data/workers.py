@@ -1,4 +1,8 @@
-"""Data-loading processes that a signal to all processes of a job leaves alone."""
+"""Data-loading workers that outlive signals to the whole job.
+
+The main processes handle SIGTERM and the like in ``mmvmamba/engine/hooks/preemption_hook.py``;
+this module keeps the same signals from ending their workers.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,22 @@ from torch.utils.data import DataLoader
 
 
 def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> bool:
-    """Lets the workers that a loader will start work on when signals reach them too.
+    """Let the workers that a loader will start keep working when signals reach them.
 
-    Of PyTorch's workers SIGTERM ends those that it reaches, unless their parent sent it, and the
-    parent then fails in the middle of a step. torchrun signals the process group of a rank, and
-    Slurm all processes. Its parent's SIGTERM, or its end, still ends a worker.
+    torchrun signals the process group of a rank, and Slurm all processes. SIGTERM ends a worker of
+    PyTorch unless its parent sent it, and the parent then fails in the middle of a step. A shielded
+    worker ends only with its parent, or when its parent sends SIGTERM.
 
     Workers are forked or spawned with the signals blocked, and so are the programs that a data set
     starts in them: those need SIGKILL, not SIGTERM, to end.
 
     Args:
         loader (DataLoader): The loader.
-        signals (Collection[signal.Signals]): What the parent heeds.
+        signals (Collection[signal.Signals]): The signals that the parent handles.
 
     Returns:
-        bool: Whether workers outlive the signals; not those of a fork server, which the signals
-        end, nor those of a system without ``sigwaitinfo`` or of other multiprocessing contexts.
+        bool: True if the workers outlive the signals. Workers of a fork server or of other
+        multiprocessing contexts do not, nor do any on a system without ``sigwaitinfo``.
     """
     if loader.num_workers == 0:
         return True
@@ -42,17 +46,17 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
     process = _PROCESSES.get(type(context))
     if process is None:
         return False
-    context = copy.copy(context)  # multiprocessing has one for all
+    context = copy.copy(context)  # multiprocessing shares one
     context.Process = partial(process, list(signals))
     loader.multiprocessing_context = context
     return True
 
 
 class _ShieldedProcess:
-    """Is born with signals blocked, which wait until a thread can ask who sent them.
+    """Process that starts with signals blocked until a thread can ask who sent them.
 
-    What is blocked at birth is so in all threads of the process, also in those that PyTorch starts
-    before it calls ``worker_init_fn``.
+    Signals blocked at the start are blocked in all threads of the process, including those that
+    PyTorch starts before it calls ``worker_init_fn``.
     """
 
     def __init__(self, signals: list[signal.Signals], *args: Any, **kwargs: Any) -> None:
@@ -61,7 +65,7 @@ class _ShieldedProcess:
 
     def start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        try:  # a handler may raise in the call that blocks
+        try:  # a handler may raise inside the call that blocks
             signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             super().start()
         finally:
@@ -69,12 +73,12 @@ class _ShieldedProcess:
 
     def run(self) -> None:
         parent = multiprocessing.parent_process().pid
-        threading.Thread(target=_heed_parent, args=(self._signals, parent), daemon=True).start()
+        threading.Thread(target=_obey_parent, args=(self._signals, parent), daemon=True).start()
         super().run()
 
 
-def _heed_parent(signals: list[signal.Signals], parent: int) -> None:
-    """A handler would not learn who sent the signal; PyTorch's own knows, and asks the same."""
+def _obey_parent(signals: list[signal.Signals], parent: int) -> None:
+    """Exit on a SIGTERM of the parent; a Python handler would not learn who sent it."""
     while True:
         received = signal.sigwaitinfo(signals)
         if received.si_signo == signal.SIGTERM and received.si_pid == parent:
@@ -90,7 +94,7 @@ if hasattr(signal, 'sigwaitinfo'):  # neither macOS nor Windows
 
     class _SpawnedWorker(_ShieldedProcess, SpawnProcess):
         def start(self) -> None:
-            resource_tracker.ensure_running()  # to start it in between would unblock SIGTERM
+            resource_tracker.ensure_running()  # starting it later would unblock SIGTERM
             super().start()
 
     _PROCESSES = {ForkContext: _ForkedWorker, SpawnContext: _SpawnedWorker}

@@ -1,4 +1,4 @@
-"""MMEngine's CheckpointHook, of which nothing that happens leaves less than before."""
+"""Crash-safe checkpoint saving."""
 
 from __future__ import annotations
 
@@ -17,44 +17,19 @@ from mmvmamba.registry import HOOKS
 _INTERRUPTED = 'interrupted.pth'
 
 
-class _LateRemoval:
-    """A storage backend that keeps what it is told to remove until :meth:`flush`."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._outdated: dict[str, None] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self._outdated[path] = None
-
-    rmtree = remove
-
-    def flush(self, keep: set[str]) -> None:
-        """Removes all of it except what has been written anew."""
-        for path in self._outdated.keys() - keep:
-            if self._backend.isfile(path):
-                self._backend.remove(path)
-            elif self._backend.isdir(path):
-                self._backend.rmtree(path)
-        self._outdated.clear()
-
-
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """Saves checkpoints that are whole, and removes old ones only when the new one is.
+    """Save complete checkpoints, and remove old ones only after the new one is complete.
 
     Args:
-        **kwargs: The arguments of :class:`mmengine.hooks.CheckpointHook`. ``backend_args`` or a
-            remote ``out_dir`` leave it to that storage to write a file as a whole.
+        **kwargs: The arguments of :class:`mmengine.hooks.CheckpointHook`. With ``backend_args`` or
+            a remote ``out_dir``, that storage is responsible for writing complete files.
     """
 
-    _done: dict[str, int] | None = None  # while a checkpoint is saved: the epochs and iterations
+    _progress: dict[str, int] | None = None  # epochs and iterations done, while saving
 
     def before_train(self, runner: Any) -> None:
-        """Prepares the folder and removes what a killed process left there."""
+        """Prepare the folder and remove the unfinished files of a killed process."""
         folder = os.fspath(self.out_dir or runner.work_dir)
         local = not self.backend_args and not self.file_client_args and '://' not in folder
         if local:
@@ -62,32 +37,32 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if local and is_main_process():
             remove_parts(self.out_dir)
-        self.file_backend = _LateRemoval(self.file_backend)
+        self.file_backend = DeferredRemoval(self.file_backend)
         if runner._resume:
-            # Without it MMEngine would not save the best score of a validation that is repeated.
+            # Otherwise MMEngine would not save the best score of a repeated validation.
             last = runner.message_hub.runtime_info.get('last_ckpt')
             self.last_ckpt = last or runner._load_from
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Puts back what is done: FlexibleRunner replaces it by its own count."""
-        checkpoint['meta'].update(self._done or {})
+        """Restore the progress, which FlexibleRunner replaces by its own counters."""
+        checkpoint['meta'].update(self._progress or {})
 
     def save_interrupted(self, runner: Any, meta: dict[str, int]) -> str:
-        """Saves the state between two checkpoints; the next one replaces it.
+        """Save ``interrupted.pth``, which the next regular checkpoint replaces.
 
         Args:
             runner (Runner): The runner.
-            meta (dict): ``epoch`` and ``iter`` that are done.
+            meta (dict): The number of epochs and iterations done, as ``epoch`` and ``iter``.
 
         Returns:
-            str: The file.
+            str: The path of the file.
         """
         path = self._save(runner, _INTERRUPTED, meta)
-        self._name_last(runner, path)
+        _write_last_checkpoint(runner, path)
         return path
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
-        # MMEngine's own writes last_checkpoint in place.
+        # MMEngine's own method overwrites last_checkpoint in place.
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
@@ -97,17 +72,17 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._save(runner, name, meta)
-        self._name_last(runner, self.last_ckpt)
+        _write_last_checkpoint(runner, self.last_ckpt)
         self._remove(_INTERRUPTED)
         self._remove_outdated()
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
-        with self._counting(dict(epoch=runner.epoch, iter=runner.iter)):
+        with self._keep_progress(dict(epoch=runner.epoch, iter=runner.iter)):
             super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated()
 
     def _save(self, runner: Any, name: str, meta: dict[str, int]) -> str:
-        with self._counting(meta):
+        with self._keep_progress(meta):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -122,14 +97,14 @@ class AtomicCheckpointHook(CheckpointHook):
         return self.file_backend.join_path(self.out_dir, name)
 
     @contextmanager
-    def _counting(self, meta: dict[str, int]) -> Iterator[None]:
-        """Keeps to what is done; the outermost one holds."""
-        before = self._done
-        self._done = before or {key: meta[key] for key in ('epoch', 'iter')}
+    def _keep_progress(self, meta: dict[str, int]) -> Iterator[None]:
+        """Write this progress to the checkpoints saved inside; the outermost context wins."""
+        before = self._progress
+        self._progress = before or {key: meta[key] for key in ('epoch', 'iter')}
         try:
             yield
         finally:
-            self._done = before
+            self._progress = before
 
     @master_only
     def _remove(self, name: str) -> None:
@@ -140,6 +115,32 @@ class AtomicCheckpointHook(CheckpointHook):
         best += getattr(self, 'best_ckpt_path_dict', {}).values()
         self.file_backend.flush(keep={self.last_ckpt, *best})
 
-    @master_only
-    def _name_last(self, runner: Any, path: str) -> None:
-        AtomicBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
+
+@master_only
+def _write_last_checkpoint(runner: Any, path: str) -> None:
+    AtomicBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
+
+
+class DeferredRemoval:
+    """Storage backend that postpones the removal of files until :meth:`flush`."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._outdated: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._outdated.add(path)
+
+    rmtree = remove
+
+    def flush(self, keep: set[str]) -> None:
+        """Remove the outdated files except those that were written again."""
+        for path in self._outdated - keep:
+            if self._backend.isfile(path):
+                self._backend.remove(path)
+            elif self._backend.isdir(path):
+                self._backend.rmtree(path)
+        self._outdated.clear()

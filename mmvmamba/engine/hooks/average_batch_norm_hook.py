@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm where SyncBN cannot run."""
+"""Averaging of BatchNorm statistics where SyncBN cannot run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mmvmamba.registry import HOOKS
 
 @HOOKS.register_module()
 class AverageBatchNormHook(Hook):
-    """Averages the running statistics of BatchNorm over the processes after each step.
+    """Average the running statistics of BatchNorm over all processes after each step.
 
-    SyncBN needs a GPU. Without it each process keeps the statistics of its own images: the
-    processes would validate with different models, and the checkpoint would hold those of one.
+    SyncBN needs a GPU. Without it, each process keeps the statistics of its own images: the
+    processes would validate different models, and the checkpoint would hold only one of them.
     """
 
-    priority = 'VERY_HIGH'  # before weights are averaged over time or saved
+    priority = 'VERY_HIGH'  # before hooks that average or save the weights
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Averages running means and variances in place."""
+        """Average running means and variances in place."""
         layers = [m for m in runner.model.modules() if isinstance(m, _BatchNorm)]
         buffers = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
         if buffers:

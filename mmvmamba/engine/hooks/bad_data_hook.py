@@ -1,4 +1,4 @@
-"""Names images and annotations that cannot be used, and skips them or stops."""
+"""Detection of unusable images and annotations in the training data."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from mmvmamba.engine.data.sampling import reader_of, restart_workers
 from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import HOOKS
 
+from .utils import batch_metainfo
+
 _ACTIONS = ('skip', 'stop')
 _SHOWN = 5  # names of harmless images, of which there can be many thousands
 
 
 @HOOKS.register_module()
 class BadDataHook(Hook):
-    """Finds bad samples of the training data, names their files and skips them or stops.
+    """Find bad samples in the training data, name their files, and skip them or stop.
 
-    COCO's annotations are read once before training. Images, masks and label maps are checked
-    when they are loaded: cut-off or missing files, sizes that do not agree, boxes outside the
-    image, class ids out of range; whatever a transform raises counts too.
+    COCO annotations are read once before training. Images, masks and label maps are checked when
+    they are loaded: truncated or missing files, sizes that do not agree, boxes outside the image,
+    class ids out of range. An exception in a transform counts as well.
 
     Args:
-        action (str): 'skip' puts another sample in the place of a bad one and counts; 'stop' ends
-            the run at the first. Defaults to 'skip'.
-        max_skipped (int): So many bad samples are skipped by a process before it stops after all.
+        action (str): 'skip' replaces a bad sample by another one and counts it; 'stop' ends the run
+            at the first one. Defaults to 'skip'.
+        max_skipped (int): The number of bad samples that a process skips before it stops.
             Defaults to 1000.
 
     Raises:
-        ValueError: If ``action`` is neither or ``max_skipped`` is negative.
+        ValueError: If ``action`` is unknown or ``max_skipped`` is negative.
     """
 
-    priority = 'HIGH'  # after ResumeHook has made the data loader
+    priority = 'HIGH'  # after ResumeHook has replaced the data loader
 
     def __init__(self, action: str = 'skip', max_skipped: int = 1000) -> None:
         if action not in _ACTIONS:
@@ -48,12 +50,8 @@ class BadDataHook(Hook):
         self.max_skipped = max_skipped
 
     def before_train(self, runner: Any) -> None:
-        """Reads the annotations and prepares the checks.
-
-        Raises:
-            UserError: If there is a bad annotation and the action is 'stop'.
-        """
-        self._audit(runner)
+        """Check the annotations and prepare the checks of loaded samples."""
+        self._check_annotations(runner)
         dataset = runner.train_dataloader.dataset
         reader_of(dataset).skip = self.action == 'skip'
         for leaf in _leaves(dataset):
@@ -61,18 +59,12 @@ class BadDataHook(Hook):
         restart_workers(runner.train_loop)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Logs and counts what was skipped for this batch.
-
-        Raises:
-            UserError: If there were too many.
-        """
-        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-        metas = [getattr(sample, 'metainfo', {}) for sample in samples or ()]
-        messages = [text for meta in metas for text in meta.get('bad_samples', ())]
+        """Log and count the samples that were skipped for this batch."""
+        metainfo = batch_metainfo(data_batch)
+        messages = [text for meta in metainfo for text in meta.get('bad_samples', ())]
         if not messages:
             return
-        info = runner.message_hub.runtime_info
-        count = info.get('bad_samples', 0) + len(messages)
+        count = runner.message_hub.runtime_info.get('bad_samples', 0) + len(messages)
         runner.message_hub.update_info('bad_samples', count)
         for text in messages:
             # The loggers of the other ranks show errors only.
@@ -84,35 +76,52 @@ class BadDataHook(Hook):
             )
 
     def after_train(self, runner: Any) -> None:
-        """Says how many were skipped."""
+        """Log the number of skipped samples."""
         count = runner.message_hub.runtime_info.get('bad_samples', 0)
         if count:
             runner.logger.error(f'{count} bad samples were skipped in this run')
 
-    def _audit(self, runner: Any) -> None:
-        fatal: list[Any] = [None]
+    def _check_annotations(self, runner: Any) -> None:
+        first: list[str | None] = [None]
         if is_main_process():
-            found = list(_audit_annotations(runner.cfg.train_dataloader.get('dataset')))
-            for path, kind, names in found:
+            for path, kind, names in _mistakes(runner.cfg.train_dataloader.get('dataset')):
                 if kind == HARMLESS:
                     runner.logger.info(_sentence(path, kind, names, shown=_SHOWN))
                     continue
                 text = _sentence(path, kind, names)
                 runner.logger.error(text)
-                fatal[0] = fatal[0] or text
-        broadcast_object_list(fatal)
-        if self.action == 'stop' and fatal[0] is not None:
-            raise UserError(fatal[0])
+                first[0] = first[0] or text
+        broadcast_object_list(first)
+        if self.action == 'stop' and first[0] is not None:
+            raise UserError(first[0])
+
+
+def _mistakes(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the annotation file, the kind of mistake and the names of the images."""
+    for leaf in [] if cfg is None else leaf_datasets(cfg):
+        path = annotation_file(leaf)
+        if path is not None and path.endswith('.json') and '://' not in path:
+            for kind, names in read_coco(path).mistakes.items():
+                yield path, kind, names
 
 
 def _sentence(path: str, kind: str, names: list[str], shown: int | None = None) -> str:
-    """What is wrong with how many images of a file, and with which."""
     more = '' if shown is None or len(names) <= shown else ', ...'
     return f'{path}: {kind} in {len(names)} image(s): {", ".join(names[:shown])}{more}'
 
 
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    inner = [child for child in inner if child is not None]
+    if not inner:
+        yield dataset
+    for child in inner:
+        yield from _leaves(child)
+
+
 def check_loaded_samples(dataset: Any) -> None:
-    """Puts :class:`CheckSample` behind the transforms that load, unless it is there."""
+    """Insert :class:`CheckSample` after the loading transforms, unless it is there already."""
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
     if steps is None or any(isinstance(step, CheckSample) for step in steps):
         return
@@ -125,25 +134,3 @@ def check_loaded_samples(dataset: Any) -> None:
         ignore_index=getattr(dataset, 'ignore_index', 255),
     )
     steps.insert(loading[-1] + 1, check)
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    inner = [child for child in inner if child is not None]
-    if not inner:
-        yield dataset
-    for child in inner:
-        yield from _leaves(child)
-
-
-def _audit_annotations(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
-    """Annotation file, what is wrong, and the images, for each file and kind."""
-    if cfg is None:
-        return
-    for leaf in leaf_datasets(cfg):
-        path = annotation_file(leaf)
-        if path is None or not path.endswith('.json') or '://' in path:
-            continue
-        for kind, names in read_coco(path).mistakes.items():
-            yield path, kind, names

@@ -1,4 +1,4 @@
-"""What mmdet's visualization hook leaves out; needs mmdet."""
+"""Drawing of every n-th test image with mmdet; importing this module needs mmdet."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from mmvmamba.registry import HOOKS
 
 @HOOKS.register_module()
 class IntervalDetVisualizationHook(DetVisualizationHook):
-    """Draws every n-th image of a test; mmdet's looks at ``interval`` in validations alone."""
+    """Draw every n-th test image; mmdet's hook applies ``interval`` only to validation."""
 
-    #: Images of the test so far.
-    images = 0
+    num_images = 0  # tested so far
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any, outputs: Sequence[Any]
     ) -> None:
-        """Draws those of the batch whose turn it is."""
-        numbers = range(self.images + 1, self.images + 1 + len(outputs))
-        self.images += len(outputs)
-        chosen = [o for n, o in zip(numbers, outputs, strict=True) if n % self.interval == 0]
+        """Draw those images of the batch whose number is a multiple of ``interval``."""
+        chosen = [o for n, o in enumerate(outputs, self.num_images + 1) if n % self.interval == 0]
+        self.num_images += len(outputs)
         super().after_test_iter(runner, batch_idx, data_batch, chosen)

@@ -1,8 +1,7 @@
-"""Warns where a result would depend on the batch size."""
+"""Warning about predictions that depend on the batch."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -13,40 +12,38 @@ from mmvmamba.registry import HOOKS
 
 @HOOKS.register_module()
 class MixedSizesHook(Hook):
-    """Warns once where a batch to predict holds images of different sizes.
+    """Warn once if a validation or test batch holds images of different sizes.
 
-    They are padded to the largest, and VMamba's scan reads a whole map, padding included: what is
-    predicted for an image then depends on the others in its batch.
+    They are padded to the largest, and VMamba's scan reads the whole map including the padding. The
+    prediction for an image then depends on the other images in its batch.
     """
 
     def __init__(self) -> None:
         self.warned = False
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Looks at a batch of the validation."""
+        """Check a validation batch."""
         self._check(runner, 'val', data_batch)
 
     def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Looks at a batch of the test."""
+        """Check a test batch."""
         self._check(runner, 'test', data_batch)
 
     def _check(self, runner: Any, part: str, data_batch: Any) -> None:
-        inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
-        sizes = _sizes(inputs)
+        sizes = _sizes(data_batch.get('inputs') if isinstance(data_batch, dict) else None)
         if self.warned or len(sizes) < 2:
             return
         self.warned = True
-        runner.logger.log(
-            logging.WARNING,
+        runner.logger.warning(
             f'a batch of the {part} data holds images of the sizes '
             f'{", ".join(f"{h}x{w}" for h, w in sorted(sizes))}: they are padded to one size, the '
             'scan reads the padding, and the result depends on the batch. Use '
-            f'{part}_dataloader.batch_size=1',
+            f'{part}_dataloader.batch_size=1'
         )
 
 
 def _sizes(inputs: Any) -> set[tuple[int, int]]:
-    """The sizes (H, W) in a batch; with test-time augmentation, in the first batch that differs."""
+    """Return the sizes (H, W) in a batch; with test-time augmentation, in one mixed batch."""
     if not isinstance(inputs, list | tuple):
         return set()  # stacked: one size
     if not all(isinstance(image, Tensor) for image in inputs):

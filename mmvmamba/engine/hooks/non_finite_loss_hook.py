@@ -1,30 +1,30 @@
-"""Stops a run that has lost its way, before it spoils the last good checkpoint."""
+"""Stopping of a diverged run before it overwrites the last good checkpoint."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
 
 from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import HOOKS
 
+from .utils import batch_metainfo, optim_wrappers
+
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """Stops at a loss that is not finite, or when the gradient scaler skips too many steps.
+    """Stop at a loss that is not finite, or when the gradient scaler skips too many steps.
 
-    The message names the iteration and the images. No checkpoint is saved after it, nor one whose
-    weights are not finite.
+    The message names the iteration and the images. No checkpoint is saved afterwards, and none
+    whose weights are not finite.
 
     Args:
-        max_skipped_steps (int): So many steps in a row the gradient scaler may skip. A few at the
-            beginning, while it looks for its scale, are normal. Defaults to 20.
+        max_skipped_steps (int): The number of consecutive steps that the gradient scaler may skip.
+            A few are normal at the beginning, while it searches for its scale. Defaults to 20.
 
     Raises:
         ValueError: If ``max_skipped_steps`` is negative.
@@ -42,15 +42,16 @@ class NonFiniteLossHook(Hook):
         self._handles: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
-        """Begins to watch the optimizers' steps."""
-        for wrapper in _wrappers(runner.optim_wrapper):
-            self._handles.append(wrapper.optimizer.register_step_post_hook(self._note_step))
+        """Register a hook for the steps of each optimizer."""
+        for wrapper in optim_wrappers(runner):
+            if isinstance(wrapper.optimizer, torch.optim.Optimizer):
+                self._handles.append(wrapper.optimizer.register_step_post_hook(self._note_step))
 
     def _note_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         self._stepped = True
 
     def after_train(self, runner: Any) -> None:
-        """Stops watching."""
+        """Remove these hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -58,30 +59,22 @@ class NonFiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Checks the losses and whether the optimizer stepped.
-
-        Raises:
-            UserError: If the run cannot go on.
-        """
+        """Check the losses and count skipped steps."""
         bad = _bad_losses(outputs or {})
         if bad:
             raise UserError(
-                f'iteration {runner.iter + 1}: {bad} not finite, images {image_names(data_batch)}; '
-                + _advice(runner)
+                f'iteration {runner.iter + 1}: the losses {bad} are not finite, images '
+                f'{_image_names(data_batch)}; {_advice(runner)}'
             )
         self._count_skipped(runner)
         if self._skipped > self.max_skipped_steps:
             raise UserError(
                 f'iteration {runner.iter + 1}: the gradient scaler skipped {self._skipped} steps '
-                f'in a row, the last with images {image_names(data_batch)}; ' + _advice(runner)
+                f'in a row, the last with images {_image_names(data_batch)}; {_advice(runner)}'
             )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuses to save weights that are not finite.
-
-        Raises:
-            UserError: If there are some.
-        """
+        """Refuse to save weights that are not finite."""
         bad = [
             name
             for name, value in checkpoint['state_dict'].items()
@@ -90,15 +83,15 @@ class NonFiniteLossHook(Hook):
         if bad:
             raise UserError(
                 f'iteration {runner.iter + 1}: {len(bad)} tensors are not finite, the first is '
-                f'{bad[0]}; ' + _advice(runner)
+                f'{bad[0]}; {_advice(runner)}'
             )
 
     def _count_skipped(self, runner: Any) -> None:
-        scaled = [w for w in _wrappers(runner.optim_wrapper) if _scales(w)]
+        scaled = [w for w in optim_wrappers(runner) if _has_scaler(w)]
         if not scaled or not all(w.should_update() for w in scaled):
             return
         scale = min(float(w.loss_scaler.get_scale()) for w in scaled)
-        # A fused optimizer is called and skips by itself, which only the scale shows.
+        # A fused optimizer is called and skips internally; only the scale shows it.
         if self._stepped and scale >= self._scale:
             self._skipped = 0
         else:
@@ -106,15 +99,13 @@ class NonFiniteLossHook(Hook):
         self._scale, self._stepped = scale, False
 
 
-def image_names(data_batch: Any) -> list[str]:
-    """The files of a batch's images, as far as its data samples name them."""
-    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-    metas = (getattr(sample, 'metainfo', {}) for sample in samples or ())
-    return [os.fspath(meta['img_path']) for meta in metas if meta.get('img_path')]
+def _has_scaler(wrapper: Any) -> bool:
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler is not None and scaler.is_enabled()
 
 
 def _bad_losses(outputs: dict[str, Any]) -> dict[str, float]:
-    """The losses that are not finite; asks the device once, as each answer waits for it."""
+    """Return the losses that are not finite, with a single synchronization if all are."""
     losses = {n: torch.as_tensor(v).detach() for n, v in outputs.items() if 'loss' in n}
     if not losses:
         return {}
@@ -124,17 +115,9 @@ def _bad_losses(outputs: dict[str, Any]) -> dict[str, float]:
     return {n: float(v) for (n, v), flag in zip(losses.items(), finite, strict=True) if not flag}
 
 
-def _scales(wrapper: OptimWrapper) -> bool:
-    scaler = getattr(wrapper, 'loss_scaler', None)
-    return scaler is not None and scaler.is_enabled()
-
-
-def _wrappers(wrapper: Any) -> Iterator[OptimWrapper]:
-    """The optimizer wrappers in an ``OptimWrapperDict``, or the one."""
-    if isinstance(getattr(wrapper, 'optimizer', None), torch.optim.Optimizer):
-        yield wrapper
-    elif hasattr(wrapper, 'values'):
-        yield from wrapper.values()
+def _image_names(data_batch: Any) -> list[str]:
+    metainfo = batch_metainfo(data_batch)
+    return [os.fspath(meta['img_path']) for meta in metainfo if meta.get('img_path')]
 
 
 def _advice(runner: Any) -> str:

@@ -1,4 +1,8 @@
-"""Saves and stops when a cluster takes the machine away."""
+"""Handling of SIGTERM: save and exit when a cluster takes the machine away.
+
+This is where signals of the main processes are handled. The data-loading workers must outlive
+them; ``mmvmamba/engine/data/workers.py`` shields those.
+"""
 
 from __future__ import annotations
 
@@ -23,27 +27,29 @@ from .atomic_checkpoint_hook import AtomicCheckpointHook
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On SIGTERM saves ``interrupted.pth`` and exits; ``--resume`` goes on at the next batch.
+    """Save ``interrupted.pth`` on SIGTERM and exit; ``--resume`` continues with the next batch.
+
+    Needs :class:`AtomicCheckpointHook`, which saves the file.
 
     Args:
-        signals (Sequence[str]): Names of the signals to heed; a Slurm job with
+        signals (Sequence[str]): Names of the signals to handle; a Slurm job with
             ``--signal=USR1@120`` needs ``('SIGTERM', 'SIGUSR1')``. Defaults to ``('SIGTERM',)``.
-        interval (int): With several processes, the iterations, or batches of a validation, between
-            two questions whether one of them was signalled. Defaults to 10.
+        interval (int): With several processes, the number of iterations, or of validation batches,
+            after which they ask each other for signals. Defaults to 10.
         exit_code (int): The exit status of the process. Defaults to 0.
 
     Raises:
-        ValueError: If a signal is not known or ``interval`` is not positive.
+        ValueError: If a signal is unknown or ``interval`` is not positive.
     """
 
-    priority = 'LOWEST'  # after the hooks that change what is saved
+    priority = 'LOWEST'  # after hooks that change what is saved
 
     def __init__(
         self, signals: Sequence[str] = ('SIGTERM',), interval: int = 10, exit_code: int = 0
     ) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown:
-            raise ValueError(f'signals has {unknown}, which are no names of signals')
+            raise ValueError(f'signals must be names such as SIGTERM, but got {unknown}')
         if interval < 1:
             raise ValueError(f'interval must be positive, but got {interval}')
         self.signals = [signal.Signals[name] for name in signals]
@@ -51,31 +57,27 @@ class PreemptionHook(Hook):
         self.exit_code = exit_code
         self._received: str | None = None
         self._stopping = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers_before: dict[signal.Signals, Any] = {}
         self._common_batches = 0
 
     def before_train(self, runner: Any) -> None:
-        """Installs the handlers and keeps the signals from the data-loading processes.
-
-        Raises:
-            UserError: If there is no :class:`AtomicCheckpointHook` to save with.
-        """
+        """Install the signal handlers and shield the data-loading workers."""
         if not any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks):
             raise UserError(
-                'PreemptionHook saves with AtomicCheckpointHook, but default_hooks.checkpoint.type '
-                'is another'
+                'PreemptionHook needs AtomicCheckpointHook, but default_hooks.checkpoint.type is '
+                'another hook'
             )
         if threading.current_thread() is not threading.main_thread():
-            runner.logger.warning('signals are not heeded outside the main thread')
+            runner.logger.warning('signals can be handled only in the main thread')
             return
         for number in self.signals:
-            self._before[number] = signal.signal(number, self._note)
+            self._handlers_before[number] = signal.signal(number, self._note)
         for loop in (runner.train_loop, runner.val_loop):
             loader = getattr(loop, 'dataloader', None)
             if isinstance(loader, DataLoader) and not shield_workers(loader, self.signals):
                 runner.logger.warning(
-                    'a signal that reaches data-loading processes ends this run: they are neither '
-                    'forked nor spawned ones of multiprocessing on Linux'
+                    'a signal that reaches data-loading processes ends this run: they can be '
+                    'shielded only on Linux, with the start methods fork and spawn'
                 )
         restart_workers(runner.train_loop)
 
@@ -85,64 +87,65 @@ class PreemptionHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Saves and exits after a signal, once no gradient waits for others."""
-        if not self._asked(runner.iter + 1) or self._accumulating(runner):
-            return
-        self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+        """Save and exit after a signal, but not between accumulated gradients."""
+        if self._must_stop(runner.iter + 1) and not _is_accumulating(runner):
+            self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Finds how many batches all ranks have: only so often can they ask each other."""
-        if self._before and get_world_size() > 1:
+        """Find the number of batches that all ranks have, so that they ask equally often."""
+        if self._handlers_before and get_world_size() > 1:
             self._common_batches = _reduce(len(runner.val_dataloader), 'min')
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Does so during a validation between epochs or iterations."""
-        if not self._before:
+        """Save and exit after a signal during a validation."""
+        if not self._handlers_before:  # not within a training run
             return
         if get_world_size() > 1 and batch_idx >= self._common_batches:
             return
-        if not self._asked(batch_idx + 1) or self._accumulating(runner):
+        if not self._must_stop(batch_idx + 1) or _is_accumulating(runner):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                hook.after_val_epoch(runner)  # the averaged weights are in the model's place
+                hook.after_val_epoch(runner)  # swap the averaged weights out of the model
         self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter))
 
     def after_train(self, runner: Any) -> None:
-        """Puts the handlers back."""
-        for number, handler in self._before.items():
+        """Restore the previous signal handlers."""
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._handlers_before.clear()
 
-    def _asked(self, count: int) -> bool:
-        """Whether a signal came, to any of the ranks."""
+    def _must_stop(self, count: int) -> bool:
+        """Return True if any of the ranks has received a signal."""
         if get_world_size() == 1:
             return self._received is not None
-        # All ranks have the same answer, also where they cannot stop yet.
+        # All ranks keep the same answer, even while they cannot stop yet.
         if not self._stopping and count % self.interval == 0:
             self._stopping = bool(_reduce(int(self._received is not None), 'max'))
         return self._stopping
-
-    def _accumulating(self, runner: Any) -> bool:
-        if not hasattr(runner.optim_wrapper, 'should_update'):
-            return False
-        return get_world_size() > 1 and not runner.optim_wrapper.should_update()
 
     def _save_and_exit(self, runner: Any, meta: dict[str, int]) -> None:
         hook = next(h for h in runner.hooks if isinstance(h, AtomicCheckpointHook))
         path = hook.save_interrupted(runner, meta)
         name = self._received or 'a signal to another process'
         runner.logger.warning(
-            f'{name}: saved {path} after iteration {meta["iter"]} and stopped; go on with --resume'
+            f'{name}: saved {path} after iteration {meta["iter"]} and stopped; continue with '
+            '--resume'
         )
-        # The handlers stay: a second signal, on the way out, does not change the status.
+        # The handlers stay: a second signal during the exit does not change the exit status.
         raise SystemExit(self.exit_code)
 
 
+def _is_accumulating(runner: Any) -> bool:
+    if not hasattr(runner.optim_wrapper, 'should_update'):
+        return False
+    return get_world_size() > 1 and not runner.optim_wrapper.should_update()
+
+
 def _reduce(number: int, operation: str) -> int:
-    """The least or the greatest of the ranks' numbers."""
+    """Return the minimum or maximum over all ranks."""
     device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
     value = torch.tensor(number, device=device)
     all_reduce(value, operation)

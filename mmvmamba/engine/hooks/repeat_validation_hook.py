@@ -1,4 +1,4 @@
-"""Repeats a validation that was cut off."""
+"""Repetition of an interrupted validation."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ _DONE = 'last_validation'
 
 @HOOKS.register_module()
 class RepeatValidationHook(Hook):
-    """Where a resumed run stands at a validation that was cut off, or not begun, does it first.
+    """Validate first if a resumed run was interrupted during or just before a validation.
 
-    The file ``last_validation`` in the work folder holds the iteration of the last one that is
-    whole.
+    The file ``last_validation`` in the work folder holds the iteration of the last complete one.
     """
 
-    priority = 'LOWEST'  # all other hooks are ready
+    priority = 'LOWEST'  # after all other hooks are ready
 
     def __init__(self) -> None:
         self._at_boundary = False
         self._file: Path | None = None
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Notes whether the run goes on at the begin of an epoch; :class:`ResumeHook` saved it."""
+        """Read from the position that :class:`ResumeHook` saved whether an epoch begins."""
         position = checkpoint.get('meta', {}).get('position', {})
         self._at_boundary = position.get('batches') == 0
 
     def before_train(self, runner: Any) -> None:
-        """Validates if that is due."""
+        """Validate if a validation is due."""
         self._file = Path(runner.work_dir, _DONE)
-        done = [_read(self._file) if is_main_process() else None]
-        broadcast_object_list(done)
-        if not runner._resume or done[0] > runner.iter:
-            done[0] = 0  # of another run, or of one that went on from here before
+        found = [_read(self._file) if is_main_process() else None]
+        broadcast_object_list(found)
+        done = found[0]
+        if not runner._resume or done > runner.iter:
+            done = 0  # by another run, or by one that was resumed from here before
             if is_main_process():
                 self._file.unlink(missing_ok=True)
-        if not runner._resume:
+        if not runner._resume or runner.val_loop is None:
             return
-        if runner.val_loop is not None and self._due(runner.train_loop) > done[0]:
-            runner.logger.info(f'the validation after iteration {runner.iter} was not done: now')
+        if self._due(runner.train_loop) > done:
+            runner.logger.info(f'running the missing validation after iteration {runner.iter}')
             runner.val_loop.run()
 
     def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
-        """Notes that it is done."""
+        """Write the iteration of the complete validation to the file."""
         if self._file is not None and is_main_process():
             AtomicBackend().put_text(str(runner.iter), self._file)
 
     def after_train(self, runner: Any) -> None:
-        """What is validated later is not of this run."""
+        """Ignore later validations, which do not belong to this run."""
         self._file = None
 
     def _due(self, loop: Any) -> int:
-        """The iteration, if the loop validates after it; else 0."""
+        """Return the iteration if the loop validates after it, else 0."""
         if isinstance(loop, IterBasedTrainLoop):
             now, end = loop.iter, loop.max_iters
         elif self._at_boundary:

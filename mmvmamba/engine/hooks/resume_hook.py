@@ -1,4 +1,4 @@
-"""Goes on with a run where it was interrupted, to the bit."""
+"""Bit-exact resumption of an interrupted run."""
 
 from __future__ import annotations
 
@@ -27,52 +27,18 @@ from mmvmamba.registry import HOOKS
 _KEY = 'position'
 
 
-class BatchStream:
-    """Endless batches of a loader, from a position on; iteration-based loops read it.
-
-    Args:
-        loader (DataLoader): What :func:`mmvmamba.engine.data.sampling.positioned_loader` returns.
-        done (int): The batches that the loop will try to pass over; they are passed over already.
-    """
-
-    def __init__(self, loader: DataLoader, done: int) -> None:
-        self.loader = loader
-        self._to_swallow = done
-        self._iterator: Iterator | None = None
-
-    def __iter__(self) -> BatchStream:
-        return self
-
-    def __next__(self) -> Any:
-        if self._to_swallow > 0:
-            self._to_swallow -= 1
-            return None
-        if self._iterator is None:
-            self._iterator = iter(self.loader)
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            batches = self.loader.batch_sampler
-            batches.set_epoch(batches.epoch + 1)
-            self._iterator = iter(self.loader)
-            return next(self._iterator)
-
-    def skip_iter(self, count: int) -> None:
-        """The position is right already."""
-
-
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Makes a resumed run equal to one that was not interrupted.
+    """Make a resumed run equal to an uninterrupted one.
 
-    Every sample draws its randomness from (seed, epoch, rank, number in the epoch, index), where an
-    endless sampler has one epoch; the model draws its own from (seed, iteration, rank). A
-    checkpoint holds the position among the batches and gradients that wait for others.
-    ``resume=True`` alone finds the last checkpoint that is whole.
+    The randomness of each sample is drawn from (seed, epoch, rank, number in the epoch, index),
+    where an endless sampler has one epoch; that of the model from (seed, iteration, rank). A
+    checkpoint holds the position among the batches and the accumulated gradients. ``resume=True``
+    alone finds the last complete checkpoint.
 
     Args:
-        load_from (str, optional): The weights to begin with where there is no checkpoint to resume
-            from yet; the train tool passes the config's. Defaults to None.
+        load_from (str, optional): The weights to start from if there is no checkpoint to resume
+            from; the training tool passes the one of the config. Defaults to None.
     """
 
     priority = 'VERY_HIGH'
@@ -88,7 +54,7 @@ class ResumeHook(Hook):
     # ---- the checkpoint ----
 
     def before_run(self, runner: Any) -> None:
-        """Chooses the file to resume from, the same one on all ranks."""
+        """Choose the checkpoint to resume from, the same one on all ranks."""
         if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
         with as_user_error(ValueError):
@@ -101,26 +67,23 @@ class ResumeHook(Hook):
             runner.logger.warning(f'no checkpoint to resume from in {runner.work_dir!r}')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Adds the position, and the gradients that were not applied yet."""
-        samples = self._batches * _batch_size(runner) * get_world_size()
+        """Add the position and the accumulated gradients."""
+        batch_size, world_size = _batch_size(runner), get_world_size()
         checkpoint['meta'][_KEY] = dict(
             seed=self._seed,
             epoch=self._epoch,
             batches=self._batches,
-            samples=samples,
-            batch_size=_batch_size(runner),
-            world_size=get_world_size(),
+            samples=self._batches * batch_size * world_size,
+            batch_size=batch_size,
+            world_size=world_size,
         )
-        gradients = {
-            name: parameter.grad.cpu()
-            for name, parameter in _unwrapped(runner.model).named_parameters()
-            if parameter.grad is not None
-        }
+        parameters = _unwrapped(runner.model).named_parameters()
+        gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
         if gradients:
             checkpoint['gradients'] = gradients
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Takes the position of a run that is resumed."""
+        """Read the position of a resumed run."""
         if runner._resume:
             self._saved = checkpoint.get('meta', {}).get(_KEY)
             self._gradients = checkpoint.get('gradients', {})
@@ -128,13 +91,13 @@ class ResumeHook(Hook):
     # ---- the data ----
 
     def before_train(self, runner: Any) -> None:
-        """Puts the data loader to the position and gradients to their parameters."""
+        """Restore the position of the data loader and the accumulated gradients."""
         loop = runner.train_loop
         loader = loop.dataloader
         if not can_be_positioned(loader):
             runner.logger.warning(
-                f'{type(loader.dataset).__name__} has no indices in batches: a run that is '
-                'resumed will not see the data that it would have seen'
+                f'{type(loader.dataset).__name__} does not yield batches of indices: a resumed run '
+                'will see other data than an uninterrupted one'
             )
             return
         self._find_position(runner)
@@ -142,9 +105,9 @@ class ResumeHook(Hook):
         loader = positioned_loader(loader, self._seed, self._epoch, self._batches)
         loop.dataloader = loader
         if isinstance(loop, IterBasedTrainLoop):
-            # Loops without skip_iter call next() for what is done.
-            swallow = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
-            loop.dataloader_iterator = BatchStream(loader, swallow)
+            # Loops without skip_iter call next() once for each iteration done.
+            done = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
+            loop.dataloader_iterator = BatchStream(loader, done)
         for name, parameter in _unwrapped(runner.model).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter.device)
@@ -157,27 +120,27 @@ class ResumeHook(Hook):
         if saved is None:
             self._epoch, self._batches = _position_from_counts(loop)
             return
-        self._seed, self._epoch, self._batches = saved['seed'], saved['epoch'], saved['batches']
-        processes, batch = get_world_size(), _batch_size(runner)
-        self._batches = saved['samples'] // (processes * batch)
-        before = saved['world_size'], saved.get('batch_size', batch)
-        if before != (processes, batch):
+        world_size, batch_size = get_world_size(), _batch_size(runner)
+        self._seed, self._epoch = saved['seed'], saved['epoch']
+        self._batches = saved['samples'] // (world_size * batch_size)
+        before = saved['world_size'], saved.get('batch_size', batch_size)
+        if before != (world_size, batch_size):
             runner.logger.warning(
                 f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
-                f' this run has {processes} and {batch}: training goes on at the same sample, but '
-                'not bit for bit'
+                f' this run has {world_size} and {batch_size}: training continues at the same '
+                'sample, but not bit for bit'
             )
 
     # ---- counting and seeding ----
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Tells the samples their epoch."""
+        """Set the epoch of the samples."""
         batches = runner.train_dataloader.batch_sampler
         if hasattr(batches, 'first') and not isinstance(runner.train_loop, IterBasedTrainLoop):
             batches.set_epoch(runner.epoch)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seeds what the model draws, such as the paths it drops."""
+        """Seed the randomness of the model, such as its drop paths."""
         stream = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(stream, BatchStream) and stream.loader.batch_sampler.epoch != self._epoch:
             self._epoch, self._batches = stream.loader.batch_sampler.epoch, 0
@@ -187,17 +150,52 @@ class ResumeHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Counts the batch."""
+        """Count the batch."""
         self._batches += 1
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Begins the next epoch."""
+        """Start the next epoch."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
             self._epoch, self._batches = runner.epoch + 1, 0
 
 
+class BatchStream:
+    """Endless batches of a loader from its position on, for iteration-based loops.
+
+    Args:
+        loader (DataLoader): A loader from :func:`mmvmamba.engine.data.sampling.positioned_loader`.
+        done (int): The batches that the loop will try to skip. The loader has skipped them already,
+            so the stream returns None in their place.
+    """
+
+    def __init__(self, loader: DataLoader, done: int) -> None:
+        self.loader = loader
+        self._to_skip = done
+        self._iterator: Iterator | None = None
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._to_skip > 0:
+            self._to_skip -= 1
+            return None
+        if self._iterator is None:
+            self._iterator = iter(self.loader)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            batches = self.loader.batch_sampler
+            batches.set_epoch(batches.epoch + 1)
+            self._iterator = iter(self.loader)
+            return next(self._iterator)
+
+    def skip_iter(self, count: int) -> None:
+        """Do nothing: the position is right already."""
+
+
 def _folders(runner: Any) -> list[str]:
-    """The work folder, and the one that CheckpointHook will make of its ``out_dir``."""
+    """Return the work folder and the one that CheckpointHook will make of its ``out_dir``."""
     name = os.path.basename(runner.work_dir.rstrip(os.sep))
     others = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook) and h.out_dir]
     others = [os.path.join(folder, name) for folder in others if '://' not in str(folder)]
@@ -205,7 +203,7 @@ def _folders(runner: Any) -> list[str]:
 
 
 def _position_from_counts(loop: Any) -> tuple[int, int]:
-    """The position in a run whose checkpoint does not hold it."""
+    """Return the epoch and batch of a run whose checkpoint does not hold them."""
     if not isinstance(loop, IterBasedTrainLoop):
         return loop.epoch, max(loop.iter - loop.epoch * len(loop.dataloader), 0)
     if is_endless(loop.dataloader.batch_sampler.sampler):

@@ -1,4 +1,4 @@
-"""Positions among batches, and the randomness of samples."""
+"""Positions among batches, the randomness of samples, and what replaces a bad sample."""
 
 import pickle
 import random
@@ -13,7 +13,9 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmpretrain.datasets.samplers import RepeatAugSampler
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 
+from mmvmamba.engine.data import sampling
 from mmvmamba.engine.data.sampling import (
+    BadSampleError,
     PositionedBatchSampler,
     SampleIndex,
     is_endless,
@@ -24,6 +26,9 @@ from mmvmamba.engine.data.sampling import (
     seed_all,
     seeded,
 )
+from mmvmamba.engine.errors import explain
+
+from .bad_samples import Samples
 
 
 class Images(Dataset):
@@ -208,3 +213,51 @@ def test_seeded():
     assert draw() == expected
     assert inside[0] == inside[1]
     assert all(a != b for a, b in zip(inside[0], inside[2], strict=True))
+
+
+def read(dataset, skip, workers, indices):
+    reader_of(dataset).skip = skip
+    batches = [[SampleIndex(i, (5, 0, i)) for i in indices]]
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=lambda batch: batch
+    )
+    return next(iter(loader))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_skip(workers):
+    """The one in its place is always the same and has the name of the bad one with it."""
+    good, replaced = read(Samples(), True, workers, [1, 3])
+    assert 'bad_samples' not in good['data_samples'].metainfo
+    (message,) = {text for text in replaced['data_samples'].metainfo['bad_samples'] if '/3' in text}
+    assert message == "bad sample 'images/3.jpg': OSError: cannot be decoded"
+    again = read(Samples(), True, 1 - workers, [3])[0]
+    assert again['inputs'] == replaced['inputs']
+    assert replaced['inputs'][0] not in (3, 4)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_stop(workers):
+    with pytest.raises(BadSampleError, match=r"bad sample 'images/4\.jpg'") as caught:
+        read(Samples(), False, workers, [1, 4])
+    words = "bad sample 'images/4.jpg': OSError: cannot be decoded"
+    assert explain(caught.value) == words
+
+
+@pytest.mark.parametrize('failures', [20, 21])
+def test_twenty_replacements(monkeypatch, failures):
+    """One that is good after twenty tries is taken; more mean that all are bad."""
+    replacements = iter([3] * (failures - 1) + [5])
+    monkeypatch.setattr(sampling.np.random, 'randint', lambda count: next(replacements))
+    if failures > 20:
+        with pytest.raises(BadSampleError, match='bad sample'):
+            read(Samples(), True, 0, [3])
+        return
+    (sample,) = read(Samples(), True, 0, [3])
+    assert sample['inputs'][0] == 5
+    assert len(sample['data_samples'].bad_samples) == 20
+
+
+def test_all_bad():
+    with pytest.raises(BadSampleError, match='bad sample'):
+        read(Samples(bad=range(8)), True, 0, [0])

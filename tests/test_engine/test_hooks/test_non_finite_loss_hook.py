@@ -1,4 +1,4 @@
-"""Losses that are not finite are found with one question to the device."""
+"""Losses that are not finite, which one synchronization finds, and steps that are skipped."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -55,6 +55,71 @@ def test_no_losses(check, outputs):
 
 @pytest.mark.parametrize('value', [float('inf'), torch.tensor(float('nan')).half()])
 def test_what_is_not_finite_is_named(check, value):
-    words = r"iteration 5: \{'loss_mask': (inf|nan)\} not finite, images \['images/7\.jpg'\]"
+    words = (
+        r"iteration 5: the losses \{'loss_mask': (inf|nan)\} are not finite, "
+        r"images \['images/7\.jpg'\]"
+    )
     with pytest.raises(UserError, match=words):
         check({**mask_rcnn(), 'loss_mask': value})
+
+
+class Scaler:
+    """The scale and whether the optimizer steps, as a test sets them."""
+
+    scale = 1024.0
+
+    def get_scale(self):
+        return self.scale
+
+    def is_enabled(self):
+        return True
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train with a scaler that skips steps: 'skip' in its own way, 'fused' in the optimizer."""
+
+    def train(max_skipped_steps, *steps):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+        wrapper = SimpleNamespace(optimizer=optimizer, loss_scaler=Scaler())
+        runner = SimpleNamespace(iter=0, work_dir=tmp_path, optim_wrapper=wrapper)
+        hook = NonFiniteLossHook(max_skipped_steps)
+        hook.before_train(runner)
+        for runner.iter, step in enumerate(steps):
+            wrapper.should_update = lambda step=step: step != 'wait'
+            if step in ('good', 'fused'):
+                optimizer.step()
+            if step in ('skip', 'fused'):
+                wrapper.loss_scaler.scale /= 2
+            hook.after_train_iter(runner, runner.iter, None, {})
+        hook.after_train(runner)
+
+    return train
+
+
+@pytest.mark.parametrize('kind', ['skip', 'fused'])
+@pytest.mark.parametrize('most', [0, 3])
+def test_as_many_skipped_steps_as_allowed(train, most, kind):
+    """A good step, whose scale stays, resets the count, and a step that waits does not count."""
+    skipped = [kind] * most
+    train(most, 'good', *skipped, 'good', *skipped, 'wait', 'good')
+    with pytest.raises(
+        UserError, match=f'iteration {most + 3}: .* skipped {most + 1} steps in a row'
+    ):
+        train(most, 'good', 'good', *skipped, kind)
+
+
+def test_a_negative_limit():
+    with pytest.raises(ValueError, match='max_skipped_steps must not be negative, but got -1'):
+        NonFiniteLossHook(-1)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite(tmp_path, value):
+    runner = SimpleNamespace(iter=4, work_dir=tmp_path)
+    weights = dict(count=torch.ones(1, dtype=torch.long), good=torch.ones(2))
+    hook = NonFiniteLossHook()
+    hook.before_save_checkpoint(runner, dict(state_dict=weights))
+    weights['bad'] = torch.tensor([1.0, value])
+    with pytest.raises(UserError, match='iteration 5: 1 tensors are not finite, the first is bad'):
+        hook.before_save_checkpoint(runner, dict(state_dict=weights))

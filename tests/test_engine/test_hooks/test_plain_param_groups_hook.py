@@ -1,3 +1,5 @@
+"""Parameter groups as plain dictionaries, and a compiled step with them."""
+
 from types import SimpleNamespace
 
 import torch

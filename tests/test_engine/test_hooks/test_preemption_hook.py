@@ -1,21 +1,13 @@
-"""When a signal stops a run, and the data-loading processes that it leaves alone."""
+"""Where a signal stops a run."""
 
 import logging
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine import AtomicCheckpointHook, PreemptionHook
-from mmvmamba.engine.data.workers import shield_workers
 from mmvmamba.engine.hooks import preemption_hook
 
 
@@ -23,6 +15,10 @@ from mmvmamba.engine.hooks import preemption_hook
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         PreemptionHook(**arguments)
+
+
+def test_the_smallest_interval():
+    assert PreemptionHook(interval=1).interval == 1
 
 
 class Saved(Exception):
@@ -72,113 +68,33 @@ def test_ranks_stop_at_the_next_update(stop, interval, accumulative_counts, last
     assert (done, asked) == (last, [interval])
 
 
-# ---- workers ----
-
-
-class Slow:
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, index):
-        time.sleep(0.05)
-        return index
-
-
-BATCHES = [[i, i + 1] for i in range(0, 16, 2)]
-
-
-def loader_of(signals):
-    loader = DataLoader(Slow(), batch_size=2, num_workers=2, multiprocessing_context='fork')
-    assert shield_workers(loader, signals)
-    assert shield_workers(loader, signals)  # training may begin twice
-    return loader
-
-
-def first_of_each(batches):
-    """A batch of each worker: both have begun."""
-    return [next(batches) for _ in batches._workers]
-
-
-def signal_from_elsewhere(number, *pids):
-    command = f'kill -s {number.name.removeprefix("SIG")} {" ".join(map(str, pids))}'
-    subprocess.run(['/bin/sh', '-c', command], check=True)
-
-
-@pytest.fixture
-def several_threads():
-    """After such a call workers start threads of PyTorch before they call worker_init_fn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures('several_threads')
-def test_workers_outlive_signals_of_others():
-    """As many as come; the numbers are those that the parent heeds."""
-    signals = [signal.SIGTERM, signal.SIGUSR1]
-    batches = iter(loader_of(signals))
-    found = first_of_each(batches)
-    pids = [worker.pid for worker in batches._workers]
-    for number in signals * 2:
-        signal_from_elsewhere(number, *pids)
-    for pid in pids:  # of this one they heed SIGTERM alone
-        os.kill(pid, signal.SIGUSR1)
-    found += list(batches)
-    assert [batch.tolist() for batch in found] == BATCHES
-
-
-def test_workers_outlive_signals_before_their_init_fn(monkeypatch):
-    def set_num_threads(count):  # the worker calls it once it has its own handlers
-        signal_from_elsewhere(signal.SIGTERM, os.getpid())
-
-    monkeypatch.setattr(torch, 'set_num_threads', set_num_threads)
-    found = list(loader_of([signal.SIGTERM]))
-    assert [batch.tolist() for batch in found] == BATCHES
-
-
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
-def test_workers_outlive_signals_from_their_birth_and_end_at_their_parents_wish(method):
-    script = Path(__file__).parents[1] / 'test_data' / 'started_workers.py'
-    command = [sys.executable, str(script), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.stdout == '[[0, 1], [2, 3]]\n0\n', done.stderr
-
-
-def blocked():
-    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_the_parent_hears_its_signals_as_before():
-    assert signal.SIGTERM not in blocked()
-    context = multiprocessing.get_context('fork')
-    process = context.Process
-    list(loader_of([signal.SIGTERM]))
-    assert signal.SIGTERM not in blocked()
-    assert context.Process is process
-
-
-def test_a_handler_that_raises_at_a_start_leaves_nothing_blocked(monkeypatch):
-    worker = loader_of([signal.SIGTERM]).multiprocessing_context.Process()
-    change = signal.pthread_sigmask
-
-    def interrupted(how, signals):
-        before = change(how, signals)
-        if how == signal.SIG_BLOCK and signals:
-            raise KeyboardInterrupt
-        return before
-
-    with monkeypatch.context() as patch:
-        patch.setattr(signal, 'pthread_sigmask', interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            worker.start()
-    assert signal.SIGTERM not in blocked()
-
-
-def test_a_loader_without_workers_needs_nothing():
-    loader = DataLoader(Slow(), batch_size=2)
-    assert shield_workers(loader, [signal.SIGTERM])
-    assert loader.multiprocessing_context is None
+@pytest.mark.parametrize(('batches', 'last'), [(5, 4), (4, 4), (3, None)])
+def test_ranks_ask_in_a_validation_as_often_as_the_shortest_allows(monkeypatch, batches, last):
+    """One with more batches asks no more once another rank is done."""
+    hook = PreemptionHook(interval=1)
+    hook._save_and_exit = lambda runner, meta: saved.append(runner.batch)
+    monkeypatch.setattr(preemption_hook, 'get_world_size', lambda: 2)
+    answers = dict(min=batches, max=0)
+    monkeypatch.setattr(preemption_hook, '_reduce', lambda number, operation: answers[operation])
+    runner = SimpleNamespace(
+        hooks=[AtomicCheckpointHook()],
+        train_loop=None,
+        val_loop=None,
+        val_dataloader=range(5),
+        optim_wrapper=None,
+        iter=0,
+        epoch=0,
+    )
+    saved = []
+    hook.before_train(runner)
+    hook.before_val_epoch(runner)
+    for batch in range(5):
+        runner.batch = batch + 1
+        answers['max'] = int(batch >= 3)  # the other rank is signalled in its fourth batch
+        if not saved:
+            hook.after_val_iter(runner, batch)
+    hook.after_train(runner)
+    assert saved == ([] if last is None else [last])
 
 
 class OwnContext(multiprocessing.context.ForkContext):
@@ -187,7 +103,7 @@ class OwnContext(multiprocessing.context.ForkContext):
 
 @pytest.mark.parametrize('context', ['forkserver', OwnContext()], ids=['fork server', 'own'])
 def test_other_contexts_are_left_alone_with_a_warning(context, caplog):
-    loader = DataLoader(Slow(), num_workers=1, multiprocessing_context=context)
+    loader = DataLoader(range(4), num_workers=1, multiprocessing_context=context)
     before = loader.multiprocessing_context
     hook = PreemptionHook()
     runner = SimpleNamespace(

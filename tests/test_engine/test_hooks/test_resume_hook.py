@@ -179,7 +179,7 @@ def test_what_a_checkpoint_counts(runner, by, train, tmp_path):
         'interrupted.pth': (2 * epochs, 4),
     }
     last = train(runner, by, options, scores=[0.2])
-    assert 'the validation after iteration 4 was not done: now' in last.said.getvalue()
+    assert 'running the missing validation after iteration 4' in last.said.getvalue()
     assert last.iter == 6 and last.epoch == 3 * epochs
 
 
@@ -203,7 +203,7 @@ def test_a_validation_of_iterations_that_are_done_again(train, tmp_path):
     begin = str(tmp_path / 'run' / 'epoch_1.pth')
     train(resumed=begin, stop=dict(val=4))
     last = train(resumed=str(tmp_path / 'run' / 'epoch_2.pth'))
-    assert 'the validation after iteration 4 was not done: now' in last.said.getvalue()
+    assert 'running the missing validation after iteration 4' in last.said.getvalue()
 
 
 @RUNNERS
@@ -235,7 +235,7 @@ def test_other_processes_and_batches(train, monkeypatch):
     assert 'bit for bit' not in same.said.getvalue()
     options = {'train_dataloader.batch_size': 1}
     monkeypatch.setattr(resume_hook, 'get_world_size', lambda: 2)
-    words = 'saved with 1 process(es) and batches of 2, this run has 2 and 1: training goes on at'
+    words = 'saved with 1 process(es) and batches of 2, this run has 2 and 1: training continues at'
     assert words in train(options, stop=dict(train=3)).said.getvalue()
 
 

@@ -1,0 +1,124 @@
+"""When a resumed run validates first; test_resume_hook.py and test_faults.py have whole runs."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from mmvmamba.engine import RepeatValidationHook
+
+
+def loop_of(kind, **settings):
+    """A loop without a runner, of three iterations in an epoch."""
+    loop = object.__new__(kind)
+    loop.dynamic_milestones = None
+    loop._decide_current_val_interval = lambda: None
+    for name, value in settings.items():
+        setattr(loop, name, value)
+    return loop
+
+
+@pytest.fixture
+def validates(tmp_path):
+    """Whether a run validates before it trains, when the file names an iteration."""
+
+    def validates(loop, done=None, batches=0, resume=True, validation=True):
+        path = tmp_path / 'last_validation'
+        if done is not None:
+            path.write_text(str(done))
+        runs = []
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path),
+            train_loop=loop,
+            iter=loop._iter,
+            _resume=resume,
+            val_loop=SimpleNamespace(run=lambda: runs.append(1)) if validation else None,
+            logger=SimpleNamespace(info=print),
+        )
+        hook = RepeatValidationHook()
+        hook.after_load_checkpoint(runner, dict(meta=dict(position=dict(batches=batches))))
+        hook.before_train(runner)
+        return bool(runs)
+
+    return validates
+
+
+def by_iteration(iteration, begin=1, interval=4, end=20):
+    return loop_of(
+        IterBasedTrainLoop, _iter=iteration, val_begin=begin, val_interval=interval, _max_iters=end
+    )
+
+
+def by_epoch(epoch, begin=1, interval=2, end=5):
+    return loop_of(
+        EpochBasedTrainLoop,
+        _iter=3 * epoch,
+        _epoch=epoch,
+        val_begin=begin,
+        val_interval=interval,
+        _max_epochs=end,
+    )
+
+
+LOOPS = pytest.mark.parametrize('make', [by_iteration, by_epoch])
+
+
+@LOOPS
+def test_the_interval(make, validates):
+    found = [validates(make(n, interval=4, end=20)) for n in range(1, 10)]
+    assert found == [n in (4, 8) for n in range(1, 10)]
+
+
+@LOOPS
+def test_the_first_one(make, validates):
+    found = [validates(make(n, begin=3, interval=1)) for n in range(1, 5)]
+    assert found == [False, False, True, True]
+
+
+@LOOPS
+def test_the_end(make, validates):
+    found = [validates(make(n, interval=4, end=7)) for n in range(5, 9)]
+    assert found == [False, False, True, True]  # 8 is a multiple
+
+
+def test_within_an_epoch(validates):
+    assert validates(by_epoch(2, interval=2), batches=0)
+    assert not validates(by_epoch(2, interval=2), batches=1)
+    assert validates(by_iteration(4, interval=4), batches=1)
+
+
+@pytest.mark.parametrize(('done', 'expected'), [(None, True), (4, True), (7, True), (8, False)])
+def test_one_that_was_done(validates, tmp_path, done, expected):
+    assert validates(by_iteration(8), done=done) is expected
+    assert (tmp_path / 'last_validation').exists() is (done is not None)
+
+
+def test_one_of_iterations_that_are_done_again(validates, tmp_path):
+    """The file is of a run that was further, and is removed."""
+    assert validates(by_iteration(8), done=9)
+    assert not (tmp_path / 'last_validation').exists()
+
+
+def test_a_new_run(validates, tmp_path):
+    assert not validates(by_iteration(8), done=4, resume=False)
+    assert not (tmp_path / 'last_validation').exists()
+
+
+def test_a_run_without_validation(validates):
+    assert not validates(by_iteration(8), validation=False)
+
+
+def test_the_file(tmp_path):
+    """It names the last validation of the run; later ones are not of it."""
+    hook = RepeatValidationHook()
+    runner = SimpleNamespace(work_dir=str(tmp_path), iter=0, _resume=False, val_loop=None)
+    hook.after_val_epoch(runner)
+    assert not (tmp_path / 'last_validation').exists()
+    hook.before_train(runner)
+    for runner.iter in (4, 8):
+        hook.after_val_epoch(runner)
+        assert (tmp_path / 'last_validation').read_text() == str(runner.iter)
+    hook.after_train(runner)
+    runner.iter = 9
+    hook.after_val_epoch(runner)
+    assert (tmp_path / 'last_validation').read_text() == '8'

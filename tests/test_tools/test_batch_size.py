@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from mmvmamba.models import VMamba
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TASKS = ('detection', 'segmentation')
 WARNING = 'data holds images of the sizes'
@@ -149,8 +151,6 @@ def test_segmentors_of_a_batch_with_different_sizes_say_so(
 
 def test_a_larger_image_in_the_batch_changes_a_prediction():
     """What the warning is about: the scan reads the padding."""
-    from mmvmamba.models import VMamba
-
     torch.manual_seed(0)
     model = VMamba(dict(dims=(8, 16), depths=(1, 1)), out_indices=(1,)).eval()
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 32, 32))).float()

@@ -77,7 +77,7 @@ class Scaler:
 
 @pytest.fixture
 def train(tmp_path):
-    """Train with a scaler that skips steps: 'skip' in its own way, 'fused' in the optimizer."""
+    """Trains with a scaler that skips steps, by itself or in a fused optimizer."""
 
     def train(max_skipped_steps, *steps):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
@@ -97,7 +97,7 @@ def train(tmp_path):
     return train
 
 
-@pytest.mark.parametrize('kind', ['skip', 'fused'])
+@pytest.mark.parametrize('kind', ['skip', 'fused', 'same scale'])
 @pytest.mark.parametrize('most', [0, 3])
 def test_as_many_skipped_steps_as_allowed(train, most, kind):
     """A good step, whose scale stays, resets the count, and a step that waits does not count."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Crash-safe files, and the checkpoint to resume from."""
 
 import errno
 import os
@@ -77,7 +77,7 @@ def test_last_whole_checkpoint(tmp_path):
 
 
 def test_what_is_not_of_the_run(tmp_path):
-    """A newer file of other classes is passed over; one that the run wrote is told of."""
+    """A newer file with unknown classes is skipped; in one that the run wrote they are an error."""
     folder, pointer = str(tmp_path), tmp_path / 'last_checkpoint'
     foreign, saved = tmp_path / 'foreign.pth', tmp_path / 'iter_1.pth'
     save(saved, 1)
@@ -91,7 +91,7 @@ def test_what_is_not_of_the_run(tmp_path):
 
 
 def test_folders(tmp_path):
-    """The one that checkpoints are in besides the work folder; one that is a checkpoint."""
+    """A second folder of checkpoints, and a folder that is a checkpoint."""
     work_dir, other = tmp_path / 'run', tmp_path / 'other'
     work_dir.mkdir()
     other.mkdir()
@@ -112,7 +112,7 @@ def test_folders(tmp_path):
     [(1, 3, True), (1, 2, False), (1, 1, False), (0, 3, False), (-1, 3, False)],
 )
 def test_a_checkpoint_beside_the_named_one(tmp_path, age, iteration, newer):
-    """It is taken if it was written later and is further than the second iteration."""
+    """It is chosen if it is newer and has done more iterations."""
     named, other = tmp_path / 'iter_2.pth', tmp_path / 'other.pth'
     for path, done, second in ((named, 2, 1000), (other, iteration, 1000 + age)):
         save(path, done)

@@ -40,7 +40,7 @@ THIN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.2)
 
 
 def build(config, folder, world, **options):
-    """The runner of tools/train.py and tools/test.py."""
+    """Build the runner of tools/train.py and tools/test.py."""
     cfg = Config.fromfile(config)
     cfg.launcher = 'pytorch' if world > 1 else 'none'
     cfg.work_dir = str(Path(folder) / 'work_dir')
@@ -50,7 +50,7 @@ def build(config, folder, world, **options):
 
 @HOOKS.register_module()
 class KeepLosses(Hook):
-    """Keeps the losses of this process, and what it started from."""
+    """Keep the initial weights and the losses of this process."""
 
     def __init__(self):
         self.losses, self.before = [], {}
@@ -66,7 +66,7 @@ class KeepLosses(Hook):
 
 
 def train(config, folder, world, options):
-    """Trains; returns weights and buffers before and after, and the losses, of this process."""
+    """Train; return the weights and buffers before and after, and the losses of this process."""
     runner = build(config, folder, world, custom_hooks=[dict(type='KeepLosses')], **options)
     runner.train()
     hook = next(h for h in runner.hooks if isinstance(h, KeepLosses))
@@ -82,7 +82,7 @@ def train(config, folder, world, options):
 
 
 class Oracle(BaseModel):
-    """Predicts the ground truth, a part of it wrong in a way that depends on the image alone."""
+    """Predict the ground truth with errors that depend only on the image."""
 
     def __init__(self, data_preprocessor=None, **kwargs):
         super().__init__(data_preprocessor)
@@ -121,7 +121,7 @@ class OracleSegmentor(Oracle):
 
 
 def evaluate(config, folder, world, model, options):
-    """Tests the oracle; returns the metrics and the images that this process has seen."""
+    """Test the oracle; return the metrics and the images that this process has seen."""
     cfg = Config.fromfile(config)
     cfg.launcher = 'pytorch' if world > 1 else 'none'
     cfg.work_dir = str(Path(folder) / 'work_dir')
@@ -150,7 +150,7 @@ def images(rank, size=32):
 
 
 def out_indices(folder, world):
-    """Two steps with each choice of stages: the second fails where a weight had no gradient."""
+    """Run two steps with each choice of stages; the second fails if a weight had no gradient."""
     init_cpu_process_group('pytorch')
     rank = torch.distributed.get_rank()
     steps = []
@@ -166,7 +166,7 @@ def out_indices(folder, world):
 
 
 def gradients(folder, world):
-    """Gradients with and without checkpointing, and those of this process alone."""
+    """Return gradients with and without checkpointing, and those of this process alone."""
     init_cpu_process_group('pytorch')
     rank = torch.distributed.get_rank()
     result = {}
@@ -185,7 +185,7 @@ def gradients(folder, world):
 
 
 def batch_norm(folder, world):
-    """Running statistics of images of this process, before and after the hook."""
+    """Return the running statistics of this process before and after the hook."""
     init_cpu_process_group('pytorch')
     layer = torch.nn.BatchNorm2d(3).train()
     seen = images(torch.distributed.get_rank())
@@ -196,7 +196,7 @@ def batch_norm(folder, world):
 
 
 def fsdp(config, folder, world, options):
-    """Trains with FSDP; returns what is wrapped, the sizes of the shards and the whole weights."""
+    """Train with FSDP; return the wrapped modules, the size of the shard, and the losses."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     runner = build(config, folder, world, custom_hooks=[dict(type='KeepLosses')], **options)
@@ -224,7 +224,7 @@ def free_port():
 
 
 def run_rank(job, rank, port):
-    """One process of a job."""
+    """Run one process of a job."""
     torch.set_num_threads(1)
     world, folder = job['world'], job['folder']
     if world > 1:
@@ -245,7 +245,7 @@ def run_rank(job, rank, port):
 
 
 def run_job(job):
-    """All processes of a job; the first that fails ends them all."""
+    """Run all processes of a job; the first failure ends them all."""
     Path(job['folder']).mkdir(parents=True)
     context, port = multiprocessing.get_context('fork'), free_port()
     ranks = [context.Process(target=run_rank, args=(job, r, port)) for r in range(job['world'])]

@@ -1,4 +1,4 @@
-"""Runs of the train tool that can be killed, and what they have logged."""
+"""Runs of the training tool that can be killed, and their logs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3, max_ke
 
 
 class FaultServer:
-    """A process that forks a run for each :meth:`start`."""
+    """Process that forks a run for each :meth:`start`."""
 
     def __init__(self):
         env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
@@ -47,7 +47,7 @@ class FaultServer:
         return json.loads(self.process.stdout.readline())
 
     def start(self, config, work_dir, *args, faults=None, env=None, tool='train.py'):
-        """Begins a run and returns its process id."""
+        """Start a run and return its process id."""
         work_dir.mkdir(parents=True, exist_ok=True)
         return self._ask(
             do='start',
@@ -60,11 +60,11 @@ class FaultServer:
         )
 
     def wait(self, pid, timeout=120.0):
-        """The exit status, a negative signal, or None if it still runs."""
+        """Return the exit status, a negative signal, or None if it still runs."""
         return self._ask(do='wait', pid=pid, timeout=timeout)
 
     def run(self, *args, **kwargs):
-        """Runs to the end and returns the exit status."""
+        """Run to the end and return the exit status."""
         pid = self.start(*args, **kwargs)
         status = self.wait(pid)
         if status is None:
@@ -72,7 +72,7 @@ class FaultServer:
         return status
 
     def kill(self, pid):
-        """Kills a run and its data-loading processes, as the kernel does."""
+        """Kill a run and its data-loading processes."""
         os.killpg(pid, signal.SIGKILL)
         return self.wait(pid)
 
@@ -82,7 +82,7 @@ class FaultServer:
 
 
 def entries(work_dir):
-    """What the runs in a folder logged, also those that were killed."""
+    """Return the entries that the runs in a folder logged, including killed ones."""
     for path in work_dir.glob('*/vis_data/scalars.json'):
         for line in path.read_text().splitlines():
             try:
@@ -92,7 +92,7 @@ def entries(work_dir):
 
 
 def losses(work_dir):
-    """All logged numbers of each iteration but times, as exact text; of killed runs too."""
+    """Return all logged numbers of each iteration except times, as exact text."""
     logged = {}
     for entry in entries(work_dir):
         if is_validation(entry):
@@ -109,19 +109,19 @@ def is_validation(entry):
 
 
 def validations(work_dir):
-    """The steps of the validations that were done."""
+    """Return the steps of the complete validations."""
     return sorted(entry['step'] for entry in entries(work_dir) if is_validation(entry))
 
 
 def assert_same_losses(work_dir, reference):
-    """Each iteration that any of the runs in a folder logged, against an uninterrupted run."""
+    """Compare each iteration logged in a folder with an uninterrupted run."""
     for step, entries in losses(work_dir).items():
         for values in entries:
             assert values == reference[step][0], (step, values, reference[step][0])
 
 
 def assert_same_state(path, other):
-    """Weights, averaged weights, optimizer and schedule of two checkpoints, bit by bit."""
+    """Compare weights, averaged weights, optimizer and schedule of two checkpoints bit by bit."""
     first, second = (torch.load(p, weights_only=False) for p in (path, other))
     for key in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         assert_equal(first.get(key), second.get(key), key)
@@ -143,7 +143,7 @@ def assert_equal(a, b, where):
 
 
 def descendants(pid):
-    """The processes that a process started, those that they did, and so on."""
+    """Return the children of a process, their children, and so on."""
     try:
         children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     except FileNotFoundError:  # it has ended

@@ -1,4 +1,4 @@
-"""Imports everything once, then forks a process for every run of a tool that it is asked for.
+"""Server that imports everything once and forks a process for every requested run of a tool.
 
 Each line on stdin is a JSON object, each answer one on stdout. ``start`` answers the process id,
 ``wait`` the exit status (a negative one is a signal's number) or null after ``timeout`` seconds.
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def preload():
-    """What takes seconds; nothing of it starts a thread or a runner."""
+    """Import the slow modules, without starting a thread or a runner."""
     import torch
     from mmengine.config import config
 
@@ -34,7 +34,7 @@ def preload():
 
 
 class DyingFile:
-    """A file whose process is killed after some of its bytes are written."""
+    """File whose process is killed after a part of its bytes is written."""
 
     def __init__(self, file, fraction):
         self.file, self.fraction = file, fraction
@@ -52,7 +52,7 @@ class DyingFile:
 
 
 def die_while_writing(nth, fraction):
-    """Kills this process in its n-th checkpoint: while writing it or, at 1.0, before renaming."""
+    """Kill this process in its n-th checkpoint: while writing it or, at 1.0, before renaming."""
     from mmvmamba.engine import atomic_io
 
     seen = []
@@ -79,14 +79,14 @@ def die_while_writing(nth, fraction):
 
 
 def limit_files(size):
-    """A disk on which no file can grow beyond some bytes."""
+    """Limit the size of all files."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def poison_losses(first, last, gradients):
-    """Makes the losses of some iterations, or their gradients, not a number."""
+    """Make the losses or the gradients of some iterations NaN."""
     from mmengine.model import BaseModel
 
     parse = BaseModel.parse_losses
@@ -107,7 +107,7 @@ def poison_losses(first, last, gradients):
 
 
 def preempt_validation():
-    """Has SIGTERM sent to itself and its workers with the first batch of a validation."""
+    """Have SIGTERM sent to this process and its workers with the first validation batch."""
     from mmengine.runner import ValLoop
 
     run_iter = ValLoop.run_iter

@@ -1,4 +1,4 @@
-"""Training on data of which some is bad, with real processes."""
+"""Training on partly bad data, with real processes."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def truncate(path):
 
 @pytest.fixture
 def detection(data_root, detection_config, tmp_path):
-    """A config whose first image is good and all others are bad, each in its way."""
+    """Config whose first image is good and all others are bad, each in its own way."""
     root = tmp_path / 'data'
     shutil.copytree(data_root, root)
     coco = json.loads((root / 'instances.json').read_text())
@@ -99,7 +99,7 @@ def test_bad_detection_data_is_skipped(server, detection, tmp_path):
     'more', [(), pytest.param(('default_hooks.resume=None',), marks=pytest.mark.slow)]
 )
 def test_bad_segmentation_data_is_skipped(server, segmentation, more, tmp_path):
-    """Also where no other hook has made the data loader anew."""
+    """Also without another hook that replaces the data loader."""
     work_dir = tmp_path / 'run'
     options = ('--cfg-options', 'train_dataloader.num_workers=1', 'train_cfg.max_iters=6', *more)
     assert server.run(segmentation, work_dir, *options) == 0
@@ -123,7 +123,7 @@ def test_stop_at_a_bad_annotation(server, detection, tmp_path):
 
 
 def test_stop_with_several_ranks(server, segmentation, tmp_path):
-    """One rank meets the bad sample; the other does not wait for it for ever."""
+    """One rank finds the bad sample, and the other does not wait forever."""
     options = ('--cfg-options', 'default_hooks.bad_data.action=stop')
     pids = start_ranks(server, segmentation, tmp_path / 'run', *options)
     statuses = [server.wait(pid, 60) for pid in pids]

@@ -1,4 +1,4 @@
-"""What is predicted for an image does not depend on its batch, or a warning says so."""
+"""Predictions that do not depend on the batch, or a warning that they do."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ WARNING = 'data holds images of the sizes'
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Random weights for a config."""
+    """Save random weights for a config."""
 
     def make(config):
         cfg = Config.fromfile(config)
@@ -38,7 +38,7 @@ def checkpoint(tmp_path):
 
 
 def predictions(run_here, config, checkpoint, folder, batch_size, *options):
-    """What tools/test.py predicts, and whether it warned."""
+    """Return the predictions of tools/test.py, and its log."""
     out = folder / f'{batch_size}.pkl'
     work_dir = folder / f'work_{batch_size}'
     code, err = run_here(
@@ -79,7 +79,7 @@ def assert_same(task, a, b):
 
 @pytest.fixture
 def mixed_root(data_root, tmp_path):
-    """The data with one image that is narrower."""
+    """Data with one narrower image."""
     root = tmp_path / 'mixed'
     shutil.copytree(data_root, root)
     for folder in ('images', 'labels'):
@@ -136,7 +136,7 @@ def test_ratios_and_flip_of_segmentors(path):
 def test_segmentors_of_a_batch_with_different_sizes_say_so(
     segmentation_config, mixed_root, run_here, checkpoint, tmp_path
 ):
-    """mmseg refuses such a batch; before it does, the warning says what to set."""
+    """mmseg rejects such a batch; the warning before it names the setting."""
     weights = checkpoint(segmentation_config)
     arguments = (
         *('test.py', segmentation_config, weights, '--work-dir', tmp_path / 'work'),
@@ -150,7 +150,7 @@ def test_segmentors_of_a_batch_with_different_sizes_say_so(
 
 
 def test_a_larger_image_in_the_batch_changes_a_prediction():
-    """What the warning is about: the scan reads the padding."""
+    """The reason for the warning: the scan reads the padding."""
     torch.manual_seed(0)
     model = VMamba(dict(dims=(8, 16), depths=(1, 1)), out_indices=(1,)).eval()
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 32, 32))).float()

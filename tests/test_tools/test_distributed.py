@@ -1,4 +1,4 @@
-"""Several processes on the CPU compute what one does. See distributed_jobs.py for what they run."""
+"""Several processes on the CPU compute the same as one; distributed_jobs.py has their jobs."""
 
 import json
 import os
@@ -32,7 +32,7 @@ EVALUATION = {'test_dataloader.dataset.indices': 3}
 
 
 def plan(classification, detection, segmentation, fsdp, folder):
-    """The jobs of all tests, by name: function, processes, arguments."""
+    """Return the jobs of all tests by name: function, processes, arguments."""
 
     def train(config, world, **options):
         arguments = dict(config=str(config), options={**TRAINING, **options})
@@ -83,7 +83,7 @@ def plan(classification, detection, segmentation, fsdp, folder):
 
 @pytest.fixture(scope='module')
 def fsdp_config(detection_config, tmp_path_factory):
-    """The config of the repository, as small as the other detector."""
+    """Config of the repository, as small as the other detector."""
     text, path = detection_config.read_text(), tmp_path_factory.mktemp('configs') / 'fsdp.py'
     for old, new in (
         (
@@ -102,7 +102,7 @@ def fsdp_config(detection_config, tmp_path_factory):
 def results(
     classification_config, detection_config, segmentation_config, fsdp_config, tmp_path_factory
 ):
-    """What each process of each job returned."""
+    """Return the result of each process of a job."""
     folder = tmp_path_factory.mktemp('jobs')
     jobs = plan(classification_config, detection_config, segmentation_config, fsdp_config, folder)
     content = [
@@ -128,7 +128,7 @@ def results(
 
 
 def distance(state, other):
-    """The largest difference of two models' tensors, each relative to its largest value."""
+    """Return the largest difference of two models' tensors, relative to their largest values."""
     assert state.keys() == other.keys()
     return max(
         ((state[k].double() - other[k].double()).abs().max() / other[k].double().abs().max()).item()
@@ -156,7 +156,7 @@ def test_processes_with_a_part_of_the_batch_train_as_one_does(results, world):
 
 
 def test_a_part_of_the_images_alone_trains_otherwise(results):
-    """The tolerance would show gradients that are not averaged."""
+    """The tolerance reveals gradients that are not averaged."""
     (one,), (half,) = results('classify_1'), results('classify_half')
     assert distance(half['state'], one['state']) > 100 * TOLERANCE
 
@@ -174,7 +174,7 @@ def test_weights_are_the_same_in_all_processes(results, task, world):
 
 
 def test_statistics_of_batch_norm_are_those_of_all_images(results):
-    """The mean is; the variance is the mean of those of the processes."""
+    """The means are; the variance is the average of those of the processes."""
     ranks = results('batch_norm')
     layer = torch.nn.BatchNorm2d(3).train()
     layer(torch.cat([rank['images'] for rank in ranks]))
@@ -247,7 +247,7 @@ def test_fsdp_shards_the_blocks(results):
 
 
 def test_fsdp_trains_as_without_shards(results):
-    """From the same file and with the same images as a job without shards."""
+    """Both jobs start from the same file and use the same images."""
     plain = results('detect_2')
     for sharded, rank in zip(results('fsdp'), plain, strict=True):
         assert sharded['losses'] == pytest.approx(rank['losses'], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or out of disk, and resumed; with real processes.
+"""Runs that are killed, interrupted or out of disk space, and resumed, with real processes.
 
 Every iteration that a resumed run logs must equal, to the last bit, that of a run that nothing has
 interrupted. ``CHAOS_KILLS`` sets the number of random kills of the campaign (``make chaos``).
@@ -40,12 +40,12 @@ TASKS = tuple(END)
 
 
 def end_of(task, processes):
-    """The last iteration; more processes share the images of an epoch."""
+    """Return the last iteration; processes share the images of an epoch."""
     return END[task] // (processes if task == 'detection' else 1)
 
 
 def one_fast(task):
-    """Both tasks, of which the other takes the time of `make test-all` only."""
+    """Return both tasks, the other one as a slow test."""
     return [task, *(pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != task)]
 
 
@@ -63,7 +63,7 @@ def configs(detection_config, segmentation_config, tmp_path_factory):
 
 
 def start_ranks(server, config, work_dir, *args, processes=2, faults=None):
-    """The processes of one run, as torchrun starts them; the faults of each, or of the first."""
+    """Start the processes of a run as torchrun does, with faults for each or for the first."""
     faults = faults or {}
     if processes == 1:
         return [server.start(config, work_dir, *args, faults=faults)]
@@ -89,7 +89,7 @@ def run_to_end(server, config, work_dir, *args, processes):
 
 @pytest.fixture(scope='module')
 def reference(server, configs, tmp_path_factory):
-    """Of a task: the folder, the losses and the seconds of a run from begin to end."""
+    """Return the folder, the losses and the duration of an uninterrupted run."""
 
     @functools.cache
     def reference(task, processes=1):
@@ -106,7 +106,7 @@ def reference(server, configs, tmp_path_factory):
 
 @pytest.fixture
 def finish(server, configs, reference):
-    """Resumes until the end and compares all with the uninterrupted run."""
+    """Resume until the end and compare with the uninterrupted run."""
 
     def finish(task, work_dir, *args, processes=1):
         run_to_end(server, configs[task], work_dir, '--resume', *args, processes=processes)
@@ -120,7 +120,7 @@ def finish(server, configs, reference):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_two_runs_are_equal_and_random(server, configs, reference, task, tmp_path):
-    """Also with workers; and neither data nor model draw the same in every iteration."""
+    """Also with workers; and the losses of the iterations differ."""
     workers = ('--cfg-options', 'train_dataloader.num_workers=2')
     assert server.run(configs[task], tmp_path / 'run', *workers) == 0
     stock, logged, _ = reference(task)
@@ -130,7 +130,7 @@ def test_two_runs_are_equal_and_random(server, configs, reference, task, tmp_pat
 
 
 def kills():
-    """Seeded: which task, which ranks of how many, when, or inside which checkpoint and how far."""
+    """Yield task, processes, killed ranks, and the moment or the position in a checkpoint."""
     rng = random.Random(SEED)
     inside = [0.0, 0.1, 0.5, 0.9, 1.0]
     for number in range(KILLS):
@@ -145,7 +145,7 @@ def kills():
 
 
 def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
-    """kill -9 at random times, and in the middle of writing checkpoints; then the rest.
+    """kill -9 at random times, and in the middle of writing checkpoints; then run to the end.
 
     Of two processes one or both are killed; the other does not wait for ever.
     """
@@ -189,7 +189,7 @@ def test_killed_at_any_time(server, configs, reference, finish, tmp_path):
 
 @pytest.mark.parametrize('task', one_fast('detection'))
 def test_the_last_whole_checkpoint_stays(server, configs, finish, task, tmp_path):
-    """The third is cut off while the folder may hold two; the second is not removed for it."""
+    """The folder may hold two; the third is truncated, and the second stays."""
     work_dir = tmp_path / 'run'
     assert server.run(configs[task], work_dir, faults=dict(die=(3, 0.5))) == -signal.SIGKILL
     names = ['epoch_1.pth', 'epoch_2.pth']
@@ -203,7 +203,7 @@ def test_the_last_whole_checkpoint_stays(server, configs, finish, task, tmp_path
 
 @pytest.mark.parametrize('task', one_fast('segmentation'))
 def test_a_full_disk(server, configs, finish, task, tmp_path):
-    """The run stops with a sentence, leaves nothing, and goes on when there is room."""
+    """The run stops with a message, leaves no file, and resumes once there is space."""
     work_dir = tmp_path / 'run'
     assert server.run(configs[task], work_dir, faults=dict(die=(2, 1.0))) == -signal.SIGKILL
     before = last_checkpoint(work_dir)
@@ -240,7 +240,7 @@ def test_sigterm(server, configs, reference, finish, task, tmp_path):
 
 @pytest.mark.parametrize('task', one_fast('detection'))
 def test_a_loss_that_is_not_finite(server, configs, finish, task, tmp_path):
-    """Stops before anything is saved and names the images; the checkpoint before it is good."""
+    """The run names the images and stops before it saves; the previous checkpoint is good."""
     work_dir = tmp_path / 'run'
     assert server.run(configs[task], work_dir, faults=dict(poison=(6, 6, False))) == 2
     found = re.search(
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite(server, configs, finish, task, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_saved(server, configs, finish, tmp_path):
-    """The gradient of the last iteration before a checkpoint spoils the weights, not the loss."""
+    """The last gradient before a checkpoint makes the weights NaN, but not the loss."""
     work_dir = tmp_path / 'run'
     options = ('--cfg-options', 'optim_wrapper.clip_grad=None')
     faults = dict(poison=(6, 6, True))
@@ -284,7 +284,7 @@ def test_a_scaler_that_skips_steps(server, configs, tmp_path):
 
 
 def test_accumulated_gradients(server, configs, tmp_path):
-    """Checkpoints fall between two batches of one step."""
+    """Checkpoints are saved between two batches of one step."""
     options = ('--cfg-options', 'optim_wrapper.accumulative_counts=2')
     stock, killed = tmp_path / 'stock', tmp_path / 'killed'
     assert server.run(configs['segmentation'], stock, *options) == 0, output(stock)
@@ -299,7 +299,7 @@ def test_accumulated_gradients(server, configs, tmp_path):
 
 @pytest.mark.parametrize('task', one_fast('detection'))
 def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
-    """The averaged weights stand in the model's place there, and must not be saved in it."""
+    """The model holds the averaged weights there, which must not be saved as its own."""
     work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
     config.write_text(configs[task].read_text().replace(NO_VALIDATION, ''))
     interval = dict(detection=2, segmentation=5)[task]
@@ -325,7 +325,7 @@ def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
 
 
 def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
-    """The first start of a command that is started again and again."""
+    """The first run of a command that is repeated unchanged."""
     work_dir = tmp_path / 'run'
     assert server.run(configs['segmentation'], work_dir, '--resume') == 0
     assert 'no checkpoint to resume from' in output(work_dir)
@@ -334,7 +334,7 @@ def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
 
 @pytest.mark.parametrize('task', one_fast('detection'))
 def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path):
-    """One that MMEngine's own hooks wrote; the position follows from its counts."""
+    """MMEngine's own hooks wrote it; the position follows from its counters."""
     work_dir = tmp_path / 'run'
     assert server.run(configs[task], work_dir, faults=dict(die=(3, 0.5))) == -signal.SIGKILL
     path = last_checkpoint(work_dir)
@@ -346,7 +346,7 @@ def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path
 
 @pytest.mark.slow
 def test_another_batch_size(server, configs, tmp_path):
-    """Goes on at the same sample and says that this is not the same run any more."""
+    """The run continues at the same sample, with a warning that it is not bit-exact."""
     work_dir, config = tmp_path / 'run', configs['segmentation']
     assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
     options = ('--cfg-options', 'train_dataloader.batch_size=3')
@@ -383,7 +383,7 @@ def test_sigterm_to_one_rank(server, configs, reference, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_rank_in_a_validation(server, configs, reference, tmp_path):
-    """Both stop after the same batch of it, and do it again."""
+    """Both stop after the same validation batch, and repeat the validation."""
     work_dir, config = tmp_path / 'run', tmp_path / 'validated.py'
     config.write_text(configs['segmentation'].read_text().replace(NO_VALIDATION, ''))
     options = ('--cfg-options', 'default_hooks.preemption.interval=1', 'train_cfg.val_interval=5')
@@ -434,7 +434,7 @@ def test_shards(server, configs, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_restarts(configs, tmp_path):
-    """A worker is killed; torchrun starts both again with the same command."""
+    """A worker is killed; torchrun restarts both with the same command."""
     work_dir = tmp_path / 'run'
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', configs['segmentation'], '2', '--resume']
     env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', MAX_RESTARTS='1')

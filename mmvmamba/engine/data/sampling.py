@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -221,13 +221,10 @@ class SampleReader:
         self.skip = skip
 
     def __call__(self, indices: Sequence[int]) -> list[Any]:
-        return [self.read(index) for index in indices]
+        return [self._read_seeded(index) for index in indices]
 
-    def read(self, index: int) -> Any:
-        """Read one sample."""
-        if not isinstance(index, SampleIndex):
-            return self._read(index)
-        with seeded(index.entropy):
+    def _read_seeded(self, index: int) -> Any:
+        with seeded(index.entropy) if isinstance(index, SampleIndex) else nullcontext():
             return self._read(index)
 
     def _read(self, index: int) -> Any:

@@ -78,7 +78,7 @@ class NonFiniteLossHook(Hook):
         bad = [
             name
             for name, value in checkpoint['state_dict'].items()
-            if value.is_floating_point() and not torch.isfinite(value).all()
+            if not torch.isfinite(value).all()
         ]
         if bad:
             raise UserError(

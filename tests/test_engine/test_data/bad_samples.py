@@ -1,4 +1,4 @@
-"""A data set of which some samples are bad."""
+"""Data set with some bad samples."""
 
 import numpy as np
 from mmengine.structures import BaseDataElement

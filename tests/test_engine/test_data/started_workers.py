@@ -1,4 +1,4 @@
-"""Prints the batches of a worker that outlives signals, and how its parent's SIGTERM ends it.
+"""Print the batches of a worker that outlives signals, and its exit status after SIGTERM.
 
 The argument is the method by which the worker is started. Not a test itself: what a fork does first
 stays so for a process, and a spawned worker imports its main module again.
@@ -20,7 +20,7 @@ def signal_from_elsewhere():
 
 
 class Data:
-    """Is signalled as it reaches a spawned worker, and at its first sample in any."""
+    """Data set that signals its process on arrival in a spawned worker and at its first sample."""
 
     def __init__(self):
         self.first = True

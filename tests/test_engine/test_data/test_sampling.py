@@ -1,4 +1,4 @@
-"""Positions among batches, the randomness of samples, and what replaces a bad sample."""
+"""Positions among batches, randomness of samples, and replacement of bad samples."""
 
 import pickle
 import random
@@ -32,7 +32,7 @@ from .bad_samples import Samples
 
 
 class Images(Dataset):
-    """Every third one is upright, so that batches by shape depend on those before."""
+    """Every third image is upright, so that batches by shape depend on earlier ones."""
 
     def __len__(self):
         return 11
@@ -58,7 +58,7 @@ def take(batches, count):
 @pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
 @pytest.mark.parametrize('first', [0, 1, 4])
 def test_from_a_position_on(kind, first):
-    """The same batches as the stock sampler's, without the first; the next pass has all."""
+    """The stock sampler's batches without the first ones; the next pass has all."""
     stock = batch_sampler(kind)
     if kind != 'infinite':
         stock.sampler.set_epoch(2)
@@ -72,7 +72,7 @@ def test_from_a_position_on(kind, first):
 
 @pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
 def test_the_numbers_that_a_sample_draws_from(kind):
-    """Seed, epoch, rank, number and index; the same from a position on."""
+    """Seed, epoch, rank, number and index, which do not depend on the first position."""
     found = {}
     for first in (0, 2):
         batches = PositionedBatchSampler(batch_sampler(kind), seed=3, epoch=2, first=first)
@@ -95,7 +95,7 @@ def entropies(sampler, count, first=0):
 
 @pytest.mark.parametrize('world', [1, 3])
 def test_repeated_images_are_augmented_anew(monkeypatch, world):
-    """Of repeated augmentation, the repeats of an image are neighbours, or on several ranks."""
+    """With repeated augmentation, an image repeats in a row or on several ranks."""
     found = []
     for rank in range(world):
         monkeypatch.setattr(
@@ -115,7 +115,7 @@ def multi_source():
 
 
 def test_an_endless_sampler_of_several_sources():
-    """Each pass over an image is another one, and a sampler that was read from begins again."""
+    """Each repetition of an image differs, and a used sampler restarts."""
     found = entropies(multi_source(), 30)
     images = [entropy[-1] for entropy in found]
     assert max(map(images.count, images)) > 3
@@ -142,7 +142,7 @@ def test_passes_that_do_not_end(sampler, endless):
 
 @pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
 def test_a_loader_that_was_used_and_had_another_seed(kind):
-    """As on resumption: its infinite sampler has been read from, with a seed of its own."""
+    """As on resumption: its infinite sampler was used, with another seed."""
     dataset = Images()
     reader_of(dataset)
     used = DataLoader(dataset, batch_sampler=batch_sampler(kind, seed=8), collate_fn=list)
@@ -155,7 +155,7 @@ def test_a_loader_that_was_used_and_had_another_seed(kind):
 
 
 class EagerIterator:
-    """That of MMEngine's releases: it begins to read, with workers, when it is made."""
+    """Iterator as in MMEngine: its constructor starts to read, with workers."""
 
     def __init__(self, loader):
         self._iterator = iter(loader)
@@ -168,7 +168,7 @@ class LazyIterator:
 @pytest.mark.parametrize('persistent', [True, False])
 @pytest.mark.parametrize('kind', ['default', 'infinite'])
 def test_workers_that_were_started_too_early(kind, persistent):
-    """New ones know what was changed meanwhile, and no batch is lost."""
+    """New workers see what has changed, and no batch is lost."""
     dataset = Images()
     loader = DataLoader(
         dataset,
@@ -202,7 +202,7 @@ def draw():
 
 
 def test_seeded():
-    """The same numbers for the same entropy, others for another, and no trace afterwards."""
+    """Equal entropy gives equal numbers, and the global generators do not change."""
     seed_all((1,))
     expected = draw()
     seed_all((1,))
@@ -226,7 +226,7 @@ def read(dataset, skip, workers, indices):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_skip(workers):
-    """The one in its place is always the same and has the name of the bad one with it."""
+    """The replacement is reproducible and carries the name of the bad sample."""
     good, replaced = read(Samples(), True, workers, [1, 3])
     assert 'bad_samples' not in good['data_samples'].metainfo
     (message,) = {text for text in replaced['data_samples'].metainfo['bad_samples'] if '/3' in text}
@@ -246,7 +246,7 @@ def test_stop(workers):
 
 @pytest.mark.parametrize('failures', [20, 21])
 def test_twenty_replacements(monkeypatch, failures):
-    """One that is good after twenty tries is taken; more mean that all are bad."""
+    """The twentieth replacement is the last one."""
     replacements = iter([3] * (failures - 1) + [5])
     monkeypatch.setattr(sampling.np.random, 'randint', lambda count: next(replacements))
     if failures > 20:

@@ -1,4 +1,4 @@
-"""Workers that outlive signals of others than their parent."""
+"""Workers that outlive signals of other processes than their parent."""
 
 import multiprocessing
 import os
@@ -35,7 +35,7 @@ def loader_of(signals):
 
 
 def first_of_each(batches):
-    """A batch of each worker: both have begun."""
+    """Return a batch of each worker, so that both have started."""
     return [next(batches) for _ in batches._workers]
 
 
@@ -46,7 +46,7 @@ def signal_from_elsewhere(number, *pids):
 
 @pytest.fixture
 def several_threads():
-    """After such a call workers start threads of PyTorch before they call worker_init_fn."""
+    """Make workers start threads of PyTorch before they call worker_init_fn."""
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     yield
@@ -55,7 +55,7 @@ def several_threads():
 
 @pytest.mark.usefixtures('several_threads')
 def test_workers_outlive_signals_of_others():
-    """As many as come; the signals are those that the parent handles."""
+    """Any number of the signals that the parent handles."""
     signals = [signal.SIGTERM, signal.SIGUSR1]
     batches = iter(loader_of(signals))
     found = first_of_each(batches)

@@ -1,4 +1,4 @@
-"""When old checkpoints are removed; test_resume_hook.py has what a run saves."""
+"""Removal of old checkpoints; test_resume_hook.py tests their content."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmvmamba.engine.hooks.atomic_checkpoint_hook import DeferredRemoval
 
 
 def test_deferred_removal(tmp_path):
-    """What is removed stays until the flush, unless it was written again."""
+    """Files stay until the flush, and longer if they were written again."""
     paths = [str(tmp_path / name) for name in 'ab']
     for path in paths:
         AtomicBackend().put(b'', path)
@@ -35,7 +35,7 @@ def test_folders_are_removed_as_well(tmp_path):
 
 
 class Runner(SimpleNamespace):
-    """Saves empty files; notes what is in the folder meanwhile."""
+    """Save empty files, and record the content of the folder before each."""
 
     def __init__(self, work_dir):
         super().__init__(work_dir=str(work_dir), iter=0, epoch=0, _resume=False)

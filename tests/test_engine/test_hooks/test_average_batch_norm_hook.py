@@ -1,4 +1,4 @@
-"""Which statistics are averaged; tests/test_tools/test_distributed.py has several processes."""
+"""Choice of the averaged statistics; test_distributed.py uses several processes."""
 
 from types import SimpleNamespace
 

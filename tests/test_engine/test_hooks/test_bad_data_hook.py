@@ -40,14 +40,14 @@ def test_the_check_stands_behind_the_loaders_once():
 
 
 class EagerIterator:
-    """That of MMEngine's releases: it starts the workers when it is made."""
+    """Iterator as in MMEngine: its constructor starts the workers."""
 
     def __init__(self, loader):
         self._iterator = iter(loader)
 
 
 def runner_of(dataset=None, loop=None):
-    """As far as the hook looks at it."""
+    """Stand-in for a runner, and the messages it logs."""
     messages = []
     logger = SimpleNamespace(
         info=lambda text: messages.append(('INFO', text)),
@@ -64,7 +64,7 @@ def runner_of(dataset=None, loop=None):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_loop_that_has_begun_to_read(workers):
-    """Without ResumeHook, which makes the loader anew."""
+    """Without ResumeHook, which would replace the loader."""
     loader = DataLoader(
         Samples(), batch_size=8, num_workers=workers, collate_fn=lambda batch: batch
     )
@@ -76,7 +76,7 @@ def test_a_loop_that_has_begun_to_read(workers):
 
 
 def test_images_without_annotations_are_no_errors(tmp_path):
-    """A line with their number and a few names."""
+    """They are logged in one line, with their number and a few names."""
     path = coco(tmp_path)
     content = json.loads(open(path).read())
     content['images'] += [
@@ -129,7 +129,7 @@ def test_the_number_of_skipped_samples_is_logged():
 
 @pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ', ...')])
 def test_the_names_of_harmless_images(images, more, tmp_path):
-    """Five are named, and whether there are more."""
+    """The line names five and shows that there are more."""
     path = coco(tmp_path)
     content = json.loads(open(path).read())
     first = content['images'][0]

@@ -1,4 +1,4 @@
-"""Which images of a test are drawn."""
+"""Choice of the test images to draw."""
 
 import pytest
 from mmdet.engine.hooks import DetVisualizationHook

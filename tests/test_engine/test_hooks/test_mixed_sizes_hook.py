@@ -1,4 +1,4 @@
-"""Which batches draw a warning; tests/test_tools/test_batch_size.py has whole tools."""
+"""Batches that cause a warning; test_batch_size.py runs whole tools."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from mmvmamba.engine import MixedSizesHook
 
 
 class Runner:
-    """What the hook uses of a runner."""
+    """Stand-in for a runner."""
 
     def __init__(self):
         self.messages = []

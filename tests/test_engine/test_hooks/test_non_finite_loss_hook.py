@@ -1,4 +1,4 @@
-"""Losses that are not finite, which one synchronization finds, and steps that are skipped."""
+"""Losses and weights that are not finite, and skipped steps."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from mmvmamba.engine.errors import UserError
 
 
 class Calls(TorchDispatchMode):
-    """Counts the ops that run."""
+    """Count the ops that run."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def test_what_is_not_finite_is_named(check, value):
 
 
 class Scaler:
-    """The scale and whether the optimizer steps, as a test sets them."""
+    """Gradient scaler whose scale a test sets."""
 
     scale = 1024.0
 
@@ -77,7 +77,7 @@ class Scaler:
 
 @pytest.fixture
 def train(tmp_path):
-    """Trains with a scaler that skips steps, by itself or in a fused optimizer."""
+    """Train with a scaler that skips steps, by itself or in a fused optimizer."""
 
     def train(max_skipped_steps, *steps):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
@@ -100,7 +100,7 @@ def train(tmp_path):
 @pytest.mark.parametrize('kind', ['skip', 'fused', 'same scale'])
 @pytest.mark.parametrize('most', [0, 3])
 def test_as_many_skipped_steps_as_allowed(train, most, kind):
-    """A good step, whose scale stays, resets the count, and a step that waits does not count."""
+    """A successful step resets the count, and accumulating iterations do not count."""
     skipped = [kind] * most
     train(most, 'good', *skipped, 'good', *skipped, 'wait', 'good')
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Where a signal stops a run."""
+"""Points at which a signal stops a run."""
 
 import logging
 import multiprocessing
@@ -27,7 +27,7 @@ class Saved(Exception):
 
 @pytest.fixture
 def stop(monkeypatch):
-    """Runs iterations of two ranks; returns after which one they save."""
+    """Run iterations of two ranks; return the one after which they save."""
 
     def stop(interval, accumulative_counts, signalled):
         hook = PreemptionHook(interval=interval)
@@ -63,14 +63,14 @@ def stop(monkeypatch):
     [(10, 1, 10), (10, 16, 16), (4, 6, 6), (7, 3, 9)],
 )
 def test_ranks_stop_at_the_next_update(stop, interval, accumulative_counts, last):
-    """They keep the answer while gradients wait, and ask no more."""
+    """They keep the answer while gradients accumulate, and do not ask again."""
     done, asked = stop(interval, accumulative_counts, signalled=interval - 1)
     assert (done, asked) == (last, [interval])
 
 
 @pytest.mark.parametrize(('batches', 'last'), [(5, 4), (4, 4), (3, None)])
 def test_ranks_ask_in_a_validation_as_often_as_the_shortest_allows(monkeypatch, batches, last):
-    """One with more batches asks no more once another rank is done."""
+    """A rank with more batches stops asking once another rank is done."""
     hook = PreemptionHook(interval=1)
     hook._save_and_exit = lambda runner, meta: saved.append(runner.batch)
     monkeypatch.setattr(preemption_hook, 'get_world_size', lambda: 2)

@@ -1,4 +1,4 @@
-"""When a resumed run validates first; test_resume_hook.py and test_faults.py have whole runs."""
+"""Validation before training; test_resume_hook.py and test_faults.py use whole runs."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from mmvmamba.engine import RepeatValidationHook
 
 
 def loop_of(kind, **settings):
-    """A loop without a runner, of three iterations in an epoch."""
+    """Make a loop without a runner."""
     loop = object.__new__(kind)
     loop.dynamic_milestones = None
     loop._decide_current_val_interval = lambda: None
@@ -20,7 +20,7 @@ def loop_of(kind, **settings):
 
 @pytest.fixture
 def validates(tmp_path):
-    """Whether a run validates before it trains, when the file names an iteration."""
+    """Return True if a run validates before it trains, given the iteration in the file."""
 
     def validates(loop, done=None, batches=0, resume=True, validation=True):
         path = tmp_path / 'last_validation'
@@ -94,7 +94,7 @@ def test_one_that_was_done(validates, tmp_path, done, expected):
 
 
 def test_one_of_iterations_that_are_done_again(validates, tmp_path):
-    """The file is of a run that was further, and is removed."""
+    """The file of a run that had come further is removed."""
     assert validates(by_iteration(8), done=9)
     assert not (tmp_path / 'last_validation').exists()
 
@@ -109,7 +109,7 @@ def test_a_run_without_validation(validates):
 
 
 def test_the_file(tmp_path):
-    """It names the last validation of the run; later ones are not of it."""
+    """It names the last validation of the run, not one after it."""
     hook = RepeatValidationHook()
     runner = SimpleNamespace(work_dir=str(tmp_path), iter=0, _resume=False, val_loop=None)
     hook.after_val_epoch(runner)

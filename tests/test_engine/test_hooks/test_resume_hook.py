@@ -1,4 +1,4 @@
-"""Runs of MMEngine's runners in this process that are interrupted and resumed."""
+"""Interrupted and resumed runs of MMEngine's runners, in this process."""
 
 import argparse
 import copy
@@ -91,7 +91,7 @@ class ResumedScore(BaseMetric):
 
 @HOOKS.register_module()
 class StopThere(Hook):
-    """Ends a run as a kill does, before an iteration or in a validation, or sends SIGTERM."""
+    """End a run abruptly, before an iteration or in a validation, or send SIGTERM."""
 
     priority = 'LOWEST'
 
@@ -111,7 +111,7 @@ class StopThere(Hook):
 
 @pytest.fixture
 def train(tmp_path):
-    """Trains in a work folder as ``tools/train.py`` does; returns the runner."""
+    """Train in a work folder as ``tools/train.py`` does, and return the runner."""
     use_safe_loader()
 
     def train(*parts, resumed='auto', stop=None, scores=()):
@@ -145,7 +145,7 @@ def named(work_dir):
 
 @RUNNERS
 def test_where_a_run_begins(runner, train, tmp_path):
-    """With the weights to load as long as there is no checkpoint, then with the last whole one."""
+    """From ``load_from`` if there is no checkpoint, else from the last complete one."""
     weights = {'layer.weight': torch.tensor([[5.0]]), 'layer.bias': torch.tensor([6.0])}
     torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
     options = {'load_from': str(tmp_path / 'weights.pth'), 'optim_wrapper.optimizer.lr': 0.0}
@@ -165,7 +165,7 @@ def test_where_a_run_begins(runner, train, tmp_path):
 @RUNNERS
 @pytest.mark.parametrize('by', [{}, BY_ITERATION], ids=['epochs', 'iterations'])
 def test_what_a_checkpoint_counts(runner, by, train, tmp_path):
-    """Also where it is saved in a validation: after a signal, and for a new best score."""
+    """Also for one saved in a validation: after a signal, and for a new best score."""
     options = {'default_hooks.checkpoint.save_best': 'acc'}
     train(runner, by, options, scores=[0.1], stop=dict(val=4, sigterm=True))
     epochs = 0 if by else 1
@@ -185,7 +185,7 @@ def test_what_a_checkpoint_counts(runner, by, train, tmp_path):
 
 @pytest.mark.parametrize('sigterm', [False, True])
 def test_the_best_score_of_a_validation_that_is_repeated(sigterm, train, tmp_path):
-    """It is in a checkpoint before the validation counts as done."""
+    """A checkpoint holds it before the validation counts as done."""
     options = {'default_hooks.checkpoint.save_best': 'acc'}
     if sigterm:  # interrupted.pth is then all that there is
         options['default_hooks.checkpoint.interval'] = 2
@@ -197,7 +197,7 @@ def test_the_best_score_of_a_validation_that_is_repeated(sigterm, train, tmp_pat
 
 
 def test_a_validation_of_iterations_that_are_done_again(train, tmp_path):
-    """``last_validation`` is of the run that went on from the same checkpoint before."""
+    """``last_validation`` belongs to a run that was resumed from the same checkpoint before."""
     train()
     assert (tmp_path / 'run' / 'last_validation').read_text() == '6'
     begin = str(tmp_path / 'run' / 'epoch_1.pth')
@@ -208,7 +208,7 @@ def test_a_validation_of_iterations_that_are_done_again(train, tmp_path):
 
 @RUNNERS
 def test_no_room_for_the_name_of_the_last_checkpoint(runner, train, tmp_path, monkeypatch):
-    """It stays as it was, and the checkpoint is found in a folder of its own."""
+    """``last_checkpoint`` is unchanged, and the newer checkpoint is found in its own folder."""
     options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'elsewhere')}
     folder = tmp_path / 'elsewhere' / 'run'
     train(runner, options, stop=dict(train=2))
@@ -229,7 +229,7 @@ def test_no_room_for_the_name_of_the_last_checkpoint(runner, train, tmp_path, mo
 
 
 def test_other_processes_and_batches(train, monkeypatch):
-    """As many samples in a step do not make the same run."""
+    """The same number of samples in a step is not enough for the same run."""
     train(stop=dict(train=3))
     same = train(stop=dict(train=3))
     assert 'bit for bit' not in same.said.getvalue()
@@ -240,7 +240,7 @@ def test_other_processes_and_batches(train, monkeypatch):
 
 
 def test_hooks_that_are_turned_off(tmp_path):
-    """MMEngine takes None for its own hooks alone; resuming needs one of ours."""
+    """MMEngine accepts None for its own hooks only; resuming needs ResumeHook."""
     hooks = dict(SAFETY, bad_data=None, resume=None, timer=None)
     Config(dict(CONFIG, default_hooks=hooks)).dump(tmp_path / 'config.py')
     args = argparse.Namespace(config=str(tmp_path / 'config.py'), cfg_options={})

@@ -1,4 +1,4 @@
-"""What hooks read from a runner and a batch."""
+"""Values that hooks read from a runner and a batch."""
 
 from types import SimpleNamespace
 

@@ -13,7 +13,7 @@
 namespace mmvmamba {
 
 // Positions between two saved states; the backward recomputes the states inside a chunk. Python's
-// `mmvmamba.ops.backend.CHUNK` is the same number.
+// `mmvmamba.ops.extension.CHUNK` is the same number.
 constexpr int64_t kChunk = 64;
 
 // The order in which a direction walks a map, see `mmvmamba/ops/cross_scan.py`.

@@ -1,4 +1,4 @@
-"""Selective scans over sequences and maps. Needs torch alone."""
+"""Selective scans over sequences and maps."""
 
 from . import flops as flops
 from .backend import BACKENDS

@@ -1,4 +1,4 @@
-"""Checks of the ops' arguments and the choice of a backend, in one place."""
+"""Checks of the arguments of the ops, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .extension import has_kernel, load_extension, missing_architecture, warn_no
 Backend = Literal['auto', 'native', 'reference']
 BACKENDS = ('auto', 'native', 'reference')
 
-#: The dtypes that the native kernels of a device read and write.
+#: Dtypes that the native kernels of a device read and write.
 NATIVE_DTYPES = {
     'cpu': (torch.float32, torch.bfloat16, torch.float64),
     'cuda': (torch.float32, torch.float16, torch.bfloat16, torch.float64),
@@ -24,12 +24,12 @@ MAX_STATE = 256
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and sums: float64 for float64, else float32."""
+    """Return the dtype of states and sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Keeps matrix products in their operands' dtype."""
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep matrix products in the dtype of their operands."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -41,17 +41,16 @@ def check_tensor(
     shape: tuple[int | str | None, ...],
     device: torch.device | None = None,
 ) -> None:
-    """Checks that an argument is a tensor of a dtype of the scans, of a shape, on a device.
+    """Check that an argument is a dense floating-point tensor of a shape, on a device.
 
     Args:
-        name (str): The argument's name, for the message.
-        value (object): What the user gave.
-        shape (tuple): A number for a size that is fixed, a letter for one that is free.
+        name (str): Name of the argument.
+        value (object): Its value.
+        shape (tuple): A number for a fixed size, a letter for a free one.
         device (torch.device, optional): Where the tensor must be. Defaults to None, anywhere.
 
     Raises:
-        TypeError: If ``value`` is no tensor, not dense, or of another dtype than the four of the
-            scans.
+        TypeError: If ``value`` is not a tensor, not dense, or of a dtype that no scan takes.
         ValueError: If shape or device differ.
     """
     if not isinstance(value, Tensor):
@@ -68,7 +67,7 @@ def check_tensor(
             f'{name} must have {len(shape)} dimensions {_shape_text(shape)}, but got shape '
             f'{tuple(value.shape)}'
         )
-    # A trace of torch.jit would record these comparisons; the kernels check the sizes again.
+    # A trace of torch.jit would record these comparisons. The kernels check the sizes again.
     if not torch.jit.is_tracing():
         for size, want in zip(value.shape, shape, strict=True):
             if not (want is None or isinstance(want, str)) and size != want:
@@ -77,7 +76,7 @@ def check_tensor(
                     f'{tuple(value.shape)}'
                 )
     if device is not None and value.device != device:
-        raise ValueError(f'{name} must be on {device} as the input is, but is on {value.device}')
+        raise ValueError(f'{name} must be on {device} like the input, but is on {value.device}')
 
 
 def _shape_text(shape: tuple[int | str | None, ...]) -> str:
@@ -85,7 +84,7 @@ def _shape_text(shape: tuple[int | str | None, ...]) -> str:
 
 
 def check_state_size(d_state: int) -> None:
-    """Checks that the number of states is one that every backend computes."""
+    """Check that every backend computes this number of states."""
     if not 1 <= d_state <= MAX_STATE:
         raise ValueError(
             f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}'
@@ -93,9 +92,9 @@ def check_state_size(d_state: int) -> None:
 
 
 def differentiates_functionally() -> bool:
-    """Whether forward-mode differentiation or torch.func's grad, vjp or jvp is at work.
+    """Return True under forward-mode differentiation, or torch.func's grad, vjp or jvp.
 
-    The gradients that torch.library registers know neither: forward mode would get zeros.
+    Gradients registered with torch.library support neither: forward mode would get zeros.
     """
     if torch.compiler.is_compiling():
         return False
@@ -107,10 +106,10 @@ def differentiates_functionally() -> bool:
 
 
 def needs_states(inputs: Iterable[Tensor | None]) -> bool:
-    """Whether a backward may follow, for which the forward should save its states.
+    """Return True if a backward may follow, for which the forward saves its states.
 
-    A trace of torch.jit never saves them, so that it is the same with and without gradients; a
-    backward of it computes them again.
+    A trace of torch.jit never saves them, so that it is the same with and without gradients. Its
+    backward computes them again.
     """
     if torch.jit.is_tracing() or not torch.is_grad_enabled():
         return False
@@ -118,27 +117,27 @@ def needs_states(inputs: Iterable[Tensor | None]) -> bool:
 
 
 def choose_backend(op: str, backend: str, value: Tensor) -> str:
-    """Decides between the native kernel and the PyTorch form.
+    """Choose between the native kernel and the PyTorch forms.
 
     Args:
-        op (str): The op's name in ``torch.ops.mmvmamba``.
-        backend (str): What the user asked for: 'auto', 'native' or 'reference'.
+        op (str): Name of the op in ``torch.ops.mmvmamba``.
+        backend (str): The backend asked for: 'auto', 'native' or 'reference'.
         value (Tensor): The input, whose device and dtype decide.
 
     Returns:
-        str: 'native', 'reference' or, where 'auto' found no kernel, 'chunked': the PyTorch form
-        that is meant to run, not to be read.
+        str: 'native', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster PyTorch
+        form.
 
     Raises:
         ValueError: If ``backend`` is unknown.
-        RuntimeError: If ``backend='native'`` and there is no kernel, with the reason.
+        RuntimeError: If ``backend='native'`` and no kernel can run, with the reason.
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {BACKENDS}, but got {backend!r}')
     if backend == 'reference':
         return 'reference'
     device = value.device.type
-    # Nothing is computed on the meta device and in an export to ONNX, which translates the op.
+    # Neither the meta device nor an export to ONNX, which translates the op, computes anything.
     symbolic = device == 'meta' or torch.onnx.is_in_onnx_export()
     if symbolic and load_extension() is None:
         return 'native'
@@ -151,9 +150,9 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     elif (
         device == 'cuda'
         and not torch.compiler.is_compiling()
-        and missing_architecture(value.device.index)
+        and (missing := missing_architecture(value.device.index))
     ):
-        reason = missing_architecture(value.device.index)
+        reason = missing
     elif value.dtype not in NATIVE_DTYPES[device]:
         names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])
         reason = f'the {device} kernels take {names}, not {value.dtype}'
@@ -164,34 +163,3 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     if not torch.compiler.is_compiling():
         warn_no_kernel(device, reason)
     return 'chunked'
-
-
-#: Positions between two saved states, as ``kChunk`` in ``csrc/scan_common.h``.
-CHUNK = 64
-
-
-def num_chunks(length: int) -> int:
-    """Return the number of states that are saved for a sequence."""
-    return (length + CHUNK - 1) // CHUNK
-
-
-def no_double_backward(name: str):
-    """Return a gradient that raises RuntimeError."""
-
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f'mmvmamba: {name} has no second derivative; use backend="reference" for a double '
-            'backward'
-        )
-
-    return backward
-
-
-def register(name, fake, backward=None, setup=None) -> None:
-    """Registers the shapes and the gradient of a native op.
-
-    Without a gradient of its own, the op is a backward, which has no second derivative.
-    """
-    op = f'mmvmamba::{name}'
-    torch.library.register_fake(op, fake)
-    torch.library.register_autograd(op, backward or no_double_backward(name), setup_context=setup)

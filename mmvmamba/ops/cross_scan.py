@@ -1,4 +1,4 @@
-"""Cross-scan and cross-merge: a map as sequences and back (VMamba, Sec. 4.2)."""
+"""Cross-scan and cross-merge: a map as sequences, and back (VMamba, Sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .backend import check_tensor
 
-#: The orders in which a direction can read a map of H x W positions:
+#: Orders in which a direction reads a map of H x W positions:
 #: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.
 ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED = range(4)
 
-#: The scan patterns of VMamba and its ablation: the order of each direction.
+#: Scan patterns of VMamba and its ablation: the order of each direction.
 SCAN_PATTERNS: dict[str, tuple[int, ...]] = {
     'cross': (ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED),
     'unidirectional': (ROW, ROW, ROW, ROW),
@@ -22,7 +22,7 @@ SCAN_PATTERNS: dict[str, tuple[int, ...]] = {
 
 
 def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
-    """Turns a pattern's name, or a sequence of orders, into the order of each direction.
+    """Turn the name of a pattern, or a sequence of orders, into the order of each direction.
 
     Raises:
         TypeError: If ``pattern`` is neither a name nor a sequence.
@@ -39,21 +39,22 @@ def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
         raise TypeError(
             f'pattern must be a str or a sequence of orders, but got {type(pattern).__name__}'
         )
-    orders = tuple(pattern)
-    if not orders or any(type(i) is not int or i not in (0, 1, 2, 3) for i in orders):
-        raise ValueError(f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {orders}')
-    return orders
+    if not pattern or any(type(i) is not int or i not in (0, 1, 2, 3) for i in pattern):
+        raise ValueError(
+            f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {tuple(pattern)}'
+        )
+    return tuple(int(order) for order in pattern)
 
 
 def to_sequence(x: Tensor, order: int) -> Tensor:
-    """Reads a map (N, H, W, C) as the sequence (N, L, C) of one order."""
+    """Read a map (N, H, W, C) as the sequence (N, L, C) of one order."""
     x = x.transpose(1, 2) if order in (COLUMN, COLUMN_REVERSED) else x
     x = x.flatten(1, 2)
     return x.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else x
 
 
 def to_map(y: Tensor, order: int, height: int, width: int) -> Tensor:
-    """Puts a sequence (N, L, C) of one order back in image order (N, H, W, C)."""
+    """Put a sequence (N, L, C) of one order back in image order (N, H, W, C)."""
     y = y.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else y
     if order in (COLUMN, COLUMN_REVERSED):
         return y.unflatten(1, (width, height)).transpose(1, 2)
@@ -61,7 +62,7 @@ def to_map(y: Tensor, order: int, height: int, width: int) -> Tensor:
 
 
 def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
-    """Reads a map as one sequence for each scan direction.
+    """Read a map as one sequence for each scan direction.
 
     Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
 
@@ -74,7 +75,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
         Tensor: The sequences (N, K, C, H * W).
 
     Raises:
-        TypeError: If ``x`` is no floating point tensor.
+        TypeError: If ``x`` is not a floating-point tensor.
         ValueError: If ``x`` is not 4-D or the pattern is unknown.
     """
     check_tensor('x', x, ('N', 'C', 'H', 'W'))
@@ -86,7 +87,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
 def cross_merge(
     ys: Tensor, height: int, width: int, pattern: str | Sequence[int] = 'cross'
 ) -> Tensor:
-    """Puts the sequences of all directions back in image order and adds them.
+    """Put the sequences of all directions back in image order and add them.
 
     The transpose of :func:`cross_scan` as a linear map.
 
@@ -100,7 +101,7 @@ def cross_merge(
         Tensor: The map (N, C, H, W).
 
     Raises:
-        TypeError: If ``ys`` is no floating point tensor.
+        TypeError: If ``ys`` is not a floating-point tensor.
         ValueError: If the shapes disagree or the pattern is unknown.
     """
     orders = resolve_pattern(pattern)

@@ -1,4 +1,4 @@
-"""Loads the native extension and says why it did not load."""
+"""The native extension: loading it, why it did not load, and registration of its ops."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import importlib
 import importlib.util
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-#: The name under which setup.py files what it builds for this torch.
+#: Tag of the files that setup.py builds for this torch.
 _TAG = re.sub(r'\W', '_', torch.__version__)
 
 
 class ExtensionUnavailableWarning(UserWarning):
-    """The native kernels cannot be used and a slower PyTorch form runs in their place."""
+    """The native kernels cannot run, and a slower PyTorch form replaces them."""
 
 
-def build_info() -> dict:
-    """What setup.py recorded, if it did: ``torch``, ``cuda``, ``arch_list``, ``error``."""
+def build_info() -> dict[str, Any]:
+    """Return the record of the build, if any: ``torch``, ``cuda``, ``arch_list``, ``error``."""
     for name in (f'mmvmamba._build_info_{_TAG}', 'mmvmamba._build_info'):
         if importlib.util.find_spec(name) is not None:
             return getattr(importlib.import_module(name), 'BUILD_INFO', {})
@@ -29,7 +32,7 @@ def build_info() -> dict:
 
 
 def _load() -> str | None:
-    # A source tree may hold the builds of several environments, each for its own torch.
+    # A source tree may hold the builds of several environments, one for each torch.
     libraries = [p for p in _PACKAGE.glob('_C_*') if p.suffix in ('.so', '.pyd', '.dll')]
     library = next((p for p in libraries if p.stem == f'_C_{_TAG}'), None)
     if library is None:
@@ -54,33 +57,29 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
     )
 
 
-# Found once, at import: torch.compile can trace a look-up, but not the loading of a library.
+# Done once, at import: torch.compile can trace a look-up, but not the loading of a library.
 _REASON = _load()
 _KERNELS = _find_kernels() if _REASON is None else frozenset()
 
 
 def load_extension() -> str | None:
-    """Whether ``mmvmamba/_C_<torch>.so`` was loaded, at import.
-
-    Returns:
-        None when the extension is loaded, else the reason why it is not, as a sentence.
-    """
+    """Return None if ``mmvmamba/_C_<torch>.so`` was loaded at import, else the reason."""
     return _REASON
 
 
 def has_kernel(op: str, device_type: str) -> bool:
-    """Whether the loaded extension holds a kernel of ``mmvmamba::op`` for a device type."""
+    """Return True if the loaded extension has a kernel of ``mmvmamba::op`` for a device type."""
     return (op, device_type) in _KERNELS
 
 
 def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
-    """Whether a build for ``arch_list`` has code for a GPU.
+    """Return True if a build for ``arch_list`` has code for a GPU.
 
     Args:
-        capability (tuple[int, int]): The GPU's compute capability.
-        arch_list (list[str]): As in TORCH_CUDA_ARCH_LIST: machine code for 8.6 runs on 8.6 and
-            later of the same major version, '9.0+PTX' on all from 9.0 on. An empty list is of an
-            unknown build and counts as one that does.
+        capability (tuple[int, int]): Compute capability of the GPU.
+        arch_list (list[str]): As in TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of
+            the same major version, '9.0+PTX' on 9.0 and everything later. An empty list means an
+            unknown build, which is taken to have code.
     """
     for arch in arch_list:
         match = re.fullmatch(r'(\d+)\.(\d+)[af]?(\+PTX)?', arch)
@@ -94,7 +93,7 @@ def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
 
 @functools.cache
 def missing_architecture(index: int | None) -> str | None:
-    """Why the CUDA kernels do not run on a GPU, as a sentence, or None where they do."""
+    """Return the reason why the CUDA kernels do not run on a GPU, or None if they do."""
     arch_list = build_info().get('arch_list', [])
     capability = torch.cuda.get_device_capability(index)
     if torch.version.hip is not None or runs_on(capability, arch_list):
@@ -108,15 +107,52 @@ def missing_architecture(index: int | None) -> str | None:
 
 @functools.cache
 def warn_no_kernel(device_type: str, reason: str) -> None:
-    """Warns, once for each device type and reason, that the slow PyTorch form runs."""
-    advice = (
-        ''
-        if load_extension() is None
-        else ('; `pip install --no-build-isolation .` builds the kernels')
-    )
+    """Warn once for each device type and reason that the slow PyTorch form runs."""
+    build = '; `pip install --no-build-isolation .` builds the kernels'
     warnings.warn(
         f'mmvmamba: no native kernel for {device_type}: {reason}. A much slower PyTorch form '
-        f'runs in its place{advice}.',
+        f'runs in its place{"" if load_extension() is None else build}.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )
+
+
+# ---- registration of the native ops: each at the end of its own file ----
+
+#: Positions between two saved states, as ``kChunk`` in ``csrc/scan_common.h``.
+CHUNK = 64
+
+
+def num_chunks(length: int) -> int:
+    """Return the number of states that the forward saves for a sequence."""
+    return (length + CHUNK - 1) // CHUNK
+
+
+def register_op(
+    name: str,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Register shapes and gradient of ``mmvmamba::name``, whose schema is in ``csrc/``.
+
+    An op without ``backward`` is itself a backward; its gradient raises RuntimeError.
+    """
+
+    def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f'mmvmamba: {name} has no second derivative; use backend="reference" for a double '
+            'backward'
+        )
+
+    op = f'mmvmamba::{name}'
+    torch.library.register_fake(op, fake)
+    torch.library.register_autograd(
+        op, backward or no_second_derivative, setup_context=setup_context
+    )
+
+
+def input_gradients(ctx: Any, grads: Iterable[Tensor | None] = ()) -> tuple[Tensor | None, ...]:
+    """Return the gradients of an op's first arguments, and None for the arguments after them."""
+    grads = tuple(grads)
+    return grads + (None,) * (len(ctx.needs_input_grad) - len(grads))

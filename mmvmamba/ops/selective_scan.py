@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import (
-    accumulate_dtype,
-    check_state_size,
-    check_tensor,
-    choose_backend,
-    needs_states,
-    num_chunks,
-    register,
-)
-from .extension import load_extension
+from .backend import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
+from .extension import input_gradients, load_extension, num_chunks, register_op
 from .flops import mark_scan
+
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +39,7 @@ def scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tu
     for t in range(L):
         h = decay[:, t] * h + drive[:, t]
         ys.append((h * C[:, t]).sum(-1))
-    # Without positions there is nothing to stack; the sum keeps every input's gradient, zeros.
+    # Without positions there is nothing to stack; the sum keeps the gradients of all inputs, zeros.
     return (torch.stack(ys, dim=1) if ys else (decay * drive * C).sum(-1)), h
 
 
@@ -51,11 +47,9 @@ def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     """:func:`scan_reference` in about 2 sqrt(L) steps, for machines without a kernel.
 
     The sequence is cut into chunks of T = sqrt(L) positions. All chunks advance together from a
-    zero state; then the states at the chunks' ends are carried over, and each position gets the
-    decayed carry of its chunk. Only products of decays are formed, never their inverses, so no
-    length overflows.
-
-    Args and returns are those of :func:`scan_reference`.
+    zero state. Then the states at the ends of the chunks are carried over, and each position gets
+    the decayed carry of its chunk. Only products of decays are formed, never their inverses, so
+    that no length overflows. Arguments and results are those of :func:`scan_reference`.
     """
     N, L, D = u.shape
     T = max(1, math.isqrt(L))
@@ -116,13 +110,19 @@ def _check_arguments(
         check_tensor('z', z, (batch, dim, length), u.device)
     if delta_bias is not None:
         check_tensor('delta_bias', delta_bias, (dim,), u.device)
-    for name, value in (('delta', delta), ('B', B), ('C', C), ('z', z)):
-        if value is not None and value.dim() >= 3 and value.dtype != u.dtype:
-            raise TypeError(f'{name} must be {u.dtype} as u is, but is {value.dtype}')
+    varying: tuple[tuple[str, Tensor | None], ...] = (
+        ('delta', delta),
+        ('B', B),
+        ('C', C),
+        ('z', z),
+    )
+    for name, tensor in varying:
+        if tensor is not None and tensor.dim() >= 3 and tensor.dtype != u.dtype:
+            raise TypeError(f'{name} must be {u.dtype} like u, but is {tensor.dtype}')
 
 
 def _weights_per_position(value: Tensor, dim: int) -> Tensor:
-    """B or C in any of its three forms as a tensor broadcastable to (N, L, D, S)."""
+    """Return B or C, in any of its three forms, broadcastable to (N, L, D, S)."""
     if value.dim() == 2:  # (D, S), constant
         return value[None, None]
     if value.dim() == 3:  # (N, S, L), shared by all channels
@@ -141,12 +141,11 @@ def selective_scan_reference(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    scan=scan_reference,
+    scan: Scan = scan_reference,
 ) -> tuple[Tensor, Tensor]:
     """:func:`selective_scan` in plain PyTorch: the specification of the native kernels.
 
-    ``scan`` is ``scan_reference`` or ``scan_chunked``. Returns the output and the last
-    state.
+    ``scan`` is ``scan_reference`` or ``scan_chunked``. Return the output and the last state.
     """
     dtype, acc = u.dtype, accumulate_dtype(u.dtype)
     dt = delta.to(acc).transpose(1, 2)  # (B, L, D)
@@ -178,41 +177,41 @@ def selective_scan(
     return_last_state: bool = False,
     backend: str = 'auto',
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The selective scan, with the arguments of ``mamba_ssm``'s ``selective_scan_fn``.
+    """Selective scan, with the arguments of ``mamba_ssm``'s ``selective_scan_fn``.
 
     With dt = delta + delta_bias, passed through softplus if asked for:
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, times SiLU(z_t) where
-    there is a z. Sums and states are float32 inside, float64 for float64 input.
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, times SiLU(z_t) if there
+    is a z. Sums and states are float32 inside, float64 for float64 input.
 
     Args:
         u (Tensor): The input (B, D, L), float32, float16, bfloat16 or float64.
-        delta (Tensor): The time steps (B, D, L), of ``u``'s dtype.
+        delta (Tensor): The time steps (B, D, L), of the dtype of ``u``.
         A (Tensor): The decay rates (D, N), 1 <= N <= 256.
-        B (Tensor): The input weights: (B, N, L), in G groups of channels (B, G, N, L), both of
-            ``u``'s dtype, or constant for each channel (D, N).
+        B (Tensor): The input weights: (B, N, L) or, in G groups of channels, (B, G, N, L), both of
+            the dtype of ``u``; or constant for each channel (D, N).
         C (Tensor): The output weights, in one of the forms of ``B``.
         D (Tensor, optional): The skip weights (D). Defaults to None.
-        z (Tensor, optional): The gate (B, D, L), of ``u``'s dtype. Defaults to None.
+        z (Tensor, optional): The gate (B, D, L), of the dtype of ``u``. Defaults to None.
         delta_bias (Tensor, optional): Added to ``delta`` (D). Defaults to None.
-        delta_softplus (bool): Whether softplus is applied to the time steps. Defaults to False.
-        return_last_state (bool): Whether to return the last state too; no gradient flows through
-            it. Defaults to False.
-        backend (str): 'native', 'reference' or 'auto', the native kernel where there is one.
-            Defaults to 'auto'.
+        delta_softplus (bool): Whether to apply softplus to the time steps. Defaults to False.
+        return_last_state (bool): Whether to return the last state as well; no gradient flows
+            through it. Defaults to False.
+        backend (str): 'native', 'reference' or 'auto', which takes the native kernel if it can
+            run. Defaults to 'auto'.
 
     Returns:
-        Tensor | tuple[Tensor, Tensor]: The output (B, D, L) of ``u``'s dtype, and with
+        Tensor | tuple[Tensor, Tensor]: The output (B, D, L), of the dtype of ``u``, and with
         ``return_last_state`` the state (B, D, N) after the last position, float32 or float64.
 
     Raises:
-        TypeError: If an argument is no floating point tensor, or dtypes disagree.
+        TypeError: If an argument is not a floating-point tensor, or dtypes disagree.
         ValueError: If shapes or devices disagree, or ``backend`` is unknown.
         RuntimeError: If ``backend='native'`` and no kernel can run.
     """
     _check_arguments(u, delta, A, B, C, D, z, delta_bias)
     chosen = choose_backend('selective_scan', backend, u)
     if chosen == 'native':
-        y, last_state = _selective_scan_native(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     else:
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y, last_state = selective_scan_reference(
@@ -222,7 +221,7 @@ def selective_scan(
     return (y, last_state.detach()) if return_last_state else y
 
 
-def _selective_scan_native(
+def _native(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -250,47 +249,70 @@ def _selective_scan_native(
     return y, last_state
 
 
-def _selective_scan_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states):
-    batch, dim, length = u.shape
-    acc = accumulate_dtype(u.dtype)
-    chunks = num_chunks(length) if save_states else 0
+class _Arguments(NamedTuple):
+    """Arguments of ``mmvmamba::selective_scan`` in the order of its schema."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    save_states: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The differentiable arguments."""
+        return self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.delta_bias
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = _Arguments(*args)
+    batch, dim, length = a.u.shape
+    acc, d_state = accumulate_dtype(a.u.dtype), a.A.shape[1]
+    chunks = num_chunks(length) if a.save_states else 0
     return (
-        u.new_empty((batch, dim, length)),
-        u.new_empty((batch, dim, A.shape[1]), dtype=acc),
-        u.new_empty((batch * chunks * A.shape[1] * dim,), dtype=acc),
+        a.u.new_empty((batch, dim, length)),
+        a.u.new_empty((batch, dim, d_state), dtype=acc),
+        a.u.new_empty((batch * chunks * d_state * dim,), dtype=acc),
     )
 
 
-def _selective_scan_backward_fake(
-    grad_out, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus
-):
-    def like(v):
-        return u.new_empty((0,)) if v is None else v.new_empty(v.shape)
+def _backward_fake(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, _states, _delta_softplus = args
+    # The gradient of an argument that is None is empty.
+    return tuple(
+        grad_out.new_empty((0,)) if tensor is None else tensor.new_empty(tensor.shape)
+        for tensor in tensors
+    )
 
-    return tuple(like(v) for v in (u, delta, A, B, C, D, z, delta_bias))
 
-
-def _selective_scan_setup(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus, ctx.saved = inputs
-    ctx.save_for_backward(*tensors, output[2])
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    a, (_, _, states) = _Arguments(*inputs), output
+    ctx.save_for_backward(*a.tensors, states)
+    ctx.delta_softplus, ctx.has_states = a.delta_softplus, a.save_states
     ctx.set_materialize_grads(False)
 
 
-def _selective_scan_backward(ctx, grad_out, *_):
+def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 10
+        return input_gradients(ctx)
     *tensors, states = ctx.saved_tensors
-    if not ctx.saved:
+    if not ctx.has_states:  # traced by torch.jit, where it is unknown whether a backward follows
         _, _, states = torch.ops.mmvmamba.selective_scan(*tensors, ctx.delta_softplus, True)
     grads = torch.ops.mmvmamba.selective_scan_backward(
         grad_out, *tensors, states, ctx.delta_softplus
     )
-    grads = (None if v is None else g for g, v in zip(grads, tensors, strict=True))
-    return (*grads, None, None)
+    return input_gradients(
+        ctx, (None if v is None else grad for grad, v in zip(grads, tensors, strict=True))
+    )
 
 
 if load_extension() is None:
-    register(
-        'selective_scan', _selective_scan_fake, _selective_scan_backward, _selective_scan_setup
-    )
-    register('selective_scan_backward', _selective_scan_backward_fake)
+    register_op('selective_scan', _fake, _backward, _setup_context)
+    register_op('selective_scan_backward', _backward_fake)

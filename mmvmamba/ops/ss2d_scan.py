@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,12 @@ from .backend import (
     check_tensor,
     choose_backend,
     needs_states,
-    num_chunks,
-    register,
     without_autocast,
 )
 from .cross_scan import resolve_pattern, to_map, to_sequence
-from .extension import load_extension
+from .extension import input_gradients, load_extension, num_chunks, register_op
 from .flops import mark_scan
-from .selective_scan import scan_chunked, scan_reference
+from .selective_scan import Scan, scan_chunked, scan_reference
 
 
 def _check_arguments(
@@ -53,7 +52,7 @@ def _check_arguments(
     inner = dt_weight.shape[2] + 2 * A.shape[2]
     check_tensor('proj', proj, (N, H, W, directions, inner), x.device)
     if proj.dtype != x.dtype:
-        raise TypeError(f'proj must be {x.dtype} as x is, but is {proj.dtype}')
+        raise TypeError(f'proj must be {x.dtype} like x, but is {proj.dtype}')
     allowed = (None, x.dtype, accumulate_dtype(x.dtype))
     if out_dtype not in allowed:
         raise TypeError(f'out_dtype must be one of {allowed} for x of {x.dtype}, got {out_dtype}')
@@ -68,7 +67,7 @@ def ss2d_scan_reference(
     D: Tensor,
     pattern: str | Sequence[int] = 'cross',
     out_dtype: torch.dtype | None = None,
-    scan=scan_reference,
+    scan: Scan = scan_reference,
 ) -> Tensor:
     """:func:`ss2d_scan` in plain PyTorch: the specification of the native kernels.
 
@@ -99,7 +98,7 @@ def ss2d_scan(
     out_dtype: torch.dtype | None = None,
     backend: str = 'auto',
 ) -> Tensor:
-    """Scans a map in the order of each direction and adds the results in image order.
+    """Scan a map in the order of each direction and add the results in image order.
 
     The core of VMamba's SS2D (arXiv 2401.10166, Sec. 4.2) after its ``x_proj``: cross-scan,
     ``dt_proj``, selective scan and cross-merge. For each direction k, with the map read in that
@@ -111,25 +110,25 @@ def ss2d_scan(
     Args:
         x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
             bfloat16 or float64.
-        proj (Tensor): (N, H, W, K, R + 2 S), of ``x``'s dtype, in image order: for each position
-            and direction the R low-rank time steps, then S values of B, then S of C.
-        dt_weight (Tensor): The time steps' weights (K, C, R).
-        dt_bias (Tensor): The time steps' biases (K, C).
+        proj (Tensor): (N, H, W, K, R + 2 S), of the dtype of ``x``, in image order: for each
+            position and direction the R low-rank time steps, then S values of B, then S of C.
+        dt_weight (Tensor): The weights of the time steps (K, C, R).
+        dt_bias (Tensor): The biases of the time steps (K, C).
         A (Tensor): The decay rates (K, C, S), 1 <= S <= 256; negative in a stable system.
         D (Tensor): The skip weights (K, C).
         pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order of
             each of K directions: 0 row-major, 1 column-major, 2 and 3 their reversals.
             Defaults to 'cross'.
-        out_dtype (torch.dtype, optional): ``x``'s dtype, or the one used inside, which keeps a
-            half precision map from overflowing. Defaults to None, ``x``'s.
-        backend (str): 'native', 'reference' or 'auto', the native kernel where there is one.
-            Defaults to 'auto'.
+        out_dtype (torch.dtype, optional): The dtype of ``x``, or the one used inside, which keeps
+            a half-precision map from overflowing. Defaults to None, the dtype of ``x``.
+        backend (str): 'native', 'reference' or 'auto', which takes the native kernel if it can
+            run. Defaults to 'auto'.
 
     Returns:
         Tensor: The merged map (N, H, W, C).
 
     Raises:
-        TypeError: If an argument is no floating point tensor, or dtypes disagree.
+        TypeError: If an argument is not a floating-point tensor, or dtypes disagree.
         ValueError: If shapes or devices disagree, or ``pattern`` or ``backend`` is unknown.
         RuntimeError: If ``backend='native'`` and no kernel can run.
     """
@@ -146,8 +145,8 @@ def ss2d_scan(
     return y
 
 
-def decompositions() -> dict[Callable, Callable]:
-    """The scan of a map in PyTorch's own ops, for ``ExportedProgram.run_decompositions``.
+def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return the scan of a map in PyTorch's own ops, for ``ExportedProgram.run_decompositions``.
 
     A program that was exported for a fixed size then runs without this package. It holds about
     2 sqrt(H W) steps for each scan and direction, so it is long, and slower than the kernels.
@@ -164,43 +163,62 @@ def decompositions() -> dict[Callable, Callable]:
     return {torch.ops.mmvmamba.ss2d_scan.default: _decomposed}
 
 
-def _decomposed(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
-    inputs = (x, proj, dt_weight, dt_bias, A, D)
-    y = ss2d_scan_reference(*inputs, orders, out_dtype, scan_chunked)
-    return y, x.new_empty((0,), dtype=A.dtype)  # no states: a program for inference
+class _Arguments(NamedTuple):
+    """Arguments of ``mmvmamba::ss2d_scan`` in the order of its schema."""
+
+    x: Tensor
+    proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    orders: Sequence[int]
+    out_dtype: torch.dtype
+    save_states: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The differentiable arguments."""
+        return self.x, self.proj, self.dt_weight, self.dt_bias, self.A, self.D
 
 
-def _ss2d_scan_fake(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
-    N, H, W, C = x.shape
-    y = x.new_empty((N, H, W, C), dtype=out_dtype)
-    chunks = num_chunks(H * W) if save_states else 0
-    size = N * len(orders) * chunks * A.shape[2] * C
-    return y, x.new_empty((size,), dtype=accumulate_dtype(x.dtype))
+def _decomposed(*args: Any) -> tuple[Tensor, Tensor]:
+    a = _Arguments(*args)
+    y = ss2d_scan_reference(*a.tensors, pattern=a.orders, out_dtype=a.out_dtype, scan=scan_chunked)
+    return y, a.x.new_empty((0,), dtype=a.A.dtype)  # no states: a program for inference
 
 
-def _ss2d_scan_backward_fake(
-    grad_y, x, proj, dt_weight, dt_bias, A, D, states, orders
-) -> tuple[Tensor, ...]:
-    return tuple(v.new_empty(v.shape) for v in (x, proj, dt_weight, dt_bias, A, D))
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    a = _Arguments(*args)
+    N, H, W, C = a.x.shape
+    chunks = num_chunks(H * W) if a.save_states else 0
+    size = N * len(a.orders) * chunks * a.A.shape[2] * C
+    states = a.x.new_empty((size,), dtype=accumulate_dtype(a.x.dtype))
+    return a.x.new_empty(a.x.shape, dtype=a.out_dtype), states
 
 
-def _ss2d_scan_setup(ctx, inputs, output) -> None:
-    *tensors, orders, _, ctx.saved = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.orders = orders
+def _backward_fake(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, _states, _orders = args
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    a, (_, states) = _Arguments(*inputs), output
+    ctx.save_for_backward(*a.tensors, states)
+    ctx.orders, ctx.out_dtype, ctx.has_states = a.orders, a.out_dtype, a.save_states
     ctx.set_materialize_grads(False)
 
 
-def _ss2d_scan_backward(ctx, grad_y, _):
+def _backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad_y is None:
-        return (None,) * 9
+        return input_gradients(ctx)
     *tensors, states = ctx.saved_tensors
-    if not ctx.saved:  # traced by torch.jit, where nobody knew whether a backward would come
-        _, states = torch.ops.mmvmamba.ss2d_scan(*tensors, ctx.orders, tensors[0].dtype, True)
+    if not ctx.has_states:  # traced by torch.jit, where it is unknown whether a backward follows
+        _, states = torch.ops.mmvmamba.ss2d_scan(*tensors, ctx.orders, ctx.out_dtype, True)
     grads = torch.ops.mmvmamba.ss2d_scan_backward(grad_y, *tensors, states, ctx.orders)
-    return (*grads, None, None, None)
+    return input_gradients(ctx, grads)
 
 
 if load_extension() is None:
-    register('ss2d_scan', _ss2d_scan_fake, _ss2d_scan_backward, _ss2d_scan_setup)
-    register('ss2d_scan_backward', _ss2d_scan_backward_fake)
+    register_op('ss2d_scan', _fake, _backward, _setup_context)
+    register_op('ss2d_scan_backward', _backward_fake)

@@ -153,7 +153,7 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
         inside, others = tensors, {}  # the file of a backbone or of a classifier
     renamed = convert_state_dict(inside)
     if not others and isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
-        renamed = to_image_classifier(renamed, max(model.backbone.out_indices))
+        renamed = to_image_classifier(renamed, model.backbone.out_indices[-1])
     else:
         renamed = {f'backbone.{key}': value for key, value in renamed.items()}
     # state_dict() would gather the shards of a sharded model.
@@ -228,7 +228,7 @@ def rename_for_image_classifier(
         )
     for key in inside:
         del state_dict[prefix + key]
-    tensors = to_image_classifier(tensors, max(backbone.out_indices))
+    tensors = to_image_classifier(tensors, backbone.out_indices[-1])
     state_dict.update({prefix + key: value for key, value in tensors.items()})
 
 

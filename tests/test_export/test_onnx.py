@@ -154,8 +154,8 @@ def test_openvino_runs_it(tmp_path, pattern, states):
 
 
 def test_without_the_extension(monkeypatch):
-    from mmvmamba.ops import onnx as ops_onnx
+    from mmvmamba.export import onnx as export
 
-    monkeypatch.setattr(ops_onnx, 'load_extension', lambda: 'it was not built')
+    monkeypatch.setattr(export, 'load_extension', lambda: 'it was not built')
     with pytest.raises(RuntimeError, match='it was not built'):
-        ops_onnx.translations()
+        export.translations()

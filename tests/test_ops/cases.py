@@ -222,20 +222,6 @@ def assert_as_exact_as_eager(native, eager, exact, ulps=4):
     assert not excess, '; '.join(excess)
 
 
-def decide(compare, draws):
-    """Calls ``compare(seeds)``; where a sample of draws fails, one five times as large decides.
-
-    The errors have long tails: medians of a few draws differ by more than their factor now and
-    then, on one CPU and not on the other. Those of many do where one form is less exact.
-    """
-    try:
-        compare(range(draws))
-    except AssertionError:
-        if draws == 1:
-            raise
-        compare(range(5 * draws))
-
-
 def _excess(native, eager, exact, ulps):
     """Where an error is larger than eager's allows, in words."""
     out = []

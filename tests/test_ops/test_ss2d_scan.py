@@ -17,7 +17,6 @@ from .cases import (
     Maker,
     assert_as_exact_as_eager,
     case_id,
-    decide,
     pairwise,
     run,
     ss2d_inputs,
@@ -56,18 +55,25 @@ def small(case):
 
 
 def draws(case):
-    """How many draws of a case are compared together.
+    """Return the number of draws of a case whose errors are compared together.
 
     The gradients of a tiny case are a few numbers, sums whose terms cancel by chance. In the
     extreme regimes those of a large one are, too: steps of thousands that cancel to one, the one
-    decay that has not vanished, the one input at the type's limit.
+    decay that has not vanished, the one input at the type's limit. Sizes are from resampling 60
+    draws of 40 cases: between equally exact forms, the medians of smaller samples differed by more
+    than their factor in over 1 % of the samples. Seeds are fixed, so a processor gives the same
+    verdict each time.
     """
     length = case['size'][0] * case['size'][1]
     if case['dtype'] == torch.float64:  # nothing is lost that the test would see
         return 1
     if case['regime'] == 'dt_far':
+        return 45
+    if case['regime'] == 'A_near_0' and length <= 1100:
         return 15
-    return 7 if length <= 64 or (case['regime'] in EXTREME and length <= 1100) else 3
+    if length <= 64 or (case['regime'] in EXTREME and length <= 1100):
+        return 9
+    return 5 if length <= 1100 else 3
 
 
 @pytest.mark.parametrize('pattern', PATTERNS, ids=str)
@@ -95,11 +101,8 @@ def test_native_is_as_exact_as_eager(case):
 
 
 def compare_with_eager(case, run_native):
-    """Compares ``run_native(inputs, **options)`` with the references over the draws of a case."""
-    decide(functools.partial(_compare_draws, case, run_native), draws(case))
-
-
-def _compare_draws(case, run_native, seeds):
+    """Compare ``run_native(inputs, **options)`` with the references over the draws of a case."""
+    seeds = range(draws(case))
     case = dict(case)
     height, width = case.pop('size')
     options = {'pattern': case['pattern'], 'out_dtype': Maker(case['dtype']).acc}

@@ -1,10 +1,12 @@
-"""The scan of a map in ONNX's standard ops, for ``torch.onnx.export``. Needs onnxscript.
+"""Export to ONNX's standard ops with ``torch.onnx.export``. Needs onnxscript.
 
-A sequence of L = H W positions is cut into H chunks of W positions, in every order. All chunks
-advance together from a zero state, the states at their ends are carried over, and all advance again
-from what they were carried: 2 W + H steps of ONNX's ``Scan``, each over all directions, chunks and
-channels. H and W may be symbolic. Only products of decays at most 1 are formed, so no length
-overflows.
+- The scan of a map. A sequence of L = H W positions is cut into H chunks of W positions, in every
+  order. All chunks advance together from a zero state, the states at their ends are carried over,
+  and all chunks advance again from the carried states: 2 W + H steps of ONNX's ``Scan``, each over
+  all directions, chunks and channels. H and W may be symbolic. Only products of decays of at most
+  1 are formed, so that no length overflows.
+- Adaptive average pooling, which the exporter of torch 2.12 gets wrong for maps of symbolic size.
+- Half precision for products and convolutions.
 """
 
 # Annotations must stay objects here: onnxscript reads those of the functions that it compiles.
@@ -20,31 +22,33 @@ from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
 from mmvmamba.ops.extension import load_extension
 
-_BEGIN = -(2**62)  # where a slice that runs backwards ends
+_BEFORE = -(2**62)  # the end of a slice that runs backwards
 
 
-def scan_translations() -> dict[Callable, Callable]:
-    """What ``torch.onnx.export`` needs for a model that scans maps.
+def translations() -> dict[Callable, Callable]:
+    """Return the argument ``custom_translation_table`` of ``torch.onnx.export``.
 
-    Returns:
-        dict: The argument ``custom_translation_table``. With it, ``dynamo=True`` and
-        ``opset_version=20`` the exported graph has standard ops alone.
+    With it, ``dynamo=True`` and ``opset_version=20``, the exported graph has standard ops alone.
 
     Raises:
-        RuntimeError: If the native extension, which defines the op, is not loaded.
+        RuntimeError: If the native extension, which defines the scan's op, is not loaded.
     """
     reason = load_extension()
     if reason is not None:
         raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
-    return {torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan}
+    return {
+        torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan,
+        torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+        torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    }
 
 
 @functools.cache
 def _recurrences(dtype: type) -> SimpleNamespace:
-    """The forms of h' = h a + b over one axis that are needed, for FLOAT or DOUBLE.
+    """Return the forms of h' = h a + b over one axis, for FLOAT or DOUBLE.
 
     Bodies of Scan declare their types and name the state as the first factor: OpenVINO 2026.4
-    refuses bodies without types, and writes the products into the other factor's memory.
+    refuses bodies without types, and writes the products into the memory of the other factor.
     """
     tensor = dtype[...]
 
@@ -124,10 +128,10 @@ def _part(x: ir.Value, begin: int, end: int, axis: int) -> ir.Value:
 
 
 def _softplus(x: ir.Value) -> ir.Value:
-    """log(1 + exp(x)) by ops that runtimes have vectorised; their Softplus is often scalar.
+    """Return log(1 + exp(x)) by ops that runtimes vectorise; their Softplus is often scalar.
 
-    Theirs also loses the digits of a small time step in 1 + exp(x), errors that a long memory adds
-    up. What rounding took from the sum is added to its logarithm, whose slope there is 1.
+    Softplus also loses the digits of a small time step in 1 + exp(x), an error that a long memory
+    adds up. The rounding error of the sum is added to its logarithm, whose slope there is 1.
     """
     one = op.CastLike(op.Constant(value_float=1.0), x)
     e = op.Exp(op.Neg(op.Abs(x)))
@@ -168,10 +172,10 @@ class _Orders:
 
     @staticmethod
     def _reverse(x: ir.Value, order: int) -> ir.Value:
-        """(W, N, H, c) with chunks and positions in reverse, where the order is a reversal."""
+        """(W, N, H, c) with chunks and positions in reverse, if the order is a reversal."""
         if order not in (ROW_REVERSED, COLUMN_REVERSED):
             return x
-        return op.Slice(x, _ints(-1, -1), _ints(_BEGIN, _BEGIN), _ints(0, 2), _ints(-1, -1))
+        return op.Slice(x, _ints(-1, -1), _ints(_BEFORE, _BEFORE), _ints(0, 2), _ints(-1, -1))
 
 
 def _scan_chunks(
@@ -183,7 +187,7 @@ def _scan_chunks(
     d_state: int,
     scans: SimpleNamespace,
 ) -> ir.Value:
-    """The selective scan of sequences in chunks.
+    """Selective scan of sequences in chunks.
 
     Args:
         u (ir.Value): The input (W, K, N, H, 1, C).
@@ -209,7 +213,7 @@ def _scan_chunks(
 
 
 def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
-    """``mmvmamba::ss2d_scan`` as traced by the exporter; the second output has no reader."""
+    """Translate ``mmvmamba::ss2d_scan``; nothing reads its second output."""
     x, proj = op.CastLike(x, A), op.CastLike(proj, A)  # A has the dtype of the sums
     rank, d_state = dt_weight.shape[2], A.shape[2]
     scan = _Orders(x)
@@ -219,7 +223,7 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
         weight = op.Transpose(op.Squeeze(_part(dt_weight, k, k + 1, 0), _ints(0)), perm=[1, 0])
         bias = op.Squeeze(_part(dt_bias, k, k + 1, 0), _ints(0))
         us.append(scan.cut(x, order))
-        # A product with a matrix and a vector to add: runtimes make one GEMM of it.
+        # Runtimes fuse a product with a matrix and the addition of a vector into one GEMM.
         zs.append(op.Add(op.MatMul(_part(values, 0, rank, 3), weight), bias))
         Bs.append(_part(values, rank, rank + d_state, 3))
         Cs.append(_part(values, rank + d_state, rank + 2 * d_state, 3))
@@ -244,22 +248,8 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
     return op.Cast(y, to=out_dtype), op.ConstantOfShape(_ints(0))
 
 
-def translations() -> dict[Callable, Callable]:
-    """The argument ``custom_translation_table`` of ``torch.onnx.export`` for whole models.
-
-    Returns:
-        dict: :func:`scan_translations` and adaptive average pooling, which the
-        exporter of torch 2.12 writes wrongly for maps of symbolic size.
-    """
-    pool = dict.fromkeys(
-        (torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_avg_pool2d.default),
-        _adaptive_avg_pool2d,
-    )
-    return {**scan_translations(), **pool}
-
-
 def _adaptive_avg_pool2d(x, output_size):
-    """Averages over bins as two products with matrices, (N, C, H, W) -> (N, C, *output_size)."""
+    """Average over bins by two matrix products, (N, C, H, W) -> (N, C, *output_size)."""
     if tuple(output_size) == (1, 1):
         return op.ReduceMean(x, op.Constant(value_ints=[2, 3]), keepdims=1)
     rows, columns = (_bins(x, axis, size) for axis, size in zip((2, 3), output_size, strict=True))
@@ -267,7 +257,7 @@ def _adaptive_avg_pool2d(x, output_size):
 
 
 def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
-    """The weight of each position of an axis in each bin, (bins, positions).
+    """Return the weight of each position of an axis in each bin, (bins, positions).
 
     Bin i of n positions is from floor(i n / bins) up to ceil((i + 1) n / bins).
     """
@@ -286,17 +276,16 @@ def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
 
 
 def use_half_products(model: ir.Model) -> None:
-    """Makes matrix products and convolutions of an exported model float16, in place.
+    """Make the matrix products and convolutions of an exported model float16, in place.
 
-    All else stays as it is, the scans with the projection of their time steps, norms, pooling and
-    sums in float32, as in automatic mixed precision; inputs and outputs keep their dtype. The steps
-    of a Scan have no products.
+    As in automatic mixed precision, everything else stays in float32: the scans with the projection
+    of their time steps, norms, pooling, sums, inputs and outputs.
 
     Args:
         model (ir.Model): ``torch.onnx.export(...).model``, made with :func:`translations`.
     """
     graph, half = model.graph, {}
-    # The exporter notes last in a node's namespace which op of PyTorch it was made from.
+    # The namespace of a node ends with the PyTorch op that it comes from.
     translated = tuple(f': {target}' for target in translations())
     for node in list(graph):
         if node.op_type not in ('MatMul', 'Gemm', 'Conv'):
@@ -313,7 +302,7 @@ def use_half_products(model: ir.Model) -> None:
         out = node.outputs[0]
         cast = ir.node('Cast', [out], attributes={'to': ir.DataType.FLOAT})
         back = cast.outputs[0]
-        # The name of an output of the model stays that of the result in float32.
+        # An output of the model keeps its name.
         back.name, out.name = out.name, f'{out.name}_product'
         back.shape, back.dtype = out.shape, ir.DataType.FLOAT
         ir.convenience.replace_all_uses_with(out, back, replace_graph_outputs=True)

@@ -204,7 +204,7 @@ def compare(
     precision: str,
     run: str,
 ) -> list[Row]:
-    """Times all models in turn at one setting, then measures each one's memory."""
+    """Time all models in turn at one setting, then measure the memory of each."""
     where = dict(
         size=measure.size_text(*size), batch=batch, mode=mode, precision=precision, run=run
     )
@@ -296,7 +296,7 @@ def pixel_times(rows: Sequence[Row]) -> list[str]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; ``--quick`` sets what the user did not."""
+    """Read the command line; ``--quick`` sets the options that were not given."""
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=10)
     add = parser.add_argument
     names = model_names()
@@ -357,7 +357,7 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Runs the benchmark and returns its rows."""
+    """Run the benchmark and return its rows."""
     args = parse_args(argv)
     device = common.set_up(args)
     allow_tf32(args.tf32)

@@ -13,7 +13,7 @@ import backbone
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the comparison and writes the ratios."""
+    """Run the comparison and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--quick', action='store_true', help='fewer rounds')
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the results there')

@@ -63,7 +63,7 @@ def base_parser(description: str, seconds: float) -> argparse.ArgumentParser:
 
 
 def set_up(args: argparse.Namespace) -> torch.device:
-    """Starts logging, sets the threads and checks the device."""
+    """Start logging, set the threads and check the device."""
     logging.basicConfig(
         level=logging.INFO, format='[%(asctime)s] %(message)s', datefmt='%H:%M:%S', force=True
     )
@@ -83,7 +83,7 @@ def set_up(args: argparse.Namespace) -> torch.device:
 def write_json(
     path: Path, benchmark: str, device: torch.device, rows: Sequence[Row], summary: Sequence[str]
 ) -> None:
-    """Writes the results of a benchmark with machine, versions and date."""
+    """Write the results of a benchmark with machine, versions and date."""
     data = dict(
         benchmark=benchmark,
         **describe_run(device),
@@ -110,7 +110,7 @@ def _cell(value: Any) -> str:
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Writes rows as an aligned table to stdout.
+    """Write rows as an aligned table to stdout.
 
     Args:
         rows (Iterable[Mapping]): The rows.
@@ -133,7 +133,7 @@ def finish(
     rows: Sequence[Row],
     summary: Sequence[str],
 ) -> None:
-    """Writes the summary's lines and the machine to stdout, and the JSON file."""
+    """Write the summary's lines and the machine to stdout, and the JSON file."""
     machine = describe_machine(device)
     name = machine.get('gpu', machine['cpu'])
     for line in summary:
@@ -148,7 +148,7 @@ def finish(
 
 
 def add_ratios(rows: Sequence[Row], key: str, baseline: str) -> None:
-    """Sets ``ratio``: each row's median time over that of the baseline's row, if it is there."""
+    """Set ``ratio``: each row's median time over that of the baseline's row, if it is there."""
     base = next((row['median_ms'] for row in rows if row[key] == baseline), None)
     for row in rows:
         row['ratio'] = None if base is None else round(row['median_ms'] / base, 4)

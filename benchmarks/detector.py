@@ -120,7 +120,7 @@ def make_call(model: nn.Module, images: torch.Tensor, samples: list, mode: str) 
 def compare(
     args: argparse.Namespace, device: torch.device, models: dict[str, nn.Module], mode: str
 ) -> list[Row]:
-    """Times the detectors in turn."""
+    """Time the detectors in turn."""
     images, samples = build_batch(args.size, args.batch_size, device)
     where = dict(size=measure.size_text(*args.size), batch=args.batch_size, mode=mode)
     logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
@@ -139,7 +139,7 @@ def compare(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; ``--quick`` sets what the user did not."""
+    """Read the command line; ``--quick`` sets the options that were not given."""
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=60)
     add = parser.add_argument
     add('--models', nargs='+', choices=CONFIGS, default=list(CONFIGS))
@@ -156,7 +156,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Runs the benchmark and returns its rows."""
+    """Run the benchmark and return its rows."""
     args = parse_args(argv)
     device = common.set_up(args)
     try:

@@ -71,7 +71,7 @@ class Exit:
 
 
 class Check:
-    """The results in a folder, and the runs that add to them.
+    """Results in a folder, and the runs that add to them.
 
     Args:
         out (Path): The folder.

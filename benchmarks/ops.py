@@ -245,7 +245,7 @@ def compare(
     stage: int,
     precision: str,
 ) -> list[Row]:
-    """Times all candidates at the shape of one stage in turn, then measures their memory."""
+    """Time all candidates at the shape of one stage in turn, then measure their memory."""
     shape = tuple(math.ceil(side / 4 / 2**stage) for side in size)
     module, x = build_inputs(ARCHS[args.arch].dims[stage], args.arch, shape, batch, device)
     small = math.prod(shape) <= REFERENCE_LENGTH
@@ -336,7 +336,7 @@ def summary_lines(args: argparse.Namespace, rows: Sequence[Row]) -> list[str]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; ``--quick`` sets what the user did not."""
+    """Read the command line; ``--quick`` sets the options that were not given."""
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=4)
     add = parser.add_argument
     add('--arch', default='tiny', choices=sorted(ARCHS), help='whose stages')
@@ -356,7 +356,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Runs the benchmark and returns its rows."""
+    """Run the benchmark and return its rows."""
     args = parse_args(argv)
     device = common.set_up(args)
     cores, missing = find_cores(args.candidates, device)

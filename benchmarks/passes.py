@@ -86,7 +86,7 @@ def add_by_kind(rows: Sequence[Row]) -> list[Row]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=10)
     add = parser.add_argument
     add('--model', default='vmamba-t', choices=backbone.model_names(), metavar='MODEL')

@@ -1,4 +1,4 @@
-"""Draws latency over input size from the JSON files of ``backbone.py``.
+"""Draw latency over input size from the JSON files of ``backbone.py``.
 
 One panel for each setting (batch, mode, precision, eager or compiled), one line for each model.
 
@@ -97,7 +97,7 @@ def draw(rows: Sequence[dict[str, Any]], machines: Sequence[str]) -> plt.Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the files and writes the picture."""
+    """Read the files and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('files', nargs='+', type=Path, metavar='JSON')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG')

@@ -1,4 +1,4 @@
-"""What is installed and what will run: ``python -m mmvmamba.info``."""
+"""Installed versions and chosen backends: ``python -m mmvmamba.info``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _installed(distributions: tuple[str, ...]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those around it."""
+    """Return the versions of Python, of this package and of those around it."""
     cuda = torch.version.cuda or torch.version.hip or 'none'
     return {
         'mmvmamba': __version__,
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def extension() -> dict[str, str]:
-    """Whether the extension is loaded, why not, and what it was built for."""
+    """Return the state of the extension: loaded or why not, and how it was built."""
     info = build_info()
     reason = load_extension()
     built = {
@@ -60,7 +60,7 @@ def extension() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """The processor and the GPUs of this machine."""
+    """Return the processor and the GPUs of this machine."""
     out = {
         'system': f'{platform.system()} {platform.machine()}',
         'CPU': f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}',
@@ -76,7 +76,7 @@ def machine() -> dict[str, str]:
 
 
 def backends() -> dict[str, str]:
-    """What ``backend='auto'`` runs on each device, and for which dtypes."""
+    """Return the backend that 'auto' chooses on each device, with its dtypes."""
     devices = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
     return {name: _backend(torch.device(name)) for name in devices}
 
@@ -99,7 +99,7 @@ def _backend(device: torch.device) -> str:
 
 
 def report() -> str:
-    """All of it as text."""
+    """Return everything as text."""
     parts = {
         'versions': versions(),
         'extension': extension(),
@@ -113,7 +113,7 @@ def report() -> str:
 
 
 def main() -> None:
-    """Writes the report to the standard output."""
+    """Write the report to the standard output."""
     sys.stdout.write(report() + '\n')
 
 

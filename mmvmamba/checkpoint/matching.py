@@ -1,4 +1,4 @@
-"""The rule that decides whether a file matches a model, and loading by this rule."""
+"""One rule for which files match a model, and loading by this rule."""
 
 from __future__ import annotations
 

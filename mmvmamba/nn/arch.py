@@ -121,7 +121,7 @@ class Arch:
 
     @property
     def ssm_settings(self) -> dict[str, Any]:
-        """The arguments of :class:`SS2D` that all blocks share."""
+        """Arguments of :class:`SS2D` for all blocks."""
         shared = inspect.signature(SS2D).parameters.keys() & vars(self).keys()
         return {name: getattr(self, name) for name in shared} | {'drop_rate': self.ssm_drop_rate}
 

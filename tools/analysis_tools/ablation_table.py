@@ -1,4 +1,4 @@
-"""Prints the paper's ablation tables: sizes counted, speeds measured here, accuracies quoted.
+"""Print the paper's ablation tables: sizes counted, speeds measured here, accuracies quoted.
 
 The models of a table run in turn; rows that share a model show the same numbers. Accuracies and
 throughputs of an A100 are the paper's. The picture has these accuracies over the throughput.

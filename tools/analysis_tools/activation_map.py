@@ -1,4 +1,4 @@
-"""Draws the activation map of a patch of an image in a block of VMamba.
+"""Draw the activation map of a patch of an image in a block of VMamba.
 
 The scan is written as attention: QK^T without and with the decay, for each scanning path, in the
 order of the path and of the image, and summed; then the rollout over the blocks of the stage. The

@@ -1,4 +1,4 @@
-"""Measures the paper's table of ImageNet classifiers on this machine, next to the paper's numbers.
+"""Measure the paper's table of ImageNet classifiers on this machine, next to the paper's numbers.
 
 Parameters, FLOPs, and the throughput of inference and of training (forward and backward, without
 an optimizer) of all models in turn. The paper's throughputs are of one A100, so only ratios of two

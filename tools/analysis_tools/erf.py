@@ -1,4 +1,4 @@
-"""Draws the effective receptive fields of several models side by side.
+"""Draw the effective receptive fields of several models side by side.
 
 A model with a checkpoint has two pictures: before and after training. The numbers beside them are
 the share of the gradient's mass within each distance of the centre.

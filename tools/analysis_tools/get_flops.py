@@ -1,4 +1,4 @@
-"""Counts the parameters and the multiply-adds of a classifier, detector or segmentor."""
+"""Count the parameters and the multiply-adds of a classifier, detector or segmentor."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Measures how models scale with the size of their images, and draws it.
+"""Measure how models scale with the size of their images, and draw it.
 
 Parameters, multiply-adds, inference, training and peak memory over the size, with the exponent p of
 what grows as pixels^p; with a data set and checkpoints the accuracy too, without fine-tuning.

@@ -32,7 +32,7 @@ SETTING = ('device', 'batch', 'mode', 'precision', 'run')
 
 
 def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of all files that have a size, and the names of the machines.
+    """Return the rows of all files with a size, and the names of the machines.
 
     Raises:
         SystemExit: If a file does not exist or was not written by ``backbone.py``.

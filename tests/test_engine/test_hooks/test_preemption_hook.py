@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +97,30 @@ def test_ranks_ask_in_a_validation_as_often_as_the_shortest_allows(monkeypatch, 
             hook.after_val_iter(runner, batch)
     hook.after_train(runner)
     assert saved == ([] if last is None else [last])
+
+
+def test_one_process_stops_at_any_batch_of_a_validation():
+    """Without an interval, but only within a training run."""
+    hook, saved = PreemptionHook(), []
+    hook._save_and_exit = lambda runner, meta: saved.append(meta)
+    runner = SimpleNamespace(
+        hooks=[AtomicCheckpointHook()],
+        train_loop=None,
+        val_loop=None,
+        optim_wrapper=None,
+        iter=3,
+        epoch=1,
+    )
+    hook.before_train(runner)
+    hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0)
+    assert not saved
+    os.kill(os.getpid(), signal.SIGTERM)
+    hook.after_val_iter(runner, 1)
+    assert saved == [dict(epoch=1, iter=3)]
+    hook.after_train(runner)
+    hook.after_val_iter(runner, 2)
+    assert len(saved) == 1
 
 
 class OwnContext(multiprocessing.context.ForkContext):

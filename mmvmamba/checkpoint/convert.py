@@ -20,7 +20,7 @@ _CLASSIFIER = 'classifier.'
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return the kind of model that tensors belong to, one of :data:`KINDS`."""
+    """Return the kind of model that tensors belong to, one of ``KINDS``."""
     inside, others = split_state_dict(tensors)
     if others:
         heads = ('decode_head.', 'auxiliary_head.')

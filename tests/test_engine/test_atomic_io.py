@@ -121,6 +121,19 @@ def test_a_checkpoint_beside_the_named_one(tmp_path, age, iteration, newer):
     assert last_whole_checkpoint(str(tmp_path)) == str(other if newer else named)
 
 
+def test_a_newer_checkpoint_with_wrong_bytes(tmp_path):
+    """It can be read, but its checksum does not match."""
+    saved, newer = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
+    save(saved, 1)
+    save(newer, 2)
+    (tmp_path / 'last_checkpoint').write_text(str(saved))
+    assert last_whole_checkpoint(str(tmp_path)) == str(newer)
+    content = newer.read_bytes()
+    middle = content.find(torch.ones(4).numpy().tobytes())
+    newer.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
+    assert last_whole_checkpoint(str(tmp_path)) == str(saved)
+
+
 @pytest.mark.parametrize(('iteration', 'found'), [(0, False), (1, True)])
 def test_a_checkpoint_of_a_run_that_has_begun(tmp_path, iteration, found):
     save(tmp_path / 'some.pth', iteration)

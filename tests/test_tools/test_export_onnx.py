@@ -206,7 +206,7 @@ class TestOneModel:
         pytest.param(
             'detection',
             ('m.onnx', '--part', 'whole'),
-            'of a detector the backbone and neck',
+            'only the backbone and neck of a detector',
             marks=NEEDS_EXPORTER,
         ),
         pytest.param(

@@ -19,7 +19,7 @@ TASKS = ('detection', 'segmentation', 'classification')
 
 @pytest.fixture
 def predict(monkeypatch, capfd, tmp_path):
-    """Runs the script in this process, from a folder that is not the repository."""
+    """Run the script in this process, from a folder that is not the repository."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -33,7 +33,7 @@ def predict(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Two images of different sizes in a folder, and a file that is none."""
+    """Two images of different sizes in a folder, and a file that is not an image."""
     folder = tmp_path / 'my photographs'
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -55,9 +55,9 @@ def weights(config, path, **content):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, caplog):
-    """From a file without the names of the classes: those are the config's."""
+    """The checkpoint has no class names, so those of the config are used."""
     config = request.getfixturevalue(f'{task}_config')
-    if task == 'classification':  # where the config has no names, the checkpoint has
+    if task == 'classification':  # the config has no class names, so the checkpoint must
         meta = dict(meta=dict(dataset_meta=dict(classes=('night', 'day'))))
         checkpoint = weights(config, tmp_path / 'weights.pth', **meta)
     else:
@@ -81,9 +81,9 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, 
     ('make', 'words'),
     [
         (lambda p: ['nowhere.jpg'], "image 'nowhere.jpg' does not exist"),
-        (lambda p: [p.parent / 'empty'], 'holds no image'),
+        (lambda p: [p.parent / 'empty'], 'has no image'),
         (lambda p: [p, p.parent / 'twin'], 'would have the same picture'),
-        (lambda p: [p.parent / 'no_image.pth'], "no_image.pth' is no image"),
+        (lambda p: [p.parent / 'no_image.pth'], "no_image.pth' is not an image"),
     ],
 )
 def test_wrong_images(make, words, predict, photographs, detection_config, tmp_path):

@@ -1,8 +1,8 @@
-"""Exports a classifier, a segmentor, or a detector's backbone and neck to ONNX.
+"""Export a classifier, a segmentor, or a detector's backbone and neck to ONNX.
 
-The graph has ONNX's standard ops alone, of opset 20. Its input is a batch of images (N, C, H, W) as
-the model's data preprocessor leaves them: normalised and padded. Its outputs are a classifier's
-scores before softmax, a segmentor's logits in the size of the input, or a detector's maps.
+The graph has only ONNX's standard ops, of opset 20. The input is a batch of images (N, C, H, W) as
+the model's data preprocessor returns them: normalised and padded. The outputs are a classifier's
+scores before softmax, a segmentor's logits at the size of the input, or a detector's maps.
 
 Example:
     python tools/deployment/export_onnx.py configs/vmamba/vmamba-t_8xb128_in1k.py \
@@ -10,8 +10,7 @@ Example:
 """
 
 import argparse
-import inspect
-import os
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,31 +29,31 @@ from mmvmamba.models.loading import load_whole, read_checkpoint
 
 OPSET = 20
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
-PARTS = ('whole', 'neck', 'backbone')
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('out', help='the file to write, OUT.onnx')
+    parser.add_argument('out', help='file to write, OUT.onnx')
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='size of the image (default: 224 224 for classification, 800 1344 for detection and '
-        '512 512 for segmentation)',
+        help='image size (default: 224 224 for classification, 800 1344 for detection, 512 512 for '
+        'segmentation)',
     )
     parser.add_argument('--batch', type=int, default=1, help='images in a batch (default: 1)')
     parser.add_argument(
-        '--dynamic', action='store_true', help='take batches and images of any size'
+        '--dynamic', action='store_true', help='accept batches and images of any size'
     )
     parser.add_argument(
         '--part',
-        choices=PARTS,
+        choices=('whole', 'neck', 'backbone'),
         help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
         'detection, else whole)',
     )
@@ -66,72 +65,67 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='run the file by ONNX Runtime on the CPU and compare results and times with PyTorch',
+        help='run the file in ONNX Runtime on the CPU and compare results and times with PyTorch',
     )
     return parser.parse_args()
 
 
-class Exported(nn.Module):
-    """What a file computes: a batch of normalised images -> scores, logits or maps."""
+class ExportedModel(nn.Module):
+    """The exported part of a model, from a batch of normalised images to its outputs."""
 
     def __init__(self, model: nn.Module, part: str) -> None:
         super().__init__()
         self.model = model
         self.part = part
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps, or the scores or logits alone."""
         if self.part == 'backbone':
             return tuple(self.model.backbone(images))
         if self.part == 'neck':
             return tuple(self.model.extract_feat(images))
         out = self.model(images, mode='tensor')
-        if not hasattr(self.model, 'decode_head'):
-            return out
-        corners = self.model.align_corners
-        return F.interpolate(out, images.shape[2:], mode='bilinear', align_corners=corners)
+        if hasattr(self.model, 'decode_head'):
+            corners = self.model.align_corners
+            out = F.interpolate(out, images.shape[2:], mode='bilinear', align_corners=corners)
+        return (out,)
 
 
 def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
-    """The part to export, checked against the model.
+    """Return the part to export.
 
     Raises:
-        UserError: If the model has no such part, or it cannot be exported whole.
+        UserError: If the model has no such part, or the part cannot be exported.
     """
     task = cli.task_of(cfg)
     if task not in SHAPES:
-        raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but is {task!r}')
+        raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but got {task!r}')
     part = part or ('neck' if task == 'mmdet' else 'whole')
     if part == 'whole' and task == 'mmdet':
         raise UserError(
-            '--part whole: of a detector the backbone and neck are exported; proposals, boxes and '
-            'masks are left to the program that uses them'
+            '--part whole: only the backbone and neck of a detector can be exported; proposals, '
+            'boxes and masks are left to the program that uses them'
         )
     if part == 'neck' and getattr(model, 'neck', None) is None:
         raise UserError(f'--part neck: {type(model).__name__} has no neck')
     if part == 'whole' and hasattr(getattr(model, 'decode_head', None), 'pixel_decoder'):
         raise UserError(
-            f'--part whole: {type(model.decode_head).__name__} predicts from its queries and needs '
-            "the images' samples; --part backbone works"
+            f'--part whole: {type(model.decode_head).__name__} predicts from queries and needs '
+            "the images' samples; use --part backbone"
         )
     return part
-
-
-def output_names(part: str, task: str, count: int) -> list[str]:
-    if part == 'whole':
-        return ['scores' if task == 'mmpretrain' else 'logits']
-    return [f'map{i}' for i in range(count)]
 
 
 @torch.no_grad()
 def export(
     model: nn.Module, images: Tensor, names: Sequence[str], dynamic: bool, half: bool, path: Path
 ) -> None:
-    """Writes a model to a file and checks it.
+    """Export a model to a file and check the file.
 
     Args:
-        model (nn.Module): What takes the images alone, in eval mode.
+        model (nn.Module): A model that takes only the images, in eval mode.
         images (Tensor): A batch (N, C, H, W).
-        names (Sequence[str]): The outputs' names.
+        names (Sequence[str]): Names of the outputs.
         dynamic (bool): Whether N, H and W are free.
         half (bool): Whether products and convolutions are in float16.
         path (Path): The file.
@@ -143,7 +137,7 @@ def export(
     shapes = None
     if dynamic:
         shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
-        # An export fixes a size of 1, and takes two sizes that are equal for one.
+        # The exporter specializes sizes of 1 and unifies equal ones.
         images = images.new_zeros(2, images.shape[1], 256, 352)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)
@@ -154,7 +148,7 @@ def export(
             dynamo=True,
             opset_version=OPSET,
             input_names=['images'],
-            output_names=list(names),
+            output_names=names,
             dynamic_shapes=shapes,
             custom_translation_table=translations(),
             verbose=False,
@@ -166,8 +160,8 @@ def export(
 
 
 @torch.no_grad()
-def compare(model: nn.Module, images: Tensor, path: Path, seconds: float = 10) -> str:
-    """Runs a file and its model, both on the CPU, with the threads of PyTorch.
+def compare(model: nn.Module, images: Tensor, path: Path) -> str:
+    """Run a file and its model on the CPU with PyTorch's number of threads.
 
     Returns:
         str: The largest error of each output, absolute and over the standard deviation of
@@ -179,50 +173,42 @@ def compare(model: nn.Module, images: Tensor, path: Path, seconds: float = 10) -
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     inputs = {'images': images.numpy()}
-    expected = model(images)
-    expected = (expected,) if isinstance(expected, Tensor) else expected
+    names = [value.name for value in session.get_outputs()]
     lines = []
-    for value, got, want in zip(
-        session.get_outputs(), session.run(None, inputs), expected, strict=True
-    ):
+    for name, got, want in zip(names, session.run(None, inputs), model(images), strict=True):
         got = torch.from_numpy(got)
         if not got.isfinite().all():
-            raise ValueError(f'{path}: {value.name} has values that are not finite')
+            raise ValueError(f'{path}: {name} has values that are not finite')
         error = (got - want).abs().max()
-        lines.append(
-            f'{value.name} {tuple(got.shape)}: largest error {error:.2e}, normalised '
-            f'{error / want.std():.2e}'
-        )
+        text = f'largest error {error:.2e}, normalised {error / want.std():.2e}'
+        lines.append(f'{name} {tuple(got.shape)}: {text}')
     calls = {'onnxruntime': lambda: session.run(None, inputs), 'torch': lambda: model(images)}
-    times = measure.interleave(calls, images.device, seconds)
-    rows = {name: measure.summarise(values)['median_ms'] for name, values in times.items()}
+    times = measure.interleave(calls, images.device, seconds=10)
+    ort, eager = (measure.summarise(times[name])['median_ms'] for name in calls)
     lines.append(
-        f'ONNX Runtime {rows["onnxruntime"]:.1f} ms, PyTorch {rows["torch"]:.1f} ms, '
-        f'{rows["onnxruntime"] / rows["torch"]:.2f} times its time, median of '
-        f'{len(times["torch"])}, {torch.get_num_threads()} thread(s)'
+        f'ONNX Runtime {ort:.1f} ms, PyTorch {eager:.1f} ms, {ort / eager:.2f} times its time, '
+        f'median of {len(times["torch"])}, {torch.get_num_threads()} thread(s)'
     )
     return '\n'.join(lines)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
+    """Check the values of the arguments and that the packages are installed."""
     if args.shape and min(args.shape) < 1:
-        raise UserError(f'--shape must be a height and a width of at least 1, got {args.shape}')
+        raise UserError(f'--shape must be a height and a width of at least 1, but got {args.shape}')
     if args.batch < 1:
         raise UserError(f'--batch must be at least 1, but got {args.batch}')
     if not args.out.endswith('.onnx'):
         raise UserError(f'out must end with .onnx, but got {args.out!r}')
     for name in ('onnx', 'onnxscript', *(['onnxruntime'] if args.check else [])):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise UserError(f'{name} is needed: pip install {name} ({error})') from error
-    if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
-        raise UserError(
-            f'the export to ONNX needs torch 2.6 or newer, but this is {torch.__version__}'
-        )
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'{name} is needed: pip install {name}')
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+        raise UserError(f'the export needs torch 2.6 or newer, but this is {torch.__version__}')
 
 
 def main() -> None:
+    """Run the command line."""
     args = parse_args()
     check_arguments(args)
     logger = MMLogger.get_instance('export_onnx')
@@ -231,16 +217,18 @@ def main() -> None:
     load_whole(model, read_checkpoint(args.checkpoint), args.checkpoint)
     part = choose_part(cfg, model, args.part)
     task = cli.task_of(cfg)
-    model = Exported(model, part).eval()
-    channels = getattr(model.model.backbone, 'in_channels', 3)
+    channels = getattr(model.backbone, 'in_channels', 3)
     images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))
-    with torch.no_grad():
-        outputs = model(images)
-    count = 1 if isinstance(outputs, Tensor) else len(outputs)
+    model = ExportedModel(model, part).eval()
+    if part == 'whole':
+        names = ['scores' if task == 'mmpretrain' else 'logits']
+    else:
+        with torch.no_grad():
+            names = [f'map{i}' for i in range(len(model(images)))]
     path = Path(args.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    export(model, images, output_names(part, task, count), args.dynamic, args.fp16, path)
-    logger.info(f'{path}: {part} of {os.path.basename(args.config)}, opset {OPSET}')
+    export(model, images, names, args.dynamic, args.fp16, path)
+    logger.info(f'{path}: {part} of {Path(args.config).name}, opset {OPSET}')
     if args.check:
         logger.info(compare(model, images, path))
 

@@ -1,4 +1,4 @@
-"""A tiny COCO data set, a tiny ADE20K-style one, and thin configs for them."""
+"""Fixtures: tiny data sets for the three tasks, and thin configs for them."""
 
 import json
 import os
@@ -80,7 +80,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 """
 
-# A mean loss, no drop path and nothing random, so that a batch may be split.
+# The loss is a mean and nothing is random, so a batch can be split.
 CLASSIFICATION = """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 model = dict(
@@ -193,7 +193,7 @@ def classification_config(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_script():
-    """Runs a script by path in a process of its own, from a folder that is not the repository."""
+    """Run a script by path in its own process, from a folder outside the repository."""
 
     def run(script, *args, cwd, check=True, launcher=()):
         # One thread: several test processes share the cores.
@@ -211,7 +211,7 @@ def run_script():
 
 @pytest.fixture
 def run_here(monkeypatch, tmp_path, capfd):
-    """Runs a tool in this process, which is faster; returns its exit status and its errors."""
+    """Run a tool in this process, which is faster; return its exit status and stderr."""
 
     def run(name, *args):
         monkeypatch.chdir(tmp_path)
@@ -229,7 +229,7 @@ def run_here(monkeypatch, tmp_path, capfd):
 
 @pytest.fixture(scope='session')
 def server():
-    """Forks runs of the tools that are to be killed; see fault_server.py."""
+    """Fork runs of the tools that tests kill; see fault_server.py."""
     from .fault_jobs import FaultServer
 
     server = FaultServer()

@@ -123,7 +123,7 @@ def test_check_backbone_refuses(run_demo, settings, message):
         run_demo.check_backbone(VMamba(**settings), 'cpu')
 
 
-def test_missing_extension_is_told(run_demo, monkeypatch):
+def test_missing_extension_is_an_error(run_demo, monkeypatch):
     monkeypatch.setattr(run_demo, 'has_kernel', lambda *args: False)
     monkeypatch.setattr(run_demo, 'load_extension', lambda: 'it was not built (no compiler)')
     with pytest.raises(run_demo.DemoError, match='no compiler'):
@@ -155,7 +155,7 @@ def test_metrics_from_the_log(run_demo, tmp_path):
     assert run_demo.read_metrics(segmentation, [path]) == {'mIoU': 0.7125}
 
 
-def test_training_is_used_again_only_if_it_is_whole(run_demo, tmp_path):
+def test_training_is_reused_only_if_it_is_intact(run_demo, tmp_path):
     checkpoint = tmp_path / 'epoch_1.pth'
     checkpoint.write_bytes(b'weights')
     record = {'key': 'k', 'checkpoint': checkpoint.name, 'sha256': run_demo.file_digest(checkpoint)}

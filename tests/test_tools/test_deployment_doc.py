@@ -1,4 +1,4 @@
-"""docs/deployment.md: its commands and its code run, with thin models."""
+"""The commands and the code of docs/deployment.md, run with thin models."""
 
 import re
 import runpy
@@ -34,7 +34,7 @@ def needs_onnx():
     for name in ('mmengine', 'onnx', 'onnxruntime', 'onnxscript'):
         pytest.importorskip(name)
     if load_extension() is not None or torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
-        pytest.skip('the exporter or the op is not there')
+        pytest.skip('the exporter or the native op is missing')
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_command(command, request, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_code(monkeypatch, tmp_path):
-    """The blocks one after the other, as a reader would."""
+    """Run the blocks one after the other."""
     needs_onnx()
     monkeypatch.chdir(tmp_path)
     thin = 'dict(dims=(8, 16), depths=(1, 1)), num_classes=5'

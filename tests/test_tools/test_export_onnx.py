@@ -33,7 +33,7 @@ TASKS = (
 
 @pytest.fixture
 def run_tool(monkeypatch, capfd, tmp_path):
-    """Runs the tool in this process; returns its exit status and what it wrote."""
+    """Run the tool in this process; return its exit status and output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -47,7 +47,7 @@ def run_tool(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture
 def weights(request, tmp_path):
-    """The config and a checkpoint of a task, with statistics of BatchNorm that are not trivial."""
+    """Make the config and a checkpoint of a task, with nontrivial BatchNorm statistics."""
 
     def make(task):
         config = request.getfixturevalue(f'{task}_config')
@@ -65,7 +65,7 @@ def weights(request, tmp_path):
 
 
 def expected(config, checkpoint, images, task):
-    """The outputs of the model as the packages' own calls give them."""
+    """Return the outputs of the model by the packages' own calls."""
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
@@ -121,7 +121,7 @@ def largest(pattern, text):
 
 
 def products_in_half(graph):
-    """Which of the products and convolutions take float16, by the op that they are."""
+    """Return by op type whether each product or convolution takes float16."""
     half = {v.name for v in graph.initializer if v.data_type == onnx.TensorProto.FLOAT16}
     for node in graph.node:
         if node.op_type == 'Cast' and node.attribute[0].i == onnx.TensorProto.FLOAT16:
@@ -161,14 +161,20 @@ class TestOneModel:
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
     def test_half_precision_is_finite(self, weights, run_tool, tmp_path):
-        """Where the scan's sums are beyond what float16 holds, 65504."""
+        """The scan's sums exceed the largest float16, 65504."""
         config, checkpoint = weights('classification')
         content = torch.load(checkpoint, weights_only=True)
         for name, value in content['state_dict'].items():
             if name.endswith('.Ds'):
                 value.fill_(1e7)
         torch.save(content, checkpoint)
-        options = ('--shape', '64', '96', '--fp16', '--check')  # which asks for finite values
+        options = (
+            '--shape',
+            '64',
+            '96',
+            '--fp16',
+            '--check',
+        )  # --check rejects values that are not finite
         code, out, err = run_tool(config, checkpoint, 'half.onnx', *options)
         assert code == 0, err
         assert largest(r'normalised (\S+)', out + err) < 0.05

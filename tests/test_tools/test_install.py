@@ -1,4 +1,4 @@
-"""What `python -m build` makes, and what it installs: seen from outside the source tree."""
+"""Distributions made by `python -m build`, and their installation outside the source tree."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import mmvmamba
 
 ROOT = Path(__file__).parents[2]
 NAME = f'mmvmamba-{mmvmamba.__version__}'
-# Made in a source tree, or not of this project.
+# Generated files and files of other projects.
 LEFT_OUT = shutil.ignore_patterns(
     '.*', 'build', 'dist', 'work_dirs', 'data', '*.egg-info', '__pycache__'
 )
@@ -31,7 +31,7 @@ ADDRESSES = [
     'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py',
     'mmvmamba::vmamba/vmamba-t_8xb128_in1k.py',
 ]
-# Run in the environment that is looked at.
+# Run in the environment under test.
 LOOK = """
 import json, sys, mmvmamba, torch
 from importlib.metadata import version
@@ -57,21 +57,21 @@ print(json.dumps(dict(
 
 
 class Built(NamedTuple):
-    """The source tree, and what was made of it."""
+    """A source tree and its distributions."""
 
     source: Path
     sdist: Path
     wheel: Path
 
     def files(self):
-        """What the distributions are to hold, by their paths in the repository."""
+        """Return the paths in the repository of the files that the distributions must contain."""
         paths = [p for folder in FOLDERS for p in (self.source / folder).rglob('*') if p.is_file()]
         names = {path.relative_to(self.source).as_posix() for path in paths}
         return {name for name in names if not re.search(r'_build_info|\.so$', name)}
 
 
 def run(*command, cwd, **env):
-    """Runs a command in a process whose only path to the package is its environment."""
+    """Run a command in a process that finds the package only through its environment."""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', **env}
     env.pop('PYTHONPATH', None)
     return subprocess.run(
@@ -79,21 +79,21 @@ def run(*command, cwd, **env):
     )
 
 
-def run_well(*command, cwd, **env):
+def run_checked(*command, cwd, **env):
     result = run(*command, cwd=cwd, **env)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
 def build(folder, **env):
-    """Builds the sdist, and the wheel from it, of a copy of the source tree."""
+    """Build an sdist from a copy of the source tree, and a wheel from the sdist."""
     copy = folder / 'source'
     shutil.copytree(ROOT, copy, ignore=LEFT_OUT, symlinks=True)
-    # What an editable installation leaves there.
+    # An editable installation leaves these files.
     (copy / 'mmvmamba' / '_C_1_0.so').touch()
     (copy / 'mmvmamba' / '_build_info_1_0.py').touch()
     out = folder / 'dist'
-    run_well(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy,
+    run_checked(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy,
              cwd=folder, **env)  # fmt: skip
     (sdist,), (wheel,) = out.glob('*.tar.gz'), out.glob('*.whl')
     return Built(copy, sdist, wheel)
@@ -105,10 +105,10 @@ def pure(tmp_path_factory):
     return build(tmp_path_factory.mktemp('pure'), MMVMAMBA_BUILD_EXT='0')
 
 
-# ---- what is inside ------------------------------------------------------------------------------
+# ---- contents ------------------------------------------------------------------------------------
 
 
-def test_sdist_holds_the_source_tree(pure):
+def test_sdist_contains_the_source_tree(pure):
     with tarfile.open(pure.sdist) as archive:
         members = {m.name.removeprefix(f'{NAME}/') for m in archive if m.isfile()}
     made = {name for name in members if re.search(r'^PKG-INFO$|^setup\.cfg$|\.egg-info/', name)}
@@ -117,7 +117,7 @@ def test_sdist_holds_the_source_tree(pure):
     assert members - made == pure.files() | root
 
 
-def test_wheel_holds_the_package_and_its_mim_folder(pure):
+def test_wheel_contains_the_package_and_its_mim_folder(pure):
     names = set(zipfile.ZipFile(pure.wheel).namelist())
     expected = {'mmvmamba/.mim/model-index.yml', 'mmvmamba/_build_info.py'}
     for name in pure.files():
@@ -130,8 +130,8 @@ def test_wheel_holds_the_package_and_its_mim_folder(pure):
 
 
 @pytest.mark.parametrize('hook', ['prepare_metadata_for_build_wheel', 'build_editable'])
-def test_a_build_without_torch_stops_with_the_command_to_use(pure, hook, tmp_path):
-    """As `pip install .` does in an environment of its own, which holds setuptools alone."""
+def test_build_without_torch_names_the_command_to_use(pure, hook, tmp_path):
+    """`pip install .` builds in an isolated environment that has only setuptools."""
     shutil.unpack_archive(pure.sdist, tmp_path)
     code = (
         "import sys; sys.modules['torch'] = None; from setuptools import build_meta;"
@@ -155,11 +155,11 @@ def native(tmp_path_factory):
 
 @pytest.fixture(scope='module', params=['sdist', 'wheel'])
 def installed(request, native, tmp_path_factory):
-    """The Python of a new environment with the package, and a folder outside the source tree.
+    """Return the Python of a new environment with the package, and a folder for runs.
 
-    The other packages are those of this environment: their folder stands behind the new one on
-    the path. The hook of an editable installation in it is a .pth file, which Python runs in an
-    environment's own folder only.
+    The other packages come from this environment, whose folder follows the new one on the path.
+    An editable installation there has no effect: its hook is a .pth file, which Python runs only
+    in an environment's own folder.
     """
     folder = tmp_path_factory.mktemp(request.param)
     venv.create(folder / 'env', with_pip=True)
@@ -169,13 +169,13 @@ def installed(request, native, tmp_path_factory):
     python = Path(sysconfig.get_path('scripts', vars=scheme)) / 'python'
     options = ['--no-build-isolation', '--no-deps', '--no-index', '--ignore-installed']
     path = os.pathsep.join([sysconfig.get_path('scripts'), os.environ['PATH']])  # ninja
-    run_well(python, '-m', 'pip', 'install', *options, getattr(native, request.param),
+    run_checked(python, '-m', 'pip', 'install', *options, getattr(native, request.param),
              cwd=folder, MMVMAMBA_BUILD_EXT='1', PATH=path)  # fmt: skip
     return python, folder
 
 
 @pytest.mark.slow
-def test_wheel_of_this_machine_holds_its_extension_alone(native):
+def test_native_wheel_contains_one_extension(native):
     names = zipfile.ZipFile(native.wheel).namelist()
     tag = torch.__version__.replace('.', '_').replace('+', '_')
     assert [n for n in names if n.startswith('mmvmamba/_C')] == [f'mmvmamba/_C_{tag}.so']
@@ -186,7 +186,7 @@ def test_wheel_of_this_machine_holds_its_extension_alone(native):
 @pytest.mark.slow
 def test_installed_package(installed):
     python, folder = installed
-    out = run_well(python, '-W', 'ignore', '-c', LOOK.format(addresses=ADDRESSES), cwd=folder)
+    out = run_checked(python, '-W', 'ignore', '-c', LOOK.format(addresses=ADDRESSES), cwd=folder)
     seen = json.loads(out.splitlines()[-1])
     assert Path(seen.pop('path')).is_relative_to(folder / 'env')
     assert seen == {
@@ -201,7 +201,7 @@ def test_installed_package(installed):
 @pytest.mark.slow
 def test_info_of_the_installed_package(installed):
     python, folder = installed
-    lines = run_well(python, '-m', 'mmvmamba.info', cwd=folder).splitlines()
+    lines = run_checked(python, '-m', 'mmvmamba.info', cwd=folder).splitlines()
     values = dict(line.strip().split(None, 1) for line in lines if line.startswith('  '))
     assert values['mmvmamba'] == mmvmamba.__version__
     assert values['torch'].startswith(torch.__version__)
@@ -214,6 +214,6 @@ def test_the_installed_tool_trains_and_tests(installed, detection_config):
     python, folder = installed
     (package,) = (folder / 'env').rglob('site-packages/mmvmamba')
     tools, out = package / '.mim' / 'tools', folder / 'out'
-    run_well(python, tools / 'train.py', detection_config, '--work-dir', out, cwd=folder)
+    run_checked(python, tools / 'train.py', detection_config, '--work-dir', out, cwd=folder)
     args = (detection_config, out / 'epoch_1.pth', '--work-dir', out)
-    assert 'bbox_mAP' in run_well(python, tools / 'test.py', *args, cwd=folder)
+    assert 'bbox_mAP' in run_checked(python, tools / 'test.py', *args, cwd=folder)

@@ -41,7 +41,7 @@ def assert_error(result, *words):
 
 
 def crops(root, split):
-    """The name of each annotation's crop, with the annotation."""
+    """Yield the name of each annotation's crop, with the annotation."""
     annotations = load_json(root / 'annotations' / f'instances_{split}.json')['annotations']
     number = Counter()
     for annotation in annotations:

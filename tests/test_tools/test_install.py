@@ -112,8 +112,9 @@ def test_sdist_contains_the_source_tree(pure):
     with tarfile.open(pure.sdist) as archive:
         members = {m.name.removeprefix(f'{NAME}/') for m in archive if m.isfile()}
     made = {name for name in members if re.search(r'^PKG-INFO$|^setup\.cfg$|\.egg-info/', name)}
-    root = {'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md',
-            'model-index.yml', 'pyproject.toml', 'setup.py'}  # fmt: skip
+    root = {'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'LICENSE', 'MANIFEST.in', 'Makefile',
+            'README.md', 'SECURITY.md', 'model-index.yml', 'pyproject.toml',
+            'setup.py'}  # fmt: skip
     assert members - made == pure.files() | root
 
 

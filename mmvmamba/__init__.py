@@ -1,4 +1,4 @@
-"""VMamba for OpenMMLab: the backbone, its selective-scan ops for CPU and CUDA.
+"""VMamba for OpenMMLab, timm and plain PyTorch, with selective-scan kernels for CPU and CUDA.
 
 ``mmvmamba``, ``mmvmamba.ops`` and ``mmvmamba.nn`` need torch alone; ``mmvmamba.models`` and
 ``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.

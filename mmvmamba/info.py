@@ -71,7 +71,7 @@ def machine() -> dict[str, str]:
         major, minor = torch.cuda.get_device_capability(index)
         out[f'GPU {index}'] = f'{torch.cuda.get_device_name(index)}, architecture {major}.{minor}'
     if not torch.cuda.is_available():
-        out['GPU'] = 'none that PyTorch sees'
+        out['GPU'] = 'none visible to PyTorch'
     return out
 
 
@@ -104,7 +104,7 @@ def report() -> str:
         'versions': versions(),
         'extension': extension(),
         'machine': machine(),
-        'what runs the scan': backends(),
+        'backends': backends(),
     }
     lines = []
     for title, values in parts.items():

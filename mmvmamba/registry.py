@@ -28,8 +28,8 @@ def register_config_packages() -> None:
     MMEngine looks up the distribution of a base's package in a table, and falls back to importing
     a module by that name. The table has the open-mmlab distribution of mmseg, which the maintained
     forks do not provide, so mmseg is found by its import name. For this package a module is named,
-    because mmengine 0.10.7 expects the code of a distribution next to its metadata, where it is
-    not in an editable installation.
+    because mmengine 0.10.7 expects the code of a distribution next to its metadata, which is wrong
+    for an editable installation.
     """
     MODULE2PACKAGE['mmvmamba'] = __name__
     if importlib.util.find_spec('mmseg') is not None:

@@ -18,7 +18,7 @@ def test_the_command_prints_the_report():
     assert f'mmvmamba          {mmvmamba.__version__}' in result.stdout
     assert f'torch             {torch.__version__}' in result.stdout
     assert result.stdout.splitlines()[0] == 'versions'
-    for title in ('extension', 'machine', 'what runs the scan'):
+    for title in ('extension', 'machine', 'backends'):
         assert f'\n{title}\n' in result.stdout
 
 

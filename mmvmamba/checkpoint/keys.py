@@ -48,21 +48,25 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         dict[str, Tensor]: The tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
     """
-    return rename_tensors(_split_prefix(state_dict)[0])
+    return rename_tensors(split_backbone(state_dict)[0])
+
+
+def split_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split tensors at ``backbone.``, which is removed; without it all are the backbone's."""
+    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    inside = {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if k.startswith(_BACKBONE)}
+    if not inside:
+        return tensors, {}
+    return inside, {k: v for k, v in tensors.items() if not k.startswith(_BACKBONE)}
 
 
 def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split the tensors of any file into those of the backbone and those of necks and heads.
 
-    Args:
-        tensors (Mapping[str, Tensor]): In any released naming scheme, with or without
-            ``backbone.``.
-
-    Returns:
-        tuple: The tensors of the backbone by the names of :class:`mmvmamba.nn.VMambaNet`, those of
-        a classifier as ``classifier.*`` among them; and all others under their own names.
+    Those of the backbone, and of a classifier as ``classifier.*``, get the names of
+    :class:`mmvmamba.nn.VMambaNet`; the others keep theirs.
     """
-    inside, others = _split_prefix(tensors)
+    inside, others = split_backbone(tensors)
     inside = rename_tensors(inside)
     if f'{_IMAGE_CLASSIFIER_HEAD}weight' in others:
         # In mmpretrain's ImageClassifier the classifier's norm is the last stage's output norm.
@@ -73,26 +77,18 @@ def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return inside, others
 
 
-def to_image_classifier(tensors: Mapping[str, Tensor], last_stage: int) -> dict[str, Tensor]:
+def to_image_classifier(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
     """Rename the tensors of a classifier for mmpretrain's ImageClassifier.
 
-    There the classifier's norm is that of the backbone's last stage, and the pooling between it
+    There the classifier's norm is that of the backbone's last ``stage``, and the pooling between it
     and the linear layer is a neck.
-
-    Args:
-        tensors (Mapping[str, Tensor]): Tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
-        last_stage (int): Index of the backbone's last stage.
-
-    Returns:
-        dict[str, Tensor]: The same tensors; the names of all but the head's begin with
-        ``backbone.``.
     """
     result = {}
     for key, value in tensors.items():
         if key.startswith(_HEAD):
             key = key.replace(_HEAD, _IMAGE_CLASSIFIER_HEAD)
         else:
-            key = _BACKBONE + key.replace(_NORM, f'outnorm{last_stage}.')
+            key = _BACKBONE + key.replace(_NORM, f'outnorm{stage}.')
         result[key] = value
     return result
 
@@ -121,15 +117,6 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     if not torch.compiler.is_compiling() and tuple(pos_embed.shape[2:]) == tuple(size):
         return pos_embed
     return F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
-
-
-def _split_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split tensors at ``backbone.``, which is removed; without it all are the backbone's."""
-    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
-    inside = {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if k.startswith(_BACKBONE)}
-    if not inside:
-        return tensors, {}
-    return inside, {k: v for k, v in tensors.items() if not k.startswith(_BACKBONE)}
 
 
 def _reshape(key: str, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from .keys import convert_state_dict, resize_pos_embed, split_state_dict
 
 #: Output norms of a backbone, which a released classification file lacks.
 OUTPUT_NORMS = ('outnorm', 'backbone.outnorm')
-#: A classifier's norm and head, which a backbone has no place for.
+#: A classifier's norm and head, which a backbone does not have.
 _CLASSIFIER = ('classifier.', 'backbone.classifier.')
 #: A classifier's last layer, which is new if the number of classes differs.
 _HEAD = 'classifier.head.'

@@ -22,7 +22,7 @@ def _stand_in(module: str, name: str) -> type:
     """Return a stand-in for a dictionary class that need not be installed."""
 
     def new(cls: type, *items: Any) -> Any:
-        # torch.load fills no subclass of a dictionary when it reads weights only.
+        # With weights_only, torch.load does not fill subclasses of a dictionary.
         return OrderedDict(*items)
 
     return type(name, (), {'__new__': new, '__module__': module, '__qualname__': name})
@@ -121,7 +121,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _safe_globals(history_buffer: type, config_dict: type) -> Iterator[None]:
-    """Allow what training runs save; torch 2.4 has no such context manager."""
+    """Allow what training runs save. torch 2.4 lacks this context manager."""
     before = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list it adds to
     classes = [argparse.Namespace, CfgNode, history_buffer, config_dict]
     torch.serialization.add_safe_globals([*classes, _getattr_of(history_buffer), *_numpy_globals()])

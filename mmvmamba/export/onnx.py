@@ -123,8 +123,8 @@ def _ints(*values: int) -> ir.Value:
     return op.Constant(value_ints=list(values))
 
 
-def _part(x: ir.Value, begin: int, end: int, axis: int) -> ir.Value:
-    return op.Slice(x, _ints(begin), _ints(end), _ints(axis))
+def _part(x: ir.Value, start: int, end: int, axis: int) -> ir.Value:
+    return op.Slice(x, _ints(start), _ints(end), _ints(axis))
 
 
 def _softplus(x: ir.Value) -> ir.Value:
@@ -189,17 +189,7 @@ def _scan_chunks(
 ) -> ir.Value:
     """Selective scan of sequences in chunks.
 
-    Args:
-        u (ir.Value): The input (W, K, N, H, 1, C).
-        dt (ir.Value): The time steps, of ``u``'s shape.
-        A (ir.Value): The decay rates (K, 1, 1, S, C).
-        B (ir.Value): The input weights (W, K, N, H, S, 1).
-        C (ir.Value): The output weights, of ``B``'s shape.
-        d_state (int): S.
-        scans (SimpleNamespace): :func:`_recurrences` of the dtype.
-
-    Returns:
-        ir.Value: The output, of ``u``'s shape.
+    Shapes: u, dt and the output (W, K, N, H, 1, C), A (K, 1, 1, S, C), B and C (W, K, N, H, S, 1).
     """
     decay = op.Exp(op.Mul(dt, A))
     drive = op.Mul(op.Mul(dt, u), B)
@@ -251,7 +241,7 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
 def _adaptive_avg_pool2d(x, output_size):
     """Average over bins by two matrix products, (N, C, H, W) -> (N, C, *output_size)."""
     if tuple(output_size) == (1, 1):
-        return op.ReduceMean(x, op.Constant(value_ints=[2, 3]), keepdims=1)
+        return op.ReduceMean(x, _ints(2, 3), keepdims=1)
     rows, columns = (_bins(x, axis, size) for axis, size in zip((2, 3), output_size, strict=True))
     return op.MatMul(op.MatMul(rows, x), op.Transpose(columns, perm=[1, 0]))
 
@@ -262,17 +252,14 @@ def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
     Bin i of n positions is from floor(i n / bins) up to ceil((i + 1) n / bins).
     """
     n = op.Shape(x, start=axis, end=axis + 1)
-    edges = op.Mul(op.Constant(value_ints=list(range(bins + 1))), n)
-    count = op.Constant(value_ints=[bins])
-    low = op.Div(edges, count)
-    high = op.Div(op.Add(edges, op.Constant(value_ints=[bins - 1])), count)
-    first, last, along = (op.Constant(value_ints=[v]) for v in (0, bins, 1))
-    begin = op.Unsqueeze(op.Slice(low, first, last, first), along)
-    end = op.Unsqueeze(op.Slice(high, along, op.Constant(value_ints=[bins + 1]), first), along)
-    scalar = [op.Constant(value_int=v) for v in (0, 1)]
-    position = op.Range(scalar[0], op.Squeeze(n, first), scalar[1])
-    inside = op.And(op.GreaterOrEqual(position, begin), op.Less(position, end))
-    return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, begin), x))
+    edges = op.Mul(_ints(*range(bins + 1)), n)
+    ceiling = op.Div(op.Add(edges, _ints(bins - 1)), _ints(bins))
+    start = op.Unsqueeze(_part(op.Div(edges, _ints(bins)), 0, bins, 0), _ints(1))
+    end = op.Unsqueeze(_part(ceiling, 1, bins + 1, 0), _ints(1))
+    zero, one = (op.Constant(value_int=v) for v in (0, 1))
+    position = op.Range(zero, op.Squeeze(n, _ints(0)), one)
+    inside = op.And(op.GreaterOrEqual(position, start), op.Less(position, end))
+    return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, start), x))
 
 
 def use_half_products(model: ir.Model) -> None:

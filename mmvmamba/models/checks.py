@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from torch import Tensor
-
-from mmvmamba.nn.layers import check_choice
+from mmvmamba.nn.settings import check_choice
 
 
 def check_init_cfg(init_cfg: Any) -> None:
@@ -44,12 +42,3 @@ def resolve_settings(
     if settings.keys() != set(names):
         raise ValueError(f'arch must be a dict with {names}, but got {dict(arch)}')
     return settings
-
-
-def check_images(x: Tensor, in_channels: int, min_side: int) -> None:
-    """Check that ``x`` has shape (N, in_channels, H, W) with sides of at least ``min_side``."""
-    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < min_side:
-        raise ValueError(
-            f'the images must have shape (N, {in_channels}, H, W) with sides of at least '
-            f'{min_side} pixels, but got {tuple(x.shape)}'
-        )

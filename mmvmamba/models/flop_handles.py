@@ -14,13 +14,7 @@ import mmvmamba.ops  # noqa: F401  (registers the formulas of the scans)
 
 
 def count_scan(name: str, inputs: list[Any], outputs: list[Any]) -> int:
-    """Return the multiply-adds of a scan in a trace, half of what PyTorch's FlopCounterMode counts.
-
-    Args:
-        name (str): Name of the op.
-        inputs (list[torch._C.Value]): Its arguments.
-        outputs (list[torch._C.Value]): Its results.
-    """
+    """Return the multiply-adds of a scan in a trace, half the FLOPs that PyTorch counts."""
     arguments = (
         get_shape(value) if value.type().kind() == 'TensorType' else value.toIValue()
         for value in inputs

@@ -20,7 +20,12 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmvmamba.checkpoint.keys import convert_state_dict, to_image_classifier
+from mmvmamba.checkpoint.keys import (
+    convert_state_dict,
+    rename_tensors,
+    split_backbone,
+    to_image_classifier,
+)
 from mmvmamba.checkpoint.matching import (
     OUTPUT_NORMS,
     Matching,
@@ -66,7 +71,7 @@ def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
 
 
 def is_local(filename: str | PathLike) -> bool:
-    """Return whether a checkpoint is a path; an address must be one that can be read."""
+    """Return True if a checkpoint is a path; an address of an unknown kind is an error."""
     filename = as_filename(filename)
     if '://' not in filename:
         return True
@@ -81,8 +86,8 @@ def is_local(filename: str | PathLike) -> bool:
 def _download(url: str) -> str:
     """Download into torch.hub's cache, once for all processes of a run.
 
-    If the first process fails, all of them raise its error: one that waited for the others would
-    wait until the time limit of the group.
+    If the first process fails, all raise its error. Otherwise the others would wait until the
+    process group times out.
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(urlparse(url).path))
@@ -116,7 +121,7 @@ def use_safe_loader() -> None:
     MMEngine itself still reads its names of other networks' weights, such as ``torchvision://``.
     """
 
-    # MMEngine's log takes the name of the backend from that of the function.
+    # MMEngine logs the name of this function as that of the backend.
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         return read_checkpoint(filename, map_location)
 
@@ -147,11 +152,8 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
     if not isinstance(getattr(model, 'backbone', None), VMambaNet):
         return tensors
-    inside = {key: value for key, value in tensors.items() if key.startswith('backbone.')}
-    others = {key: value for key, value in tensors.items() if key not in inside}
-    if not inside and any(key.startswith('layers.') for key in tensors):
-        inside, others = tensors, {}  # the file of a backbone or of a classifier
-    renamed = convert_state_dict(inside)
+    inside, others = split_backbone(tensors)
+    renamed = rename_tensors(inside)
     if not others and isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
         renamed = to_image_classifier(renamed, model.backbone.out_indices[-1])
     else:
@@ -166,8 +168,8 @@ def check_model(
 ) -> Matching:
     """Check adapted tensors, of which MMEngine would load any part without an error.
 
-    All of the model is required if ``whole``, as for a test. Otherwise a VMamba backbone is
-    required, except for its output norms, and of other models any tensor.
+    With ``whole``, as for a test, the whole model is required. Otherwise a VMamba backbone is
+    required without its output norms; for any other model one tensor suffices.
     """
     matching = match_tensors(model.state_dict(), tensors)
     names = f'checkpoint {filename!r}', type(model).__name__
@@ -211,8 +213,8 @@ def rename_for_image_classifier(
 ) -> None:
     """Rename the tensors of a released classifier for mmpretrain's ImageClassifier, in place.
 
-    Every load into that classifier calls this, also that of MMEngine, which passes the whole
-    ``{"model": ...}`` of a file. The file of a backbone is refused: the head would stay random.
+    Every load into that classifier calls this. MMEngine's passes the whole ``{"model": ...}`` of
+    a file. The file of a backbone is refused: the head would stay random.
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     content = inside.get('model', inside)

@@ -8,13 +8,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor
 
 from mmvmamba.nn import Arch
-from mmvmamba.nn.layers import ACTIVATIONS, check_choice
-from mmvmamba.nn.settings import as_tuple
+from mmvmamba.nn.layers import ACTIVATIONS
+from mmvmamba.nn.settings import as_tuple, check_choice
 from mmvmamba.registry import MODELS
 
 from .vmamba import VMamba
@@ -38,7 +37,7 @@ _OUT_NORMS = {
 }
 _FORWARD_TYPE = re.compile(
     rf'(?P<base>{"|".join(_SCANS)})'
-    r'(?:_on(?P<norm>none|dwconv3|cnorm|softmax|sigmoid))?'
+    rf'(?:_on(?P<norm>{"|".join(filter(None, _OUT_NORMS))}))?'
     r'(?P<nozact>_nozact)?(?P<noz>_noz)?(?P<oact>_oact)?(?:_no32)?'
 )
 #: Forward types of the authors' code that are not supported, by their first letters.
@@ -188,22 +187,15 @@ class MM_VSSM(VMamba):  # noqa: N801
             # DistributedDataParallel waits for the gradients of all parameters that require one.
             self.pos_embed.requires_grad_(False)
 
-    def stem(self, x: Tensor) -> Tensor:
-        """Embed images (N, C, H, W) as patches (N, H/4, W/4, d0), without adding a position."""
-        self._check_image(x)
-        return self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+    def add_pos_embed(self, x: Tensor, pos_embed: Tensor) -> Tensor:
+        """Leave the map as it is, as the authors' backbone does."""
+        return x
 
 
 def scan_settings(forward_type: str, norm_layer: str = 'ln') -> dict[str, Any]:
     """Translate ``forward_type`` to settings of :class:`mmvmamba.nn.Arch`.
 
-    Args:
-        forward_type (str): As in :class:`MM_VSSM`.
-        norm_layer (str): As in :class:`MM_VSSM`. The vanilla block needs 'ln'. Defaults to 'ln'.
-
-    Raises:
-        TypeError: If ``forward_type`` is not a string.
-        ValueError: If the authors' code cannot run it.
+    The arguments are those of :class:`MM_VSSM`; the vanilla block needs the norm 'ln'.
     """
     if not isinstance(forward_type, str):
         raise TypeError(f'forward_type must be a str, but got {type(forward_type).__name__}')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +11,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvmamba.nn.layers import DropPath, Mlp, channels_first, channels_last
-from mmvmamba.nn.settings import as_tuple, check_setting, stage_indices
-from mmvmamba.ops.backend import accumulate_dtype
+from mmvmamba.nn.settings import as_tuple, check_images, check_settings, stage_indices
+from mmvmamba.ops.backend import accumulate_dtype, without_autocast
 from mmvmamba.registry import MODELS
 
-from .checks import check_images, check_init_cfg, resolve_settings
+from .checks import check_init_cfg, resolve_settings
 
 DT_MIN, DT_MAX = 0.1, 1.0
 EPS = 1e-6
@@ -28,11 +27,8 @@ class AxisKernel(nn.Module):
 
     K_l = 2 Re(sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l)), the response of the state space
     model x' = A x + u, y = 2 Re(C x) to an impulse that is held for a step dt. All channels share
-    A, which is initialised to -1/2 + i pi n; each channel has its own dt and C.
-
-    Args:
-        dim (int): Number of channels.
-        d_state (int): Number of real states, i.e. twice the number of complex states.
+    A, which is initialised to -1/2 + i pi n; each channel has its own dt and C. ``d_state`` counts
+    real states: two for each complex one.
     """
 
     def __init__(self, dim: int, d_state: int) -> None:
@@ -65,22 +61,16 @@ class S4ND2d(nn.Module):
 
     The kernel is the product of a kernel along the height and one along the width, generated for
     the size of the map. Each axis is transformed separately, padded to twice its length.
-
-    Args:
-        dim (int): Number of channels.
-        d_state (int): Number of states of each SSM, even. Defaults to 64.
     """
 
-    def __init__(self, dim: int, d_state: int = 64) -> None:
+    def __init__(self, dim: int, d_state: int) -> None:
         super().__init__()
         self.kernels = nn.ModuleList(AxisKernel(dim, d_state) for _ in 'HW')
         self.D = nn.Parameter(torch.randn(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        device = x.device.type
-        has_autocast = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
+        with without_autocast(x.device):
             u = x.to(accumulate_dtype(x.dtype))  # the FFT needs at least float32
             y = convolve_axis(u, self.kernels[1](x.shape[3]))
             y = convolve_axis(y.transpose(2, 3), self.kernels[0](x.shape[2])).transpose(2, 3)
@@ -88,14 +78,9 @@ class S4ND2d(nn.Module):
 
 
 def convolve_axis(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve the last axis with kernels for both directions.
+    """Convolve the last axis of a map (N, C, M, L) with kernels (2, C, L) for both directions.
 
-    Args:
-        x (Tensor): The map (N, C, M, L).
-        kernels (Tensor): (2, C, L), for distances l behind a position and l + 1 ahead of it.
-
-    Returns:
-        Tensor: y (N, C, M, L) with y_i = sum_(j <= i) k0_(i-j) x_j + sum_(j > i) k1_(j-i-1) x_j.
+    y_i = sum_(j <= i) k0_(i-j) x_j + sum_(j > i) k1_(j-i-1) x_j.
     """
     length = x.shape[-1]
     # The upper half of the 2 L circular distances are the negative ones, -L to -1.
@@ -164,15 +149,12 @@ class S4NDConvNeXt(BaseModule):
         super().__init__(init_cfg)
         settings = resolve_settings(arch, self.ARCHS)
         depths, dims = (as_tuple(name, settings[name]) for name in ('depths', 'channels'))
-        check_setting('depths', depths)
-        check_setting('dims', dims)
+        check_settings(depths=depths, dims=dims)
         if len(depths) != len(dims) or not dims:
             raise ValueError(
                 f'depths and channels must have the same length, at least 1, but got {settings}'
             )
-        check_setting('in_channels', in_channels)
-        check_setting('d_state', d_state)
-        check_setting('drop_path_rate', drop_path_rate)
+        check_settings(in_channels=in_channels, d_state=d_state, drop_path_rate=drop_path_rate)
         if d_state % 2:
             raise ValueError(f'd_state must be even, but got {d_state}')
         self.in_channels = in_channels

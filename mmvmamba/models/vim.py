@@ -13,14 +13,14 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmvmamba.nn.layers import DropPath, check_choice
-from mmvmamba.nn.settings import check_setting
+from mmvmamba.nn.layers import DropPath
+from mmvmamba.nn.settings import check_choice, check_images, check_settings
+from mmvmamba.nn.ss2d import init_dt_bias
 from mmvmamba.ops import selective_scan
 from mmvmamba.registry import MODELS
 
-from .checks import check_images, check_init_cfg, resolve_settings
+from .checks import check_init_cfg, resolve_settings
 
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 0.1, 1e-4
 CONV_KERNEL = 4
 #: Suffixes of the parameters of the scan from the first token, and of the one from the last.
 DIRECTIONS = ('', '_b')
@@ -30,13 +30,8 @@ OUT_TYPES = ('featmap', 'cls_token')
 class BidirectionalMamba(nn.Module):
     """A Mamba mixer that scans the tokens from both ends (arXiv 2401.09417, Alg. 1).
 
-    Each direction has its own causal convolution and SSM. Both share the input and output
-    projections and the gate, and the output is their mean.
-
-    Args:
-        dim (int): Channels d of a token, expanded to E = 2 d inner channels.
-        d_state (int): States N of each inner channel. Defaults to 16.
-        backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+    Each direction has its own causal convolution and SSM over E = 2 d inner channels. Both share
+    the input and output projections and the gate, and the output is their mean.
     """
 
     def __init__(self, dim: int, d_state: int = 16, backend: str = 'auto') -> None:
@@ -49,7 +44,10 @@ class BidirectionalMamba(nn.Module):
             self.add_module(f'conv1d{end}', conv)
             x_proj = nn.Linear(inner, self.rank + 2 * d_state, bias=False)
             self.add_module(f'x_proj{end}', x_proj)
-            self.add_module(f'dt_proj{end}', _dt_projection(self.rank, inner))
+            dt_proj = nn.Linear(self.rank, inner)
+            nn.init.uniform_(dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+            init_dt_bias(dt_proj.bias)
+            self.add_module(f'dt_proj{end}', dt_proj)
             states = torch.arange(1.0, d_state + 1).log().repeat(inner, 1)
             self.register_parameter(f'A{end}_log', nn.Parameter(states))
             self.register_parameter(f'D{end}', nn.Parameter(torch.ones(inner)))
@@ -76,16 +74,6 @@ class BidirectionalMamba(nn.Module):
         return selective_scan(
             x, delta, A, B, C, skip, z, dt_proj.bias, delta_softplus=True, backend=self.backend
         )
-
-
-def _dt_projection(rank: int, inner: int) -> nn.Linear:
-    """Build a projection whose time steps are initialised log-uniformly in [DT_MIN, DT_MAX]."""
-    proj = nn.Linear(rank, inner)
-    nn.init.uniform_(proj.weight, -(rank**-0.5), rank**-0.5)
-    log_dt = torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))
-    dt = log_dt.exp().clamp(min=DT_FLOOR)
-    proj.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-    return proj
 
 
 class VimBlock(nn.Module):
@@ -159,10 +147,8 @@ class Vim(BaseModule):
         for name in ('embed_dims', 'num_layers'):
             if not isinstance(settings[name], int) or settings[name] < 1:
                 raise ValueError(f'{name} must be a positive int, but got {settings[name]!r}')
-        check_setting('d_state', d_state)
-        check_setting('patch_size', patch_size)
-        check_setting('in_channels', in_channels)
-        check_setting('drop_path_rate', drop_path_rate)
+        check_settings(d_state=d_state, patch_size=patch_size)
+        check_settings(in_channels=in_channels, drop_path_rate=drop_path_rate)
         check_choice('out_type', out_type, OUT_TYPES)
         self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
         if len(sides := to_2tuple(img_size)) != 2 or min(sides) < patch_size:

@@ -169,33 +169,22 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch
             raise ValueError(f'arch must be one of {sorted(ARCHS)} or a dict, but got {arch!r}')
         settings = ARCHS[arch]
     elif isinstance(arch, Mapping):
-        settings = Arch(**_known_settings(arch))
+        check_known(arch)
+        settings = Arch(**arch)
     elif isinstance(arch, Arch):
         settings = arch
     else:
         raise TypeError(f'arch must be a str, dict or Arch, but got {type(arch).__name__}')
     given = {name: value for name, value in overrides.items() if value is not None}
-    return dataclasses.replace(settings, **_known_settings(given))
+    check_known(given)
+    return dataclasses.replace(settings, **given)
 
 
 def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
-    """Check the names of settings of :class:`Arch`.
-
-    Args:
-        settings (Iterable[str]): The names given.
-        arguments (Iterable[str]): Names that are allowed besides the settings. Defaults to ().
-
-    Raises:
-        ValueError: If one is unknown.
-    """
+    """Check the names of settings of :class:`Arch`; ``arguments`` are allowed besides."""
     allowed = list(dict.fromkeys([*arguments, *(f.name for f in dataclasses.fields(Arch))]))
     unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:
         hint = similar(str(unknown[0]), allowed)
         kind = 'settings' if arguments else 'architecture settings'
         raise ValueError(f'unknown {kind} {unknown}{hint}; allowed are {allowed}')
-
-
-def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    check_known(settings)
-    return dict(settings)

@@ -1,4 +1,4 @@
-"""Everything in the network that is there for the speed of CPUs alone.
+"""Optimisations of the network for CPUs, apart from the plain modules.
 
 - In inference, with the same values: activations in the memory of their input, and the MLP of a
   large map in slabs of positions.
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The largest hidden map (bytes) of an MLP that is computed as a whole. glibc takes larger blocks
-#: from the system each time, and clearing their pages can take as long as a product.
+#: The largest hidden map (bytes) of an MLP that is computed as a whole. glibc requests larger
+#: blocks from the system each time, and clearing their pages can take as long as a matrix product.
 MAX_HIDDEN_BYTES = 32 * 2**20
 #: Bytes of the hidden map of a slab.
 SLAB_BYTES = 8 * 2**20
@@ -48,7 +48,7 @@ def positionwise(layer: Layer) -> Layer:
 
 
 def has_no_hooks(*modules: nn.Module) -> bool:
-    """Return True if no forward hook sees the inputs or outputs of these modules."""
+    """Return True if these modules run without forward hooks."""
     everywhere: Any = nn.modules.module
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
@@ -58,7 +58,7 @@ def has_no_hooks(*modules: nn.Module) -> bool:
 def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
     """Apply an activation to the result ``x`` of ``source``, in place if nothing else keeps it."""
     in_place = _IN_PLACE.get(type(act))
-    # A trace of torch.jit would fix the grad mode of its recording.
+    # A trace of torch.jit would keep the grad mode of its recording.
     if in_place is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return act(x)
     needs_grad = x.requires_grad and torch.is_grad_enabled()
@@ -97,7 +97,7 @@ def add_mlp_in_slabs(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor:
 def cast_for_products(x: Tensor) -> Tensor:
     """Cast an operand of a product or convolution as autocast does, if it is enabled."""
     device = x.device.type
-    # torch 2.4 cannot compile this question; the answer is yes on each device it compiles for.
+    # torch 2.4 cannot compile this call, which is true for each device that it compiles for.
     available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     if x.dtype == torch.float64 or not available:  # autocast leaves float64 as it is
         return x
@@ -119,7 +119,7 @@ class Conv2d(nn.Conv2d):
         if not compiled or _is_exporting is None or _is_exporting():
             return super().forward(x)
         if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
-            return super().forward(x)  # the op has none of these
+            return super().forward(x)  # the op supports none of these
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)
         return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)

@@ -51,9 +51,9 @@ def create_model(
         VMambaNet: The network in training mode.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         TypeError: If an argument has a wrong type.
-        ValueError: If a name or a number is not allowed, the file cannot be read or does not fit.
+        ValueError: If a name or a number is not allowed, the file cannot be read or does not match.
     """
     if model_name not in MODEL_NAMES:
         raise ValueError(f'model_name must be one of {sorted(MODEL_NAMES)}, but got {model_name!r}')

@@ -30,11 +30,7 @@ def reset_linear(layer: nn.Linear) -> None:
 
 @positionwise
 class DropPath(nn.Module):
-    """Drop a residual branch for whole samples (stochastic depth, arXiv 1603.09382).
-
-    Args:
-        p (float): Probability that the branch of a sample is dropped in training. Defaults to 0.
-    """
+    """Drop a residual branch for whole samples (stochastic depth, arXiv 1603.09382)."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -88,14 +84,8 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension.
 
-    Args:
-        dim (int): Input and output channels.
-        hidden_dim (int): Channels between the layers.
-        act (str): A key of :data:`ACTIVATIONS`. Defaults to 'gelu'.
-        gate (bool): Give the first layer twice the channels, and multiply the first half of its
-            result by the activation of the second half. Defaults to False.
-        drop_rate (float): Dropout after the layers (with a gate, after the second one only).
-            Defaults to 0.
+    A gated MLP has twice the hidden channels, multiplies the first half by the activation of the
+    second half, and has dropout only after the second layer.
     """
 
     def __init__(
@@ -174,11 +164,6 @@ class PatchMerging(nn.Module):
     """Stack 2x2 neighbours, normalise and project them, as Swin does (arXiv 2103.14030).
 
     An odd map is padded with zeros at its bottom and right.
-
-    Args:
-        dim (int): Input channels.
-        out_dim (int): Output channels.
-        norm (str): A key of :data:`NORMS`. Defaults to 'ln'.
     """
 
     def __init__(self, dim: int, out_dim: int, norm: str = 'ln') -> None:

@@ -28,7 +28,7 @@ from .layers import (
     channels_first,
     reset_linear,
 )
-from .settings import check_choice, check_setting, check_settings, stage_indices
+from .settings import check_choice, check_images, check_setting, check_settings, stage_indices
 from .ss2d import SS2D
 from .timm_methods import TimmMethods
 
@@ -147,7 +147,8 @@ class VMambaNet(TimmMethods):
         **settings: Any,
     ) -> None:
         super().__init__()
-        check_known(settings, self._argument_names())
+        arguments = inspect.signature(type(self)).parameters.values()
+        check_known(settings, [p.name for p in arguments if p.kind is not p.VAR_KEYWORD])
         self.settings = arch = resolve_arch(arch, **settings)
         stages = len(arch.dims)
         check_setting('frozen_stages', frozen_stages, stages)
@@ -178,12 +179,6 @@ class VMambaNet(TimmMethods):
                 reset_linear(module)
         self._freeze_stages()
 
-    @classmethod
-    def _argument_names(cls) -> list[str]:
-        """Return the names of the arguments besides the settings of an architecture."""
-        parameters = list(inspect.signature(cls).parameters.values())
-        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-
     def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
         depth = sum(arch.depths)
         # On the CPU even if the model is built on the meta device.
@@ -204,8 +199,8 @@ class VMambaNet(TimmMethods):
                 )
                 for _ in range(depth)
             ]
-            # A backbone that stops at an earlier stage keeps the later ones: a released file
-            # loads whole.
+            # A backbone keeps the stages that it does not run, so that a released file loads as a
+            # whole.
             downsample: nn.Module = nn.Identity()
             if i + 1 < len(arch.dims):
                 downsample = DOWNSAMPLES[arch.downsample](dim, arch.dims[i + 1], arch.norm)
@@ -214,7 +209,7 @@ class VMambaNet(TimmMethods):
 
     def _freeze_stages(self) -> None:
         if self.out_indices is not None:
-            # Stages that do not run get no gradient, which DistributedDataParallel would await.
+            # DistributedDataParallel would wait for the gradients of stages that do not run.
             last = max(self.out_indices)
             for module in (self.layers[last].downsample, *self.layers[last + 1 :]):
                 module.requires_grad_(False)
@@ -235,7 +230,7 @@ class VMambaNet(TimmMethods):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Rename the tensors of every released scheme: whatever loads a state dict loads a file."""
+        """Accept the tensors of every released naming scheme."""
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         renamed = rename_tensors(inside)
         if self.pos_embed is not None and 'pos_embed' in renamed:
@@ -246,28 +241,17 @@ class VMambaNet(TimmMethods):
         state_dict.update({prefix + key: value for key, value in renamed.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _check_image(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f'the images must be a torch.Tensor, but got {type(x).__name__}')
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'the images must have shape (N, {self.in_channels}, H, W), but got '
-                f'{tuple(x.shape)}'
-            )
-        side = self.settings.patch_size if self.settings.stem == 'patch' else 1
-        if min(x.shape[2:]) < side:
-            raise ValueError(
-                f'the images must be at least {side} pixels high and wide, but got {tuple(x.shape)}'
-            )
-
     def stem(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> the first stage's input (N, H/4, W/4, d0), position added."""
-        self._check_image(x)
+        arch = self.settings
+        check_images(x, self.in_channels, arch.patch_size if arch.stem == 'patch' else 1)
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
-        if self.pos_embed is not None:
-            pos = resize_pos_embed(self.pos_embed, x.shape[1:3])
-            x = x + pos.to(x.dtype).permute(0, 2, 3, 1)
-        return x
+        return x if self.pos_embed is None else self.add_pos_embed(x, self.pos_embed)
+
+    def add_pos_embed(self, x: Tensor, pos_embed: Tensor) -> Tensor:
+        """Add the position embedding (1, d0, h, w) to a map (N, H, W, d0)."""
+        pos = resize_pos_embed(pos_embed, x.shape[1:3])
+        return x + pos.to(x.dtype).permute(0, 2, 3, 1)
 
     def run_blocks(self, stage: VSSStage, x: Tensor) -> Tensor:
         """Run the blocks of a stage, without its downsampling: (N, H, W, d) -> (N, H, W, d)."""
@@ -294,7 +278,7 @@ class VMambaNet(TimmMethods):
             if i in out_indices:
                 # Necks take NCHW; channels-last memory, so that nothing is copied.
                 maps[i] = apply_norm(getattr(self, f'outnorm{i}'), x).permute(0, 3, 1, 2)
-            if i == last:  # no slice above: torch 2.4 cannot compile one
+            if i == last:  # torch 2.4 cannot compile a slice of the stages
                 break
             x = stage.downsample(x)
         return tuple(maps[i] for i in out_indices)
@@ -307,7 +291,7 @@ class VMambaNet(TimmMethods):
 
         Raises:
             TypeError: If ``x`` is not a tensor.
-            ValueError: If ``x`` is not 4-D, has other channels or is smaller than a patch.
+            ValueError: If ``x`` is not 4-D, has other channels or a side below a patch.
         """
         if self.out_indices is None:
             return self.forward_head(self.forward_features(x))

@@ -1,4 +1,4 @@
-"""Types and ranges of the settings of networks and layers, in one table."""
+"""Checks of arguments; types and ranges of the settings are in one table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
+
+from torch import Tensor
 
 from mmvmamba.ops.backend import MAX_STATE
 
@@ -50,14 +52,7 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 def check_setting(name: str, value: Any, highest: float | None = None) -> None:
     """Check a number, or each one of ``dims`` and ``depths``, against its row of the table.
 
-    Args:
-        name (str): The setting; those that are not in the table pass.
-        value (Any): Its value.
-        highest (float, optional): Replaces the limit of the table. Defaults to None.
-
-    Raises:
-        TypeError: If the type is wrong.
-        ValueError: If the value is out of range.
+    Settings without a row pass. ``highest`` replaces the limit of the table.
     """
     if name not in _TABLE or (value is None and name in _OPTIONAL):
         return
@@ -96,11 +91,7 @@ def check_conv_kernel(size: int) -> None:
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """Return a setting with a number for each stage as a tuple.
-
-    Raises:
-        TypeError: If it is not a sequence.
-    """
+    """Return a setting with a number for each stage as a tuple."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f'{name} must be a sequence of int, but got {value!r}')
     return tuple(value)
@@ -109,12 +100,7 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 def stage_indices(
     indices: Any, stages: int, name: str = 'out_indices', unique: bool = True
 ) -> tuple[int, ...]:
-    """Check the stages whose maps are asked for, and count negative ones from the last.
-
-    Raises:
-        TypeError: If they are not a sequence of int.
-        ValueError: If there are none, one is out of range or, with ``unique``, one is there twice.
-    """
+    """Check the stages whose maps are asked for, and count negative ones from the last."""
     indices = as_tuple(name, indices)
     if not all(isinstance(i, int) for i in indices):
         raise TypeError(f'{name} must be a sequence of int, but got {indices!r}')
@@ -129,7 +115,18 @@ def stage_indices(
     return counted
 
 
+def check_images(x: Any, in_channels: int, min_side: int) -> None:
+    """Check that ``x`` has shape (N, in_channels, H, W) with sides of at least ``min_side``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'the images must be a torch.Tensor, but got {type(x).__name__}')
+    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < min_side:
+        raise ValueError(
+            f'the images must have shape (N, {in_channels}, H, W) with sides of at least '
+            f'{min_side} pixels, but got {tuple(x.shape)}'
+        )
+
+
 def similar(name: str, allowed: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: names that are spelled alike."""
+    """Return the end of a message about an unknown name: the similar names."""
     near = difflib.get_close_matches(name, list(allowed), n=3)
     return f'; did you mean {" or ".join(near)}?' if near else ''

@@ -47,6 +47,13 @@ OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+@torch.no_grad()
+def init_dt_bias(bias: Tensor) -> None:
+    """Set a bias to the inverse softplus of time steps that are log-uniform in [1e-3, 0.1]."""
+    dt = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+    bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
 class SS2D(nn.Module):
     """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
 
@@ -146,10 +153,7 @@ class SS2D(nn.Module):
         if ssm_init == 'mamba':
             bound = self.dt_rank**-0.5
             self.dt_projs_weight.uniform_(-bound, bound)
-            # Time steps log-uniform in [1e-3, 0.1]; the bias is their inverse softplus.
-            low, high = math.log(1e-3), math.log(0.1)
-            dt = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
-            self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            init_dt_bias(self.dt_projs_bias)
             states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
             self.A_logs.copy_(states.log().expand_as(self.A_logs))
         elif ssm_init == 'random':
@@ -183,7 +187,7 @@ class SS2D(nn.Module):
         x = activate(self.act, x, self.in_proj if self.conv2d is None else self.conv2d)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
         if self.in_proj.weight.dtype == x.dtype:
-            y = y.to(x.dtype)  # without autocast the norm takes the dtype of its weights only
+            y = y.to(x.dtype)  # without autocast the norm accepts only the dtype of its weights
         y = self.out_norm(y).to(x.dtype)
         y = self.out_act(y)
         if z is not None:
@@ -198,22 +202,14 @@ class SS2D(nn.Module):
             raise ValueError(f'x must have shape (N, H, W, {self.dim}), but got {tuple(x.shape)}')
 
     def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
-        """Project a map to the SSM's input-dependent parameters and scan it.
+        """Project a map (N, H, W, C) to the SSM's input-dependent parameters and scan it.
 
-        Args:
-            x (Tensor): The map (N, H, W, C).
-            pattern (str | tuple[int, ...]): As in :func:`mmvmamba.ops.ss2d_scan`.
-            first (int): The first direction whose parameters are used. Defaults to 0.
-
-        Returns:
-            Tensor: The merged map (N, H, W, C); float32 for a float16 ``x``, which the sum of
-            four directions could overflow.
+        ``first`` is the first direction whose parameters are used.
         """
-        return ss2d_scan(
-            *self.scan_arguments(x, pattern, first),
-            out_dtype=torch.float32 if x.dtype == torch.float16 else None,
-            backend=self.backend,
-        )
+        # The sum of four directions could overflow float16.
+        out_dtype = torch.float32 if x.dtype == torch.float16 else None
+        arguments = self.scan_arguments(x, pattern, first)
+        return ss2d_scan(*arguments, out_dtype=out_dtype, backend=self.backend)
 
     def scan_arguments(
         self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0
@@ -231,7 +227,7 @@ class SS2D(nn.Module):
         if first or count < DIRECTIONS:
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
-        # The projection commutes with any reordering of positions: once, in image order.
+        # The projection commutes with reordering, so it runs once, in image order.
         proj = F.linear(x, x_proj_weight.flatten(0, 1))
         A = -A_log.to(accumulate_dtype(x.dtype)).exp()
         return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern

@@ -38,20 +38,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 def check_tensor(
     name: str,
     value: object,
-    shape: tuple[int | str | None, ...],
+    shape: tuple[int | str, ...],
     device: torch.device | None = None,
 ) -> None:
     """Check that an argument is a dense floating-point tensor of a shape, on a device.
 
-    Args:
-        name (str): Name of the argument.
-        value (object): Its value.
-        shape (tuple): A number for a fixed size, a letter for a free one.
-        device (torch.device, optional): Where the tensor must be. Defaults to None, anywhere.
-
-    Raises:
-        TypeError: If ``value`` is not a tensor, not dense, or of a dtype that no scan takes.
-        ValueError: If shape or device differ.
+    ``shape`` has a number for each fixed size and a letter for each free one.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f'{name} must be a torch.Tensor, but got {type(value).__name__}')
@@ -70,7 +62,7 @@ def check_tensor(
     # A trace of torch.jit would record these comparisons. The kernels check the sizes again.
     if not torch.jit.is_tracing():
         for size, want in zip(value.shape, shape, strict=True):
-            if not (want is None or isinstance(want, str)) and size != want:
+            if not isinstance(want, str) and size != want:
                 raise ValueError(
                     f'{name} must have shape {_shape_text(shape)}, but got shape '
                     f'{tuple(value.shape)}'
@@ -79,7 +71,7 @@ def check_tensor(
         raise ValueError(f'{name} must be on {device} like the input, but is on {value.device}')
 
 
-def _shape_text(shape: tuple[int | str | None, ...]) -> str:
+def _shape_text(shape: tuple[int | str, ...]) -> str:
     return '(' + ', '.join(str(size) for size in shape) + (',)' if len(shape) == 1 else ')')
 
 
@@ -87,7 +79,7 @@ def check_state_size(d_state: int) -> None:
     """Check that every backend computes this number of states."""
     if not 1 <= d_state <= MAX_STATE:
         raise ValueError(
-            f'A must have 1 to {MAX_STATE} states in its last dimension, got {d_state}'
+            f'A must have 1 to {MAX_STATE} states in its last dimension, but got {d_state}'
         )
 
 
@@ -117,12 +109,7 @@ def needs_states(inputs: Iterable[Tensor | None]) -> bool:
 
 
 def choose_backend(op: str, backend: str, value: Tensor) -> str:
-    """Choose between the native kernel and the PyTorch forms.
-
-    Args:
-        op (str): Name of the op in ``torch.ops.mmvmamba``.
-        backend (str): The backend asked for: 'auto', 'native' or 'reference'.
-        value (Tensor): The input, whose device and dtype decide.
+    """Choose between the native kernel and the PyTorch forms for an input.
 
     Returns:
         str: 'native', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster PyTorch

@@ -31,10 +31,7 @@ SKIP_COST = 1
 def ss2d_scan_cost(x_shape: Shape, dt_weight_shape: Shape, A_shape: Shape) -> int:
     """Return the multiply-adds of :func:`mmvmamba.ops.ss2d_scan`.
 
-    Args:
-        x_shape (Sequence[int]): (N, H, W, C).
-        dt_weight_shape (Sequence[int]): (K, C, R).
-        A_shape (Sequence[int]): (K, C, S).
+    The shapes are (N, H, W, C), (K, C, R) and (K, C, S).
     """
     directions, _, rank = dt_weight_shape
     return prod(x_shape) * directions * (rank + STATE_COST * A_shape[2] + SKIP_COST)
@@ -43,11 +40,7 @@ def ss2d_scan_cost(x_shape: Shape, dt_weight_shape: Shape, A_shape: Shape) -> in
 def selective_scan_cost(u_shape: Shape, A_shape: Shape, skip: bool, gate: bool) -> int:
     """Return the multiply-adds of :func:`mmvmamba.ops.selective_scan`.
 
-    Args:
-        u_shape (Sequence[int]): (B, D, L).
-        A_shape (Sequence[int]): (D, N).
-        skip (bool): Whether there is a D.
-        gate (bool): Whether there is a z.
+    The shapes are (B, D, L) and (D, N); ``skip`` stands for a D, ``gate`` for a z.
     """
     return prod(u_shape) * (STATE_COST * A_shape[1] + SKIP_COST * skip + gate)
 
@@ -55,10 +48,7 @@ def selective_scan_cost(u_shape: Shape, A_shape: Shape, skip: bool, gate: bool) 
 def scan_mark_cost(y_shape: Shape, A_shape: Shape, extra: int) -> int:
     """Return the multiply-adds of a scan in PyTorch's own ops, without the projection of its steps.
 
-    Args:
-        y_shape (Sequence[int]): Shape of the result.
-        A_shape (Sequence[int]): ([K, ]C, S).
-        extra (int): Multiply-adds for each element besides those of the states.
+    ``A_shape`` is ([K, ]C, S). Each element costs ``extra`` besides its states.
     """
     return prod(y_shape) * (prod(A_shape[:-2]) * STATE_COST * A_shape[-1] + extra)
 
@@ -74,11 +64,8 @@ _LIBRARY.impl('scan_mark', lambda y, *_: y.clone(), 'CompositeExplicitAutograd')
 def mark_scan(y: Tensor, A: Tensor, rank: int, extra: int) -> Tensor:
     """Return the result of a scan, marked in a trace or a dispatch mode, where it may be counted.
 
-    Args:
-        y (Tensor): The result.
-        A (Tensor): The decay rates, ([K, ]C, S).
-        rank (int): Rank of the time steps; 0 if their projection is not part of the scan.
-        extra (int): Multiply-adds for each element of ``y`` besides those of the states.
+    ``rank`` is that of the time steps, 0 if their projection is not part of the scan; ``extra``
+    is as in :func:`scan_mark_cost`.
     """
     counted = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
     # Elsewhere the mark would be one more op, unknown to exporters and transforms.
@@ -105,55 +92,36 @@ torch.library.register_autograd('mmvmamba::scan_mark', _backward, setup_context=
 # ---- formulas for FlopCounterMode, with the arguments of the ops as shapes ----
 
 
-def _register_formula(op_name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a formula for multiply-adds, of which each is two FLOPs."""
+def _register_formula(op_name: str, multiply_adds: Callable[..., int]) -> None:
+    """Register a formula for multiply-adds, each of which is two FLOPs."""
+    if not hasattr(torch.ops.mmvmamba, op_name):
+        return  # The extension, which defines the op, is not installed.
+    op = getattr(torch.ops.mmvmamba, op_name)
 
-    def register(multiply_adds: Callable[..., int]) -> Callable[..., int]:
-        # Not in an installation without the extension, which defines the op.
-        if hasattr(torch.ops.mmvmamba, op_name):
-            op = getattr(torch.ops.mmvmamba, op_name)
+    def flops(*args: Any, **kwargs: Any) -> int:
+        return 2 * multiply_adds(*args)
 
-            def flops(*args: Any, **kwargs: Any) -> int:
-                return 2 * multiply_adds(*args)
-
-            if op not in flop_registry:
-                register_flop_formula(op)(flops)
-                # torch 2.4 registers the overload, and then looks for the op.
-                flop_registry.setdefault(op, flop_registry.get(op.default))
-        return multiply_adds
-
-    return register
+    register_flop_formula(op)(flops)
+    # torch 2.4 registers the overload, and then looks for the op.
+    flop_registry.setdefault(op, flop_registry.get(op.default))
 
 
-@_register_formula('scan_mark')
 def _scan_mark(y: Shape, A: Shape, rank: int, extra: int, times: int) -> int:
     return times * scan_mark_cost(y, A, extra)
 
 
-@_register_formula('ss2d_scan')
 def _ss2d_scan(x: Shape, proj: Shape, dt_weight: Shape, dt_bias: Shape, A: Shape, *_: Any) -> int:
     return ss2d_scan_cost(x, dt_weight, A)
 
 
-@_register_formula('ss2d_scan_backward')
-def _ss2d_scan_backward(grad_y: Shape, *args: Any) -> int:
-    return 2 * _ss2d_scan(*args)
-
-
-@_register_formula('selective_scan')
 def _selective_scan(
-    u: Shape,
-    delta: Shape,
-    A: Shape,
-    B: Shape,
-    C: Shape,
-    D: Shape | None,
-    z: Shape | None,
-    *_: Any,
+    u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape | None, z: Shape | None, *_: Any
 ) -> int:
     return selective_scan_cost(u, A, D is not None, z is not None)
 
 
-@_register_formula('selective_scan_backward')
-def _selective_scan_backward(grad_out: Shape, *args: Any) -> int:
-    return 2 * _selective_scan(*args)
+_register_formula('scan_mark', _scan_mark)
+_register_formula('ss2d_scan', _ss2d_scan)
+_register_formula('ss2d_scan_backward', lambda grad, *args: 2 * _ss2d_scan(*args))
+_register_formula('selective_scan', _selective_scan)
+_register_formula('selective_scan_backward', lambda grad, *args: 2 * _selective_scan(*args))

@@ -110,13 +110,7 @@ def _check_arguments(
         check_tensor('z', z, (batch, dim, length), u.device)
     if delta_bias is not None:
         check_tensor('delta_bias', delta_bias, (dim,), u.device)
-    varying: tuple[tuple[str, Tensor | None], ...] = (
-        ('delta', delta),
-        ('B', B),
-        ('C', C),
-        ('z', z),
-    )
-    for name, tensor in varying:
+    for name, tensor in (('delta', delta), ('B', B), ('C', C), ('z', z)):
         if tensor is not None and tensor.dim() >= 3 and tensor.dtype != u.dtype:
             raise TypeError(f'{name} must be {u.dtype} like u, but is {tensor.dtype}')
 

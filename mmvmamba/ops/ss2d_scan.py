@@ -47,7 +47,7 @@ def _check_arguments(
             )
         if dt_weight.shape[2] == 0:
             raise ValueError(
-                'dt_weight must have a rank of at least 1 in its last dimension, got 0'
+                'dt_weight must have a rank of at least 1 in its last dimension, but got 0'
             )
     inner = dt_weight.shape[2] + 2 * A.shape[2]
     check_tensor('proj', proj, (N, H, W, directions, inner), x.device)
@@ -55,7 +55,9 @@ def _check_arguments(
         raise TypeError(f'proj must be {x.dtype} like x, but is {proj.dtype}')
     allowed = (None, x.dtype, accumulate_dtype(x.dtype))
     if out_dtype not in allowed:
-        raise TypeError(f'out_dtype must be one of {allowed} for x of {x.dtype}, got {out_dtype}')
+        raise TypeError(
+            f'out_dtype must be one of {allowed} for x of {x.dtype}, but got {out_dtype}'
+        )
 
 
 def ss2d_scan_reference(
@@ -105,7 +107,7 @@ def ss2d_scan(
     direction's order, (low, B, C) = proj[..., k, :] and dt = softplus(dt_weight[k] low +
     dt_bias[k]): h_t = exp(dt_t A[k]) h_{t-1} + dt_t B_t x_t and y_t = C_t . h_t + D[k] x_t.
     Sums and states are float32 inside, float64 for float64 input. The native kernels read the map
-    in place in every order; nothing of the size of four maps is formed.
+    in place in every order, without reordered copies.
 
     Args:
         x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
@@ -159,7 +161,7 @@ def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
     """
     reason = load_extension()
     if reason is not None:
-        raise RuntimeError(f'there is no op to decompose without the native extension: {reason}')
+        raise RuntimeError(f'the decomposition needs the native extension: {reason}')
     return {torch.ops.mmvmamba.ss2d_scan.default: _decomposed}
 
 

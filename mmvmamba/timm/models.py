@@ -13,7 +13,7 @@ from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
 from mmvmamba.checkpoint.reader import CfgNode, state_dict_of
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
-from mmvmamba.nn.layers import check_choice
+from mmvmamba.nn.settings import check_choice
 
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: The released ImageNet classifiers, by architecture.

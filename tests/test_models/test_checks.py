@@ -1,9 +1,8 @@
 """Arguments that the backbones check in the same way."""
 
 import pytest
-import torch
 
-from mmvmamba.models.checks import check_images, resolve_settings
+from mmvmamba.models.checks import resolve_settings
 
 ARCHS = {'tiny': dict(width=8, depth=1), 'small': dict(width=8, depth=2)}
 
@@ -32,10 +31,3 @@ def test_settings_by_name_or_dict():
 def test_wrong_settings(arch, error, words):
     with pytest.raises(error, match=words):
         resolve_settings(arch, ARCHS, d_state=16)
-
-
-def test_images():
-    check_images(torch.zeros(2, 4, 8, 9), in_channels=4, min_side=8)
-    for shape in ((2, 4, 7, 9), (2, 4, 9, 7), (2, 3, 8, 9), (4, 8, 9)):
-        with pytest.raises(ValueError, match=r'shape \(N, 4, H, W\) with sides of at least 8'):
-            check_images(torch.zeros(shape), in_channels=4, min_side=8)

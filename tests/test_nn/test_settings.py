@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmvmamba.nn import SS2D, Arch, VMambaNet
+from mmvmamba.nn.settings import check_images
 
 WRONG_TYPES = [
     dict(dims=8),
@@ -116,3 +117,10 @@ def test_numbers_of_other_types_are_taken():
 def test_a_patch_stem_may_have_one_channel():
     net = VMambaNet(dict(dims=(1, 2), depths=(1, 1), stem='patch'), out_indices=(1,))
     assert net(torch.zeros(1, 3, 8, 8))[0].shape == (1, 2, 1, 1)
+
+
+def test_images():
+    check_images(torch.zeros(2, 4, 8, 9), in_channels=4, min_side=8)
+    for shape in ((2, 4, 7, 9), (2, 4, 9, 7), (2, 3, 8, 9), (4, 8, 9)):
+        with pytest.raises(ValueError, match=r'shape \(N, 4, H, W\) with sides of at least 8'):
+            check_images(torch.zeros(shape), in_channels=4, min_side=8)

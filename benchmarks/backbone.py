@@ -222,7 +222,9 @@ def compare(
         model.train(train)
         model.to(device, memory_format=layout)
     calls = {
-        name: measure.make_call(model, images, train, precision, run)
+        name: measure.make_call(
+            model, images, train=train, amp=precision != 'fp32', compile=run == 'compiled'
+        )
         for name, model in models.items()
     }
     times = measure.interleave(calls, device, args.seconds, args.min_rounds)

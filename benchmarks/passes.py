@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             model.train(mode == 'train')
             model.to(device)
             images = torch.randn(args.batch_size, 3, *size, device=device)
-            call = measure.make_call(model, images, mode == 'train', args.precision, 'eager')
+            call = measure.make_call(
+                model, images, train=mode == 'train', amp=args.precision != 'fp32', compile=False
+            )
             rows = [where | row for row in profile_passes(call, device, steps)]
             kinds = [where | row for row in add_by_kind(rows)]
             common.write_table(rows[:30] if args.detail else kinds, COLUMNS)

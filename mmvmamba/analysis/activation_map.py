@@ -68,11 +68,6 @@ class Path:
         found = ((self.C[m, t] * self.B[m, : t + 1]).unsqueeze(1) * decay.exp()).sum(-1)
         return torch.cat([found, found.new_zeros(L - t - 1, C)])
 
-    def outputs(self, m: int, t: int) -> Tensor:
-        """Return y_t (C) of sequence m by the definition above."""
-        v = self.dt[m] * self.x[m]
-        return (self.weights(m, t) * v).sum(0) + self.D * self.x[m, t]
-
     def row(self, query: int, form: str) -> Tensor:
         """Return the map of a query in the order of its path (L), a mean over channels."""
         m, t = self.locate(query)

@@ -23,9 +23,9 @@ class ReceptiveField:
     def centre(self) -> tuple[float, float]:
         """Mean row and column, weighted by the squared gradient, in pixels.
 
-        The centre of the last map is not at the same pixel in all networks: a patch is seen from
-        its middle, a convolution with a stride and padding from its upper left corner. The square
-        finds the bright spot in a wide field.
+        The centre of the last map is not at the same pixel in all networks: the field of a patch
+        lies around its middle, that of a convolution with stride and padding around its upper left
+        corner. The square emphasizes the bright spot in a wide field.
         """
         weights = self.gradient.square()
         rows, columns = weights.sum(1), weights.sum(0)
@@ -94,7 +94,7 @@ def receptive_field(
         total += gradient
         count += len(batch)
     if total is None:
-        raise ValueError('images must hold at least one batch, but is empty')
+        raise ValueError('images must have at least one batch, but is empty')
     if not total.sum() > 0:
         raise ValueError('the centre of the last map has no positive gradient in any image')
     return ReceptiveField(total / count)

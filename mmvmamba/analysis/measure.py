@@ -55,7 +55,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Parse '224' as (224, 224) and '800x1333' as (800, 1333), height first."""
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     if match is None or '0' in (match[1], match[2]):
-        raise argparse.ArgumentTypeError(f'a size is written 224 or 800x1333, but got {text!r}')
+        raise argparse.ArgumentTypeError(f'a size must be 224 or 800x1333, but got {text!r}')
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -102,7 +102,7 @@ def interleave(
 
 
 def _warm_up(calls: Mapping[str, Call], device: torch.device, track: Track) -> dict[str, float]:
-    """Return the seconds of the second run of each call that finds enough memory."""
+    """Return the seconds of the second run of each call, without those that run out of memory."""
     estimates = {}
     for name, call in track(list(calls.items())):
         try:
@@ -187,7 +187,7 @@ def model_bytes(model: torch.nn.Module) -> int:
 
 
 def make_call(
-    model: torch.nn.Module, images: torch.Tensor, train: bool, precision: str, run: str
+    model: torch.nn.Module, images: torch.Tensor, *, train: bool, amp: bool, compile: bool
 ) -> Call:
     """Return an inference or training step of a model as a function without arguments.
 
@@ -195,15 +195,15 @@ def make_call(
         model (nn.Module): The model.
         images (Tensor): Its input.
         train (bool): Run forward and backward, or forward without gradients.
-        precision (str): 'fp32', or anything else for autocast.
-        run (str): 'compiled', or anything else for eager mode.
+        amp (bool): Autocast, to float16 on a GPU and to bfloat16 on a CPU, or float32.
+        compile (bool): ``torch.compile`` or eager mode.
     """
-    forward = torch.compile(model, dynamic=False) if run == 'compiled' else model
+    forward = torch.compile(model, dynamic=False) if compile else model
     gradients: list[torch.Tensor] = []
 
     def autocast() -> contextlib.AbstractContextManager:
         dtype = torch.float16 if images.is_cuda else torch.bfloat16
-        return torch.autocast(images.device.type, dtype, enabled=precision != 'fp32')
+        return torch.autocast(images.device.type, dtype, enabled=amp)
 
     def infer() -> Any:
         with torch.no_grad(), autocast():
@@ -245,13 +245,11 @@ def allow_recompilation() -> None:
     blocks would silently run in eager mode.
     """
     torch._dynamo.reset()
-    config = torch._dynamo.config
-    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
-    setattr(config, limit, 256)
+    torch._dynamo.config.recompile_limit = 256
 
 
 def describe_run(device: torch.device) -> Row:
-    """Return the head of a file of results: date, device, machine and versions."""
+    """Return the header of a file of results: date, device, machine and versions."""
     return dict(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='minutes'),
         device=device.type,
@@ -278,7 +276,7 @@ def describe_machine(device: torch.device) -> Row:
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of Python, of torch, of this package and of those in use."""
+    """Return the versions of Python, torch, this package and the installed :data:`PACKAGES`."""
     versions = dict(
         python=platform.python_version(), torch=torch.__version__, mmvmamba=mmvmamba.__version__
     )
@@ -291,7 +289,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def _proc_entry(name: str, pattern: str) -> str | None:
-    """Return what the group of a pattern matches in a file of /proc, which only Linux has."""
+    """Return the group of a pattern found in a file of /proc, or None, as outside Linux."""
     path = Path('/proc') / name
     match = re.search(pattern, path.read_text(), re.MULTILINE) if path.exists() else None
     return match[1].strip() if match else None

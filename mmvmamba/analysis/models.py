@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import logging
 import math
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.layers import apply_norm
+from mmvmamba.nn.settings import similar
 from mmvmamba.registry import register_config_packages
 
 from .model_flops import build_model
@@ -86,7 +86,7 @@ def load_model(
     output: str = 'scores',
     size: Sequence[int] | None = None,
 ) -> AnalysisModel:
-    """Build a model, with weights from a file or initialised as its authors do.
+    """Build a model, with weights from a file or initialized as its authors do.
 
     Args:
         spec (str): A key of :data:`mmvmamba.nn.ARCHS`; a model name of mmpretrain; a config, as a
@@ -104,7 +104,7 @@ def load_model(
             argument ``img_size`` is built. Defaults to None, the model's own.
 
     Raises:
-        ValueError: If there is no such model or argument, or the checkpoint does not match.
+        ValueError: If the model or an argument is unknown, or the checkpoint does not match.
         TypeError: If the callable does not return a module.
     """
     if output not in OUTPUTS:
@@ -171,7 +171,7 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep MMEngine from logging each parameter that it initialises."""
+    """Keep MMEngine from logging each parameter that it initializes."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -228,11 +228,9 @@ def _find_published(name: str) -> tuple[Config, str | None]:
         ) from error
     names = list_models()
     if name.lower() not in (known.lower() for known in names):
-        near = difflib.get_close_matches(name, [*ARCHS, *names], n=4, cutoff=0.4)
-        hint = f'; did you mean {" or ".join(near)}?' if near else ''
         raise ValueError(
             f'model {name!r} is not an architecture of this package ({ours}), a model name of '
-            f'mmpretrain, a config or a module:callable{hint}'
+            f'mmpretrain, a config or a module:callable{similar(name, [*ARCHS, *names])}'
         )
     found = ModelHub.get(name)
     return found.config, found.weights
@@ -274,7 +272,7 @@ def _set_backbone(
         kind = cfg.model.backbone.type
         build = registry.get(kind) if isinstance(kind, str) else kind
     if build is None:
-        raise ValueError(f'{target!r}: there is no backbone {kind!r}')
+        raise ValueError(f'config {target!r} has a backbone {kind!r}, which is not registered')
     _check_options(target, build, options)
     settings: dict[str, Any] = dict(pad_small_map=True)  # else a map below a window is an error
     if size is not None:

@@ -29,8 +29,8 @@ def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
         list[ScanMaps | AttentionMaps]: One for each block that has an SS2D or an attention.
 
     Raises:
-        ValueError: If the network has neither, there is no such stage, or it does not run or sees
-            more than one image.
+        ValueError: If the network has neither, there is no such stage, or its blocks do not run
+            once for one image.
     """
     backbone = getattr(net, 'backbone', net)
     recorder = _scans if isinstance(backbone, VMambaNet) else _attention
@@ -138,4 +138,4 @@ def _attention(module: nn.Module, backbone: nn.Module, records: list[Maps]) -> I
 
 def _check_single(x: Tensor) -> None:
     if len(x) != 1:
-        raise ValueError(f'a single image must be given, but got {len(x)}')
+        raise ValueError(f'the batch must be a single image, but got {len(x)}')

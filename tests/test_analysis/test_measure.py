@@ -38,7 +38,7 @@ class Hungry(Answers):
 
 
 def step(net):
-    return measure.make_call(net, torch.rand(1, 3, 4, 4), True, 'fp32', 'eager')
+    return measure.make_call(net, torch.rand(1, 3, 4, 4), train=True, amp=False, compile=False)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_refuses_what_has_no_maps():
     net = VMambaNet('tiny', dims=(8, 16), depths=(1, 1)).eval()
     with pytest.raises(ValueError, match=r'stage must be in \[-2, 1\], but got 2'):
         record(net, 2, lambda: None)
-    with pytest.raises(ValueError, match='single image must be given, but got 2'):
+    with pytest.raises(ValueError, match='must be a single image, but got 2'):
         record(net, 0, lambda: net(torch.rand(2, 3, 32, 32)))
     with pytest.raises(ValueError, match='1 blocks must run once each, but 0 did'):
         record(net, 0, lambda: None)

@@ -53,7 +53,7 @@ def evaluation_loader(dataset: str, side: int, batch_size: int) -> dict[str, Any
 
 
 def resized_pipeline(pipeline: Sequence[Mapping[str, Any]], side: int) -> list[dict[str, Any]]:
-    """Scale the sides in a test pipeline by the factor that takes the last of them to ``side``."""
+    """Scale the sides in a test pipeline so that the last of them becomes ``side``."""
     given = [v for step in pipeline for k, v in step.items() if k in SIDES and v is not None]
     if not given:
         raise UserError(f'the test pipeline must resize or crop, but has {list(pipeline)}')

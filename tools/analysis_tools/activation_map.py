@@ -149,41 +149,41 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
     return pictures
 
 
-def draw_map(place: Axes, values: torch.Tensor, title: str) -> None:
+def draw_map(ax: Axes, values: torch.Tensor, title: str) -> None:
     """Draw positive values red and negative ones blue."""
     values = values.cpu().numpy()
     limit = np.abs(values).max() or 1.0
-    place.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
-    place.set_title(title, fontsize=8)
+    ax.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
+    ax.set_title(title, fontsize=8)
 
 
-def draw_over(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
+def draw_over(ax: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
     """Draw a map in image order with a frame around the query's patch."""
-    draw_map(place, values, title)
-    draw_frame(place, patch.x - 0.5, patch.y - 0.5, 1, 1)
+    draw_map(ax, values, title)
+    draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
 
 
-def draw_positive(place: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
+def draw_positive(ax: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
     """Draw a map that cannot be negative, on a scale that leaves out the query's own patch."""
     shown = values.flatten().tolist()
     others = shown[: patch.query] + shown[patch.query + 1 :] or shown
-    place.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
-    place.set_title(title, fontsize=8)
-    draw_frame(place, patch.x - 0.5, patch.y - 0.5, 1, 1)
+    ax.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
+    ax.set_title(title, fontsize=8)
+    draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
 
 
-def draw_frame(place: Axes, x: float, y: float, width: float, height: float) -> None:
-    place.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2))
+def draw_frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
+    ax.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2))
 
 
-def draw_image(place: Axes, image: Image.Image, patch: Patch) -> None:
+def draw_image(ax: Axes, image: Image.Image, patch: Patch) -> None:
     """Draw the photograph with a frame around the query's patch."""
     rows, columns = patch.maps.shape
     height, width = image.height / rows, image.width / columns
-    place.imshow(image)
-    place.set_title(f'patch {patch.y}, {patch.x} of {size_text(rows, columns)}', fontsize=8)
-    place.set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
-    draw_frame(place, patch.x * width - 0.5, patch.y * height - 0.5, width, height)
+    ax.imshow(image)
+    ax.set_title(f'patch {patch.y}, {patch.x} of {size_text(rows, columns)}', fontsize=8)
+    ax.set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
+    draw_frame(ax, patch.x * width - 0.5, patch.y * height - 0.5, width, height)
 
 
 def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any]) -> None:
@@ -198,16 +198,16 @@ def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any])
 
 def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
     """Draw, for each form, the map of the block and the rollout over the stage."""
-    places = iter(axes)
+    unused = iter(axes)
     for form in patch.maps.forms:
         draw_block = draw_positive if form == 'softmax' else draw_over
         title = f'{TITLES[form]}, block {patch.block}'
-        draw_block(next(places), pictures[form]['summed'], patch, title)
+        draw_block(next(unused), pictures[form]['summed'], patch, title)
         if 'rollout' in pictures[form]:
             title = f'{TITLES[form]}, rollout'
-            draw_positive(next(places), pictures[form]['rollout'], patch, title)
-    for place in places:
-        place.set_axis_off()
+            draw_positive(next(unused), pictures[form]['rollout'], patch, title)
+    for ax in unused:
+        ax.set_axis_off()
 
 
 def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Figure:
@@ -217,9 +217,9 @@ def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Fig
     figure = Figure(figsize=(2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows))
     figure.set_layout_engine('constrained')
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
-    for place in axes.flat:
-        place.set_xticks([])
-        place.set_yticks([])
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
     row = 0
     for patch, pictures in results:
         draw_image(axes[row, 0], image, patch)

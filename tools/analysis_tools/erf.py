@@ -49,9 +49,9 @@ PHOTOGRAPHS = (
 
 @dataclass
 class Panel:
-    """One picture: the model at a place of the command line, with or without its checkpoint."""
+    """One picture: a model of the command line, with or without its checkpoint."""
 
-    place: int
+    index: int
     model: str
     trained: bool
     state: str
@@ -150,7 +150,7 @@ def numbers(panel: Panel) -> dict[str, Any]:
     return dict(
         model=panel.model,
         state=panel.state,
-        centre=[round(place, 2) for place in panel.field.centre],
+        centre=[round(pixel, 2) for pixel in panel.field.centre],
         share_within={str(r): round(share, 6) for r, share in zip(radii, shares, strict=True)},
         radius_of_share={str(s): round(panel.field.radius_of(s), 2) for s in SHARES},
     )
@@ -158,7 +158,7 @@ def numbers(panel: Panel) -> dict[str, Any]:
 
 def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
     """Arrange models in rows of similar length, untrained above trained if there are trained."""
-    after = {panel.place: panel for panel in panels if panel.trained}
+    after = {panel.index: panel for panel in panels if panel.trained}
     models = [panel for panel in panels if not panel.trained]
     lines = math.ceil(len(models) / MAX_COLUMNS)
     columns = math.ceil(len(models) / lines)
@@ -167,7 +167,7 @@ def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
         part = models[i : i + columns]
         grid.append(list(part))
         if after:
-            grid.append([after.get(panel.place) for panel in part])
+            grid.append([after.get(panel.index) for panel in part])
     return grid
 
 
@@ -177,19 +177,19 @@ def draw(panels: Sequence[Panel]) -> Figure:
     columns = max(map(len, grid))
     figure = Figure(figsize=(2.4 * columns, 3.1 * len(grid)), layout='constrained')
     axes = figure.subplots(len(grid), columns, squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
-    for row, places in zip(grid, axes, strict=True):
-        for panel, place in zip(row, places, strict=False):
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, row_axes in zip(grid, axes, strict=True):
+        for panel, ax in zip(row, row_axes, strict=False):
             if panel is None:
                 continue
-            place.set_axis_on()
-            place.set_xticks([])
-            place.set_yticks([])
-            place.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
-            place.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
+            ax.set_axis_on()
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
+            ax.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
             radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
-            place.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
+            ax.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
     return figure
 
 

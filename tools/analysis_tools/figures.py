@@ -1,4 +1,4 @@
-"""Shared by the tools in this folder: options, images, and a picture with its numbers beside it."""
+"""Shared by the tools in this folder: options, images, and pictures saved with their numbers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ MODEL_HELP = (
     'swin-tiny_16xb64_in1k+window_size=scaled'
 )
 CHECKPOINT_HELP = "a file or a URL, 'pretrained' for the weights that mmpretrain publishes"
-TABLE_HELP = 'the numbers, beside them the same as a table, .csv, and a picture, .png'
-PICTURE_HELP = 'the picture, beside it its numbers as .json'
+TABLE_HELP = 'file of the numbers; a table (.csv) and a picture (.png) are saved beside it'
+PICTURE_HELP = 'file of the picture; its numbers (.json) are saved beside it'
 
 
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -54,9 +54,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
         help=f'{TABLE_HELP if suffix == ".json" else PICTURE_HELP} (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--seed', type=int, default=0, help='of weights that are not loaded (default: 0)'
-    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
     return parser
 
 
@@ -81,7 +79,7 @@ def check_one_for_each(option: str, values: Sequence | None, models: Sequence[st
     """Check that an option has one value for each model."""
     if values is not None and len(values) != len(models):
         raise UserError(
-            f'{option} must name one for each of the {len(models)} models, but has {len(values)}'
+            f'{option} must have a value for each of {len(models)} models, but has {len(values)}'
         )
 
 
@@ -108,7 +106,7 @@ def set_up(args: argparse.Namespace) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f'--device {name!r} cannot be used: {reason}') from error
     if device.type == 'cuda' and device.index is not None:
-        torch.cuda.set_device(device)  # used by every call that names no device
+        torch.cuda.set_device(device)  # the default of calls without a device
     return device
 
 
@@ -147,7 +145,7 @@ def track(items: Sequence[Any]) -> Iterator[Any]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar and give the function that advances it."""
+    """Show a progress bar, and yield the function that advances it."""
     bar = ProgressBar(total)
     yield bar.update
     bar.file.write('\n')

@@ -17,7 +17,7 @@ class Reported:
 
     Args:
         name (str): Name of the model in the paper.
-        model (str): The model as :func:`mmvmamba.analysis.models.load_model` takes it.
+        model (str): The model as an argument of :func:`mmvmamba.analysis.models.load_model`.
         top1 (float, optional): ImageNet top-1 accuracy (percent).
         inference (int, optional): Images per second.
         train (int, optional): Images per second.
@@ -75,7 +75,7 @@ IMAGENET = (
     Reported('Vanilla-VMamba-B', _config('vanilla-vmamba-b'), 83.73, 268, 84, 48.6, 50.0),
 )
 
-#: The ablation tables, by the name that ``ablation_table.py`` takes.
+#: The ablation tables, by their names in ``ablation_table.py``.
 ABLATIONS: dict[str, tuple[Reported, ...]] = {
     'scan': (
         Reported('unidirectional', _ablation('vmamba-t_scan-unidirectional'), 82.26),

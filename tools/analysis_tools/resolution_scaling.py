@@ -19,7 +19,7 @@ import os
 import statistics
 from collections.abc import Sequence
 
-# Keeps the profiler from logging each use; it is read when torch is imported.
+# Read when torch is imported: keeps the profiler from logging each use.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import figures  # noqa: E402
@@ -157,7 +157,7 @@ def power_text(power: Row, sizes: int) -> str:
 
 
 def draw_panel(
-    place: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, Row]]
+    ax: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, Row]]
 ) -> None:
     """Draw a quantity over the side of a square of as many pixels, a line for each model."""
     key, title, unit, fitted = panel
@@ -168,20 +168,20 @@ def draw_panel(
         if own:
             points = zip(*((row['pixels'] ** 0.5, row[key] / unit) for row in own), strict=True)
             label = power_text(powers[model][fitted], sizes) if fitted in powers[model] else None
-            place.plot(*points, 'o-', markersize=3, color=f'C{i}', label=label)
-    place.set_xscale('log')
+            ax.plot(*points, 'o-', markersize=3, color=f'C{i}', label=label)
+    ax.set_xscale('log')
     if fitted:
-        place.set_yscale('log')
-        place.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    place.set_xticks(ticks, [f'{tick:.0f}' for tick in ticks])
-    place.minorticks_off()
-    place.yaxis.set_major_formatter('{x:g}')
-    place.tick_params(labelsize=7)
-    place.grid(alpha=0.3)
-    place.set_title(title, fontsize=9)
-    place.set_xlabel('image side (pixels)', fontsize=8)
-    if place.get_legend_handles_labels()[1]:
-        place.legend(fontsize=6)
+        ax.set_yscale('log')
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.set_xticks(ticks, [f'{tick:.0f}' for tick in ticks])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=0.3)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel('image side (pixels)', fontsize=8)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=6)
 
 
 def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -> Figure:
@@ -191,10 +191,10 @@ def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.1 * lines + 0.6), layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False)
-    for place in axes.flat[len(panels) :]:
-        place.set_axis_off()
-    for place, panel in zip(axes.flat, panels, strict=False):
-        draw_panel(place, rows, panel, powers)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        draw_panel(ax, rows, panel, powers)
     names = [Line2D([], [], color=f'C{i}', marker='o', markersize=3) for i in range(len(powers))]
     figure.legend(names, list(powers), loc='outside lower center', ncols=columns, fontsize=7)
     figure.suptitle(heading, fontsize=8)

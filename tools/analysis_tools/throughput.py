@@ -117,17 +117,7 @@ def read_settings(
 def compare(
     specs: Sequence[str], settings: Settings, device: torch.device, modes: Sequence[str] = MODES
 ) -> dict[str, Row]:
-    """Count models and time them in turn.
-
-    Args:
-        specs (Sequence[str]): Models as :func:`mmvmamba.analysis.models.load_model` takes them.
-        settings (Settings): The settings that they share.
-        device (torch.device): The device that they run on.
-        modes (Sequence[str]): Of 'inference' and 'train'. Defaults to both.
-
-    Returns:
-        dict[str, Row]: By model what :func:`count` and, for each mode, :func:`measure_mode` return.
-    """
+    """Return the results of :func:`count` and :func:`measure_mode` for models, by specification."""
     logger = MMLogger.get_current_instance()
     specs = list(dict.fromkeys(specs))
     logger.info(f'{len(specs)} models, {settings.text}')
@@ -208,9 +198,9 @@ def _make_calls(
         measure.allow_recompilation()
     images = torch.randn(settings.batch_size, 3, *settings.size, device=device)
     images = images.contiguous(memory_format=settings.memory_format)
-    how = ('amp' if settings.amp else 'fp32', 'compiled' if settings.compile else 'eager')
+    options = dict(train=train, amp=settings.amp, compile=settings.compile)
     return {
-        name: measure.make_call(model.train(train), images, train, *how)
+        name: measure.make_call(model.train(train), images, **options)
         for name, model in models.items()
     }
 

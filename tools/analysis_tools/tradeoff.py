@@ -67,10 +67,10 @@ def draw(groups: Sequence[Group]) -> Figure:
     lines = figure.subfigures(len(groups), 1, squeeze=False).flat
     for part, group in zip(lines, groups, strict=True):
         axes = part.subplots(1, columns, squeeze=False)[0]
-        for place, panel in zip(axes, group.panels, strict=False):
-            _draw_panel(place, group.rows, *panel)
-        for place in axes[len(group.panels) :]:
-            place.set_axis_off()
+        for ax, panel in zip(axes, group.panels, strict=False):
+            _draw_panel(ax, group.rows, *panel)
+        for ax in axes[len(group.panels) :]:
+            ax.set_axis_off()
         names = [Line2D([], [], **_style(i, row)) for i, row in enumerate(group.rows)]
         part.legend(
             names, [row['name'] for row in group.rows], loc='outside right upper', fontsize=6
@@ -89,18 +89,18 @@ def _style(i: int, row: Row) -> dict[str, Any]:
     return dict(color=f'C{i % 10}', linestyle='', marker=MARKERS[i // 10 % 5], markersize=4)
 
 
-def _draw_panel(place: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+def _draw_panel(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     for i, row in enumerate(rows):
         other = y if x == 'top1' else x
         if row.get(other) is None:
             continue
         points = {key: row[key] / LABELS[key][1] for key in (x, y) if row.get(key) is not None}
         if len(points) == 2:
-            place.plot(points[x], points[y], **_style(i, row))
+            ax.plot(points[x], points[y], **_style(i, row))
         else:
-            line = place.axhline if other == y else place.axvline
+            line = ax.axhline if other == y else ax.axvline
             line(points[other], **_style(i, row))
-    place.set_xlabel(LABELS[x][0], fontsize=7)
-    place.set_ylabel(LABELS[y][0], fontsize=7)
-    place.tick_params(labelsize=6)
-    place.grid(alpha=0.3)
+    ax.set_xlabel(LABELS[x][0], fontsize=7)
+    ax.set_ylabel(LABELS[y][0], fontsize=7)
+    ax.tick_params(labelsize=6)
+    ax.grid(alpha=0.3)

@@ -67,15 +67,15 @@ def test_erf_with_every_option_at_its_default(run_here, tmp_path):
 
 
 def test_erf_draws_one_model_with_several_checkpoints():
-    """Which model a picture belongs to is its place in the command, not its name."""
+    """Pictures are matched to models by their index in the command, not by their name."""
     panels = [
-        erf.Panel(place, 'one name', trained, 'epoch_1.pth' if trained else 'random', None)
-        for place in range(6)
+        erf.Panel(index, 'one name', trained, 'epoch_1.pth' if trained else 'random', None)
+        for index in range(6)
         for trained in (False, True)
-        if not trained or place != 1
+        if not trained or index != 1
     ]
     grid = erf.grid_of(panels)
-    assert [[panel and (panel.place, panel.trained) for panel in row] for row in grid] == [
+    assert [[panel and (panel.index, panel.trained) for panel in row] for row in grid] == [
         [(0, False), (1, False), (2, False)],
         [(0, True), None, (2, True)],
         [(3, False), (4, False), (5, False)],
@@ -118,7 +118,7 @@ def test_erf_on_a_gpu(run_here, data_root, tmp_path):
 @pytest.mark.parametrize(
     'args, message',
     [
-        (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must name one for each of the 1 models'),
+        (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must have a value for each of 1 models'),
         (('tiny', '--images', 'nowhere'), "'nowhere' does not exist"),
         (('tiny', '--num-images', '0'), '--num-images must be at least 1'),
         (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),

@@ -202,7 +202,7 @@ def test_resolution_scaling_on_a_gpu(run_here, tmp_path):
     'args, message',
     [
         (('--dataset', '.'), '--dataset needs --checkpoint'),
-        (('--checkpoint', 'a', 'b'), '--checkpoint must name one for each of the 1 models'),
+        (('--checkpoint', 'a', 'b'), '--checkpoint must have a value for each of 1 models'),
         (
             ('--checkpoint', 'a', '--dataset', '.', '--sizes', '32x64'),
             "square --sizes, but got ['32x64']",

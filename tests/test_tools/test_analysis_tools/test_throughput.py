@@ -99,7 +99,7 @@ def test_images_per_second_are_the_batch_over_the_median(calls, monkeypatch):
     rows = run(('inference',))
     assert rows[SPECS[0]]['inference_images_per_s'] == 4.0
     assert rows[SPECS[1]]['inference_images_per_s'] is None  # what found no memory
-    # 3 x 4 x 3 x 3 weights at 6 x 8 places.
+    # 3 x 4 x 3 x 3 weights at 6 x 8 positions.
     assert rows[SPECS[0]]['params'] == 112 and rows[SPECS[0]]['flops'] == 108 * 48
 
 

@@ -38,7 +38,7 @@ def find_tools(package: str) -> dict[str, Path]:
         raise UserError(f'{package} is not installed')
     folder = Path(spec.origin).parent / '.mim' / 'tools'
     if not folder.is_dir():
-        raise UserError(f'{package} was installed without its tools: there is no {str(folder)!r}')
+        raise UserError(f'{package} is installed without its tools: {folder} does not exist')
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*.py'))}
 
 

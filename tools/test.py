@@ -13,8 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
-        help='where to keep the predictions: a .pkl file, or for segmentation also a folder of '
-        'label maps',
+        help='save the predictions to a .pkl file or, for segmentation, as label maps to a folder',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')

@@ -27,7 +27,7 @@ _TOOL_KEYS = (
     'tta_model',
     'tta_pipeline',
 )
-#: The default hooks of MMEngine's runners, the only ones that may be None there.
+#: The default hooks of MMEngine's runners, the only ones that they allow to be None.
 _RUNNER_HOOKS = (
     'runtime_info',
     'timer',
@@ -43,18 +43,18 @@ _CFG_OPTIONS_HELP = (
 
 
 class KeyValueAction(DictAction):
-    """DictAction that reports an option without ``=`` as an error of the command line."""
+    """DictAction that reports an option without ``=`` as a usage error."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Parse KEY=VALUE."""
         for value in values:
             if '=' not in value:
-                parser.error(f'{option_string} takes KEY=VALUE, but got {value!r}')
+                parser.error(f'{option_string} must be KEY=VALUE, but got {value!r}')
         super().__call__(parser, namespace, values, option_string)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every tool with a config, as :func:`load_config` needs them."""
+    """Add the arguments that :func:`load_config` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
@@ -74,9 +74,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',
-        help='what started the processes of a distributed run',
+        help='launcher of a distributed run (default: none)',
     )
-    # torchrun passes --local-rank only when it is asked to; it sets LOCAL_RANK anyway.
+    # torchrun always sets LOCAL_RANK, but passes --local-rank only if asked to.
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0, help='set by launchers'
     )
@@ -86,7 +86,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config, merge ``--cfg-options`` and set launcher and work folder.
 
     Raises:
-        UserError: If the file does not exist, cannot be read, or does not take an option.
+        UserError: If the file does not exist or cannot be read, or an option does not match it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
@@ -94,7 +94,7 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'config {args.config!r} does not exist{similar(args.config, files)}')
     try:
         cfg = Config.fromfile(args.config)
-    except Exception as error:  # whatever the Python code of a config raises
+    except Exception as error:  # the Python code of a config may raise anything
         raise UserError(
             f'config {args.config!r} cannot be read: {type(error).__name__}: {error}'
         ) from error
@@ -118,10 +118,10 @@ def task_of(cfg: Config) -> str | None:
 
 
 def check_checkpoint(cfg: Config, whole: bool) -> None:
-    """Check that ``load_from`` exists and, when it is loaded, holds the (whole) model.
+    """Check that ``load_from`` exists, and add the hook that compares it with the model.
 
     Raises:
-        UserError: If the file does not exist, or its address is of an unknown kind.
+        UserError: If the file does not exist or its URL scheme is not supported.
     """
     path = cfg.get('load_from')
     with as_user_error(ValueError, TypeError):
@@ -134,8 +134,8 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
 def resume_from(cfg: Config, path: str) -> None:
     """Resume a run from a checkpoint.
 
-    'auto' is the last whole one in the work folder; if there is none, training starts with the
-    config's ``load_from``.
+    'auto' means the last complete one in the work folder. If there is none, training starts from
+    the config's ``load_from``.
     """
     cfg.resume = True
     if path == 'auto':
@@ -151,7 +151,7 @@ def use_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp replaces an OptimWrapper, but optim_wrapper.type is {kind!r}')
+        raise UserError(f'--amp needs an OptimWrapper, but optim_wrapper.type is {kind!r}')
     if runs_on_cpu():
         for name in ('loss_scale', 'dtype'):
             wrapper.pop(name, None)
@@ -190,7 +190,7 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def _set_classification_loaders(cfg: Config) -> None:
-    """Set what a config of mmpretrain leaves to the tool: how a batch is collated."""
+    """Set the options of data loaders that mmpretrain's own tools set."""
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(loader):
             cfg[loader].setdefault('pin_memory', not runs_on_cpu())

@@ -24,7 +24,7 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
-    """Raise a UserError in place of other errors, around code that checks what a user gave."""
+    """Turn exceptions of these types into a :class:`UserError` with the same message."""
     try:
         yield
     except kinds as error:
@@ -40,7 +40,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
 
     Args:
         main (Callable): The tool.
-        *expected (type): More errors by which the functions that the tool calls reject arguments.
+        *expected (type): Further exceptions that mean a mistake of the user.
     """
     code: int | str | None = 0
     try:
@@ -107,12 +107,12 @@ def _exit_interrupted() -> NoReturn:
 def _end_process_group() -> None:
     """End the threads of gloo before the interpreter shuts down.
 
-    A thread that still frees the tensors of its last collective then aborts the process. torchrun
-    takes that for a failure, and on several nodes its other agents wait for minutes. The threads
-    end with the last owner of the group, such as the wrapper of the model.
+    Otherwise a thread that still frees the tensors of its last collective may abort the process.
+    torchrun then reports a failure, and its agents on other nodes wait for minutes. The threads end
+    with the last owner of the group, such as the wrapper of the model.
     """
     if dist.is_available() and dist.is_initialized():
-        # A data loader that is collected has lost its queues, and waits 5 seconds for each worker.
+        # A garbage-collected data loader waits 5 seconds for each worker, as its queues are gone.
         for worker in multiprocessing.active_children():
             worker.terminate()
         gc.collect()

@@ -18,14 +18,10 @@ _MAP_SIZE = 32  # of the first stage
 
 
 def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
-    """Check the channels in the settings of the neck or heads that follow a VMamba backbone.
+    """Check the channels of the neck or heads in the config of a model with a VMamba backbone.
 
-    A neck for another number of maps fails in its first step with an assertion without a message,
-    and one for other channels in a convolution far from the setting that is wrong.
-
-    Args:
-        cfg (Mapping): The config of the model.
-        model (nn.Module): The model that was built from it.
+    Otherwise a neck for another number of maps fails in an assertion without a message, and one for
+    other channels in a convolution far from the wrong setting.
 
     Raises:
         UserError: If channels or indices do not match those of the backbone.
@@ -57,7 +53,7 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _check_settings(part: Mapping[str, Any], name: str, channels: list[int], given: str) -> None:
-    """Check ``in_index`` and ``in_channels`` of a head that takes the maps of the backbone."""
+    """Check ``in_index`` and ``in_channels`` of a head on the maps of the backbone."""
     expected, index = part.get('in_channels'), part.get('in_index')
     if index is not None:
         indices = list(index) if _is_list(index) else [index]
@@ -66,7 +62,7 @@ def _check_settings(part: Mapping[str, Any], name: str, channels: list[int], giv
         if any(not -len(channels) <= i < len(channels) for i in indices):
             raise UserError(f'{given}, but {name}.in_index is {index}')
         channels = [channels[i] for i in indices]
-    # One number is for one map, the last one if there is no index.
+    # A single number belongs to one map, by default the last one.
     if _is_list(expected):
         matches = list(expected) == channels
     else:
@@ -78,11 +74,11 @@ def _check_settings(part: Mapping[str, Any], name: str, channels: list[int], giv
 def _check_neck(cfg: Any, neck: nn.Module, maps: list[Tensor], given: str) -> None:
     """Check a neck that has a list of channels.
 
-    Some necks leave out maps or take them in reverse, so one is only wrong if it fails for the maps
-    of the backbone and works for maps of its own channels.
+    Some necks skip maps or reverse them, so a neck is only wrong if it fails for the maps of the
+    backbone and works for maps of its own channels.
     """
     name = 'model.neck'
-    if _is_list(cfg) and cfg:  # Necks follow each other.
+    if _is_list(cfg) and cfg:  # a sequence of necks
         cfg, neck, name = cfg[0], neck[0], 'model.neck[0]'
     expected = cfg.get('in_channels') if isinstance(cfg, Mapping) else None
     if not _is_list(expected) or list(expected) == [m.shape[1] for m in maps]:
@@ -108,11 +104,11 @@ def _check_head(cfg: Mapping[str, Any], model: nn.Module, maps: list[Tensor], gi
 
 
 def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """Return the output of a module without any effect on it, or None if it fails."""
+    """Return the output of a copy of a module in eval mode, or None if it fails."""
     try:
         with torch.no_grad():
             return copy.deepcopy(module).eval()(tuple(inputs))
-    except Exception:  # whatever a module raises for maps that it does not take
+    except Exception:  # a module may raise anything for maps of other channels
         return None
 
 

@@ -1,4 +1,4 @@
-"""Checks of the classes of data sets, their files and the heads of a model."""
+"""Checks that a data set, its annotation file and the heads of a model have the same classes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mmvmamba.engine.errors import UserError
 from .coco import coco_files, read_coco
 from .configs import dataset_class, dataset_paths, leaf_datasets
 
-#: Heads whose ``num_classes`` are those of the data set. Others, such as those of RPN and the
-#: auxiliary ones of STDC, tell objects or boundaries from the rest.
+#: Heads whose ``num_classes`` is that of the data set. Others, such as those of RPN and the
+#: auxiliary ones of STDC, only detect objects or boundaries.
 _DETECTION_HEADS = ('bbox_head', 'mask_head')
 _OTHER_HEADS = ('decode_head', 'head')
 
@@ -20,25 +20,26 @@ _OTHER_HEADS = ('decode_head', 'head')
 def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
     """Check the classes that a config gives COCO data sets of mmdet against their files.
 
-    mmdet leaves out the annotations of categories whose names are not among the classes, and
-    numbers those that are in the order of the file. Without an error, a typo shifts the labels of
-    the classes after it, and classes in another order swap their labels.
+    mmdet silently ignores the annotations of categories that are not among the classes, and numbers
+    the others in the order of the file. A typo shifts the labels of the classes after it, and
+    classes in another order swap their labels.
 
     Raises:
         UserError: If the classes are a string, or the file lacks them or has another order.
     """
     for leaf, path in coco_files(cfg):
-        kind = dataset_class(leaf)
+        dataset_type = dataset_class(leaf)
         classes = (leaf.get('metainfo') or {}).get('classes')
         # Other data sets with the API of COCO number their classes in their own way.
-        if classes is None or kind.load_data_list.__qualname__ != 'CocoDataset.load_data_list':
+        load = dataset_type.load_data_list.__qualname__
+        if classes is None or load != 'CocoDataset.load_data_list':
             continue
         if isinstance(classes, str):
             if os.path.isfile(classes):  # a name in each line
                 continue
             raise UserError(
-                f'metainfo.classes of {kind.__name__} is the string {classes!r}; a tuple of one '
-                f'name is written ({classes!r},)'
+                f'metainfo.classes of {dataset_type.__name__} is the string {classes!r}; write a '
+                f'tuple of one name as ({classes!r},)'
             )
         names = list(read_coco(path).categories)
         found = f'the categories of annotation file {path!r} are {names[:40]}'
@@ -47,8 +48,9 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
             raise UserError(f'metainfo.classes has {missing[:12]}, but {found}')
         if [name for name in names if name in classes] != list(classes):
             raise UserError(
-                f'metainfo.classes is {list(classes)[:40]}, but {found}: {kind.__name__} numbers '
-                'the classes in the order of the file, so write them in that order'
+                f'metainfo.classes is {list(classes)[:40]}, but {found}: '
+                f'{dataset_type.__name__} numbers the classes in the order of the file, so write '
+                'them in that order'
             )
 
 

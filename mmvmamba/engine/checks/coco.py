@@ -12,14 +12,14 @@ from mmvmamba.engine.errors import UserError
 
 from .configs import annotation_file, dataset_class, leaf_datasets
 
-#: Images that only have background; COCO has a thousand of them.
+#: The kind of images with background only, of which COCO has a thousand.
 HARMLESS = 'no annotation'
 _LISTS = ('images', 'annotations', 'categories')
 _MARGIN = 1.0  # pixels by which the boxes of rounded polygons may exceed the image
 
 
 class CocoFile(NamedTuple):
-    """Summary of an annotation file, which may be too large to keep."""
+    """Summary of an annotation file, which may be too large to keep in memory."""
 
     problem: str | None = None  # why the file is not COCO
     categories: tuple[str, ...] = ()  # names in the order of the file
@@ -27,7 +27,7 @@ class CocoFile(NamedTuple):
 
 
 def read_coco(path: str) -> CocoFile:
-    """Read and check an annotation file; one that has not changed is read once."""
+    """Read and check an annotation file, and cache the result until the file changes."""
     return _read(path, os.stat(path).st_mtime_ns)
 
 
@@ -72,10 +72,10 @@ def _read(path: str, modified: int) -> CocoFile:
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             return CocoFile(f'COCO: {name} is not a list of objects')
     names = tuple(category.get('name') for category in content['categories'])
-    return CocoFile(categories=names, mistakes=find_coco_mistakes(content))
+    return CocoFile(categories=names, mistakes=_find_mistakes(content))
 
 
-def find_coco_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
+def _find_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the file names of the images for each kind of unusable annotation."""
     categories = {category.get('id') for category in content['categories']}
     images = {image.get('id'): image for image in content['images']}

@@ -1,4 +1,4 @@
-"""Checks of the paths that data loaders and evaluators name in a config."""
+"""Checks that the files and folders of data loaders and evaluators exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmvmamba.engine.errors import UserError
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Check that the files named by the loaders 'train', 'val' or 'test' and evaluators exist."""
+    """Check that the paths of the loaders and evaluators 'train', 'val' or 'test' exist."""
     for loader in loaders:
         dataset = (cfg.get(f'{loader}_dataloader') or {}).get('dataset')
         for leaf in leaf_datasets(dataset):
@@ -55,7 +55,7 @@ def annotation_file(cfg: Mapping[str, Any]) -> str | None:
 
 
 def dataset_paths(cfg: Mapping[str, Any]) -> list[str]:
-    """Return the local files and folders that a data set and those inside it name."""
+    """Return the local paths of a data set and of those inside it."""
     return [path for leaf in leaf_datasets(cfg) for _, path in _local_paths(leaf)]
 
 

@@ -20,7 +20,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
     """Automatic mixed precision on a CPU.
 
     MMEngine's ``AmpOptimWrapper`` requires an accelerator. bfloat16 has the range of float32 and
-    needs no loss scaling; float16 is slow and serves to try the recipe of a GPU.
+    needs no loss scaling; float16 is slow and meant for trying out the recipe of a GPU.
 
     Args:
         dtype (str): 'bfloat16', or 'float16' with dynamic loss scaling. Defaults to 'bfloat16'.

@@ -25,8 +25,8 @@ _VARIABLES = {
         'LOCAL_RANK': 'OMPI_COMM_WORLD_LOCAL_RANK',
     },
 }
-#: FSDP's 'full' without the offload to the CPU, which copies nothing there: PyTorch would crash,
-#: and the optimizer's states, which it gathers in one buffer, would all be equal to the last one.
+#: FSDP's 'full' without offloading. Tensors that are already on the CPU would not be copied:
+#: PyTorch would crash, and all states of the optimizer would share one buffer.
 _FULL_STATE_ON_CPU = dict(
     state_dict_type='FULL_STATE_DICT',
     state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),

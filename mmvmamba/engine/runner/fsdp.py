@@ -31,7 +31,7 @@ class FSDPStrategy(_FSDPStrategy):
             )
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
-        """Save a checkpoint that appears under its name when it is complete."""
+        """Save a checkpoint under a temporary name, and rename it when it is complete."""
         if not is_main_process() or '://' in str(filename):
             super().save_checkpoint(filename, **kwargs)
             return
@@ -45,7 +45,7 @@ class FSDPStrategy(_FSDPStrategy):
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load this process's part of the optimizer's whole state.
 
-        MMEngine passes the arguments in the order before PyTorch 2.1.
+        MMEngine passes the arguments in the order of PyTorch before 2.1.
         """
         optimizer = self.optim_wrapper.optimizer
         whole = {key: state_dict[key] for key in ('state', 'param_groups')}

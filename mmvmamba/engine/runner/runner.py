@@ -34,7 +34,7 @@ class ToolRunnerMixin:
     """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Start gloo without a GPU, where MMEngine would start NCCL."""
+        """Start gloo instead of NCCL if there is no GPU."""
         if self.distributed and runs_on_cpu() and not is_distributed():
             dist_cfg = env_cfg.get('dist_cfg') or {}
             init_cpu_process_group(self.launcher, dist_cfg.get('timeout'))
@@ -52,7 +52,7 @@ class ToolRunnerMixin:
             super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap a model, without a GPU also without a device and without SyncBN."""
+        """Wrap a model; without a GPU, set no device and replace SyncBN by BatchNorm."""
         if self.distributed and runs_on_cpu() and not is_model_wrapper(model):
             self.cfg['sync_bn'] = None
             model = revert_sync_batchnorm(model)
@@ -61,7 +61,7 @@ class ToolRunnerMixin:
         return super().wrap_model(model_wrapper_cfg, model)
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        """Register hooks, and those that ``compile`` and BatchNorm without a GPU need."""
+        """Register hooks, including those for ``compile`` and for BatchNorm without a GPU."""
         super().register_hooks(default_hooks, custom_hooks)
         if self.cfg.get('compile'):
             self.register_hook(dict(type='mmvmamba.PlainParamGroupsHook'))
@@ -69,12 +69,12 @@ class ToolRunnerMixin:
             self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Build an optimizer wrapper; the error for an unknown optimizer lists those there are."""
+        """Build an optimizer wrapper, and list the registered optimizers if one is unknown."""
         if isinstance(optim_wrapper, dict):
             kind = (optim_wrapper.get('optimizer') or {}).get('type')
             if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
                 known = sorted(OPTIMIZERS.module_dict)
-                raise UserError(f'optimizer {kind!r} is not registered; there are {known}')
+                raise UserError(f'optimizer {kind!r} is not registered; it must be one of {known}')
         with as_user_error(ValueError, TypeError):
             return super().build_optim_wrapper(optim_wrapper)
 
@@ -91,7 +91,7 @@ class ToolRunnerMixin:
         except Exception as error:
             for _, path in coco_files(dataset):
                 check_coco_file(path)
-            # NumPy's words when MMEngine packs a list of no images.
+            # NumPy's message if MMEngine serializes an empty list.
             if 'need at least one array' in str(error):
                 raise UserError(describe_empty(dataset)) from error
             if isinstance(error, TypeError):
@@ -106,7 +106,7 @@ class ToolRunnerMixin:
         """Build the loop and check that the heads have the classes of the data set."""
         built = super().build_train_loop(loop)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
-        # The heads for boxes and masks of a panoptic data set have the things alone.
+        # The box and mask heads of a panoptic data set have the things alone.
         classes = known.get('thing_classes', known.get('classes'))
         if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
             for message in check_head_classes(self.cfg.model, len(classes)):
@@ -114,7 +114,7 @@ class ToolRunnerMixin:
         return built
 
     def load_or_resume(self) -> None:
-        """Load a checkpoint; one that does not match is an error of the user."""
+        """Load a checkpoint, and raise a UserError if it does not match the model."""
         with as_user_error(ValueError):
             super().load_or_resume()
 
@@ -123,7 +123,7 @@ class FlexibleRunnerMixin:
     """Additions of the tools to :class:`mmengine.runner.FlexibleRunner`."""
 
     def load_or_resume(self) -> None:
-        """Let ResumeHook choose the file; ``before_run`` would be called after it is loaded."""
+        """Let ResumeHook choose the file first; FlexibleRunner loads it before ``before_run``."""
         with as_user_error(ValueError):
             for hook in self.hooks:
                 if isinstance(hook, ResumeHook):
@@ -132,15 +132,11 @@ class FlexibleRunnerMixin:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that a config asks for.
-
-    Args:
-        cfg (Config): The whole config. Its ``runner_type`` may name another class than
-            :class:`mmengine.runner.Runner`.
+    """Build the runner of a config, of the class that its ``runner_type`` names.
 
     Raises:
-        UserError: If ``runner_type`` is not registered, or the rest of the config does not work
-            with its strategy.
+        UserError: If ``runner_type`` is not registered, or the config does not work with its
+            strategy.
     """
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
@@ -166,7 +162,7 @@ def _compile_for_cpu(cfg: Config) -> None:
     options = cfg.get('compile')
     if options is True:
         options = {}
-    # torch.compile takes a mode or options, and inductor's options only with inductor.
+    # torch.compile allows either a mode or options, and these options only with inductor.
     if not isinstance(options, dict) or options.get('mode') is not None:
         return
     if options.get('backend', 'inductor') == 'inductor':

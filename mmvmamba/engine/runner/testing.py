@@ -45,7 +45,7 @@ def draw_predictions(
     if folder is None:
         return
     if task_of(cfg) == 'mmdet':
-        # mmdet would put it below the work folder.
+        # mmdet would join a relative path to its folder of results.
         hook.test_out_dir = os.path.abspath(folder)
     elif task_of(cfg) == 'mmpretrain':
         hook.out_dir = folder
@@ -83,20 +83,20 @@ def use_tta(cfg: Config) -> None:
 
 
 def _default_detection_tta(cfg: Config) -> None:
-    """Merge image and mirror image by NMS unless the config defines something else."""
+    """Merge the boxes of the image and its mirror image by NMS unless the config has its own."""
     if 'tta_model' not in cfg:
         nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=nms)  # mmdet registers it without a scope
     if 'tta_pipeline' not in cfg:
         pipeline = copy.deepcopy(next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline'])
         pack = dict(type='PackDetInputs', meta_keys=_DETECTION_META)
-        # The last step packs; ground truth is not needed to predict, the metric has its own.
+        # The last step packs. The metric has its own ground truth.
         steps = [t for t in pipeline[:-1] if t['type'] != 'LoadAnnotations']
         cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[_FLIP, [pack]])]
 
 
 def _predicts_masks(model: Any) -> bool:
-    """Return True for models with a mask head, and those that mmdet names after their masks."""
+    """Return True if a model has a mask head, or a name of mmdet's models for masks."""
     if isinstance(model, list | tuple):
         return any(_predicts_masks(part) for part in model)
     if not isinstance(model, Mapping):
@@ -107,7 +107,7 @@ def _predicts_masks(model: Any) -> bool:
 
 
 def _evaluates_masks(cfg: Config) -> bool:
-    """Recognize other models by their metric, which would fail after the inference."""
+    """Return True if a metric needs masks; it would only fail after the inference."""
     wanted = [metric.get('metric') for metric in _metrics(cfg) if metric]
     return any('segm' in ([m] if isinstance(m, str) else m or ()) for m in wanted)
 

@@ -22,7 +22,7 @@ _WRITING = '.writing'
 
 
 class AtomicBackend(LocalBackend):
-    """Local files that appear under their name once all their bytes are on the disk.
+    """Local storage whose files appear under their names only when they are complete.
 
     A file is written beside its destination under a hidden name, flushed to the disk and renamed. A
     process that is killed meanwhile leaves the previous file untouched. A failed write, for example
@@ -31,7 +31,7 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a file and create missing folders."""
-        with whole_file(filepath, len(obj)) as part, open(part, 'wb') as file:
+        with atomic_write(filepath, len(obj)) as part, open(part, 'wb') as file:
             file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -43,12 +43,8 @@ register_backend(ATOMIC, AtomicBackend, force=True)
 
 
 @contextlib.contextmanager
-def whole_file(filepath: str | Path, size: int | None = None) -> Iterator[str]:
-    """Yield the hidden name to write a file to, then move it to its destination.
-
-    Args:
-        filepath (str or Path): The destination; missing folders are created.
-        size (int, optional): The number of bytes, for the error message. Defaults to None.
+def atomic_write(filepath: str | Path, size: int | None = None) -> Iterator[str]:
+    """Yield a hidden name to write a file to, then rename the file; missing folders are created.
 
     Raises:
         UserError: If the file cannot be written, for example on a full disk.
@@ -65,9 +61,10 @@ def whole_file(filepath: str | Path, size: int | None = None) -> Iterator[str]:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
-        what = repr(os.fspath(filepath)) + ('' if size is None else f' ({size} bytes)')
+        size_text = '' if size is None else f' ({size} bytes)'
         raise UserError(
-            f'{what} cannot be written: {error.strerror}; what was saved before is kept'
+            f'{os.fspath(filepath)!r}{size_text} cannot be written: {error.strerror}; '
+            'earlier files are kept'
         ) from error
 
 
@@ -88,7 +85,7 @@ def remove_parts(folder: str) -> None:
         os.remove(path)
 
 
-def is_whole(path: str) -> bool:
+def is_complete(path: str) -> bool:
     """Check that a checkpoint file is complete and that its checksums match."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -97,24 +94,17 @@ def is_whole(path: str) -> bool:
         return False
 
 
-def last_whole_checkpoint(folder: str, *others: str) -> str | None:
-    """Find the checkpoint from which a run can be resumed.
+def last_complete_checkpoint(folder: str, *others: str) -> str | None:
+    """Return the checkpoint in the work folder or others to resume a run from, or None.
 
     It is the one that ``last_checkpoint`` names, unless that file is truncated or missing, or a
     newer one of the same run is complete: a process may be killed between the two writes. A folder,
     which some of MMEngine's strategies write as a checkpoint, is not checked.
-
-    Args:
-        folder (str): The work folder.
-        *others (str): More folders that hold checkpoints of the run.
-
-    Returns:
-        str or None: The path, or None if no complete checkpoint holds the state of a run.
     """
     named = _named_checkpoint(folder, *others)
     if named is not None and os.path.isdir(named):
         return named
-    if named is not None and not is_whole(named):
+    if named is not None and not is_complete(named):
         named = None
     folders = {folder, *others, os.path.dirname(named) if named else folder}
     paths = [p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))]
@@ -123,7 +113,7 @@ def last_whole_checkpoint(folder: str, *others: str) -> str | None:
         if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
             break
         with contextlib.suppress(ValueError):  # an unreadable file is not of this run
-            if is_whole(path) and _iterations(path) > done:
+            if is_complete(path) and _iterations(path) > done:
                 return path
     return named
 

@@ -10,8 +10,8 @@ import torch
 
 from mmvmamba.engine.atomic_io import (
     AtomicBackend,
-    is_whole,
-    last_whole_checkpoint,
+    is_complete,
+    last_complete_checkpoint,
     remove_parts,
 )
 from mmvmamba.engine.errors import UserError
@@ -44,36 +44,36 @@ def test_whole(tmp_path):
     path = tmp_path / 'a.pth'
     save(path, 1)
     content = path.read_bytes()
-    assert is_whole(path)
+    assert is_complete(path)
     for broken in (content[:-1], content[: len(content) // 2], b'', b'text'):
         path.write_bytes(broken)
-        assert not is_whole(path)
+        assert not is_complete(path)
     middle = content.find(torch.ones(4).numpy().tobytes())
     path.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
-    assert not is_whole(path)
-    assert not is_whole(tmp_path / 'nothing.pth')
+    assert not is_complete(path)
+    assert not is_complete(tmp_path / 'nothing.pth')
 
 
-def test_last_whole_checkpoint(tmp_path):
+def test_last_complete_checkpoint(tmp_path):
     folder = str(tmp_path)
-    assert last_whole_checkpoint(folder) is None
+    assert last_complete_checkpoint(folder) is None
     pointer = tmp_path / 'last_checkpoint'
     names = [str(tmp_path / f'iter_{i}.pth') for i in range(4)]
     save(names[3], 30)  # of an older run
     save(names[0], 1)
     save(names[1], 2)
     pointer.write_text(names[1])
-    assert last_whole_checkpoint(folder) == names[1]
+    assert last_complete_checkpoint(folder) == names[1]
     save(tmp_path / 'best_iter_3.pth', 3, optimizer=False)
-    assert last_whole_checkpoint(folder) == names[1]
+    assert last_complete_checkpoint(folder) == names[1]
     save(names[2], 3)  # killed before the pointer was written
-    assert last_whole_checkpoint(folder) == names[2]
+    assert last_complete_checkpoint(folder) == names[2]
     (tmp_path / 'iter_2.pth').write_bytes(b'half')
-    assert last_whole_checkpoint(folder) == names[1]
+    assert last_complete_checkpoint(folder) == names[1]
     pointer.write_text('')
-    assert last_whole_checkpoint(folder) == names[1]
+    assert last_complete_checkpoint(folder) == names[1]
     pointer.write_text('/moved/from/iter_0.pth')
-    assert last_whole_checkpoint(folder) == names[1]
+    assert last_complete_checkpoint(folder) == names[1]
 
 
 def test_what_is_not_of_the_run(tmp_path):
@@ -84,10 +84,10 @@ def test_what_is_not_of_the_run(tmp_path):
     pointer.write_text(str(saved))
     for content in (dict(model=Fraction(1)), dict(meta={}, message_hub={}, optimizer={})):
         torch.save(content, foreign)
-        assert last_whole_checkpoint(folder) == str(saved)
+        assert last_complete_checkpoint(folder) == str(saved)
     torch.save(dict(model=Fraction(1)), saved)
     with pytest.raises(ValueError, match=r'needs fractions.Fraction'):
-        last_whole_checkpoint(folder)
+        last_complete_checkpoint(folder)
 
 
 def test_folders(tmp_path):
@@ -98,13 +98,13 @@ def test_folders(tmp_path):
     save(other / 'iter_1.pth', 1)
     save(other / 'iter_2.pth', 2)
     folders = str(work_dir), str(other)
-    assert last_whole_checkpoint(*folders) == str(other / 'iter_2.pth')
+    assert last_complete_checkpoint(*folders) == str(other / 'iter_2.pth')
     (work_dir / 'last_checkpoint').write_text('/moved/from/iter_1.pth')
     (other / 'iter_2.pth').write_bytes(b'half')
-    assert last_whole_checkpoint(*folders) == str(other / 'iter_1.pth')
+    assert last_complete_checkpoint(*folders) == str(other / 'iter_1.pth')
     (work_dir / 'iter_3.pth').mkdir()
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_3.pth'))
-    assert last_whole_checkpoint(*folders) == str(work_dir / 'iter_3.pth')
+    assert last_complete_checkpoint(*folders) == str(work_dir / 'iter_3.pth')
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_checkpoint_beside_the_named_one(tmp_path, age, iteration, newer):
         save(path, done)
         os.utime(path, (second, second))
     (tmp_path / 'last_checkpoint').write_text(str(named))
-    assert last_whole_checkpoint(str(tmp_path)) == str(other if newer else named)
+    assert last_complete_checkpoint(str(tmp_path)) == str(other if newer else named)
 
 
 def test_a_newer_checkpoint_with_wrong_bytes(tmp_path):
@@ -127,17 +127,19 @@ def test_a_newer_checkpoint_with_wrong_bytes(tmp_path):
     save(saved, 1)
     save(newer, 2)
     (tmp_path / 'last_checkpoint').write_text(str(saved))
-    assert last_whole_checkpoint(str(tmp_path)) == str(newer)
+    assert last_complete_checkpoint(str(tmp_path)) == str(newer)
     content = newer.read_bytes()
     middle = content.find(torch.ones(4).numpy().tobytes())
     newer.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
-    assert last_whole_checkpoint(str(tmp_path)) == str(saved)
+    assert last_complete_checkpoint(str(tmp_path)) == str(saved)
 
 
 @pytest.mark.parametrize(('iteration', 'found'), [(0, False), (1, True)])
 def test_a_checkpoint_of_a_run_that_has_begun(tmp_path, iteration, found):
     save(tmp_path / 'some.pth', iteration)
-    assert last_whole_checkpoint(str(tmp_path)) == (str(tmp_path / 'some.pth') if found else None)
+    assert last_complete_checkpoint(str(tmp_path)) == (
+        str(tmp_path / 'some.pth') if found else None
+    )
 
 
 def test_parts_of_checkpoints_alone_are_removed(tmp_path):

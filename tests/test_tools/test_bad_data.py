@@ -13,20 +13,20 @@ from .test_faults import start_ranks
 
 # Files and what is wrong with each.
 DETECTION_FAULTS = {
-    '1.png': r"bad sample '.*/1\.png': '.*1\.png' is cut off",
+    '1.png': r"bad sample '.*/1\.png': '.*1\.png' is truncated",
     '2.png': r"bad sample '.*/2\.png': FileNotFoundError: ",
     '3.png': r'no annotation in 1 image\(s\): 3\.png',
     '4.png': r'a box outside the image in 1 image\(s\): 4\.png',
     '5.png': r"bad sample '.*/5\.png': ",
     '6.png': r'class id 99, which the file does not define, in 1 image\(s\): 6\.png',
     '7.png': r'bad sample .*7\.png.*the image is 48 x 64 but its annotation says 64 x 64',
-    '8.jpg': r"bad sample '.*/8\.jpg': '.*8\.jpg' is cut off",
+    '8.jpg': r"bad sample '.*/8\.jpg': '.*8\.jpg' is truncated",
 }
 SEGMENTATION_FAULTS = {
-    '1.png': r'1\.png.*the label map is 32 x 32, the image 64 x 64',
-    '2.png': r'2\.png.*the label map has the values \[76\], there are 3 classes',
+    '1.png': r'1\.png.*the label map is 32 x 32, but the image is 64 x 64',
+    '2.png': r'2\.png.*the label map has the values \[76\], but there are 3 classes',
     '3.png': r"bad sample '.*/images/3\.png'.*FileNotFoundError: ",
-    '4.png': r"bad sample '.*/4\.png'.*is cut off",
+    '4.png': r"bad sample '.*/4\.png'.*is truncated",
 }
 
 

@@ -209,7 +209,7 @@ def test_a_full_disk(server, configs, finish, task, tmp_path):
     before = last_checkpoint(work_dir)
     limit = before.stat().st_size // 2
     assert server.run(configs[task], work_dir, '--resume', faults=dict(limit=(limit,))) == 2
-    assert 'cannot be written: File too large; what was saved before is kept' in output(work_dir)
+    assert 'cannot be written: File too large; earlier files are kept' in output(work_dir)
     assert last_checkpoint(work_dir) == before
     assert not list(work_dir.glob('.*'))
     finish(task, work_dir)

@@ -80,7 +80,7 @@ def test_resume_from_a_file_without_state(detection_run, detection_config, run_h
     torch.save({'state_dict': state}, tmp_path / 'weights.pth')
     code, err = run_here('train.py', detection_config, '--resume', 'weights.pth')
     assert code == 2
-    assert "'weights.pth' holds weights but no state of a run" in err
+    assert "'weights.pth' holds weights, but not the state of a run" in err
 
 
 def test_resume_from_a_file_of_part_of_the_model(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
 
+from .configs import named_settings
+
 _HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
 _MAP_SIZE = 32  # of the first stage
 
@@ -37,11 +39,8 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
     neck = getattr(model, 'neck', None)
     if neck is None:
         for key in _HEADS_WITHOUT_NECK:
-            parts = cfg.get(key)
-            for i, part in enumerate(parts if _is_list(parts) else [parts]):
-                if isinstance(part, Mapping):
-                    name = f'model.{key}[{i}]' if _is_list(parts) else f'model.{key}'
-                    _check_settings(part, name, channels, given)
+            for name, head in named_settings(f'model.{key}', cfg.get(key)):
+                _check_settings(head, name, channels, given)
         return
     maps = [
         torch.zeros(1, c, _MAP_SIZE >> i, _MAP_SIZE >> i)
@@ -52,9 +51,9 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         _check_head(cfg['head'], model, maps, given)
 
 
-def _check_settings(part: Mapping[str, Any], name: str, channels: list[int], given: str) -> None:
+def _check_settings(head: Mapping[str, Any], name: str, channels: list[int], given: str) -> None:
     """Check ``in_index`` and ``in_channels`` of a head on the maps of the backbone."""
-    expected, index = part.get('in_channels'), part.get('in_index')
+    expected, index = head.get('in_channels'), head.get('in_index')
     if index is not None:
         indices = list(index) if _is_list(index) else [index]
         if any(not isinstance(i, Integral) for i in indices):

@@ -9,7 +9,7 @@ from typing import Any
 from mmvmamba.engine.errors import UserError
 
 from .coco import coco_files, read_coco
-from .configs import dataset_class, dataset_paths, leaf_datasets
+from .configs import dataset_class, dataset_paths, leaf_datasets, named_settings
 
 #: Heads whose ``num_classes`` is that of the data set. Others, such as those of RPN and the
 #: auxiliary ones of STDC, only detect objects or boundaries.
@@ -94,11 +94,7 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
 def _heads(cfg: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the settings of each head with its name in the config."""
     for key, value in cfg.items():
-        parts = {f'{name}.{key}': value}
-        if isinstance(value, list | tuple):
-            parts = {f'{name}.{key}[{i}]': part for i, part in enumerate(value)}
-        for path, part in parts.items():
-            if isinstance(part, Mapping):
-                if key in (*_DETECTION_HEADS, *_OTHER_HEADS):
-                    yield path, part
-                yield from _heads(part, path)
+        for path, part in named_settings(f'{name}.{key}', value):
+            if key in (*_DETECTION_HEADS, *_OTHER_HEADS):
+                yield path, part
+            yield from _heads(part, path)

@@ -42,6 +42,15 @@ def leaf_datasets(cfg: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         yield from leaf_datasets(child)
 
 
+def named_settings(name: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the settings of a part of a config, or of each part in a list."""
+    if isinstance(value, Mapping):
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from named_settings(f'{name}[{i}]', part)
+
+
 def dataset_class(cfg: Mapping[str, Any]) -> type | None:
     """Return the class of a data set in the scope of the run."""
     kind = cfg.get('type')

@@ -13,7 +13,7 @@ from PIL import Image
 from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import TRANSFORMS
 
-_TAIL = 4096  # bytes in which the end marker of a complete file is searched for
+_TAIL = 4096  # bytes at the end of a file in which its end marker must be
 #: The first bytes of a format, and its end marker.
 _ENDS = ((b'\xff\xd8', b'\xff\xd9'), (b'\x89PNG', b'IEND'))
 
@@ -38,15 +38,16 @@ class CheckSample(BaseTransform):
         Raises:
             UserError: If the sample cannot be used.
         """
-        for reason in self._mistakes(results):
-            raise UserError(reason)
+        mistake = next(self._mistakes(results), None)
+        if mistake is not None:
+            raise UserError(mistake)
         return results
 
     def _mistakes(self, results: Mapping[str, Any]) -> Iterator[str]:
         for key in ('img_path', 'seg_map_path'):
             path = results.get(key)
             if path and os.path.isfile(path) and is_truncated(path):
-                yield f'{path!r} is cut off'
+                yield f'{path!r} is truncated'
         image = results.get('img')
         if image is None:
             return
@@ -57,27 +58,28 @@ class CheckSample(BaseTransform):
         yield from self._label_map_mistakes(results.get('gt_seg_map'), size)
         masks = results.get('gt_masks')
         if masks is not None and (masks.height, masks.width) != size:
-            yield f'a mask is {_text((masks.height, masks.width))}, the image {_text(size)}'
+            yield f'a mask is {_text((masks.height, masks.width))}, but the image is {_text(size)}'
         yield from self._box_mistakes(results, size)
 
     def _label_map_mistakes(self, labels: Any, size: tuple[int, int]) -> Iterator[str]:
         if labels is None:
             return
         if labels.shape != size:
-            yield f'the label map is {_text(labels.shape)}, the image {_text(size)}'
+            yield f'the label map is {_text(labels.shape)}, but the image is {_text(size)}'
         if self.num_classes is None:
             return
         wrong = labels[self._is_wrong(labels) & (labels != self.ignore_index)]
         if wrong.size:
             values = np.unique(wrong)[:8].tolist()
-            yield f'the label map has the values {values}, there are {self.num_classes} classes'
+            yield f'the label map has the values {values}, but there are {self.num_classes} classes'
 
     def _box_mistakes(self, results: Mapping[str, Any], size: tuple[int, int]) -> Iterator[str]:
         labels = results.get('gt_bboxes_labels')
         if labels is not None and self.num_classes is not None:
             labels = np.asarray(labels)
             if self._is_wrong(labels).any():
-                yield f'class ids {np.unique(labels).tolist()} of {self.num_classes} classes'
+                ids = np.unique(labels).tolist()
+                yield f'the class ids are {ids}, but there are {self.num_classes} classes'
         boxes = results.get('gt_bboxes')
         if boxes is None or not len(boxes):
             return

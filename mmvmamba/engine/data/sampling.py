@@ -34,7 +34,7 @@ _LOADER_OPTIONS = (
 
 
 class BadSampleError(UserError):
-    """Error about an unusable sample, with the names of its files."""
+    """Unusable sample, with the names of its files."""
 
 
 class SampleIndex(int):
@@ -56,13 +56,7 @@ class SampleIndex(int):
 
 
 def seed_all(entropy: Sequence[int], cpu_only: bool = False) -> None:
-    """Seed the generators of Python, NumPy and PyTorch.
-
-    Args:
-        entropy (Sequence[int]): Nonnegative numbers.
-        cpu_only (bool): If True, leave PyTorch's generators of other devices alone. Defaults to
-            False.
-    """
+    """Seed Python, NumPy and PyTorch; ``cpu_only`` leaves the generators of GPUs alone."""
     words = [int(word) for word in np.random.SeedSequence(entropy).generate_state(4)]
     random.seed(words[0])
     np.random.seed(words[1])
@@ -84,16 +78,10 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
 
 
 class PositionedBatchSampler:
-    """The batches of another batch sampler from a position on.
+    """Batches of another batch sampler, from number ``first`` of an epoch on.
 
     A sampler may repeat an index, in a finite or an endless pass, and on several ranks at a time.
     Each repetition has another number or rank, and so another augmentation.
-
-    Args:
-        batch_sampler (BatchSampler): PyTorch's, or one like mmdet's ``AspectRatioBatchSampler``.
-        seed (int): The seed of the samples' randomness.
-        epoch (int): The epoch of the next pass. Defaults to 0.
-        first (int): The number of batches of that pass to skip. Defaults to 0.
     """
 
     def __init__(
@@ -165,14 +153,7 @@ def can_be_positioned(loader: DataLoader) -> bool:
 
 
 def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> DataLoader:
-    """Return a copy of a data loader that starts at a position.
-
-    Args:
-        loader (DataLoader): A loader that :func:`can_be_positioned`.
-        seed (int): The seed of the sampler and of the samples.
-        epoch (int): The epoch of the first pass.
-        first (int): The number of batches of the first pass to skip.
-    """
+    """Return a copy of a data loader that starts at batch ``first`` of an epoch."""
     restart_sampler(loader.batch_sampler, seed)
     return _with_batches(loader, PositionedBatchSampler(loader.batch_sampler, seed, epoch, first))
 
@@ -208,12 +189,8 @@ class SampleReader:
     """Read the samples of a batch, each with the randomness of its index.
 
     It replaces ``__getitems__`` of a data set, which PyTorch's data loader calls. A sample that
-    cannot be read raises a :class:`BadSampleError`.
-
-    Args:
-        dataset (Dataset): The data set, wrappers included.
-        skip (bool): If True, replace a bad sample by another one, and describe the bad one in the
-            meta information ``bad_samples`` of its data sample. Defaults to False.
+    cannot be read raises a :class:`BadSampleError`, or with ``skip`` is replaced by another one,
+    whose meta information ``bad_samples`` describes it.
     """
 
     def __init__(self, dataset: Dataset, skip: bool = False) -> None:
@@ -235,7 +212,7 @@ class SampleReader:
                 break
             except MemoryError:
                 raise
-            except Exception as error:  # whatever a decoder or a transform raises
+            except Exception as error:  # a decoder or a transform may raise anything
                 message = _describe(self.dataset, int(index), error)
                 if not self.skip or len(bad) == _MAX_REPLACEMENTS:
                     raise BadSampleError(message) from error
@@ -253,6 +230,6 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     name = ', '.join(map(repr, paths)) or f'number {index}'
     if isinstance(error, UserError):
         return f'bad sample {name}: {error}'
-    cut = [repr(path) for path in paths if os.path.isfile(path) and is_truncated(path)]
-    reason = f'{" and ".join(cut)} is cut off: ' if cut else ''
+    truncated = [repr(path) for path in paths if os.path.isfile(path) and is_truncated(path)]
+    reason = f'{" and ".join(truncated)} is truncated: ' if truncated else ''
     return f'bad sample {name}: {reason}{type(error).__name__}: {error}'

@@ -28,11 +28,7 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
     worker ends only with its parent, or when its parent sends SIGTERM.
 
     Workers are forked or spawned with the signals blocked, and so are the programs that a data set
-    starts in them: those need SIGKILL, not SIGTERM, to end.
-
-    Args:
-        loader (DataLoader): The loader.
-        signals (Collection[signal.Signals]): The signals that the parent handles.
+    starts in them: only SIGKILL ends those.
 
     Returns:
         bool: True if the workers outlive the signals. Workers of a fork server or of other
@@ -53,7 +49,7 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
 
 
 class _ShieldedProcess:
-    """Process that starts with signals blocked until a thread can ask who sent them.
+    """Process that starts with signals blocked, and receives them in a thread with their sender.
 
     Signals blocked at the start are blocked in all threads of the process, including those that
     PyTorch starts before it calls ``worker_init_fn``.
@@ -78,7 +74,7 @@ class _ShieldedProcess:
 
 
 def _obey_parent(signals: list[signal.Signals], parent: int) -> None:
-    """Exit on a SIGTERM of the parent; a Python handler would not learn who sent it."""
+    """Exit on a SIGTERM of the parent; a Python handler would not know the sender."""
     while True:
         received = signal.sigwaitinfo(signals)
         if received.si_signo == signal.SIGTERM and received.si_pid == parent:

@@ -48,15 +48,7 @@ class AtomicCheckpointHook(CheckpointHook):
         checkpoint['meta'].update(self._progress or {})
 
     def save_interrupted(self, runner: Any, meta: dict[str, int]) -> str:
-        """Save ``interrupted.pth``, which the next regular checkpoint replaces.
-
-        Args:
-            runner (Runner): The runner.
-            meta (dict): The number of epochs and iterations done, as ``epoch`` and ``iter``.
-
-        Returns:
-            str: The path of the file.
-        """
+        """Save ``interrupted.pth``, which the next regular checkpoint replaces; return its path."""
         path = self._save(runner, _INTERRUPTED, meta)
         _write_last_checkpoint(runner, path)
         return path

@@ -8,8 +8,7 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from mmvmamba.engine.checks.coco import HARMLESS, read_coco
-from mmvmamba.engine.checks.configs import annotation_file, leaf_datasets
+from mmvmamba.engine.checks.coco import HARMLESS, coco_files, read_coco
 from mmvmamba.engine.data.sample_check import CheckSample
 from mmvmamba.engine.data.sampling import reader_of, restart_workers
 from mmvmamba.engine.errors import UserError
@@ -98,11 +97,9 @@ class BadDataHook(Hook):
 
 def _mistakes(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
     """Yield the annotation file, the kind of mistake and the names of the images."""
-    for leaf in [] if cfg is None else leaf_datasets(cfg):
-        path = annotation_file(leaf)
-        if path is not None and path.endswith('.json') and '://' not in path:
-            for kind, names in read_coco(path).mistakes.items():
-                yield path, kind, names
+    for _, path in coco_files(cfg):
+        for kind, names in read_coco(path).mistakes.items():
+            yield path, kind, names
 
 
 def _sentence(path: str, kind: str, names: list[str], shown: int | None = None) -> str:

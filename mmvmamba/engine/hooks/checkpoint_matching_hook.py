@@ -39,8 +39,8 @@ class CheckpointMatchingHook(Hook):
         tensors = state_dict_of(checkpoint, filename)
         if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise ValueError(
-                f'checkpoint {filename!r} holds weights but no state of a run to resume; to start '
-                'from its weights, use --cfg-options load_from=...'
+                f'checkpoint {filename!r} holds weights, but not the state of a run; to start '
+                'from these weights, use --cfg-options load_from=...'
             )
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):

@@ -24,7 +24,7 @@ class NonFiniteLossHook(Hook):
 
     Args:
         max_skipped_steps (int): The number of consecutive steps that the gradient scaler may skip.
-            A few are normal at the beginning, while it searches for its scale. Defaults to 20.
+            A few are normal at the beginning, while it adjusts its scale. Defaults to 20.
 
     Raises:
         ValueError: If ``max_skipped_steps`` is negative.
@@ -124,4 +124,4 @@ def _advice(runner: Any) -> str:
     pointer = Path(runner.work_dir, 'last_checkpoint')
     last = pointer.read_text() if pointer.is_file() else None
     kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
-    return f'{kept}; look at these images, lower the learning rate or clip gradients'
+    return f'{kept}; inspect these images, lower the learning rate or clip gradients'

@@ -1,7 +1,7 @@
 """Handling of SIGTERM: save and exit when a cluster takes the machine away.
 
-This is where signals of the main processes are handled. The data-loading workers must outlive
-them; ``mmvmamba/engine/data/workers.py`` shields those.
+This module handles the signals of the main processes. ``mmvmamba/engine/data/workers.py`` shields
+the data-loading workers, which must outlive them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PreemptionHook(Hook):
         signals (Sequence[str]): Names of the signals to handle; a Slurm job with
             ``--signal=USR1@120`` needs ``('SIGTERM', 'SIGUSR1')``. Defaults to ``('SIGTERM',)``.
         interval (int): With several processes, the number of iterations, or of validation batches,
-            after which they ask each other for signals. Defaults to 10.
+            after which they exchange their signals. Defaults to 10.
         exit_code (int): The exit status of the process. Defaults to 0.
 
     Raises:

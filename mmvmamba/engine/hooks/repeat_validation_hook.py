@@ -29,7 +29,7 @@ class RepeatValidationHook(Hook):
         self._file: Path | None = None
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Read from the position that :class:`ResumeHook` saved whether an epoch begins."""
+        """Read from the position of :class:`ResumeHook` if the run continues with a new epoch."""
         position = checkpoint.get('meta', {}).get('position', {})
         self._at_boundary = position.get('batches') == 0
 

@@ -13,7 +13,7 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmvmamba.engine.atomic_io import last_whole_checkpoint
+from mmvmamba.engine.atomic_io import last_complete_checkpoint
 from mmvmamba.engine.data.sampling import (
     can_be_positioned,
     is_endless,
@@ -51,14 +51,12 @@ class ResumeHook(Hook):
         self._saved: dict[str, int] | None = None
         self._gradients: dict[str, Tensor] = {}
 
-    # ---- the checkpoint ----
-
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint to resume from, the same one on all ranks."""
         if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
         with as_user_error(ValueError):
-            found = [last_whole_checkpoint(*_folders(runner)) if is_main_process() else None]
+            found = [last_complete_checkpoint(*_folders(runner)) if is_main_process() else None]
         broadcast_object_list(found)
         runner._load_from = found[0]
         if found[0] is None:
@@ -88,8 +86,6 @@ class ResumeHook(Hook):
             self._saved = checkpoint.get('meta', {}).get(_KEY)
             self._gradients = checkpoint.get('gradients', {})
 
-    # ---- the data ----
-
     def before_train(self, runner: Any) -> None:
         """Restore the position of the data loader and the accumulated gradients."""
         loop = runner.train_loop
@@ -97,7 +93,7 @@ class ResumeHook(Hook):
         if not can_be_positioned(loader):
             runner.logger.warning(
                 f'{type(loader.dataset).__name__} does not yield batches of indices: a resumed run '
-                'will see other data than an uninterrupted one'
+                'will use different data from an uninterrupted one'
             )
             return
         self._find_position(runner)
@@ -131,8 +127,6 @@ class ResumeHook(Hook):
                 'sample, but not bit for bit'
             )
 
-    # ---- counting and seeding ----
-
     def before_train_epoch(self, runner: Any) -> None:
         """Set the epoch of the samples."""
         batches = runner.train_dataloader.batch_sampler
@@ -160,12 +154,9 @@ class ResumeHook(Hook):
 
 
 class BatchStream:
-    """Endless batches of a loader from its position on, for iteration-based loops.
+    """Endless batches of a positioned loader, for iteration-based loops.
 
-    Args:
-        loader (DataLoader): A loader from :func:`mmvmamba.engine.data.sampling.positioned_loader`.
-        done (int): The batches that the loop will try to skip. The loader has skipped them already,
-            so the stream returns None in their place.
+    The first ``done`` batches, which the loop skips, are None, as the loader has skipped them.
     """
 
     def __init__(self, loader: DataLoader, done: int) -> None:
@@ -191,7 +182,7 @@ class BatchStream:
             return next(self._iterator)
 
     def skip_iter(self, count: int) -> None:
-        """Do nothing: the position is right already."""
+        """Do nothing, as the loader starts at the right position."""
 
 
 def _folders(runner: Any) -> list[str]:

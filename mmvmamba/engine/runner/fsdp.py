@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
-from mmvmamba.engine.atomic_io import whole_file
+from mmvmamba.engine.atomic_io import atomic_write
 from mmvmamba.nn.network import VSSBlock
 from mmvmamba.registry import FUNCTIONS, STRATEGIES
 
@@ -35,7 +35,7 @@ class FSDPStrategy(_FSDPStrategy):
         if not is_main_process() or '://' in str(filename):
             super().save_checkpoint(filename, **kwargs)
             return
-        with whole_file(filename) as part:
+        with atomic_write(filename) as part:
             super().save_checkpoint(part, **kwargs)
 
     def optim_state_dict(self) -> dict:

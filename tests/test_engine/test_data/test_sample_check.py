@@ -38,13 +38,19 @@ class Masks:
     ('extra', 'words'),
     [
         (dict(height=40, width=30), 'image is 30 x 40 but its annotation says 40 x 30'),
-        (dict(gt_seg_map=np.zeros((30, 20), np.uint8)), 'label map is 30 x 20, the image 30 x 40'),
-        (dict(gt_seg_map=np.full((30, 40), 3, np.uint8)), r'values \[3\], there are 3 classes'),
-        (dict(gt_masks=Masks(40, 30)), 'a mask is 40 x 30, the image 30 x 40'),
+        (
+            dict(gt_seg_map=np.zeros((30, 20), np.uint8)),
+            'label map is 30 x 20, but the image is 30 x 40',
+        ),
+        (dict(gt_seg_map=np.full((30, 40), 3, np.uint8)), r'values \[3\], but there are 3 classes'),
+        (dict(gt_masks=Masks(40, 30)), 'a mask is 40 x 30, but the image is 30 x 40'),
         (dict(gt_bboxes=torch.tensor([[41.0, 0, 50, 9]])), r'box \[41.0, .*\] is outside'),
         (dict(gt_bboxes=torch.tensor([[0, 0, float('nan'), 9]])), 'outside'),
-        (dict(gt_bboxes_labels=np.array([0, 3])), r'class ids \[0, 3\] of 3 classes'),
-        (dict(gt_bboxes_labels=np.array([-1])), r'class ids \[-1\]'),
+        (
+            dict(gt_bboxes_labels=np.array([0, 3])),
+            r'class ids are \[0, 3\], but there are 3 classes',
+        ),
+        (dict(gt_bboxes_labels=np.array([-1])), r'class ids are \[-1\]'),
     ],
 )
 def test_check_sample(extra, words):
@@ -103,7 +109,7 @@ def test_labels_of_pixels(label, wrong):
     if not wrong:
         assert CheckSample(num_classes=3)(results) is results
         return
-    with pytest.raises(UserError, match=rf'the values \[{label}\], there are 3 classes'):
+    with pytest.raises(UserError, match=rf'the values \[{label}\], but there are 3 classes'):
         CheckSample(num_classes=3)(results)
 
 

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.logging import MessageHub
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
@@ -84,7 +85,7 @@ def test_images_without_annotations_are_no_errors(tmp_path):
     ]
     content['annotations'][0]['category_id'] = 7
     (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(dict(type='CocoDataset', ann_file=path))
+    runner, messages = runner_of(dict(type=CocoDataset, ann_file=path))
     BadDataHook().before_train(runner)
     names = '2.jpg, 3.jpg, 4.jpg, 5.jpg, 6.jpg, ...'
     assert sorted(messages) == [
@@ -135,7 +136,7 @@ def test_the_names_of_harmless_images(images, more, tmp_path):
     first = content['images'][0]
     content['images'] = [dict(first, id=i, file_name=f'{i}.jpg') for i in range(images + 2)]
     (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(dict(type='CocoDataset', ann_file=path))
+    runner, messages = runner_of(dict(type=CocoDataset, ann_file=path))
     BadDataHook(action='stop').before_train(runner)
     names = '2.jpg, 3.jpg, 4.jpg, 5.jpg, 6.jpg'
     assert messages == [('INFO', f'{path}: no annotation in {images} image(s): {names}{more}')]

@@ -64,7 +64,7 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
     Args:
         cfg (Config): The whole config.
         filename (str): Checkpoint file or URL.
-        device (str, optional): 'cpu', 'cuda:0', ...; None takes a GPU if there is one.
+        device (str, optional): 'cpu', 'cuda:0', ...; None uses a GPU if there is one.
 
     Raises:
         UserError: If the config's package has no inferencer here.

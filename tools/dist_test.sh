@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests with torchrun: one process for each GPU, or on the CPU where there is none.
+# Tests with torchrun: one process for each GPU, or processes on the CPU if there is no GPU.
 set -euo pipefail
 
 usage() {

@@ -41,7 +41,7 @@ run_torchrun() {
     local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous
     shift 2
     require_count "$nodes" NNODES
-    # One node needs no address, and without PORT takes a free one: several jobs fit on a machine.
+    # One node needs no address. Without PORT it uses a free one, so that jobs can share a machine.
     rendezvous=(--standalone --local-addr 127.0.0.1)
     if [[ $nodes != 1 || -n ${PORT:-} ]]; then
         rendezvous=(
@@ -108,7 +108,7 @@ run_srun() {
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     require_count "$per_node" GPUS_PER_NODE
     require_count "${CPUS_PER_TASK:-5}" CPUS_PER_TASK
-    # Words, without expanding what stands in them; read ends with 1 where there is no delimiter.
+    # Split into words without expansion; read returns 1 if there is no delimiter.
     read -r -d '' -a extra <<< "${SRUN_ARGS:-}" || true
     if [[ -n ${PORT:-} ]]; then
         export MASTER_PORT=$PORT

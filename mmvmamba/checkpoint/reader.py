@@ -86,11 +86,7 @@ def read_local_checkpoint(
 
 
 def as_filename(filename: Any) -> str:
-    """Return a path or a URL as text.
-
-    Raises:
-        TypeError: If it is neither.
-    """
+    """Return a path or a URL as text."""
     if not isinstance(filename, str | os.PathLike):
         raise TypeError(f'checkpoint must be a path or a URL, but got {filename!r}')
     return os.fsdecode(filename)

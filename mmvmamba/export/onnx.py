@@ -5,7 +5,7 @@
   and all chunks advance again from the carried states: 2 W + H steps of ONNX's ``Scan``, each over
   all directions, chunks and channels. H and W may be symbolic. Only products of decays of at most
   1 are formed, so that no length overflows.
-- Adaptive average pooling, which the exporter of torch 2.12 gets wrong for maps of symbolic size.
+- Adaptive average pooling, which torch 2.12 exports wrongly for maps of symbolic size.
 - Half precision for products and convolutions.
 """
 
@@ -140,7 +140,7 @@ def _softplus(x: ir.Value) -> ir.Value:
     return op.Add(op.Relu(x), op.Add(op.Log(total), lost))
 
 
-class _Orders:
+class _MapChunks:
     """Maps (N, H, W, c) as sequences in chunks, (W, N, H, c), and back."""
 
     def __init__(self, x: ir.Value) -> None:
@@ -206,15 +206,15 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
     """Translate ``mmvmamba::ss2d_scan``; nothing reads its second output."""
     x, proj = op.CastLike(x, A), op.CastLike(proj, A)  # A has the dtype of the sums
     rank, d_state = dt_weight.shape[2], A.shape[2]
-    scan = _Orders(x)
-    us, zs, Bs, Cs = [], [], [], []
+    chunks = _MapChunks(x)
+    us, steps, Bs, Cs = [], [], [], []
     for k, order in enumerate(orders):
-        values = scan.cut(op.Squeeze(_part(proj, k, k + 1, 3), _ints(3)), order)
+        values = chunks.cut(op.Squeeze(_part(proj, k, k + 1, 3), _ints(3)), order)
         weight = op.Transpose(op.Squeeze(_part(dt_weight, k, k + 1, 0), _ints(0)), perm=[1, 0])
         bias = op.Squeeze(_part(dt_bias, k, k + 1, 0), _ints(0))
-        us.append(scan.cut(x, order))
+        us.append(chunks.cut(x, order))
         # Runtimes fuse a product with a matrix and the addition of a vector into one GEMM.
-        zs.append(op.Add(op.MatMul(_part(values, 0, rank, 3), weight), bias))
+        steps.append(op.Add(op.MatMul(_part(values, 0, rank, 3), weight), bias))
         Bs.append(_part(values, rank, rank + d_state, 3))
         Cs.append(_part(values, rank + d_state, rank + 2 * d_state, 3))
 
@@ -225,7 +225,7 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
 
     ys = _scan_chunks(
         directions(us, -2),
-        _softplus(directions(zs, -2)),
+        _softplus(directions(steps, -2)),
         op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), _ints(1, 2)),
         directions(Bs, -1),
         directions(Cs, -1),
@@ -234,7 +234,7 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
     )
     ys = [op.Squeeze(_part(ys, k, k + 1, 1), _ints(1, -2)) for k in range(len(orders))]
     skip = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))
-    y = functools.reduce(op.Add, scan.join(ys, orders), skip)
+    y = functools.reduce(op.Add, chunks.join(ys, orders), skip)
     return op.Cast(y, to=out_dtype), op.ConstantOfShape(_ints(0))
 
 

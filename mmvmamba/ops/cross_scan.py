@@ -22,12 +22,7 @@ SCAN_PATTERNS: dict[str, tuple[int, ...]] = {
 
 
 def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
-    """Turn the name of a pattern, or a sequence of orders, into the order of each direction.
-
-    Raises:
-        TypeError: If ``pattern`` is neither a name nor a sequence.
-        ValueError: If the name is unknown, or an order is not 0, 1, 2 or 3.
-    """
+    """Turn the name of a pattern, or a sequence of orders, into the order of each direction."""
     if isinstance(pattern, str):
         if pattern not in SCAN_PATTERNS:
             raise ValueError(

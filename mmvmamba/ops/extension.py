@@ -39,7 +39,7 @@ def _load() -> str | None:
         reason = build_info().get('error')
         if reason is None and libraries:
             names = ', '.join(sorted(p.name for p in libraries))
-            reason = f'not for torch {torch.__version__}, there is {names}'
+            reason = f'not for torch {torch.__version__}, but as {names}'
         return f'it was not built ({reason})' if reason else 'it was not built'
     try:
         torch.ops.load_library(str(library))

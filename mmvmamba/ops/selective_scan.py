@@ -52,10 +52,10 @@ def scan_chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     that no length overflows. Arguments and results are those of :func:`scan_reference`.
     """
     N, L, D = u.shape
-    T = max(1, math.isqrt(L))
-    chunks = -(-L // T) if L else 0
-    if chunks == 0:
+    if L == 0:
         return ((dt * u).unsqueeze(-1) * B).sum(-1), u.new_zeros(N, D, A.shape[1])
+    T = math.isqrt(L)
+    chunks = -(-L // T)
     # A padded position has dt = 0: decay 1 and drive 0, so that the last state is untouched.
     pad = chunks * T - L
     dt_padded = F.pad(dt, (0, 0, 0, pad))
@@ -102,7 +102,8 @@ def _check_arguments(
             check_tensor(name, value, (batch, 'G', A.shape[1], length), u.device)
             if not torch.jit.is_tracing() and (value.shape[1] == 0 or dim % value.shape[1] != 0):
                 raise ValueError(
-                    f'{name} has {value.shape[1]} groups, which must divide the {dim} channels of u'
+                    f'{name} must have a number of groups that divides the {dim} channels of u, '
+                    f'but got {value.shape[1]}'
                 )
     if D is not None:
         check_tensor('D', D, (dim,), u.device)

@@ -153,6 +153,8 @@ def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     if not isinstance(getattr(model, 'backbone', None), VMambaNet):
         return tensors
     inside, others = split_backbone(tensors)
+    if not others and not any(key.startswith('layers.') for key in inside):
+        return tensors  # neither a whole model nor a backbone, e.g. the heads alone
     renamed = rename_tensors(inside)
     if not others and isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
         renamed = to_image_classifier(renamed, model.backbone.out_indices[-1])

@@ -212,6 +212,12 @@ def test_classifier_file_for_a_detector():
     assert matching.unexpected == []
 
 
+def test_tensors_without_a_backbone_keep_their_names():
+    """A file of the heads alone must not be taken for one of a backbone."""
+    heads = {'neck.conv.weight': torch.zeros(2), 'module.head.bias': torch.zeros(3)}
+    assert adapt_state_dict(Detector(), heads).keys() == {'neck.conv.weight', 'head.bias'}
+
+
 def test_a_whole_model_is_loaded_or_nothing():
     detector = Detector()
     before = {k: v.clone() for k, v in detector.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Fixtures and checks for all tests."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ import torch
 
 
 def _globals():
-    """What MMEngine keeps for the whole process, by name; nothing on a machine with torch alone."""
+    """Return MMEngine's classes with process-wide instances, or none with torch alone."""
     if importlib.util.find_spec('mmengine') is None:
         return ()
     from mmengine.logging import MessageHub, MMLogger

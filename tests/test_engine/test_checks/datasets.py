@@ -35,3 +35,17 @@ def coco(folder, content):
 
 def wrapped(dataset):
     return dict(type='RepeatDataset', times=2, dataset=dataset)
+
+
+def coco_file(tmp_path, **annotation):
+    """A file with a good image, one with a changed annotation and one without any."""
+    images = [dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in range(3)]
+    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], segmentation=[])
+    content = dict(
+        images=images,
+        annotations=[good, dict(good, id=2, image_id=1, **annotation)],
+        categories=[dict(id=1, name='cat')],
+    )
+    path = tmp_path / 'instances.json'
+    path.write_text(json.dumps(content))
+    return str(path)

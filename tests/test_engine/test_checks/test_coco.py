@@ -9,22 +9,8 @@ from mmvmamba.engine.checks import coco as checks
 from mmvmamba.engine.checks.coco import check_coco_file, read_coco
 from mmvmamba.engine.errors import UserError
 
-from .datasets import build, wrapped
+from .datasets import build, coco_file, wrapped
 from .datasets import coco as coco_dataset
-
-
-def coco(tmp_path, **annotation):
-    """A file with a good image, one with a changed annotation and one without any."""
-    images = [dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in range(3)]
-    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], segmentation=[])
-    content = dict(
-        images=images,
-        annotations=[good, dict(good, id=2, image_id=1, **annotation)],
-        categories=[dict(id=1, name='cat')],
-    )
-    path = tmp_path / 'instances.json'
-    path.write_text(json.dumps(content))
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +25,7 @@ def coco(tmp_path, **annotation):
     ],
 )
 def test_mistakes_name_the_image(tmp_path, annotation, words):
-    found = read_coco(coco(tmp_path, **annotation)).mistakes
+    found = read_coco(coco_file(tmp_path, **annotation)).mistakes
     assert found.pop('no annotation') == ['2.jpg']
     ((kind, names),) = found.items()
     assert words in kind
@@ -48,7 +34,7 @@ def test_mistakes_name_the_image(tmp_path, annotation, words):
 
 def test_good_files(tmp_path):
     # Half a pixel too far is what rounding does.
-    good = read_coco(coco(tmp_path, bbox=[20, 10, 20.5, 20.5]))
+    good = read_coco(coco_file(tmp_path, bbox=[20, 10, 20.5, 20.5]))
     assert good.mistakes == {'no annotation': ['2.jpg']}
     (tmp_path / 'other.json').write_text('[1]')
     assert read_coco(str(tmp_path / 'other.json')).mistakes == {}
@@ -56,7 +42,7 @@ def test_good_files(tmp_path):
 
 @pytest.mark.parametrize('margin', [1.0, 1.01])
 def test_the_margin_of_a_box(tmp_path, margin):
-    found = read_coco(coco(tmp_path, bbox=[-margin, 0, 20, 10])).mistakes
+    found = read_coco(coco_file(tmp_path, bbox=[-margin, 0, 20, 10])).mistakes
     assert ('a box outside the image' in found) == (margin > 1)
 
 
@@ -88,14 +74,14 @@ def test_a_panoptic_file(tmp_path):
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
-    path, reads = coco(tmp_path), []
+    path, reads = coco_file(tmp_path), []
     load = json.load
     monkeypatch.setattr(checks.json, 'load', lambda file: reads.append(1) or load(file))
     for _ in range(2):
         check_coco_file(path)
         assert read_coco(path).categories == ('cat',)
     assert len(reads) == 1
-    coco(tmp_path, category_id=7)
+    coco_file(tmp_path, category_id=7)
     os.utime(path, ns=(0, 0))
     assert len(read_coco(path).mistakes) == 2
     assert len(reads) == 2

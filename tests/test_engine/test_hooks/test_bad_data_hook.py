@@ -13,21 +13,8 @@ from mmvmamba.engine import BadDataHook
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.hooks.bad_data_hook import check_loaded_samples
 
+from ..test_checks.datasets import coco_file
 from ..test_data.bad_samples import Samples
-
-
-def coco(tmp_path, **annotation):
-    """A file with a good image, one with a changed annotation and one without any."""
-    images = [dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in range(3)]
-    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], segmentation=[])
-    content = dict(
-        images=images,
-        annotations=[good, dict(good, id=2, image_id=1, **annotation)],
-        categories=[dict(id=1, name='cat')],
-    )
-    path = tmp_path / 'instances.json'
-    path.write_text(json.dumps(content))
-    return str(path)
 
 
 def test_the_check_stands_behind_the_loaders_once():
@@ -78,7 +65,7 @@ def test_a_loop_that_has_begun_to_read(workers):
 
 def test_images_without_annotations_are_no_errors(tmp_path):
     """They are logged in one line, with their number and a few names."""
-    path = coco(tmp_path)
+    path = coco_file(tmp_path)
     content = json.loads(open(path).read())
     content['images'] += [
         dict(content['images'][0], id=i, file_name=f'{i}.jpg') for i in range(3, 99)
@@ -131,7 +118,7 @@ def test_the_number_of_skipped_samples_is_logged():
 @pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ', ...')])
 def test_the_names_of_harmless_images(images, more, tmp_path):
     """The line names five and shows that there are more."""
-    path = coco(tmp_path)
+    path = coco_file(tmp_path)
     content = json.loads(open(path).read())
     first = content['images'][0]
     content['images'] = [dict(first, id=i, file_name=f'{i}.jpg') for i in range(images + 2)]

@@ -11,21 +11,14 @@ from mmvmamba.nn.settings import check_choice
 
 def check_init_cfg(init_cfg: Any) -> None:
     """Check that an ``init_cfg`` is one or several dicts with a type, and names its checkpoint."""
-    if not init_cfg:
-        return
-    for cfg in init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]:
+    for cfg in init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg or {}]:
         if not isinstance(cfg, Mapping):
             raise TypeError(f'init_cfg must be a dict or a list of dict, but got {init_cfg!r}')
-        if not cfg.get('type'):
+        if cfg and not cfg.get('type'):
             raise ValueError(f"init_cfg must have a type, e.g. 'Pretrained', but got {cfg}")
-        if cfg['type'] != 'Pretrained':
-            continue
-        if 'checkpoint' not in cfg:
-            raise ValueError(f'init_cfg must name a checkpoint, but got {cfg}')
-        if not isinstance(cfg['checkpoint'], str | PathLike):
+        is_path = isinstance(cfg.get('checkpoint'), str | PathLike)
+        if cfg.get('type') == 'Pretrained' and not is_path:
             raise TypeError(f'checkpoint in init_cfg must be a path or a URL, but got {cfg}')
-        if not isinstance(cfg.get('prefix'), str | None):
-            raise TypeError(f'prefix in init_cfg must be a str, but got {cfg}')
 
 
 def resolve_settings(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from os import PathLike
@@ -40,8 +39,6 @@ from mmvmamba.nn import VMambaNet
 _HTTP = ('http://', 'https://')
 #: Addresses of Ceph in MMEngine, which may begin with the name of a cluster.
 _CEPH = (r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
-#: Marks a state dict whose matching was logged.
-_LOGGED = 'matching_is_logged'
 
 
 def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
@@ -137,7 +134,8 @@ def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | No
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if not tensors:
             raise ValueError(f'checkpoint {filename!r} holds nothing with the prefix {prefix!r}')
-    _log(filename, load_tensors(model, tensors, filename))
+    matching = load_tensors(model, tensors, filename)
+    MMLogger.get_current_instance().info(f'{filename}: {matching}')
 
 
 def load_whole(model: nn.Module, checkpoint: Any, filename: str) -> None:
@@ -184,10 +182,8 @@ def check_model(
     return matching
 
 
-def check_backbone(
-    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> None:
-    """Check a state dict by the names of a backbone, and log it unless it is marked as logged."""
+def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Check the tensors that a backbone is loaded from, by its own names."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
         return  # FSDP has other names and shapes than a file
@@ -197,17 +193,7 @@ def check_backbone(
             f'the state dict does not match {name}: no key has the prefix of this backbone; '
             'tools/model_converters/convert_vmamba.py gives a file the names of a whole model'
         )
-    matching = match_tensors(own, tensors)
-    matching.check('the state dict', name, allow_missing=OUTPUT_NORMS)
-    if _LOGGED not in metadata:
-        _log(name, matching)
-
-
-def mark_as_logged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mark a whole model's state dict as logged; its copies, as of a moving average, keep it."""
-    state_dict = OrderedDict(tensors)
-    state_dict._metadata = OrderedDict(backbone={_LOGGED: True})
-    return state_dict
+    match_tensors(own, tensors).check('the state dict', name, allow_missing=OUTPUT_NORMS)
 
 
 def rename_for_image_classifier(
@@ -234,7 +220,3 @@ def rename_for_image_classifier(
         del state_dict[prefix + key]
     tensors = to_image_classifier(tensors, backbone.out_indices[-1])
     state_dict.update({prefix + key: value for key, value in tensors.items()})
-
-
-def _log(name: str, matching: Matching) -> None:
-    MMLogger.get_current_instance().info(f'{name}: {matching}')

@@ -123,11 +123,11 @@ class VMamba(VMambaNet, BaseModule):
             return sum(depths[:stage]) + block + 1, num_layers
         return num_layers - 1, num_layers
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Refuse a state dict that MMEngine would load in part or not at all."""
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        check_backbone(self, inside, local_metadata)
+        check_backbone(self, inside)
 
     def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
         """Rename a released classifier; mmpretrain's ImageClassifier calls this before loading."""

@@ -41,13 +41,16 @@ class Arch:
         d_state (int): States for each inner channel, 1 to 256.
         ssm_ratio (float): Inner channels over channels; 0 for blocks without SS2D.
         dt_rank (int, optional): Rank of the time steps' projection; None is ceil(d / 16).
-        gate (str): 'none', 'act' or 'linear'.
-        conv_kernel (int): Size of the depthwise convolution in SS2D, odd; 0 for none.
+        gate (str): 'none', 'act' (SS2D's result is multiplied by the activation of a second
+            projection of its input, as in Mamba) or 'linear' (without that activation).
+        conv_kernel (int): Size of the depthwise convolution in SS2D, odd; 0 or 1 for none.
         conv_bias (bool): Whether that convolution has a bias.
         act (str): SS2D's activation: 'silu', 'gelu', 'relu' or 'sigmoid'.
-        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade'.
-        ssm_init (str): 'mamba', 'random' or 'zero'.
-        out_norm (str): 'ln', 'none', 'dwconv3', 'ln_dwconv3', 'softmax' or 'sigmoid'.
+        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then
+            columns).
+        ssm_init (str): Initialisation of the SSM: 'mamba', 'random' or 'zero'.
+        out_norm (str): Normalisation after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
+            'softmax' or 'sigmoid'.
         out_act (bool): Whether a GELU follows ``out_norm``.
         ssm_drop_rate (float): Dropout of SS2D's result.
         mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP.

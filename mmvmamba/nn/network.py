@@ -36,15 +36,12 @@ from .timm_methods import TimmMethods
 class VSSBlock(nn.Module):
     """x + DropPath(SS2D(norm(x))), then x + DropPath(MLP(norm2(x))) (VMamba, Fig. 3d).
 
+    The arguments that are not listed are settings of :class:`mmvmamba.nn.Arch`, with the same
+    defaults.
+
     Args:
         dim (int): Channels d.
         drop_path (float): Probability of dropping each branch. Defaults to 0.
-        mlp_ratio (float): Hidden channels of the MLP over ``dim``; 0 for no MLP. Defaults to 4.
-        mlp_act (str): The MLP's activation. Defaults to 'gelu'.
-        mlp_gate (bool): Gate the MLP. Defaults to False.
-        mlp_drop_rate (float): Dropout in the MLP. Defaults to 0.
-        norm (str): 'ln' or 'bn'. Defaults to 'ln'.
-        ssm_ratio (float): Inner channels of SS2D over ``dim``; 0 for no SS2D. Defaults to 1.
         **ssm: The other arguments of :class:`SS2D`.
     """
 

@@ -57,25 +57,11 @@ def init_dt_bias(bias: Tensor) -> None:
 class SS2D(nn.Module):
     """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
 
+    The arguments that are not listed are settings of :class:`mmvmamba.nn.Arch`, with the same
+    defaults.
+
     Args:
-        dim (int): Input and output channels d.
-        d_state (int): States N for each inner channel. Defaults to 1.
-        ssm_ratio (float): Inner channels C = int(ssm_ratio * d). Defaults to 1.
-        dt_rank (int, optional): Rank R of the time steps' projection. Defaults to None, ceil(d/16).
-        gate (str): 'none', 'act' (the result is multiplied by the activation of a second
-            projection of the input, as in Mamba) or 'linear' (without that activation).
-            Defaults to 'none'.
-        conv_kernel (int): Size of the depthwise convolution, odd; 0 or 1 for none. Defaults to 3.
-        conv_bias (bool): Whether the convolution has a bias. Defaults to False.
-        act (str): The activation after the convolution: 'silu', 'gelu', 'relu' or
-            'sigmoid'. Defaults to 'silu'.
-        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then columns).
-            Defaults to 'cross'.
-        ssm_init (str): Initialisation of the SSM's parameters: 'mamba', 'random' or 'zero'.
-            Defaults to 'mamba'.
-        out_norm (str): Normalisation after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
-            'softmax' or 'sigmoid'. Defaults to 'ln'.
-        out_act (bool): Whether a GELU follows ``out_norm``. Defaults to False.
+        dim (int): Input and output channels d; the inner channels are C = int(ssm_ratio * d).
         drop_rate (float): Dropout of the result. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
 

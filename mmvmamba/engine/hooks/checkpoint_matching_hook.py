@@ -9,7 +9,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.checkpoint.reader import state_dict_of
-from mmvmamba.models.loading import adapt_state_dict, check_model, mark_as_logged
+from mmvmamba.models.loading import adapt_state_dict, check_model
 from mmvmamba.registry import HOOKS
 
 
@@ -46,9 +46,8 @@ class CheckpointMatchingHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         tensors = adapt_state_dict(model, tensors)
-        if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
-            checkpoint['state_dict'] = tensors
-            return  # the shards have other names and shapes than a file
-        matching = check_model(model, tensors, filename, self.whole or runner._resume)
-        checkpoint['state_dict'] = mark_as_logged(tensors)
-        runner.logger.info(f'{filename}: {matching}')
+        # FSDP's shards have other names and shapes than a file.
+        if not any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
+            matching = check_model(model, tensors, filename, self.whole or runner._resume)
+            runner.logger.info(f'{filename}: {matching}')
+        checkpoint['state_dict'] = tensors

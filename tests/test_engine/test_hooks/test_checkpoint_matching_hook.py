@@ -70,20 +70,6 @@ def test_older_names_are_renamed(wrap):
         assert torch.equal(value, target.state_dict()[key]), key
 
 
-def test_one_line_for_a_load(monkeypatch):
-    """The backbone, which logs every other load, does not log this one again."""
-    from mmengine.logging import MMLogger
-
-    lines = []
-    monkeypatch.setattr(MMLogger.get_current_instance(), 'info', lines.append)
-    checkpoint, model = detector_file(), Detector()
-    assert len(run_hook(checkpoint)) == 1
-    model.load_state_dict(checkpoint['state_dict'])
-    assert lines == []
-    model.load_state_dict(model.state_dict())
-    assert len(lines) == 1
-
-
 STATE_OF_A_RUN = dict(meta={}, message_hub={})
 
 

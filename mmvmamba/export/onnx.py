@@ -86,7 +86,7 @@ def _recurrences(dtype: type) -> SimpleNamespace:
         return states
 
     @script(default_opset=op)
-    def read_state(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
+    def weighted_states(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
         """The weighted state after each step over axis 0."""
 
         @graph()
@@ -98,24 +98,8 @@ def _recurrences(dtype: type) -> SimpleNamespace:
         _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
         return ys
 
-    @script(default_opset=op)
-    def read_states(initial: tensor, decay: tensor, drive: tensor, weight: tensor) -> tensor:
-        """The weighted sum over the states, in axis -2, after each step over axis 0."""
-
-        @graph()
-        def step(h: tensor, a: tensor, b: tensor, c: tensor):
-            h_next = h * a + b
-            y = op.ReduceSum(h_next * c, op.Constant(value_ints=[-2]), keepdims=1)
-            return h_next, y
-
-        _, ys = op.Scan(initial, decay, drive, weight, body=step, num_scan_inputs=3)
-        return ys
-
     return SimpleNamespace(
-        last_state=last_state,
-        states_before=states_before,
-        read_state=read_state,
-        read_states=read_states,
+        last_state=last_state, states_before=states_before, weighted_states=weighted_states
     )
 
 
@@ -199,7 +183,8 @@ def _scan_chunks(
     decays = op.Exp(op.Mul(op.ReduceSum(dt, _ints(0), keepdims=0), A))
     zero = op.ConstantOfShape(op.Concat(_part(shape, 1, 3, 0), _part(shape, 4, 6, 0), axis=0))
     carried = scans.states_before(op.CastLike(zero, drive), decays, ends)
-    return (scans.read_state if d_state == 1 else scans.read_states)(carried, decay, drive, C)
+    ys = scans.weighted_states(carried, decay, drive, C)  # (W, K, N, H, S, C)
+    return ys if d_state == 1 else op.ReduceSum(ys, _ints(-2), keepdims=1)
 
 
 def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .keys import convert_state_dict, resize_pos_embed, split_state_dict
 
-#: Output norms of a backbone, which a released classification file lacks.
-OUTPUT_NORMS = ('outnorm', 'backbone.outnorm')
+#: Norms of the maps of a backbone, which a released classification file lacks.
+STAGE_NORMS = ('outnorm', 'backbone.outnorm')
 #: A classifier's norm and head, which a backbone does not have.
 _CLASSIFIER = ('classifier.', 'backbone.classifier.')
 #: A classifier's last layer, which is new if the number of classes differs.
@@ -58,7 +58,8 @@ class Matching:
 
         At least one tensor must be found. Among the model's tensors whose names begin with
         ``required``, none may have another shape, and only those whose names begin with
-        ``allow_missing`` may be missing. Unexpected tensors are allowed.
+        ``allow_missing`` may be missing. Unexpected tensors are allowed. :func:`load_tensors` sets
+        what is required of a network, ``mmvmamba/models/loading.py`` of a detector or segmentor.
 
         Args:
             file (str): The file in messages, e.g. "checkpoint 'x.pth'".
@@ -114,7 +115,7 @@ def load_tensors(
     own = model.state_dict()
     tensors = adapt_tensors(model, tensors)
     matching = match_tensors(own, tensors)
-    allow_missing: tuple[str, ...] = OUTPUT_NORMS
+    allow_missing: tuple[str, ...] = STAGE_NORMS
     if new_head and f'{_HEAD}weight' in matching.mismatched:
         body = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
         matching = match_tensors(own, body)

@@ -26,7 +26,7 @@ from mmvmamba.checkpoint.keys import (
     to_image_classifier,
 )
 from mmvmamba.checkpoint.matching import (
-    OUTPUT_NORMS,
+    STAGE_NORMS,
     Matching,
     load_tensors,
     match_tensors,
@@ -176,7 +176,7 @@ def check_model(
     if whole:
         matching.check(*names)
     elif isinstance(getattr(model, 'backbone', None), VMambaNet):
-        matching.check(*names, required='backbone.', allow_missing=OUTPUT_NORMS)
+        matching.check(*names, required='backbone.', allow_missing=STAGE_NORMS)
     else:
         matching.check(*names, required=())
     return matching
@@ -193,7 +193,7 @@ def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f'the state dict does not match {name}: no key has the prefix of this backbone; '
             'tools/model_converters/convert_vmamba.py gives a file the names of a whole model'
         )
-    match_tensors(own, tensors).check('the state dict', name, allow_missing=OUTPUT_NORMS)
+    match_tensors(own, tensors).check('the state dict', name, allow_missing=STAGE_NORMS)
 
 
 def rename_for_image_classifier(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmvmamba.checkpoint.matching import (
-    OUTPUT_NORMS,
+    STAGE_NORMS,
     Matching,
     load_tensors,
     match_tensors,
@@ -172,13 +172,13 @@ FILE = {'backbone.a': 2, 'backbone.outnorm0.weight': 2, 'head.b': 2}
         ({'head.b': None}, 'backbone.', (), True),
         ({'head.b': 3}, 'backbone.', (), True),
         ({'head.b': 3}, '', (), False),
-        ({'backbone.a': None}, 'backbone.', OUTPUT_NORMS, False),
-        ({'backbone.a': 3}, 'backbone.', OUTPUT_NORMS, False),
+        ({'backbone.a': None}, 'backbone.', STAGE_NORMS, False),
+        ({'backbone.a': 3}, 'backbone.', STAGE_NORMS, False),
         ({'backbone.a': 3}, (), (), True),
         ({'backbone.outnorm0.weight': None}, 'backbone.', (), False),
-        ({'backbone.outnorm0.weight': None}, 'backbone.', OUTPUT_NORMS, True),
-        ({'backbone.outnorm0.weight': None}, '', OUTPUT_NORMS, True),
-        ({'backbone.outnorm0.weight': 3}, 'backbone.', OUTPUT_NORMS, False),
+        ({'backbone.outnorm0.weight': None}, 'backbone.', STAGE_NORMS, True),
+        ({'backbone.outnorm0.weight': None}, '', STAGE_NORMS, True),
+        ({'backbone.outnorm0.weight': 3}, 'backbone.', STAGE_NORMS, False),
         ({'head.b': None}, '', ('head.',), True),
         ({'head.b': 3}, '', ('head.',), False),
         ({'more': 3, 'backbone.more': 3}, '', (), True),

@@ -39,6 +39,7 @@ _POSITIONWISE: set[type[nn.Module]] = {
 _is_exporting = getattr(torch.compiler, 'is_exporting', None)
 
 Layer = TypeVar('Layer', bound=type[nn.Module])
+Sizes = list[int]  # for height and width
 
 
 def positionwise(layer: Layer) -> Layer:
@@ -132,12 +133,7 @@ class Conv2d(nn.Conv2d):
     '-> Tensor',
 )
 def _conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
 ) -> Tensor:
     y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
     return y.contiguous(memory_format=torch.channels_last)
@@ -145,12 +141,7 @@ def _conv2d(
 
 @_conv2d.register_fake
 def _conv2d_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
 ) -> Tensor:
     sizes = [
         (size + 2 * pad - kernel) // step + 1
@@ -172,8 +163,8 @@ def _conv2d_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: list[int],
-    padding: list[int],
+    stride: Sizes,
+    padding: Sizes,
     groups: int,
     needed: list[bool],
 ) -> list[Tensor]:
@@ -194,15 +185,14 @@ def _conv2d_backward_fake(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: list[int],
-    padding: list[int],
+    stride: Sizes,
+    padding: Sizes,
     groups: int,
     needed: list[bool],
 ) -> list[Tensor]:
-    N, C, H, W = x.shape
     likes = (
-        x.new_empty((N, H, W, C)).permute(0, 3, 1, 2),
-        weight.new_empty(weight.shape),
+        torch.empty_like(x, memory_format=torch.channels_last),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
         weight.new_empty(weight.shape[:1]),
     )
     return [like for like, need in zip(likes, needed, strict=True) if need]

@@ -206,7 +206,11 @@ def selective_scan(
     _check_arguments(u, delta, A, B, C, D, z, delta_bias)
     chosen = choose_backend('selective_scan', backend, u)
     if chosen == 'native':
-        y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        acc = accumulate_dtype(u.dtype)
+        D, delta_bias = (v if v is None else v.to(acc) for v in (D, delta_bias))
+        inputs = (u, delta, A.to(acc), *_weights_for_kernel(B, C, acc), D, z, delta_bias)
+        save_states = needs_states(inputs)
+        y, last_state, _ = torch.ops.mmvmamba.selective_scan(*inputs, delta_softplus, save_states)
     else:
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y, last_state = selective_scan_reference(
@@ -216,32 +220,15 @@ def selective_scan(
     return (y, last_state.detach()) if return_last_state else y
 
 
-def _native(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    acc = accumulate_dtype(u.dtype)
-    # (B, N, L) is one group; the constant (D, N) form keeps its own schema entry and stays 2-D.
-    B, C = (v.unsqueeze(1) if v.dim() == 3 else v.to(acc) if v.dim() == 2 else v for v in (B, C))
-    groups = [int(v.shape[1]) for v in (B, C) if v.dim() == 4]
+def _weights_for_kernel(B: Tensor, C: Tensor, acc: torch.dtype) -> list[Tensor]:
+    """Return B and C in one number of groups (B, G, N, L), or as (D, N) if they are constant."""
+    weights = [v.to(acc) if v.dim() == 2 else v for v in (B, C)]
+    weights = [v.unsqueeze(1) if v.dim() == 3 else v for v in weights]
+    groups = [int(v.shape[1]) for v in weights if v.dim() == 4]
     if len(groups) == 2 and groups[0] != groups[1]:  # the kernels take one number of groups
-        common = math.lcm(*groups)
-        B, C = (
-            v.repeat_interleave(common // g, dim=1) for v, g in zip((B, C), groups, strict=True)
-        )
-    optional = [v if v is None else v.to(acc) for v in (D, delta_bias)]
-    inputs = (u, delta, A.to(acc), B, C, optional[0], z, optional[1])
-    y, last_state, _ = torch.ops.mmvmamba.selective_scan(
-        *inputs, delta_softplus, needs_states(inputs)
-    )
-    return y, last_state
+        repeats = [math.lcm(*groups) // g for g in groups]
+        weights = [v.repeat_interleave(n, dim=1) for v, n in zip(weights, repeats, strict=True)]
+    return weights
 
 
 class _Arguments(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,13 +79,8 @@ def count_config(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config in eval mode, without loading weights for its backbone."""
-    cfg = cfg.copy()
+    """Build the model of a config in eval mode, with the weights of its constructor."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cfg.model = Config(dict(model=cfg.model)).model.copy()
-    backbone = cfg.model.get('backbone')
-    if isinstance(backbone, Mapping) and backbone.get('init_cfg'):
-        cfg.model.backbone = dict(backbone, init_cfg=None)
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from mmvmamba.analysis.models import load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.nn import VMambaNet
 
@@ -26,17 +25,18 @@ def test_recording_changes_nothing(scan):
 
 
 def test_attention_is_that_of_the_module():
+    models = pytest.importorskip('mmpretrain.models')
     torch.manual_seed(0)
     arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=24)
-    spec = f'deit-tiny_4xb256_in1k+arch={arch}'
-    model = load_model(spec, output='map', size=(32, 64)).double()
+    net = models.VisionTransformer(arch, img_size=(32, 64)).double()
+    net.eval()
     image = torch.rand(1, 3, 32, 64, dtype=torch.float64)
-    attn, seen = model.net.backbone.layers[1].attn, {}
+    attn, seen = net.layers[1].attn, {}
     hooks = [
         attn.qkv.register_forward_hook(lambda _, args, out: seen.update(v=out.chunk(3, -1)[2])),
         attn.register_forward_hook(lambda _, args, out: seen.update(out=out)),
     ]
-    maps = record(model.net, 0, lambda: model(image))
+    maps = record(net, 0, lambda: net(image))
     for hook in hooks:
         hook.remove()
     assert len(maps) == 2 and maps[1].shape == (2, 4)

@@ -9,9 +9,11 @@ from mmengine.config import Config  # noqa: E402
 
 from mmvmamba.analysis.erf import receptive_field  # noqa: E402
 from mmvmamba.analysis.model_flops import build_model  # noqa: E402
-from mmvmamba.analysis.models import load_model  # noqa: E402
 
+from ..analysis_tools import load  # noqa: E402
 from .test_ablation import CONFIGS  # noqa: E402
+
+load_model = load('analysis_model').load_model
 
 THIN = {
     'vim-s': ('mmvmamba.Vim', dict(arch=dict(embed_dims=12, num_layers=2)), 12, 16),

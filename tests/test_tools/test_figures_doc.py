@@ -69,7 +69,6 @@ def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch
     from mmengine.config import Config
 
     from mmvmamba.analysis.model_flops import build_model
-    from mmvmamba.analysis.models import load_model
 
     monkeypatch.setattr(sys, 'argv', command[1:])
     monkeypatch.chdir(ROOT)
@@ -80,7 +79,8 @@ def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64), mode='tensor').shape == (1, 6)
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_2.pth')
-        loaded = load_model(word, str(tmp_path / 'epoch_2.pth'), output='map', size=(96, 96))
+        file = str(tmp_path / 'epoch_2.pth')
+        loaded = load('analysis_model').load_model(word, file, output='map', size=(96, 96))
         assert loaded(torch.rand(1, 3, 96, 96)).dim() == 4
 
 

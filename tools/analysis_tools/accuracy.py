@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from analysis_model import AnalysisModel, read_config
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmvmamba.analysis.models import AnalysisModel, read_config
 from mmvmamba.engine.errors import UserError
 
 #: Short side over crop in the test on ImageNet.

@@ -18,6 +18,7 @@ from typing import Any
 import figures
 import numpy as np
 import torch
+from analysis_model import load_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,7 +27,6 @@ from PIL import Image
 
 from mmvmamba.analysis.activation_map import Maps, rollout, rollout_bytes
 from mmvmamba.analysis.measure import available_memory, parse_size, size_text
-from mmvmamba.analysis.models import load_model
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError

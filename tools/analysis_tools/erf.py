@@ -18,13 +18,13 @@ from typing import Any
 
 import figures
 import torch
+from analysis_model import load_model
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
 from mmvmamba.analysis.measure import parse_size, size_text
-from mmvmamba.analysis.models import load_model
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 

@@ -17,7 +17,7 @@ class Reported:
 
     Args:
         name (str): Name of the model in the paper.
-        model (str): The model as an argument of :func:`mmvmamba.analysis.models.load_model`.
+        model (str): The model as an argument of :func:`analysis_model.load_model`.
         top1 (float, optional): ImageNet top-1 accuracy (percent).
         inference (int, optional): Images per second.
         train (int, optional): Images per second.

@@ -26,6 +26,7 @@ import figures  # noqa: E402
 import throughput  # noqa: E402
 import torch  # noqa: E402
 from accuracy import evaluation_loader, top1_accuracy  # noqa: E402
+from analysis_model import AnalysisModel, load_model  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
@@ -35,7 +36,6 @@ from throughput import Settings  # noqa: E402
 
 from mmvmamba.analysis import measure  # noqa: E402
 from mmvmamba.analysis.measure import Row, parse_size, size_text  # noqa: E402
-from mmvmamba.analysis.models import AnalysisModel, load_model  # noqa: E402
 from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import figures
 import torch
+from analysis_model import AnalysisModel, load_model
 from mmengine.logging import MMLogger
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
 from mmvmamba.analysis.measure import MIB, Call, Row, parse_size, size_text
-from mmvmamba.analysis.models import AnalysisModel, load_model
 
 MODES = ('inference', 'train')
 #: Default batch size by type of device; that of a GPU is the paper's.

@@ -8,12 +8,12 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
-from mmvmamba.analysis.models import AnalysisModel, load_model
 from mmvmamba.engine.errors import UserError
 
 from ...analysis_tools import load
 
-accuracy = load('accuracy')
+accuracy, analysis_model = load('accuracy'), load('analysis_model')
+load_model = analysis_model.load_model
 CPU = torch.device('cpu')
 #: Of the colours (R, G, B) the class of a picture is its brightest.
 COLOURS = ('a_red', 'b_green', 'c_blue')
@@ -77,7 +77,7 @@ def root(tmp_path_factory):
 
 
 def wrapped(net):
-    return AnalysisModel('net', net, net, mean=(0, 0, 0), std=(1, 1, 1))
+    return analysis_model.AnalysisModel('net', net, net, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def test_accuracy_of_a_folder(root):

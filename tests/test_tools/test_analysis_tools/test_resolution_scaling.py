@@ -13,6 +13,7 @@ from ...analysis_tools import load
 from .helpers import GPU, PAPERS, THIN, read
 
 figures, resolution_scaling = load('figures'), load('resolution_scaling')
+load_model = load('analysis_model').load_model
 
 
 class Drifting(nn.Module):
@@ -88,8 +89,6 @@ def test_resolution_scaling_with_training_and_accuracy(
     config = tmp_path / 'sized.py'
     resize = "dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')"
     config.write_text(text.replace("dict(type='PackInputs')", resize))
-    from mmvmamba.analysis.models import load_model
-
     torch.manual_seed(0)
     file = tmp_path / 'classifier.pth'
     torch.save(dict(state_dict=load_model(str(config)).net.state_dict()), file)

@@ -6,11 +6,10 @@ from torch import nn
 
 pytest.importorskip('mmengine')
 
-from mmvmamba.analysis.models import AnalysisModel  # noqa: E402
-
 from ...analysis_tools import load  # noqa: E402
 
 throughput = load('throughput')
+AnalysisModel = load('analysis_model').AnalysisModel
 
 
 class Recorder(nn.Module):

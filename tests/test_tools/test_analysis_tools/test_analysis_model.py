@@ -1,5 +1,6 @@
-"""Models by name, config and callable."""
+"""Models by name, config and callable, with the weights of a file."""
 
+import re
 import sys
 
 import pytest
@@ -7,7 +8,12 @@ import torch
 from mmengine.model import BaseModule
 from torch import nn
 
-from mmvmamba.analysis.models import MEAN, STD, load_model
+from mmvmamba.nn import VMambaNet
+
+from ...analysis_tools import load
+
+analysis_model = load('analysis_model')
+load_model = analysis_model.load_model
 
 CLASSIFIER = 'mmvmamba::vmamba/vmamba-t_8xb128_in1k.py'
 ARCH = dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
@@ -107,7 +113,7 @@ def test_last_map_of_mmpretrains(spec, shape):
 def test_external_configs_and_detectors():
     model = load_model(f'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py{THIN}', output='map')
     assert model.name == f'mask-rcnn_vmamba-t_fpn_1x_coco{THIN}' and not model.training
-    assert hasattr(model.net, 'roi_head')
+    assert hasattr(model.net, 'roi_head') and model.weights == 'random weights'
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 32, 2, 2)
 
@@ -127,11 +133,12 @@ def test_scaled_windows(size, window):
 
 
 def test_normalises_as_the_config_says(importable):
-    images = torch.tensor(MEAN).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    images = torch.tensor(analysis_model.MEAN).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     model = load_model(f'{importable}:Plain')
     assert model.normalise(images).abs().max() < 1e-5
     torch.testing.assert_close(
-        model.normalise(images + torch.tensor(STD).view(3, 1, 1)), torch.ones(1, 3, 2, 2)
+        model.normalise(images + torch.tensor(analysis_model.STD).view(3, 1, 1)),
+        torch.ones(1, 3, 2, 2),
     )
 
 
@@ -151,7 +158,10 @@ def test_what_the_weights_are_called(tmp_path, config):
     backbone = {k.removeprefix('backbone.'): v for k, v in model.net.state_dict().items()}
     torch.save(dict(model=backbone), tmp_path / 'backbone.pth')
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
-    assert load_model(f'{config}+init_cfg={init}').weights == 'weights of its init_cfg'
+    model = load_model(f'{config}+init_cfg={init}')
+    assert model.weights == 'weights of its init_cfg'
+    for key, value in model.net.backbone.named_parameters():
+        torch.testing.assert_close(value, backbone[key], msg=key)
 
 
 def test_channels_come_in_the_order_of_the_mean(tmp_path):
@@ -189,7 +199,7 @@ def test_a_config_whose_types_are_classes(tmp_path):
     )
     with torch.no_grad():
         assert load_model(f'{path}+depth=34')(torch.rand(1, 3, 32, 32)).shape == (1, 3)
-    with pytest.raises(ValueError, match='colour'):
+    with pytest.raises(TypeError, match='colour'):
         load_model(f'{path}+colour=red')
 
 
@@ -212,15 +222,13 @@ def test_names_what_is_near():
 
 
 def test_published_weights_are_those_of_the_index(monkeypatch):
-    from mmvmamba.analysis import weights
-
     asked = []
 
     def read(filename):
         asked.append(filename)
         raise FileNotFoundError(filename)
 
-    monkeypatch.setattr(weights, 'read_checkpoint', read)
+    monkeypatch.setattr(analysis_model, 'read_checkpoint', read)
     with pytest.raises(FileNotFoundError):
         load_model('resnet18_8xb32_in1k', 'pretrained')
     assert asked[0].startswith('https://') and 'resnet18' in asked[0]
@@ -234,12 +242,12 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
         ('tinny', r"'tinny' is not an architecture .*did you mean tiny"),
         ('tiny+scan=spiral', 'spiral'),
         ('tiny+colour=red', 'colour'),
-        ('swin-tiny_16xb64_in1k+colour=red', r"no arguments \['colour'\].*window_size"),
+        ('swin-tiny_16xb64_in1k+colour=red', r"SwinTransformer.* unexpected keyword argument 'colour'"),
         ('missing.py', 'does not exist'),
         ('mmvmamba::vmamba/missing.py', 'cannot be read'),
         ('no_such_module:Net', 'cannot be imported.*PYTHONPATH'),
         ('torch.nn:NoSuchClass', 'cannot be imported'),
-        ('torch:pi', 'must be callable'),
+        ('torch:pi', 'not callable'),
         ('torch.nn:Identity+dim=x+in=3', None),
     ],
 )
@@ -247,18 +255,112 @@ def test_refuses_by_name(spec, message):
     if message is None:  # a class that takes any argument
         assert isinstance(load_model(spec).net, nn.Identity)
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         load_model(spec)
 
 
 def test_refuses_what_is_no_model(importable, tmp_path):
     with pytest.raises(TypeError, match='must return an nn.Module, but got int'):
         load_model(f'{importable}:no_module')
-    with pytest.raises(ValueError, match='output'):
-        load_model('tiny', output='features')
     config = tmp_path / 'empty.py'
     config.write_text('x = 1\n')
     with pytest.raises(ValueError, match='model with a backbone'):
         load_model(str(config))
     with pytest.raises(ValueError, match=r'maps \(N, C, H, W\).*shape \(1, 5\)'):
         load_model('torch.nn:Flatten', output='map')(torch.rand(1, 5, 1, 1))
+
+
+def test_statistics_must_be_in_the_file(tmp_path):
+    state = load_model('resnet18_8xb32_in1k').net.state_dict()
+    file = tmp_path / 'resnet.pth'
+    without = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
+    torch.save(dict(state_dict=without), file)
+    assert load_model('resnet18_8xb32_in1k', str(file)).weights == 'resnet.pth'
+    without = {k: v for k, v in without.items() if not k.endswith('running_var')}
+    torch.save(dict(state_dict=without), file)
+    with pytest.raises(ValueError, match=r'missing: \S+running_var.* and 12 more') as raised:
+        load_model('resnet18_8xb32_in1k', str(file))
+    found, total = map(int, re.search(r'(\d+) of (\d+) tensors found', str(raised.value)).groups())
+    assert total - found == 20
+
+
+def test_loads_a_whole_file_and_nothing_less(tmp_path, config):
+    torch.manual_seed(1)
+    net = VMambaNet('tiny', dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)).eval()
+    whole, part = tmp_path / 'whole.pth', tmp_path / 'part.pth'
+    torch.save(dict(model=net.state_dict()), whole)
+    weights = {k: v for k, v in net.state_dict().items() if not k.startswith('layers.2')}
+    torch.save(dict(model=weights), part)
+    images = torch.rand(1, 3, 64, 64)
+    for spec in (f'tiny{THIN}', str(config)):
+        model = load_model(spec, str(whole))
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), net(images))
+        with pytest.raises(ValueError, match='does not match'):
+            load_model(spec, str(part))
+    with pytest.raises(ValueError, match='does not match'):
+        load_model('tiny+dims=(16,16,24,32)+depths=(1,1,1,1)', str(whole))
+
+
+def test_a_map_needs_no_head(tmp_path):
+    model = load_model('resnet18_8xb32_in1k')
+    backbone = {k: v for k, v in model.net.state_dict().items() if k.startswith('backbone.')}
+    torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
+    file = str(tmp_path / 'backbone.pth')
+    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
+    with pytest.raises(ValueError, match='head'):
+        load_model('resnet18_8xb32_in1k', file)
+    # Nor that a file was trained for as many classes.
+    backbone['head.fc.weight'] = torch.zeros(6, 512)
+    torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
+    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
+    with pytest.raises(ValueError, match='does not match'):
+        load_model('resnet18_8xb32_in1k', file)
+
+
+VIT = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+HIVIT = dict(embed_dims=16, depths=[1, 1, 8], num_heads=2)
+
+
+@pytest.mark.parametrize(
+    'spec, sizes',
+    [
+        (f'hivit-tiny-p16_16xb64_in1k+arch={HIVIT}', [(64, 64), (96, 96)]),
+        (f'deit-tiny_4xb256_in1k+arch={VIT}', [(64, 64), (96, 96), (64, 96)]),
+        (f'swin-tiny_16xb64_in1k+arch={ARCH}+window_size=scaled', [(96, 96), (160, 160)]),
+    ],
+)
+def test_weights_of_another_image_size(tmp_path, spec, sizes):
+    """Position embeddings grow with the image."""
+    file = tmp_path / 'small.pth'
+    torch.manual_seed(0)
+    backbone = load_model(spec, output='map', size=sizes[0]).net.backbone
+    state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    for key, value in state.items():
+        if 'pos' in key and value.is_floating_point():
+            value.copy_(torch.full_like(value, 0.25))
+    torch.save(dict(state_dict=state), file)
+    for size in sizes:
+        model = load_model(spec, str(file), output='map', size=size)
+        grown = {k: v for k, v in model.net.backbone.named_parameters() if 'pos' in k}
+        assert grown
+        for value in grown.values():  # a constant stays one, however it is resized
+            torch.testing.assert_close(value, torch.full_like(value, 0.25))
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, *size)).isfinite().all()
+
+
+def test_a_table_keeps_its_axes_and_heads():
+    """A ramp along the rows of head 0 and along the columns of head 1."""
+    ramp = torch.arange(5.0)
+    table = torch.stack([ramp.repeat_interleave(5), ramp.repeat(5)], dim=1)
+    net = nn.Module()
+    net.relative_position_bias_table = nn.Parameter(torch.empty(81, 2))
+    (resized,) = analysis_model.resize_positions(
+        {'relative_position_bias_table': table}, net
+    ).values()
+    rows, columns = resized.T.view(2, 9, 9)
+    assert (rows.diff(dim=0) > 0).all() and rows.diff(dim=1).abs().max() < 1e-5
+    torch.testing.assert_close(columns, rows.T)

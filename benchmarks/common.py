@@ -21,7 +21,8 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch  # noqa: E402
 
-from mmvmamba.analysis.measure import Row, describe_machine, describe_run  # noqa: E402
+from mmvmamba.analysis.measure import Row  # noqa: E402
+from mmvmamba.environment import describe_machine, describe_run  # noqa: E402
 
 logger = logging.getLogger('benchmarks')
 

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 
 import torch
 
+from .environment import PACKAGES, describe_machine, installed_version
 from .ops import has_kernel, load_extension
 from .ops.backend import NATIVE_DTYPES
 from .ops.extension import build_info, missing_architecture
 from .version import __version__
 
-#: The packages whose versions matter, by import name: distributions that provide each.
-PACKAGES = {
-    'torchvision': ('torchvision',),
-    'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite'),
-    'mmdet': ('onedl-mmdetection', 'mmdet'),
-    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
-    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
-}
-
-
-def _installed(distributions: tuple[str, ...]) -> str:
-    for name in distributions:
-        try:
-            return f'{importlib.metadata.version(name)} ({name})'
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return 'not installed'
-
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of those around it."""
     cuda = torch.version.cuda or torch.version.hip or 'none'
-    return {
+    found = {
         'mmvmamba': __version__,
         'python': platform.python_version(),
         'torch': f'{torch.__version__} (CUDA: {cuda})',
-        **{name: _installed(distributions) for name, distributions in PACKAGES.items()},
     }
+    for package, names in PACKAGES.items():
+        installed = (
+            f'{version} ({name})' for name in names if (version := installed_version(name))
+        )
+        found[package] = next(installed, 'not installed')
+    return found
 
 
 def extension() -> dict[str, str]:
@@ -61,9 +47,10 @@ def extension() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """Return the processor and the GPUs of this machine."""
+    cpu = describe_machine(torch.device('cpu'))
     out = {
         'system': f'{platform.system()} {platform.machine()}',
-        'CPU': f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}',
+        'CPU': f'{cpu["threads"]} threads, {cpu["cpu_capability"]}',
     }
     if load_extension() is None:
         out['CPU kernels'] = torch.ops.mmvmamba.cpu_isa()

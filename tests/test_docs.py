@@ -223,6 +223,16 @@ def test_example_of_the_ops():
         assert tuple(names[name].shape) == eval(shape) and names[name].isfinite().all()
 
 
+def test_example_of_the_analysis(capsys):
+    pytest.importorskip('mmengine')
+    (example,) = python_blocks('analysis.md')
+    names = {}
+    exec(example, names)
+    for name, shape in re.findall(r'^(\w+) = .*# (\(.*\))$', example, re.MULTILINE):
+        assert tuple(names[name].shape) == eval(shape) and names[name].isfinite().all()
+    assert names['counter'].total == 4_905_609_984 - 768 * (1000 + 7 * 7) and 'G multiply-adds' in capsys.readouterr().out
+
+
 def test_backbone_in_both_spellings():
     pytest.importorskip('mmengine')
     from mmvmamba.models import MM_VSSM, VMamba

@@ -1,5 +1,6 @@
 """``python -m mmvmamba.info`` and what it knows about builds."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import mmvmamba
-from mmvmamba import info
+from mmvmamba import environment, info
 from mmvmamba.ops import backend, extension, load_extension
 
 
@@ -27,13 +28,16 @@ def test_versions_name_the_distribution(monkeypatch):
 
     def version(name):
         if name not in installed:
-            raise info.importlib.metadata.PackageNotFoundError(name)
+            raise importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(info.importlib.metadata, 'version', version)
+    monkeypatch.setattr(importlib.metadata, 'version', version)
     versions = info.versions()
     assert versions['mmcv'] == '2.1.0 (mmcv)'
     assert versions['mmdet'] == 'not installed'
+    recorded = environment.describe_run(torch.device('cpu'))['versions']
+    assert recorded['mmcv'] == '2.1.0' and recorded['torch'] == torch.__version__
+    assert set(recorded) <= {'python', 'torch', 'mmvmamba', 'cuda', 'mmcv'}
 
 
 def test_extension_that_did_not_load(monkeypatch):

@@ -65,7 +65,7 @@ def find_tool(name: str, *folders: str) -> str | None:
 
 def describe(context: Context) -> Row:
     """Describe the machine and the versions."""
-    from mmvmamba.analysis.measure import describe_run
+    from mmvmamba.environment import describe_run
 
     if context.cuda and not torch.cuda.is_available():
         raise RuntimeError(f'PyTorch {torch.__version__} sees no GPU; DEVICE=cpu is a rehearsal')

@@ -9,23 +9,19 @@ the exponent is the difference, which is never positive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Track = Callable[[Sequence], Iterable]
+
 #: Elements of the largest tensor in the computation of a whole matrix.
 _CHUNK = 2**23
 #: Tensors (L, L) of float64 in use at a time while the matrix of a block is computed.
 _MATRICES = 6
-
-Tick = Callable[[], None]
-
-
-def _silent() -> None:
-    """Show no progress."""
 
 
 @dataclass
@@ -33,26 +29,16 @@ class Path:
     """One scan direction of an SS2D: M sequences of L positions, C channels and S states.
 
     All tensors but ``index`` are float64.
-
-    Args:
-        index (Tensor): Position y * W + x on the map of each position of the paths (M, L).
-        x (Tensor): Input of the scan (M, L, C).
-        dt (Tensor): Time steps (M, L, C).
-        A (Tensor): Decay rates (C, S), not positive.
-        B (Tensor): Input weights, or keys (M, L, S).
-        C (Tensor): Output weights, or queries (M, L, S).
-        D (Tensor): Skip weights (C).
-        line (int): Length of a row or column of the map along the path.
     """
 
-    index: Tensor
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    line: int
+    index: Tensor  # positions y * W + x on the map, along the path (M, L)
+    x: Tensor  # input of the scan (M, L, C)
+    dt: Tensor  # time steps (M, L, C)
+    A: Tensor  # decay rates (C, S), not positive
+    B: Tensor  # input weights, or keys (M, L, S)
+    C: Tensor  # output weights, or queries (M, L, S)
+    D: Tensor  # skip weights (C)
+    line: int  # length of a row or column of the map along the path
 
     def locate(self, query: int) -> tuple[int, int]:
         """Return the sequence and the position in it of a position of the map."""
@@ -143,13 +129,8 @@ class ScanMaps:
                     out[index] += row[index] @ matrix
         return out.view(self.shape)
 
-    @property
-    def ticks(self) -> int:
-        """Number of times that :meth:`matrix` calls its ``tick``."""
-        return len(self.paths)
-
-    def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
-        """Return the summed maps of all queries (H * W, H * W), with a ``tick`` after each path."""
+    def matrix(self, form: str) -> Tensor:
+        """Return the summed maps of all queries (H * W, H * W)."""
         size = self.shape[0] * self.shape[1]
         product = None
         for paths in self.passes:
@@ -157,7 +138,6 @@ class ScanMaps:
             for path in paths:
                 for index, matrix in zip(path.index, path.matrices(form), strict=True):
                     out[index[:, None], index] += matrix
-                tick()
             product = out if product is None else out @ product
         return product
 
@@ -174,18 +154,15 @@ class AttentionMaps:
 
     forms = ('qk', 'softmax')
     paths = ()
-    ticks = 1
 
     shape: tuple[int, int]
     q: Tensor
     k: Tensor
 
-    def matrix(self, form: str, tick: Tick = _silent) -> Tensor:
+    def matrix(self, form: str) -> Tensor:
         """Return the maps of all tokens (L, L), class token included."""
         scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
-        out = (scores if form == 'qk' else scores.softmax(-1)).mean(0)
-        tick()
-        return out
+        return (scores if form == 'qk' else scores.softmax(-1)).mean(0)
 
     def summed(self, query: int, form: str) -> Tensor:
         """Return the map of a query over the patches (H, W)."""
@@ -202,7 +179,7 @@ def rollout_bytes(blocks: Sequence[Maps]) -> int:
     return _MATRICES * (height * width) ** 2 * torch.float64.itemsize
 
 
-def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent) -> Tensor:
+def rollout(blocks: Sequence[Maps], query: int, form: str, track: Track = iter) -> Tensor:
     """Compute the attention rollout of a query over blocks (Abnar and Zuidema, arXiv 2005.00928).
 
     Each block is half its absolute values, with rows divided by their sums, and half the identity
@@ -213,8 +190,8 @@ def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent)
         blocks (Sequence[ScanMaps | AttentionMaps]): The blocks in the order of the network.
         query (int): The position y * W + x.
         form (str): One of the blocks' ``forms``.
-        tick (Callable): Called after each path of each block, their ``ticks``. Defaults to a
-            function that does nothing.
+        track (Callable): Yields the items of a sequence and shows progress. Defaults to ``iter``,
+            which shows nothing.
 
     Returns:
         Tensor: The map (H, W), which sums to 1 over all tokens.
@@ -222,8 +199,8 @@ def rollout(blocks: Sequence[Maps], query: int, form: str, tick: Tick = _silent)
     shape = blocks[0].shape
     size = shape[0] * shape[1]
     row = None
-    for block in reversed(blocks):
-        matrix = block.matrix(form, tick).abs()
+    for block in track(blocks[::-1]):
+        matrix = block.matrix(form).abs()
         sums = matrix.sum(-1)
         if row is None:
             row = torch.zeros_like(sums)

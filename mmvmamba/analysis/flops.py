@@ -20,81 +20,65 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mmvmamba.ops.flops import scan_mark_cost, ss2d_scan_cost
 
 Shape = Sequence[int]
-Formula = Callable[..., int]
 
 aten = torch.ops.aten
-_FORMULAS: dict[Any, Formula] = {}
 
 
-def _multiply_adds(*ops: Any) -> Callable[[Formula], Formula]:
-    """Register the cost of ops in multiply-adds, each of which is two FLOPs for FlopCounterMode."""
-
-    def register(cost: Formula) -> Formula:
-        def flops(*args: Any, **kwargs: Any) -> int:
-            return 2 * cost(*args, **kwargs)
-
-        for op in ops:
-            # FlopCounterMode decomposes an overload that has no formula of its own.
-            overloads = [getattr(op, name) for name in op.overloads()]
-            _FORMULAS.update(dict.fromkeys([op, *overloads], flops))
-        return cost
-
-    return register
-
-
-@_multiply_adds(aten._scaled_dot_product_flash_attention_for_cpu)
-def _attention(q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(q, k, v) // 2
-
-
-@_multiply_adds(aten.native_layer_norm)
-def _layer_norm(x: Shape, shape: Shape, weight: Shape | None, *args: Any, **kwargs: Any) -> int:
+def _norm(x: Shape, weight: Shape | None) -> int:
     return prod(x) * (4 if weight is None else 5)
 
 
-@_multiply_adds(aten.native_group_norm)
-def _group_norm(x: Shape, weight: Shape | None, *args: Any, **kwargs: Any) -> int:
-    return prod(x) * (4 if weight is None else 5)
-
-
-@_multiply_adds(
-    aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm
-)
 def _batch_norm(x: Shape, weight: Shape | None, *args: Any, **kwargs: Any) -> int:
     return prod(x) * (1 if weight is None else 2)
 
 
-@_multiply_adds(aten._adaptive_avg_pool2d)
-def _average_pool(x: Shape, *args: Any, **kwargs: Any) -> int:
-    return prod(x)
-
-
-@_multiply_adds(aten.mean)
 def _mean(x: Shape, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> int:
     """Adaptive pooling to 1x1, which arrives as a mean over the last two dimensions."""
     pooled = len(x) == 4 and keepdim and sorted(d % 4 for d in dims) == [2, 3]
     return prod(x) if pooled else 0
 
 
-@_multiply_adds(aten.upsample_bilinear2d, aten.grid_sampler_2d)
 def _bilinear(*args: Any, out_shape: Shape, **kwargs: Any) -> int:
     return 4 * prod(out_shape)
 
 
-@_multiply_adds(aten.upsample_nearest2d)
-def _nearest(*args: Any, out_shape: Shape, **kwargs: Any) -> int:
-    return prod(out_shape)
-
-
-@_multiply_adds(aten._fft_r2c)
-def _real_fft(x: Shape, dims: Sequence[int], *args: Any, **kwargs: Any) -> int:
+def _real_fft(x: Shape, dims: Sequence[int]) -> int:
     """Half of the usual estimate for a real transform of n points, 2.5 n log2(n) operations."""
     return round(1.25 * prod(x) * log2(prod(x[d] for d in dims)))
 
 
-@_multiply_adds(aten._fft_c2r)
-def _inverse_real_fft(x: Shape, dims: Sequence[int], *args: Any, out_shape: Shape) -> int:
-    return _real_fft(out_shape, dims)
+#: Multiply-adds by op. Tensors among the arguments are shapes.
+_COSTS: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v) // 2
+    ),
+    aten.native_layer_norm: lambda x, shape, weight, *_, **__: _norm(x, weight),
+    aten.native_group_norm: lambda x, weight, *_, **__: _norm(x, weight),
+    aten.native_batch_norm: _batch_norm,
+    aten._native_batch_norm_legit_no_training: _batch_norm,
+    aten.cudnn_batch_norm: _batch_norm,
+    aten._adaptive_avg_pool2d: lambda x, *_, **__: prod(x),
+    aten.mean: _mean,
+    aten.upsample_bilinear2d: _bilinear,
+    aten.grid_sampler_2d: _bilinear,
+    aten.upsample_nearest2d: lambda *_, out_shape, **__: prod(out_shape),
+    aten._fft_r2c: lambda x, dims, *_, **__: _real_fft(x, dims),
+    aten._fft_c2r: lambda x, dims, *_, out_shape: _real_fft(out_shape, dims),
+}
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Return the formulas of :data:`_COSTS` for FlopCounterMode, which counts two FLOPs each."""
+
+    def double(cost: Callable[..., int]) -> Callable[..., int]:
+        return lambda *args, **kwargs: 2 * cost(*args, **kwargs)
+
+    # FlopCounterMode decomposes an overload that has no formula of its own.
+    return {
+        key: double(cost)
+        for op, cost in _COSTS.items()
+        for key in (op, *(getattr(op, name) for name in op.overloads()))
+    }
 
 
 class MultiplyAdds(FlopCounterMode):
@@ -109,10 +93,10 @@ class MultiplyAdds(FlopCounterMode):
     """
 
     def __init__(self) -> None:
-        formulas = dict(_FORMULAS)
-        for name, formula in dict(ss2d_scan=self._ss2d_scan, scan_mark=self._scan_mark).items():
+        formulas = _formulas()
+        for name in ('ss2d_scan', 'scan_mark'):
             if hasattr(torch.ops.mmvmamba, name):  # scans without a kernel are only marked
-                formulas[getattr(torch.ops.mmvmamba, name)] = formula
+                formulas[getattr(torch.ops.mmvmamba, name)] = getattr(self, f'_{name}')
         super().__init__(display=False, custom_mapping=formulas)
         self.rounding = 0
         self._marked: Counter[str] = Counter()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
             once for one image.
     """
     backbone = getattr(net, 'backbone', net)
-    recorder = _scans if isinstance(backbone, VMambaNet) else _attention
     modules = _modules(backbone, stage)
     records: list[Maps] = []
     with torch.no_grad(), ExitStack() as stack:
         for module in modules:
-            stack.enter_context(recorder(module, backbone, records))
+            if isinstance(module, SS2D):
+                _record_scans(module, records, stack)
+            else:
+                _record_attention(module, backbone.patch_embed, records, stack)
         run()
     if len(records) != len(modules):
         raise ValueError(f'{len(modules)} blocks must run once each, but {len(records)} did')
@@ -62,8 +64,7 @@ def _modules(backbone: nn.Module, stage: int) -> list[nn.Module]:
     return modules
 
 
-@contextmanager
-def _scans(module: SS2D, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
+def _record_scans(module: SS2D, records: list[Maps], stack: ExitStack) -> None:
     original = module.core
 
     def start(_, args: tuple[Tensor]) -> None:
@@ -78,30 +79,16 @@ def _scans(module: SS2D, backbone: nn.Module, records: list[Maps]) -> Iterator[N
         records[-1].passes.append(_paths(index, *module.scan_arguments(x, pattern, first)))
         return original(x, pattern, first)
 
-    hook = module.register_forward_pre_hook(start)
+    stack.enter_context(module.register_forward_pre_hook(start))
     module.core = core
-    try:
-        yield
-    finally:
-        del module.core
-        hook.remove()
+    stack.callback(delattr, module, 'core')
 
 
-def _paths(
-    index: Tensor,
-    x: Tensor,
-    proj: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    pattern: str | tuple[int, ...],
-) -> list[Path]:
+def _paths(index: Tensor, *scan_arguments: Any) -> list[Path]:
     """Return the directions of one call of :func:`mmvmamba.ops.ss2d_scan`."""
+    *tensors, pattern = scan_arguments
+    x, proj, dt_weight, dt_bias, A, D = (v.detach().double() for v in tensors)
     rank, states = dt_weight.shape[2], A.shape[2]
-    x, proj, dt_weight, dt_bias, A, D = (
-        v.detach().double() for v in (x, proj, dt_weight, dt_bias, A, D)
-    )
     paths = []
     for k, order in enumerate(resolve_pattern(pattern)):
         low, B, C = to_sequence(proj[:, :, :, k], order).split([rank, states, states], -1)
@@ -112,8 +99,9 @@ def _paths(
     return paths
 
 
-@contextmanager
-def _attention(module: nn.Module, backbone: nn.Module, records: list[Maps]) -> Iterator[None]:
+def _record_attention(
+    module: nn.Module, patch_embed: nn.Module, records: list[Maps], stack: ExitStack
+) -> None:
     shape = (0, 0)
 
     def keep_shape(_, args: tuple[Tensor], out: tuple[Tensor, tuple[int, int]]) -> None:
@@ -125,15 +113,8 @@ def _attention(module: nn.Module, backbone: nn.Module, records: list[Maps]) -> I
         q, k, _ = out.double().view(out.shape[1], 3, module.num_heads, -1).permute(1, 2, 0, 3)
         records.append(AttentionMaps(shape, q, k))
 
-    hooks = [
-        backbone.patch_embed.register_forward_hook(keep_shape),
-        module.qkv.register_forward_hook(keep_qk),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    stack.enter_context(patch_embed.register_forward_hook(keep_shape))
+    stack.enter_context(module.qkv.register_forward_hook(keep_qk))
 
 
 def _check_single(x: Tensor) -> None:

@@ -132,8 +132,7 @@ def test_rollout_by_hand():
     """Two blocks of a map of 1 x 2 without a class token."""
 
     class Fixed(AttentionMaps):
-        def matrix(self, form, tick):
-            tick()
+        def matrix(self, form):
             return self.q
 
     first = Fixed((1, 2), torch.tensor([[3.0, -1.0], [0.0, 0.0]]), None)
@@ -141,20 +140,18 @@ def test_rollout_by_hand():
     # Half the identity, half [[3/4, 1/4], [0, 1]], whose empty row is the identity's.
     a = np.array([[7 / 8, 1 / 8], [0, 1]])
     b = np.array([[1 / 2, 1 / 2], [1 / 4, 3 / 4]])
-    ticks = []
     for query in (0, 1):
-        found = rollout([first, second], query, 'qk', lambda: ticks.append(1))
+        found = rollout([first, second], query, 'qk')
         np.testing.assert_allclose(found.numpy(), [(b @ a)[query]], rtol=1e-6)
-    assert len(ticks) == 2 * (first.ticks + second.ticks) == 4
 
 
 @pytest.mark.parametrize('scan', ['cross', 'cascade'])
-def test_rollout_goes_path_by_path(scan):
-    """Its rows sum to one, and each path of each block is a tick."""
+def test_rollout_goes_block_by_block(scan):
+    """Its rows sum to one, and the progress is that of the blocks."""
     maps, _, _ = recorded(build(scan, 2), torch.randn(1, *SHAPE, 8, dtype=torch.float64))
-    ticks = []
-    found = rollout([maps, maps], 7, 'decay', lambda: ticks.append(1))
-    assert len(ticks) == 2 * maps.ticks == 8 and found.sum() == pytest.approx(1)
+    seen = []
+    found = rollout([maps, maps], 7, 'decay', lambda items: seen.extend(items) or items)
+    assert seen == [maps, maps] and found.sum() == pytest.approx(1)
     assert rollout_bytes([maps]) == 6 * 15**2 * 8
 
 

@@ -42,16 +42,18 @@ def step(net):
 
 
 @pytest.mark.parametrize(
-    'answer', [lambda x: x, lambda x: [x, (x, x)], lambda x: dict(a=x, b=dict(c=[x]))]
+    ('answer', 'count'),
+    [
+        (lambda x: x, 1),
+        (lambda x: [x, (x, x)], 3),
+        (lambda x: dict(a=x, b=dict(c=[x, None], d='text')), 2),
+    ],
 )
-def test_trains_on_all_that_a_model_gives(answer):
+def test_trains_on_all_tensors_that_a_model_returns(answer, count, monkeypatch):
+    trained = []
+    monkeypatch.setattr(torch.autograd, 'backward', lambda outputs, _: trained.extend(outputs))
     step(Answers(answer))()
-
-
-@pytest.mark.parametrize('answer', [lambda x: dict(a='text'), lambda x: [x, None], lambda x: 3])
-def test_refuses_to_train_on_what_is_no_tensor(answer):
-    with pytest.raises(TypeError, match='must return a tensor, or a .*but got (str|NoneType|int)'):
-        step(Answers(answer))()
+    assert len(trained) == count
 
 
 def test_a_step_without_memory_is_left_out_and_said(caplog):
@@ -88,17 +90,10 @@ def test_the_memory_is_that_of_the_device(monkeypatch):
         reset_peak_memory_stats=lambda: None,
         memory_allocated=lambda: held[0],
         max_memory_allocated=lambda: 250,
-        mem_get_info=lambda: (7, 8),
     ).items():
         monkeypatch.setattr(torch.cuda, name, answers(value))
     assert measure.extra_memory(lambda: None, device) == 150
-    assert measure.available_memory(device) == 7
-    assert len(asked) == 6 and set(asked) == {(device,)}
-
-
-def test_some_memory_is_available():
-    found = measure.available_memory(CPU)
-    assert found is None or found > 2**20
+    assert len(asked) == 5 and set(asked) == {(device,)}
 
 
 @pytest.mark.cuda
@@ -108,6 +103,5 @@ def test_memory_of_the_last_gpu():
     x = torch.zeros(2**20, device=device)  # 4 MiB
     gc.collect()
     assert measure.extra_memory(lambda: (x + 1) * 2, device) == 8 * 2**20
-    assert measure.available_memory(device) > 2**20
     (time,) = measure.interleave(dict(a=lambda: x + 1), device, seconds=0, min_rounds=1)['a']
     assert time > 0

@@ -12,6 +12,7 @@ Example:
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from mmvmamba.analysis.activation_map import Maps, rollout, rollout_bytes
-from mmvmamba.analysis.measure import available_memory, parse_size, size_text
+from mmvmamba.analysis.measure import parse_size, size_text
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
@@ -120,6 +121,15 @@ def find_maps(
     return Patch(name, blocks, block, point)
 
 
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be allocated, or None if the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    path = Path('/proc/meminfo')
+    found = re.search(r'MemAvailable:\s*(\d+)', path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
 def check_memory(patch: Patch, device: torch.device) -> None:
     """Check that the memory suffices for a rollout, which may take hours until it fails."""
     need, found = rollout_bytes(patch.blocks), available_memory(device)
@@ -141,11 +151,8 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
             image_order=[maps.in_image_order(path, query, form) for path in maps.paths],
             summed=maps.summed(query, form),
         )
-    if with_rollout:
-        steps = sum(block.ticks for block in patch.blocks)
-        with figures.progress(steps * len(maps.forms)) as tick:
-            for form in maps.forms:
-                pictures[form]['rollout'] = rollout(patch.blocks, query, form, tick)
+        if with_rollout:
+            pictures[form]['rollout'] = rollout(patch.blocks, query, form, figures.track)
     return pictures
 
 

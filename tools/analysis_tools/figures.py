@@ -6,8 +6,7 @@ import argparse
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from mmengine.utils import ProgressBar
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmvmamba.analysis.measure import describe_run
 from mmvmamba.engine.errors import UserError
+from mmvmamba.environment import describe_run
 
 DPI = 110
 MODEL_HELP = (
@@ -137,17 +136,10 @@ def write(out: Path, device: torch.device, results: Mapping[str, Any], figure: F
 
 def track(items: Sequence[Any]) -> Iterator[Any]:
     """Yield the items and show a progress bar."""
-    with progress(len(items)) as tick:
-        for item in items:
-            yield item
-            tick()
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar, and yield the function that advances it."""
-    bar = ProgressBar(total)
-    yield bar.update
+    bar = ProgressBar(len(items))
+    for item in items:
+        yield item
+        bar.update()
     bar.file.write('\n')
 
 

@@ -38,6 +38,7 @@ from mmvmamba.analysis import measure  # noqa: E402
 from mmvmamba.analysis.measure import Row, parse_size, size_text  # noqa: E402
 from mmvmamba.engine import errors  # noqa: E402
 from mmvmamba.engine.errors import UserError  # noqa: E402
+from mmvmamba.environment import describe_machine  # noqa: E402
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
 #: Panels of the picture: key of a row, title, unit, and the key whose growth is fitted.
@@ -224,7 +225,7 @@ def main() -> None:
         exponents=powers,
         results=rows,
     )
-    machine = measure.describe_machine(args.device)
+    machine = describe_machine(args.device)
     heading = f'{machine.get("gpu") or machine["cpu"]}, {machine["threads"]} threads, '
     heading += f'batch {settings.batch_size}, {"AMP" if settings.amp else "float32"}'
     heading += '; p: the cost grows as pixels$^p$, memory without the weights'

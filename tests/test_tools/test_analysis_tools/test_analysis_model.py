@@ -242,7 +242,10 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
         ('tinny', r"'tinny' is not an architecture .*did you mean tiny"),
         ('tiny+scan=spiral', 'spiral'),
         ('tiny+colour=red', 'colour'),
-        ('swin-tiny_16xb64_in1k+colour=red', r"SwinTransformer.* unexpected keyword argument 'colour'"),
+        (
+            'swin-tiny_16xb64_in1k+colour=red',
+            r"SwinTransformer.* unexpected keyword argument 'colour'",
+        ),
         ('missing.py', 'does not exist'),
         ('mmvmamba::vmamba/missing.py', 'cannot be read'),
         ('no_such_module:Net', 'cannot be imported.*PYTHONPATH'),

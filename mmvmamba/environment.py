@@ -1,0 +1,71 @@
+"""Versions and machine that belong to a result, found without importing the ops."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import itertools
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .version import __version__
+
+#: The packages whose versions matter, by import name: distributions that provide each.
+PACKAGES = {
+    'torchvision': ('torchvision',),
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
+#: Other distributions whose versions affect a measurement.
+MEASURED_WITH = ('triton', 'mamba-ssm')
+
+
+def describe_run(device: torch.device) -> dict[str, Any]:
+    """Return the header of a file of results: date, device, machine and versions."""
+    names = (*MEASURED_WITH, *itertools.chain.from_iterable(PACKAGES.values()))
+    versions = dict(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        mmvmamba=__version__,
+        cuda=torch.version.cuda,
+        **{name: installed_version(name) for name in names},
+    )
+    return dict(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='minutes'),
+        device=device.type,
+        machine=describe_machine(device),
+        versions={name: version for name, version in versions.items() if version},
+    )
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the processor and the GPU, if the device is one."""
+    affinity = getattr(os, 'sched_getaffinity', None)
+    path = Path('/proc/cpuinfo')
+    cpu = re.search(r'model name\s*: (.+)', path.read_text()) if path.exists() else None
+    machine = dict(
+        cpu=cpu[1].strip() if cpu else platform.processor() or platform.machine(),
+        cores=len(affinity(0)) if affinity else os.cpu_count(),
+        threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+    )
+    if device.type == 'cuda':
+        gpu = torch.cuda.get_device_properties(device)
+        machine |= dict(gpu=gpu.name, gpu_memory_gib=round(gpu.total_memory / 2**30, 1))
+    return machine
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution, or None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

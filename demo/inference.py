@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,14 +26,28 @@ from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
-logger = logging.getLogger('inference')
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 #: Module, class and arguments of the inferencer of each package.
 INFERENCERS = {
     'mmdet': ('mmdet.apis', 'DetInferencer', {}),
     'mmseg': ('mmseg.apis', 'MMSegInferencer', {}),
     'mmpretrain': ('mmpretrain', 'ImageClassificationInferencer', dict(pretrained=False)),
 }
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Predict photographs and draw the predictions.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('images', nargs='+', help='image files, and folders of them')
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('--out-dir', default='outputs', help='folder for the pictures')
+    parser.add_argument('--device', help='cpu, cuda:0, ...; a GPU if there is one')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score to draw, of a detector'
+    )
+    return parser.parse_args()
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -44,32 +57,19 @@ def find_images(names: Sequence[str]) -> list[str]:
         path = Path(name)
         if not path.exists():
             raise UserError(f'image {name!r} does not exist')
-        images = [path]
-        if path.is_dir():
-            images = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not images:
-                raise UserError(f'folder {name!r} has no image with one of {SUFFIXES}')
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        images = [str(p) for p in files if p.is_file() and cv2.haveImageReader(str(p))]
+        if not images:
+            raise UserError(f'{name!r} is not an image in a known format or a folder of images')
         for image in images:
-            if not cv2.haveImageReader(str(image)):
-                raise UserError(f'{str(image)!r} is not an image in a format that can be read')
-            other = found.setdefault(image.name, str(image))
-            if other != str(image):
-                raise UserError(f'{other!r} and {str(image)!r} would have the same picture')
+            other = found.setdefault(Path(image).name, image)
+            if other != image:
+                raise UserError(f'{other!r} and {image!r} would have the same picture')
     return list(found.values())
 
 
 def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInferencer:
-    """Build the inferencer of the config's package and load the weights.
-
-    Args:
-        cfg (Config): The whole config.
-        filename (str): Checkpoint file or URL.
-        device (str, optional): 'cpu', 'cuda:0', ...; None uses a GPU if there is one.
-
-    Raises:
-        UserError: If the config's package has no inferencer here.
-        ValueError: If the checkpoint does not match the model.
-    """
+    """Build the inferencer of the config's package and load the weights."""
     task, checkpoint = cli.task_of(cfg), read_checkpoint(filename)
     if task not in INFERENCERS:
         raise UserError(f'default_scope must be one of {tuple(INFERENCERS)}, but got {task!r}')
@@ -93,46 +93,24 @@ def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
     meta = checkpoint.get('meta') or {} if isinstance(checkpoint, Mapping) else {}
     if meta.get('dataset_meta'):
         return {key.lower(): value for key, value in meta['dataset_meta'].items()}
-    dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
     with DefaultScope.overwrite_default_scope(cli.task_of(cfg)):
-        return DATASETS.build(dataset).metainfo
-
-
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description='Predict photographs and draw the predictions.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument('images', nargs='+', help='image files, and folders of them')
-    cli.add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--out-dir', default='outputs', help='folder for the pictures')
-    parser.add_argument('--device', help='cpu, cuda:0, ...; a GPU if there is one')
-    parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='lowest score to draw, of a detector'
-    )
-    return parser.parse_args()
+        return DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
 
 
 def main() -> None:
-    """Run the command line."""
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    logger.setLevel(logging.INFO)
     args = parse_args()
     images = find_images(args.images)
     cfg = cli.load_config(args)
     inferencer = build_inferencer(cfg, args.checkpoint, args.device)
     folder = Path(args.out_dir) / 'vis'
     folder.mkdir(parents=True, exist_ok=True)
-    if cli.task_of(cfg) == 'mmdet':
-        inferencer(images, out_dir=args.out_dir, pred_score_thr=args.score_thr)
-    elif cli.task_of(cfg) == 'mmseg':
-        inferencer(images, out_dir=args.out_dir)
-    else:
+    if cli.task_of(cfg) == 'mmpretrain':
         for image, result in zip(images, inferencer(images, show_dir=str(folder)), strict=True):
-            logger.info('%s: %s (%.3f)', image, result['pred_class'], result['pred_score'])
-    logger.info('%d pictures are in %s', len(images), folder)
+            print(f'{image}: {result["pred_class"]} ({result["pred_score"]:.3f})')
+    else:
+        options = dict(pred_score_thr=args.score_thr) if cli.task_of(cfg) == 'mmdet' else {}
+        inferencer(images, out_dir=args.out_dir, **options)
+    print(f'{len(images)} pictures are in {folder}')
 
 
 if __name__ == '__main__':

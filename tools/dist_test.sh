@@ -2,18 +2,7 @@
 # Tests with torchrun: one process for each GPU, or processes on the CPU if there is no GPU.
 set -euo pipefail
 
-usage() {
-    cat << 'USAGE'
-usage: dist_test.sh CONFIG CKPT GPUS [arguments of test.py]
-
-  CONFIG  config file
-  CKPT    checkpoint file or URL
-  GPUS    number of processes on this node, one for each GPU
-
-USAGE
-    torchrun_usage
-}
-
+ARGUMENTS='CONFIG CKPT GPUS [arguments of test.py]'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 require "${1:-}" CONFIG
 require "${2:-}" CKPT

@@ -2,17 +2,7 @@
 # Trains with torchrun: one process for each GPU, or processes on the CPU if there is no GPU.
 set -euo pipefail
 
-usage() {
-    cat << 'USAGE'
-usage: dist_train.sh CONFIG GPUS [arguments of train.py]
-
-  CONFIG  config file
-  GPUS    number of processes on this node, one for each GPU
-
-USAGE
-    torchrun_usage
-}
-
+ARGUMENTS='CONFIG GPUS [arguments of train.py]'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 require "${1:-}" CONFIG
 require_count "${2:-}" GPUS

@@ -3,10 +3,11 @@
 TOOLS=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
-# fail MESSAGE: the message and the usage of the script, which defines usage().
+# fail MESSAGE: the message, and the usage of the script, which defines ARGUMENTS.
 fail() {
     echo "${0##*/}: error: $1" >&2
-    usage >&2
+    echo "usage: ${0##*/} $ARGUMENTS" >&2
+    if [[ ${0##*/} == dist_* ]]; then torchrun_usage >&2; else srun_usage >&2; fi
     exit 2
 }
 
@@ -21,10 +22,11 @@ require_count() {
     [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
 }
 
-# torchrun_usage: what the usages of the scripts that call run_torchrun end with.
 torchrun_usage() {
     cat << 'USAGE'
-On several nodes start it on each of them, with the same NNODES, MASTER_ADDR and PORT.
+
+GPUS is the number of processes on this node. On several nodes start the script on each of them,
+with the same NNODES, MASTER_ADDR and PORT.
 
 environment:
   NNODES        number of nodes (default: 1)
@@ -33,6 +35,19 @@ environment:
   PORT          a free port of node 0 (default: any free one on a single node, else 29500)
   MAX_RESTARTS  how often all processes start again after one failed (default: 0)
   PYTHON        the Python to run (default: python)
+USAGE
+}
+
+srun_usage() {
+    cat << 'USAGE'
+
+environment:
+  GPUS           number of processes, one for each GPU (default: 8)
+  GPUS_PER_NODE  how many of them on a node (default: GPUS, 8 at most)
+  CPUS_PER_TASK  cores of a process (default: 5)
+  SRUN_ARGS      more arguments of srun, separated by spaces; --gres=none asks for no GPU
+  PORT           a free port of the first node (default: 29500)
+  PYTHON         the Python to run (default: python)
 USAGE
 }
 

@@ -1,10 +1,17 @@
 """Test a detector, a segmentor or a classifier and report its metrics."""
 
 import argparse
+import os
+
+from mmengine.config import Config, ConfigDict
 
 from mmvmamba.engine import cli, errors
-from mmvmamba.engine.checks.configs import check_data
-from mmvmamba.engine.runner import build_runner, testing
+from mmvmamba.engine.checks.configs import check_data, leaf_datasets
+from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.runner import build_runner
+
+PICKLE = ('.pkl', '.pickle')
+FLIP = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,9 +28,6 @@ def parse_args() -> argparse.Namespace:
         '--wait-time', type=float, default=2, help='seconds each picture is shown (default: 2)'
     )
     parser.add_argument(
-        '--interval', type=int, default=1, help='draw every n-th image (default: 1)'
-    )
-    parser.add_argument(
         '--tta',
         action='store_true',
         help='test-time augmentation: several scales and flip for segmentation, flip for '
@@ -32,16 +36,74 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def draw_predictions(cfg: Config, show: bool, folder: str | None, wait_time: float) -> None:
+    """Draw all predictions beside the ground truth, in a window or to a folder."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config')
+    task = cli.task_of(cfg)
+    hook['enable' if task == 'mmpretrain' else 'draw'] = True
+    hook.update(interval=1, show=show, wait_time=wait_time)
+    if folder is None:
+        return
+    if task == 'mmdet':
+        # mmdet would join a relative path to its folder of results.
+        hook.test_out_dir = os.path.abspath(folder)
+    elif task == 'mmpretrain':
+        hook.out_dir = folder
+    else:
+        cfg.visualizer.save_dir = folder
+
+
+def save_predictions(cfg: Config, out: str) -> None:
+    """Save the predictions to a pickle file or, for segmentation, a folder of label maps."""
+    task = cli.task_of(cfg)
+    if out.endswith(PICKLE):
+        kind = 'mmdet.DumpDetResults' if task == 'mmdet' else 'mmengine.DumpResults'
+        cfg.test_evaluator = [*metrics(cfg), ConfigDict(type=kind, out_file_path=out)]
+    elif task == 'mmseg':
+        for metric in metrics(cfg):
+            metric.update(output_dir=out, keep_results=True)
+    else:
+        raise UserError(f'--out must end with one of {PICKLE}, but got {out!r}')
+
+
+def use_tta(cfg: Config) -> None:
+    """Turn on test-time augmentation as the config defines it, or mmdet's own by flipping."""
+    datasets = list(leaf_datasets(cfg.test_dataloader.dataset))
+    if cli.task_of(cfg) == 'mmdet':
+        if any('segm' in (metric.get('metric') or ()) for metric in metrics(cfg)):
+            raise UserError(
+                '--tta merges boxes only, because mmdet has no test-time augmentation for instance '
+                "masks, but test_evaluator.metric has 'segm'"
+            )
+        nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        cfg.setdefault('tta_model', dict(type='DetTTAModel', tta_cfg=nms))
+        flip = dict(type='TestTimeAug', transforms=[FLIP, [dict(type='PackDetInputs')]])
+        cfg.setdefault('tta_pipeline', [*datasets[0]['pipeline'][:-1], flip])
+    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
+    if missing:
+        raise UserError(f'--tta needs {" and ".join(missing)} in the config')
+    for dataset in datasets:
+        dataset['pipeline'] = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def metrics(cfg: Config) -> list[ConfigDict]:
+    evaluator = cfg.test_evaluator
+    return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+
+
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
-        testing.draw_predictions(cfg, args.show, args.show_dir, args.wait_time, args.interval)
+        draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
-        testing.use_tta(cfg)
+        use_tta(cfg)
     if args.out:
-        testing.keep_predictions(cfg, args.out)
+        save_predictions(cfg, args.out)
     check_data(cfg, 'test')
     cli.check_checkpoint(cfg, whole=True)
     build_runner(cfg).test()

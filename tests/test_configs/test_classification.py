@@ -227,8 +227,8 @@ def data_root(tmp_path_factory):
 
 def test_demo_config_agrees_with_the_data(data_root):
     cfg = Config.fromfile(ROOT / 'configs/demo/vmamba-demo_demo-64x64.py')
-    manifest = json.loads((data_root / 'manifest.json').read_text())
-    assert list(cfg.classes) == manifest['things']
+    annotations = json.loads((data_root / 'annotations/instances_train.json').read_text())
+    assert list(cfg.classes) == [category['name'] for category in annotations['categories']]
     assert {p.name for p in (data_root / 'crops/train').iterdir()} == set(cfg.classes)
 
 

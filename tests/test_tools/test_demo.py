@@ -1,5 +1,6 @@
-import importlib.util
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip('mmengine')
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 
-from mmvmamba.models import VMamba
-from mmvmamba.ops import has_kernel
+from mmvmamba.engine.errors import UserError
 from mmvmamba.registry import MODELS, register_config_packages
 
 REPO = Path(__file__).parents[2]
@@ -23,26 +23,19 @@ CONFIGS = {
     'mmdet': 'configs/demo/mask-rcnn_vmamba-demo_fpn_demo.py',
     'mmseg': 'configs/demo/vmamba-demo_upernet_demo-160x160.py',
 }
-needs_native = pytest.mark.skipif(
-    not has_kernel('ss2d_scan', 'cpu'), reason='the native extension is not built'
-)
 
 
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f'demo_{name}', REPO / 'demo' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def run_demo(monkeypatch):
+    """Import demo/run_demo.py, and what it imports, as if it was run."""
+    monkeypatch.syspath_prepend(REPO / 'demo')
+    return importlib.import_module('run_demo')
 
 
-@pytest.fixture(scope='module')
-def run_demo():
-    return load_script('run_demo')
-
-
-@pytest.fixture(scope='module')
-def draw_predictions():
-    return load_script('draw_predictions')
+@pytest.fixture
+def draw_predictions(monkeypatch):
+    monkeypatch.syspath_prepend(REPO / 'demo')
+    return importlib.import_module('draw_predictions')
 
 
 @pytest.fixture(scope='module')
@@ -67,16 +60,11 @@ def build_model(package):
     return cfg, MODELS.build(cfg.model)
 
 
-def make_results(run_demo, **figures):
+def make_results(run_demo, **metrics):
     results = {}
     for task in run_demo.TASKS:
-        values = {name: metric.target for name, metric in task.metrics.items()}
-        values.update({name: value for name, value in figures.items() if name in values})
-        results[task.name] = {
-            'figures': values,
-            'train': {'seconds': 100.0, 'cpu_seconds': 190.0, 'reused': False},
-            'test': {'seconds': 10.0, 'cpu_seconds': 15.0},
-        }
+        values = {name: metrics.get(name, metric.target) for name, metric in task.metrics.items()}
+        results[task.name] = {'metrics': values}
     return results
 
 
@@ -91,185 +79,186 @@ def test_config(package):
 
 
 def test_configs_agree_with_the_data(data_root):
-    manifest = json.loads((data_root / 'manifest.json').read_text())
-    names = manifest['things'] + manifest['stuff']
+    annotations = json.loads((data_root / 'annotations' / 'instances_val.json').read_text())
+    things = [category['name'] for category in annotations['categories']]
+    with Image.open(data_root / 'annotations' / 'val' / '000001.png') as label_map:
+        palette = np.reshape(label_map.getpalette(), (-1, 3))[1:].tolist()
     det, seg = (load_config(package) for package in CONFIGS)
-    assert list(det.metainfo.classes) == manifest['things']
-    assert list(seg.metainfo.classes) == names
-    palette = [tuple(colour) for colour in manifest['palette'][1:]]
-    assert [tuple(colour) for colour in seg.metainfo.palette] == palette
-    assert [tuple(colour) for colour in det.metainfo.palette] == palette[: len(manifest['things'])]
-    assert det.model.roi_head.bbox_head.num_classes == len(manifest['things'])
-    assert seg.model.decode_head.num_classes == len(names)
-
-
-@needs_native
-def test_check_backbone(run_demo):
-    arch = dict(dims=(32, 64, 128, 256), depths=(1, 1, 2, 1))
-    assert run_demo.check_backbone(VMamba(arch), 'cpu') >= run_demo.MIN_PARAMETERS
-
-
-@needs_native
-@pytest.mark.parametrize(
-    'settings, message',
-    [
-        (dict(arch=dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))), 'parameters'),
-        (dict(arch=dict(dims=(32, 64, 128), depths=(1, 1, 1)), out_indices=(0, 1, 2)), 'stages'),
-        (dict(arch=dict(dims=(64, 64, 128, 256), depths=(1,) * 4), backend='reference'), 'native'),
-    ],
-)
-def test_check_backbone_refuses(run_demo, settings, message):
-    with pytest.raises(run_demo.DemoError, match=message):
-        run_demo.check_backbone(VMamba(**settings), 'cpu')
+    assert list(det.metainfo.classes) == things
+    assert list(seg.metainfo.classes) == [*things, 'brick', 'grass', 'gravel', 'space', 'wood']
+    assert [list(colour) for colour in seg.metainfo.palette] == palette[: len(seg.metainfo.classes)]
+    assert [list(colour) for colour in det.metainfo.palette] == palette[: len(things)]
+    assert det.model.roi_head.bbox_head.num_classes == len(things)
+    assert seg.model.decode_head.num_classes == len(seg.metainfo.classes)
 
 
 def test_missing_extension_is_an_error(run_demo, monkeypatch):
     monkeypatch.setattr(run_demo, 'has_kernel', lambda *args: False)
     monkeypatch.setattr(run_demo, 'load_extension', lambda: 'it was not built (no compiler)')
-    with pytest.raises(run_demo.DemoError, match='no compiler'):
+    with pytest.raises(UserError, match='no compiler'):
         run_demo.choose_device()
 
 
-def test_misses(run_demo):
-    assert run_demo.find_misses(make_results(run_demo)) == []
-    misses = run_demo.find_misses(make_results(run_demo, mIoU=0.69, **{'box AP': float('nan')}))
+def test_metrics_are_compared_with_their_targets(run_demo, capsys):
+    assert run_demo.compare(make_results(run_demo)) == []
+    misses = run_demo.compare(make_results(run_demo, mIoU=0.69, **{'box AP': float('nan')}))
     assert [miss.split(' of ')[0] for miss in misses] == ['box AP', 'mIoU']
+    assert 'UperNet      mIoU     0.690 (target 0.70)' in capsys.readouterr().out
 
 
-def test_summary(run_demo):
-    text = '\n'.join(run_demo.summarise(make_results(run_demo, mIoU=0.8125)))
-    assert 'UperNet      mIoU     0.812 (target 0.70)' in text
-    assert 'trained in 100 s, tested in 10 s' in text
-
-
-def test_metrics_from_the_log(run_demo, tmp_path):
+def test_metrics_of_the_newest_run(run_demo, tmp_path):
     detection, segmentation = run_demo.TASKS
-    path, other = tmp_path / 'a.json', tmp_path / 'b.json'
-    other.write_text(json.dumps({'coco/bbox_mAP': 0.3}))
-    path.write_text(json.dumps({'coco/bbox_mAP': 0.512, 'coco/segm_mAP': 0.5}))
-    metrics = run_demo.read_metrics(detection, [other, path])
-    assert metrics == {'box AP': 0.512, 'mask AP': 0.5}
-    with pytest.raises(run_demo.DemoError, match='mIoU'):
-        run_demo.read_metrics(segmentation, [path])
+    for name, values in (
+        ('20261128_090000', {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.2}),
+        ('20261128_100000', {'coco/bbox_mAP': 0.512, 'coco/segm_mAP': 0.5}),
+    ):
+        (tmp_path / name / 'vis_data').mkdir(parents=True)
+        (tmp_path / name / f'{name}.json').write_text(json.dumps(values))
+        (tmp_path / name / 'vis_data' / 'scalars.json').write_text('{}')
+    assert run_demo.read_metrics(detection, tmp_path) == {'box AP': 0.512, 'mask AP': 0.5}
+    path = tmp_path / '20261128_110000' / '20261128_110000.json'
+    path.parent.mkdir()
     path.write_text(json.dumps({'mIoU': 71.25}))
-    assert run_demo.read_metrics(segmentation, [path]) == {'mIoU': 0.7125}
+    assert run_demo.read_metrics(segmentation, tmp_path) == {'mIoU': 0.7125}
 
 
-def test_training_is_reused_only_if_it_is_intact(run_demo, tmp_path):
-    checkpoint = tmp_path / 'epoch_1.pth'
-    checkpoint.write_bytes(b'weights')
-    record = {'key': 'k', 'checkpoint': checkpoint.name, 'sha256': run_demo.file_digest(checkpoint)}
-    assert run_demo.finished_training(tmp_path, 'k') is None
-    run_demo.write_json(tmp_path / 'finished.json', record)
-    assert run_demo.finished_training(tmp_path, 'k') == record
-    assert run_demo.finished_training(tmp_path, 'other config') is None
-    checkpoint.write_bytes(b'weigh')
-    assert run_demo.finished_training(tmp_path, 'k') is None
+@pytest.fixture
+def stand_ins(run_demo, tmp_path, monkeypatch):
+    """Run the demo in a folder without its tools; return their commands."""
+    commands = []
+
+    def run_tool(command, log, device):
+        commands.append(command)
+        if command[0] == 'tools/train.py':
+            folder = Path(command[command.index('--work-dir') + 1])
+            folder.mkdir(parents=True)
+            (folder / 'last_checkpoint').write_text('last.pth')
+        return 1.5
+
+    monkeypatch.setattr(run_demo, 'run_tool', run_tool)
+    monkeypatch.setattr(run_demo, 'draw_predictions', lambda *args: None)
+    monkeypatch.setattr(run_demo, 'choose_device', lambda: 'cpu')
+    monkeypatch.setattr(
+        run_demo, 'read_metrics', lambda task, folder: {name: 0.7 for name in task.metrics}
+    )
+    monkeypatch.chdir(tmp_path)
+    return commands
 
 
-def test_source_digest_depends_on_every_source(run_demo, tmp_path):
-    names = ('mmvmamba/nn/arch.py', 'csrc/cpu/vec.h', 'tools/train.py', 'setup.py')
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text('x')
-    digests = {run_demo.source_digest(tmp_path)}
-    for name in names:
-        (tmp_path / name).write_text('y')
-        digests.add(run_demo.source_digest(tmp_path))
-    (tmp_path / 'csrc/cpu/vec.h').rename(tmp_path / 'csrc/cpu/vector.h')
-    digests.add(run_demo.source_digest(tmp_path))
-    assert len(digests) == len(names) + 2
-    (tmp_path / 'mmvmamba/.mim/tools').mkdir(parents=True)
-    (tmp_path / 'mmvmamba/.mim/tools/train.py').write_text('x')
-    (tmp_path / 'mmvmamba/cached.pyc').write_text('x')
-    assert run_demo.source_digest(tmp_path) in digests
+def run_main(run_demo, monkeypatch, *options):
+    monkeypatch.setattr('sys.argv', ['run_demo.py', '--work-dir', 'out', *options])
+    run_demo.main()
 
 
-def test_training_key_depends_on_config_data_and_sources(
-    run_demo, data_root, tmp_path, monkeypatch
-):
-    detection, segmentation = run_demo.TASKS
-    key = run_demo.training_key(detection, data_root)
-    assert key == run_demo.training_key(detection, data_root)
-    assert key != run_demo.training_key(segmentation, data_root)
-    (tmp_path / 'manifest.json').write_text('{}')
-    assert key != run_demo.training_key(detection, tmp_path)
-    monkeypatch.setattr(run_demo, 'source_digest', lambda: 'other')
-    assert key != run_demo.training_key(detection, data_root)
+def test_a_run(run_demo, stand_ins, tmp_path, monkeypatch, capsys):
+    run_main(run_demo, monkeypatch)
+    train = [command for command in stand_ins if command[0] == 'tools/train.py']
+    assert [command[1] for command in train] == list(CONFIGS.values())
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['passed'] and results['detection']['train_seconds'] == 1.5
+    assert results['segmentation']['checkpoint'] == 'last.pth'
+    assert results['segmentation']['backbone_parameters'] > 1_000_000
+    assert 'mmvmamba' in results['versions']
+    assert re.findall(r'^\[(\d)/8\]', capsys.readouterr().out, re.MULTILINE) == list('12345678')
+
+
+def test_the_models_of_an_earlier_run_are_tested(run_demo, stand_ins, monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match='last_checkpoint'):
+        run_main(run_demo, monkeypatch, '--skip-training')
+    run_main(run_demo, monkeypatch)
+    stand_ins.clear()
+    monkeypatch.chdir(tmp_path)
+    run_main(run_demo, monkeypatch, '--skip-training')
+    tools = [command[:3] for command in stand_ins if command[0].startswith('tools/t')]
+    assert tools == [['tools/test.py', config, 'last.pth'] for config in CONFIGS.values()]
+
+
+def test_a_missed_target_is_an_error_after_the_results(run_demo, stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run_demo, 'read_metrics', lambda task, folder: {name: 0.5 for name in task.metrics}
+    )
+    with pytest.raises(UserError, match='did not reach its targets: mIoU of UperNet is 0.500'):
+        run_main(run_demo, monkeypatch)
+    assert not json.loads((tmp_path / 'out' / 'results.json').read_text())['passed']
 
 
 def test_failing_tool_is_an_error_with_the_end_of_its_output(run_demo, tmp_path):
     log = tmp_path / 'a' / 'output.log'
-    with pytest.raises(run_demo.DemoError, match='exit status 3(?s:.*)the reason'):
+    with pytest.raises(UserError, match='exit status 3(?s:.*)the reason'):
         run_demo.run_tool(['-c', 'print("the reason"); raise SystemExit(3)'], log, 'cpu')
     assert log.read_text() == 'the reason\n'
 
 
-def test_progress_is_shown(run_demo, tmp_path, caplog):
+def test_progress_is_shown(run_demo, tmp_path, capsys):
     line = '11/21 02:00:00 - mmengine - INFO - Epoch(train) [1][25/50] eta: 0:01:00'
-    caplog.set_level('INFO')
     run_demo.run_tool(['-c', f'print("noise"); print({line!r})'], tmp_path / 'output.log', 'cpu')
-    assert caplog.messages[-1].strip() == 'Epoch(train) [1][25/50] eta: 0:01:00'
-    assert not any(message.strip() == 'noise' for message in caplog.messages)
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert shown[-1] == 'Epoch(train) [1][25/50] eta: 0:01:00'
+    assert 'noise' not in shown
 
 
-def test_main_fails_with_a_message(run_demo, tmp_path, monkeypatch):
-    def fail(args):
-        raise run_demo.DemoError('the demo did not reach its targets')
-
-    monkeypatch.setattr(run_demo, 'run_demo', fail)
-    with pytest.raises(SystemExit, match='did not reach'):
-        run_demo.main(['--work-dir', str(tmp_path)])
-
-
-def test_enlarge_detection_sample(draw_predictions):
-    structures = pytest.importorskip('mmdet.structures')
-    masks = pytest.importorskip('mmdet.structures.mask')
-    mask = np.zeros((1, 4, 6), np.uint8)
-    mask[0, 1:3, 2:4] = 1
-    box = torch.tensor([[2.0, 1.0, 4.0, 3.0]])
-    gt = InstanceData(bboxes=box, masks=masks.BitmapMasks(mask, 4, 6))
-    pred = InstanceData(bboxes=box, masks=torch.from_numpy(mask).bool())
-    sample = structures.DetDataSample(gt_instances=gt, pred_instances=pred)
-    large = draw_predictions.enlarge_sample(sample, 3)
-    for instances in (large.gt_instances, large.pred_instances):
-        assert instances.bboxes.tolist() == [[6.0, 3.0, 12.0, 9.0]]
-        assert instances.masks.shape == (1, 12, 18)
-        assert instances.masks[0, 3:9, 6:12].all() and instances.masks.sum() == 36
-    assert sample.gt_instances.bboxes.tolist() == box.tolist()
-
-
-def test_enlarge_segmentation_sample(draw_predictions):
-    structures = pytest.importorskip('mmseg.structures')
-    sample = structures.SegDataSample(
-        gt_sem_seg=PixelData(data=torch.tensor([[[0, 1], [2, 3]]])),
-        pred_sem_seg=PixelData(data=torch.tensor([[[3, 2], [1, 0]]])),
-    )
-    large = draw_predictions.enlarge_sample(sample, 2)
-    expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
-    assert large.gt_sem_seg.data[0].tolist() == expected
-    assert large.pred_sem_seg.data.shape == (1, 4, 4)
+@pytest.mark.parametrize('package', CONFIGS)
+def test_enlarged_ground_truth(package, draw_predictions, data_root, monkeypatch):
+    """Boxes, masks and label maps keep their place in the image."""
+    dataset = demo_dataset(package, data_root)
+    monkeypatch.setattr(draw_predictions, 'MIN_SIDE', 3 * 64 - 1)
+    before, after = (dataset[0]['data_samples'] for _ in range(2))
+    image = draw_predictions.enlarge(after)
+    assert image.shape == (192, 192, 3) and after.ori_shape == (192, 192)
+    if package == 'mmseg':
+        assert torch.equal(after.gt_sem_seg.data[:, 1::3, 1::3], before.gt_sem_seg.data)
+        return
+    boxes = torch.as_tensor(before.gt_instances.bboxes.tensor)
+    assert torch.equal(torch.as_tensor(after.gt_instances.bboxes.tensor), 3 * boxes)
+    masks, small = after.gt_instances.masks.masks, before.gt_instances.masks.masks
+    assert len(masks) and np.array_equal(masks[:, 1::3, 1::3], small)
 
 
 def test_contact_sheet(draw_predictions):
     pictures = [np.full((40, 80, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = draw_predictions.contact_sheet(pictures, columns=2, width=400)
-    assert sheet.shape[1] == 400
+    sheet = draw_predictions.contact_sheet(pictures)
+    assert sheet.shape[:2] == (2 * (346 + 36), 1400)
     for value in (10, 20, 30):
-        assert (sheet == value).all(-1).sum() > 150 * 75
-    assert (sheet[-20:, 220:] == 255).all()
+        assert (sheet == value).all(-1).sum() >= 346 * 692  # the captions have grey pixels too
+    assert (sheet[-20:, 720:] == 255).all()
+
+
+def demo_dataset(package, data_root):
+    cfg = load_config(package)
+    use_data(cfg, data_root)
+    init_default_scope(package)
+    return DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def use_data(cfg, data_root):
+    cfg.test_dataloader.dataset.data_root = str(data_root)
 
 
 @pytest.mark.parametrize('package', CONFIGS)
-def test_pictures(package, draw_predictions, run_demo, data_root, tmp_path):
+def test_pictures(package, draw_predictions, data_root, tmp_path, monkeypatch):
     cfg, model = build_model(package)
-    checkpoint = tmp_path / 'model.pth'
-    torch.save({'state_dict': model.state_dict()}, checkpoint)
-    task = run_demo.TASKS[list(CONFIGS).index(package)]
-    options = run_demo.data_options(task, data_root)
-    arguments = [CONFIGS[package], str(checkpoint), str(tmp_path), '--num-images', '2']
-    draw_predictions.main(
-        [str(REPO / arguments[0]), *arguments[1:], '--score-thr', '0', '--cfg-options', *options]
-    )
+    use_data(cfg, data_root)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'model.pth')
+    samples = []
+    build = VISUALIZERS.build
+
+    def build_visualizer(settings):
+        visualizer = build(settings)
+        draw = visualizer.add_datasample
+        visualizer.add_datasample = lambda name, image, sample, **options: (
+            samples.append(sample),
+            draw(name, image, sample, **options),
+        )
+        return visualizer
+
+    monkeypatch.setattr(VISUALIZERS, 'build', build_visualizer)
+    draw_predictions.draw_predictions(cfg, str(tmp_path / 'model.pth'), tmp_path, num_images=2)
     assert sorted(p.name for p in tmp_path.glob('*.png')) == ['000001.png', '000003.png']
     assert (tmp_path / 'contact_sheet.jpg').stat().st_size > 1000
+    for sample in samples:  # ground truth and prediction have the size of the drawn image
+        if package == 'mmseg':
+            assert sample.pred_sem_seg.shape == sample.gt_sem_seg.shape == (448, 448)
+        else:
+            assert sample.pred_instances.masks.shape[1:] == (448, 448)
+            assert sample.gt_instances.masks.masks.shape[1:] == (448, 448)
+            assert sample.pred_instances.bboxes.max() > 64

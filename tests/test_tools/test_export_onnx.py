@@ -206,9 +206,8 @@ class TestOneModel:
 @pytest.mark.parametrize(
     ('task', 'arguments', 'message'),
     [
-        ('classification', ('model.pth',), "out must end with .onnx, but got 'model.pth'"),
-        ('classification', ('m.onnx', '--shape', '0', '5'), '--shape must be a height and a width'),
-        ('classification', ('m.onnx', '--batch', '0'), '--batch must be at least 1, but got 0'),
+        ('classification', ('m.onnx', '--shape', '0', '5'), 'must be at least 1, but got 1 and [0'),
+        ('classification', ('m.onnx', '--batch', '0'), 'must be at least 1, but got 0 and None'),
         pytest.param(
             'detection',
             ('m.onnx', '--part', 'whole'),

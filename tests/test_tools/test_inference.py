@@ -19,14 +19,14 @@ TASKS = ('detection', 'segmentation', 'classification')
 
 @pytest.fixture
 def predict(monkeypatch, capfd, tmp_path):
-    """Run the script in this process, from a folder that is not the repository."""
+    """Run the script in this process, outside the repository; return its status and output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['inference.py', *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / 'demo' / 'inference.py'), run_name='__main__')
-        return stop.value.code, capfd.readouterr().err
+        return stop.value.code, *capfd.readouterr()
 
     return run
 
@@ -54,7 +54,7 @@ def weights(config, path, **content):
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, caplog):
+def test_pictures_of_photographs(task, request, predict, photographs, tmp_path):
     """The checkpoint has no class names, so those of the config are used."""
     config = request.getfixturevalue(f'{task}_config')
     if task == 'classification':  # the config has no class names, so the checkpoint must
@@ -62,7 +62,7 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, 
         checkpoint = weights(config, tmp_path / 'weights.pth', **meta)
     else:
         checkpoint = weights(config, tmp_path / 'weights.pth')
-    code, err = predict(photographs, config, checkpoint, '--out-dir', 'my pictures')
+    code, out, err = predict(photographs, config, checkpoint, '--out-dir', 'my pictures')
     assert code == 0, err
     pictures = {path.stem: path for path in (tmp_path / 'my pictures' / 'vis').iterdir()}
     assert sorted(pictures) == ['a', 'b']
@@ -72,16 +72,16 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path, 
             # Something is drawn, on a photograph that can still be recognised.
             drawn = np.asarray(picture.convert('RGB'), dtype=float)
             assert np.abs(drawn - np.asarray(image.convert('RGB'), dtype=float)).mean() > 1
-    assert '2 pictures are in my pictures/vis' in caplog.text
+    assert '2 pictures are in my pictures/vis' in out
     if task == 'classification':
-        assert 'a.png: night (' in caplog.text or 'a.png: day (' in caplog.text
+        assert 'a.png: night (' in out or 'a.png: day (' in out
 
 
 @pytest.mark.parametrize(
     ('make', 'words'),
     [
         (lambda p: ['nowhere.jpg'], "image 'nowhere.jpg' does not exist"),
-        (lambda p: [p.parent / 'empty'], 'has no image'),
+        (lambda p: [p.parent / 'empty'], "empty' is not an image"),
         (lambda p: [p, p.parent / 'twin'], 'would have the same picture'),
         (lambda p: [p.parent / 'no_image.pth'], "no_image.pth' is not an image"),
     ],
@@ -91,16 +91,16 @@ def test_wrong_images(make, words, predict, photographs, detection_config, tmp_p
     (tmp_path / 'twin').mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'twin' / 'a.png')
     (tmp_path / 'no_image.pth').write_bytes(bytes(100))
-    code, err = predict(*make(photographs), detection_config, 'weights.pth')
+    code, _, err = predict(*make(photographs), detection_config, 'weights.pth')
     assert code == 2
     assert 'inference.py: error: ' in err and words in err
 
 
 def test_weights_that_do_not_fit(predict, photographs, detection_config, tmp_path):
-    code, err = predict(photographs, detection_config, 'no.pth')
+    code, _, err = predict(photographs, detection_config, 'no.pth')
     assert code == 2 and "checkpoint 'no.pth' does not exist" in err
     checkpoint = torch.load(weights(detection_config, tmp_path / 'part.pth'), weights_only=False)
     state = {k: v for k, v in checkpoint['state_dict'].items() if 'neck' not in k}
     torch.save({'state_dict': state}, tmp_path / 'part.pth')
-    code, err = predict(photographs, detection_config, 'part.pth')
+    code, _, err = predict(photographs, detection_config, 'part.pth')
     assert code == 2 and 'missing: neck.' in err

@@ -103,11 +103,11 @@ def test_test_detector(detection_run, detection_config, run_script, tmp_path):
         detection_config,
         checkpoint,
         *('--work-dir', 'out', '--show-dir', 'shown', '--out', 'predictions.pkl'),
-        *('--interval', '2'),
         cwd=tmp_path,
     )
     assert 'coco/segm_mAP' in result.stdout + result.stderr
-    assert sorted(path.name for path in (tmp_path / 'shown').glob('*.png')) == ['1.png', '3.png']
+    shown = sorted(path.name for path in (tmp_path / 'shown').glob('*.png'))
+    assert shown == ['0.png', '1.png', '2.png', '3.png']
     with open(tmp_path / 'predictions.pkl', 'rb') as file:
         predictions = pickle.load(file)
     assert len(predictions) == 4

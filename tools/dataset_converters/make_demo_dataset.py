@@ -8,35 +8,26 @@ The objects and backgrounds come from the sample photographs inside scikit-image
       annotations/instances_train.json      annotations/instances_val.json   (COCO instances)
       annotations/train/000001.png ...      annotations/val/...              (label maps)
       crops/train/cat/000001_1.jpg ...      crops/val/...                    (one object each)
-      manifest.json                         arguments, classes, checksum
 
 Label maps follow ADE20K: 0 means "no label" (it does not occur here), 1 to 6 are the objects in
-the order of their COCO category ids, 7 to 11 the backgrounds. Read them with
-``reduce_zero_label=True``. The crops are for classification, in a folder for each of the six
-objects. The same seed gives the same bytes with the same library versions.
+the order of their COCO category ids, 7 to 11 the backgrounds (brick, grass, gravel, space, wood).
+Read them with ``reduce_zero_label=True``. The crops are for classification, in a folder for each of
+the six objects. The same library versions give the same bytes.
 
 Example:
     python tools/dataset_converters/make_demo_dataset.py data/demo
 """
 
 import argparse
-import hashlib
 import json
-import logging
+import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from demo_objects import SPLITS, STUFF, THINGS, CutOut, cut_objects, load_backgrounds
 from PIL import Image
-
-logger = logging.getLogger('make_demo_dataset')
-
-# To be raised whenever the same arguments would give other images.
-VERSION = 2
-KIND = 'mmvmamba-demo'
 
 MAX_OBJECTS = 4
 # An object is placed only where at least this share of it and of the others stays visible.
@@ -50,20 +41,9 @@ ROTATIONS = {'coin': 180.0}
 DEFAULT_ROTATION = 25.0
 # Margin of a crop around its object, as a share of the longer side of the object's box.
 CROP_MARGIN = 0.1
-
-PALETTE = (
-    (0, 0, 0),
-    (220, 140, 60),
-    (250, 220, 60),
-    (150, 60, 30),
-    (220, 30, 40),
-    (240, 130, 180),
-    (60, 160, 240),
-    (130, 90, 90),
-    (70, 170, 70),
-    (140, 140, 150),
-    (50, 40, 120),
-    (190, 150, 100),
+# Colours of the label maps: no label, the objects, the backgrounds.
+PALETTE = bytes.fromhex(
+    '000000 dc8c3c fadc3c 963c1e dc1e28 f082b4 3ca0f0 825a5a 46aa46 8c8c96 322878 be9664'
 )
 
 
@@ -76,94 +56,19 @@ class Placed:
     full_area: int
 
 
-def make_demo_dataset(
-    out: str, seed: int, num_train: int, num_val: int, size: int, force: bool
-) -> None:
-    """Make the demo data set, or keep a complete one made with the same arguments.
-
-    Args:
-        out (str): Folder to make.
-        seed (int): Seed.
-        num_train (int): Number of training images.
-        num_val (int): Number of validation images.
-        size (int): Side of the square images in pixels.
-        force (bool): Make the data set again even if it exists.
-
-    Raises:
-        ValueError: If an argument is too small, or the folder holds anything else.
-    """
-    arguments = {'seed': seed, 'num_train': num_train, 'num_val': num_val, 'size': size}
-    for name, low in (('seed', 0), ('num_train', 1), ('num_val', 1), ('size', 32)):
-        if arguments[name] < low:
-            raise ValueError(f'{name} must be at least {low}, but got {arguments[name]}')
-    manifest = {
-        'kind': KIND,
-        'version': VERSION,
-        'arguments': arguments,
-        'things': THINGS,
-        'stuff': STUFF,
-        'palette': PALETTE,
-    }
-    out = Path(out).resolve()
-    if is_complete(out, manifest, force):
-        logger.info('%s is complete and is used as it is', out)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
+def make_demo_dataset(out: Path, num_train: int, num_val: int, size: int) -> None:
+    """Make the demo data set of square images; the folder appears when it is complete."""
+    if out.exists():
+        raise FileExistsError(f'{out} exists; delete it to make the data set again')
+    part = out.with_name(out.name + '.part')
+    shutil.rmtree(part, ignore_errors=True)
     objects = cut_objects()
-    # A folder beside it is on the same file system, so it can be renamed.
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
-        new = Path(folder) / 'new'
-        for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
-            write_split(new, split, num_images, seed, size, objects)
-        write_json(new / 'manifest.json', {**manifest, 'sha256': checksum(new)})
-        if out.exists():
-            out.rename(Path(folder) / 'old')
-        new.rename(out)
-    logger.info('%s: %d training and %d validation images', out, num_train, num_val)
+    for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
+        write_split(part, split, num_images, size, objects)
+    part.rename(out)
 
 
-def is_complete(out: Path, manifest: dict, force: bool) -> bool:
-    """Return True if the folder can be kept, False if it can be made, or raise ValueError."""
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    path = out / 'manifest.json'
-    found = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    if found.get('kind') != KIND:
-        raise ValueError(f'{out} is not empty and is not a demo data set')
-    if force:
-        return False
-    for key in ('version', 'arguments'):
-        if found[key] != manifest[key]:
-            raise ValueError(
-                f'{out} holds a demo data set with {key} {found[key]}, not {manifest[key]}: '
-                'give another folder, or replace it with --force'
-            )
-    if found['sha256'] == checksum(out):
-        return True
-    logger.warning('%s is damaged or incomplete; it is made again', out)
-    return False
-
-
-def checksum(root: Path) -> str:
-    """Return the SHA-256 of the names and contents of all files but the manifest."""
-    digest = hashlib.sha256()
-    files = {path.relative_to(root).as_posix(): path for path in root.rglob('*') if path.is_file()}
-    files.pop('manifest.json', None)
-    for name, path in sorted(files.items()):
-        content = path.read_bytes()
-        digest.update(f'{name}\n{len(content)}\n'.encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON with stable bytes."""
-    path.write_text(json.dumps(content, separators=(',', ':')) + '\n', encoding='utf-8')
-
-
-def write_split(
-    root: Path, split: str, num_images: int, seed: int, side: int, objects: list[CutOut]
-) -> None:
+def write_split(root: Path, split: str, num_images: int, side: int, objects: list[CutOut]) -> None:
     """Write images, label maps, COCO annotations and crops of one split."""
     image_dir, label_dir = root / 'images' / split, root / 'annotations' / split
     image_dir.mkdir(parents=True)
@@ -173,11 +78,11 @@ def write_split(
     images, annotations = [], []
     for i in range(1, num_images + 1):
         # A generator for each image: the first images do not depend on how many follow.
-        rng = np.random.default_rng([seed, SPLITS.index(split), i])
+        rng = np.random.default_rng([0, SPLITS.index(split), i])
         image, labels, placed = compose(objects, backgrounds, side, rng)
         image.save(image_dir / f'{i:06d}.jpg', quality=95, subsampling=0)
         label_map = Image.fromarray(labels)
-        label_map.putpalette(np.ravel(PALETTE).tolist())
+        label_map.putpalette(PALETTE)
         label_map.save(label_dir / f'{i:06d}.png')
         images.append({'id': i, 'file_name': f'{i:06d}.jpg', 'width': side, 'height': side})
         for number, p in enumerate(placed, 1):
@@ -185,14 +90,15 @@ def write_split(
             path = root / 'crops' / split / p.cut.category / f'{i:06d}_{number}.jpg'
             save_crop(image, annotations[-1]['bbox'], path)
         if i % 100 == 0 or i == num_images:
-            logger.info('%s: %d of %d images', split, i, num_images)
+            print(f'{split}: {i} of {num_images} images', flush=True)
     instances = {
         'info': {'description': f'mmvmamba demo data, {split}', 'version': '1'},
         'images': images,
         'annotations': annotations,
         'categories': [{'id': i, 'name': name} for i, name in enumerate(THINGS, 1)],
     }
-    write_json(root / 'annotations' / f'instances_{split}.json', instances)
+    text = json.dumps(instances, separators=(',', ':'))
+    (root / 'annotations' / f'instances_{split}.json').write_text(text + '\n', encoding='utf-8')
 
 
 def compose(
@@ -311,28 +217,19 @@ def save_crop(image: Image.Image, box: list[int], path: Path) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description='Make the demo data set from the photographs inside scikit-image.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('out', help='folder to make')
-    parser.add_argument('--seed', type=int, default=0, help='same seed, same bytes')
+    parser.add_argument('out', type=Path, help='folder to make')
     parser.add_argument('--num-train', type=int, default=400, help='number of training images')
     parser.add_argument('--num-val', type=int, default=80, help='number of validation images')
     parser.add_argument('--size', type=int, default=160, help='side of the square images')
-    parser.add_argument('--force', action='store_true', help='replace an existing data set')
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+if __name__ == '__main__':
     try:
         make_demo_dataset(**vars(parse_args()))
-    except (ValueError, OSError) as error:
+    except OSError as error:
         sys.exit(f'error: {error}')
-
-
-if __name__ == '__main__':
-    main()

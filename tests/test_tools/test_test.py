@@ -1,17 +1,23 @@
 """Options of tools/test.py."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.runner.testing import draw_predictions, keep_predictions, use_tta
 
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'test.py'))
+draw_predictions, save_predictions, use_tta = (
+    TOOL[name] for name in ('draw_predictions', 'save_predictions', 'use_tta')
+)
 BOXES = "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"
 
 
@@ -35,7 +41,7 @@ def test_an_image_and_its_mirror_image_are_predicted(tmp_path):
     ('scope', 'switch'), [('mmdet', 'draw'), ('mmseg', 'draw'), ('mmpretrain', 'enable')]
 )
 def test_drawing_takes_its_options(scope, switch, tmp_path):
-    hook = dict(type='VisualizationHook')
+    hook = dict(type='VisualizationHook', interval=50)
     cfg = Config(
         dict(
             default_scope=scope,
@@ -44,22 +50,9 @@ def test_drawing_takes_its_options(scope, switch, tmp_path):
             default_hooks=dict(visualization=hook),
         )
     )
-    draw_predictions(cfg, True, str(tmp_path), 0.5, 3)
+    draw_predictions(cfg, True, str(tmp_path), 0.5)
     hook = cfg.default_hooks.visualization
-    assert (hook.show, hook.wait_time, hook.interval, hook[switch]) == (True, 0.5, 3, True)
-    with pytest.raises(UserError, match='--interval must be at least 1, but got 0'):
-        draw_predictions(cfg, True, None, 2.0, 0)
-
-
-def test_the_interval_of_a_detector():
-    pytest.importorskip('mmdet')
-    hook = dict(type='DetVisualizationHook')
-    cfg = Config(dict(default_scope='mmdet', default_hooks=dict(visualization=hook)))
-    draw_predictions(cfg, True, None, 2.0, 1)
-    assert cfg.default_hooks.visualization.type == 'DetVisualizationHook'
-    draw_predictions(cfg, True, None, 2.0, 2)
-    assert cfg.default_hooks.visualization.interval == 2
-    assert HOOKS.get(cfg.default_hooks.visualization.type) is not None
+    assert (hook.show, hook.wait_time, hook.interval, hook[switch]) == (True, 0.5, 1, True)
 
 
 def test_drawing_needs_a_hook():
@@ -94,21 +87,6 @@ def test_masks_of_a_metric_are_not_merged(metric):
         tta('mmdet', dict(type='CocoMetric', metric='bbox'), metric)
 
 
-@pytest.mark.parametrize(
-    'model',
-    [
-        dict(type='SOLOv2'),
-        dict(type='A', roi_head=dict(mask_head=dict(type='B'))),
-        dict(type='A', roi_head=[dict(mask_head=[dict(type='B')])]),
-        dict(type='A', panoptic_head=dict(type='B')),
-        dict(type='A', detector=dict(type='MaskRCNN')),
-    ],
-)
-def test_masks_of_a_model_are_not_merged(model):
-    with pytest.raises(UserError, match=f'instance masks, and {model["type"]} predicts them'):
-        tta('mmdet', dict(type='CocoMetric', metric='bbox'), model=model)
-
-
 def test_boxes_are_merged():
     model = dict(type='A', roi_head=dict(mask_head=None, bbox_head=dict(type='B')))
     metrics = dict(type='CocoMetric', metric='bbox'), dict(type='DumpDetResults')
@@ -136,13 +114,13 @@ def test_a_config_defines_its_own_augmentation():
 )
 def test_predictions_in_a_pickle(scope, kind):
     cfg = Config(dict(default_scope=scope, test_evaluator=dict(type='A')))
-    keep_predictions(cfg, 'out.pkl')
+    save_predictions(cfg, 'out.pkl')
     assert cfg.test_evaluator == [dict(type='A'), dict(type=kind, out_file_path='out.pkl')]
 
 
 def test_predictions_in_a_folder():
     cfg = Config(dict(default_scope='mmseg', test_evaluator=dict(type='A')))
-    keep_predictions(cfg, 'maps')
+    save_predictions(cfg, 'maps')
     assert cfg.test_evaluator == dict(type='A', output_dir='maps', keep_results=True)
     with pytest.raises(UserError, match="--out must end with one of .*, but got 'maps'"):
-        keep_predictions(Config(dict(default_scope='mmdet', test_evaluator=dict())), 'maps')
+        save_predictions(Config(dict(default_scope='mmdet', test_evaluator=dict())), 'maps')

@@ -2,7 +2,7 @@
 # Tests with torchrun: one process for each GPU, or processes on the CPU if there is no GPU.
 set -euo pipefail
 
-ARGUMENTS='CONFIG CKPT GPUS [arguments of test.py]'
+USAGE='usage: dist_test.sh CONFIG CKPT GPUS [arguments of test.py]'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 require "${1:-}" CONFIG
 require "${2:-}" CKPT

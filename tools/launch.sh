@@ -3,10 +3,10 @@
 TOOLS=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
-# fail MESSAGE: the message, and the usage of the script, which defines ARGUMENTS.
+# fail MESSAGE: the message, and the usage of the script, which defines USAGE.
 fail() {
     echo "${0##*/}: error: $1" >&2
-    echo "usage: ${0##*/} $ARGUMENTS" >&2
+    echo "$USAGE" >&2
     if [[ ${0##*/} == dist_* ]]; then torchrun_usage >&2; else srun_usage >&2; fi
     exit 2
 }

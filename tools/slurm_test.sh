@@ -2,7 +2,7 @@
 # Tests as a Slurm job: one task for each GPU.
 set -euo pipefail
 
-ARGUMENTS='PARTITION JOB CONFIG CKPT [arguments of test.py]'
+USAGE='usage: slurm_test.sh PARTITION JOB CONFIG CKPT [arguments of test.py]'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 require "${1:-}" PARTITION
 require "${2:-}" JOB

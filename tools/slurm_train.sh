@@ -2,7 +2,7 @@
 # Trains as a Slurm job: one task for each GPU.
 set -euo pipefail
 
-ARGUMENTS='PARTITION JOB CONFIG WORK_DIR [arguments of train.py]'
+USAGE='usage: slurm_train.sh PARTITION JOB CONFIG WORK_DIR [arguments of train.py]'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 require "${1:-}" PARTITION
 require "${2:-}" JOB

@@ -7,8 +7,9 @@ import gc
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch.distributed as dist
 from mmengine.registry import Registry
@@ -28,7 +29,7 @@ def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(str(error)) from error
+        raise UserError(_build_message(error) or str(error)) from error
 
 
 def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
@@ -44,16 +45,15 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
     """
     code: int | str | None = 0
     try:
-        with as_user_error(*expected), _named_components():
+        with as_user_error(*expected):
             main()
     except SystemExit as stop:
         code = stop.code
-    except KeyboardInterrupt:
-        _exit_interrupted()
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         # MMEngine reports an interrupted formatting of a config as an error in the config.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            _exit_interrupted()
+        if KeyboardInterrupt in (type(error), type(error.__context__)):
+            sys.stderr.write('\ninterrupted\n')
+            sys.exit(130)
         message = explain(error)
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
             raise
@@ -68,6 +68,8 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
 
 def explain(error: BaseException) -> str | None:
     """Return the message of a mistake of the user, or None for any other error."""
+    if isinstance(error, _BUILD_ERRORS):
+        return _build_message(error)
     if not isinstance(error, (UserError, *_MISSING_FILE)):
         return None
     text = str(error).strip()
@@ -77,31 +79,17 @@ def explain(error: BaseException) -> str | None:
     return text.splitlines()[-1].removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')
 
 
-@contextlib.contextmanager
-def _named_components() -> Iterator[None]:
-    """Name the innermost component that MMEngine's registries cannot build from the config."""
-    build = Registry.build
-
-    def build_or_name(registry: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return build(registry, cfg, *args, **kwargs)
-        except _BUILD_ERRORS as error:
-            kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-            name = getattr(kind, '__name__', kind) or registry.name
-            reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-            reason = str(reason) or type(error).__name__
-            raise UserError(f'{name} cannot be built: {reason}') from error
-
-    Registry.build = build_or_name
-    try:
-        yield
-    finally:
-        Registry.build = build
-
-
-def _exit_interrupted() -> NoReturn:
-    sys.stderr.write('\ninterrupted\n')
-    sys.exit(130)
+def _build_message(error: BaseException) -> str | None:
+    """Name the innermost component of the config that an error kept from being built, if any."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builds = [frame.f_locals for frame in frames if frame.f_code is Registry.build.__code__]
+    if not builds:
+        return None
+    cfg, registry = builds[-1]['cfg'], builds[-1]['self']
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    name = getattr(kind, '__name__', kind) or registry.name
+    reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f'{name} cannot be built: {str(reason) or type(error).__name__}'
 
 
 def _end_process_group() -> None:

@@ -23,21 +23,11 @@ VARIABLES += ('CPUS_PER_TASK', 'SRUN_ARGS', 'PYTHON', 'MAX_RESTARTS', 'CDPATH')
 CONFIG, WORK_DIR = 'my configs/it\'s $HOME "a" *.py', 'out dir/$(date)'
 OPTIONS = ['--cfg-options', 'a.b=x y', 'c=*', 'd="[(1,2)]"']
 
-# It writes what it got, and with RUN_TASKS starts the command as the tasks of a job.
+# It writes what it got.
 RECORDER = """#!{python}
-import json, os, subprocess, sys
+import json, os, sys
 record = dict(arguments=sys.argv[1:], environment=dict(os.environ), folder=os.getcwd())
 json.dump(record, open(os.environ['RECORD'], 'w'))
-if 'RUN_TASKS' in os.environ:
-    command = [a for a in sys.argv[1:] if not a.startswith('--')]
-    command = sys.argv[1 + sys.argv[1:].index(command[0]):]
-    tasks = int(os.environ['RUN_TASKS'])
-    job = dict(os.environ, SLURM_NTASKS=str(tasks), SLURM_NODELIST='node[1-1]')
-    tasks = [
-        subprocess.Popen(command, env=dict(job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)))
-        for i in range(tasks)
-    ]
-    sys.exit(max(task.wait() for task in tasks))
 """
 
 
@@ -241,28 +231,6 @@ def test_the_scripts_are_in_the_package():
     for script in SCRIPTS:
         assert os.access(tools / script, os.X_OK), script
         assert (tools / script).read_text() == (TOOLS / script).read_text()
-
-
-def test_a_slurm_job_on_the_cpu(stand_in, classification_config, tmp_path):
-    """Two tasks of a job find each other: gloo, from Slurm's variables alone."""
-    scontrol = tmp_path / 'bin' / 'scontrol'
-    scontrol.parent.mkdir()
-    scontrol.write_text('#!/bin/sh\necho localhost\n')
-    scontrol.chmod(0o755)
-    stand_in(
-        'srun',
-        TOOLS / 'slurm_train.sh',
-        *('cpu', 'a job', classification_config, tmp_path / 'work dir'),
-        GPUS='2',
-        SRUN_ARGS='--gres=none',
-        PORT=free_port(),
-        PYTHON=sys.executable,
-        RUN_TASKS='2',
-        OMP_NUM_THREADS='1',
-        CUDA_VISIBLE_DEVICES='',
-    )
-    # 8 images, 2 in a batch, 2 tasks.
-    assert iterations(tmp_path / 'work dir' / 'epoch_1.pth') == 2
 
 
 def free_port():

@@ -335,10 +335,7 @@ def test_broken_config(run_here, tmp_path):
         ('model.backbone.architecture=tiny', 'VMamba cannot be built.*architecture'),
         ('model.backbone.out_indice=[1]', r"\['out_indice'\]; did you mean out_indices"),
         ('model.backbone.out_indices=[0,1,2]', 'gives 3 maps of .*, but model.neck.in_channels is'),
-        (
-            'train_dataloader.batchsize=3',
-            "data loader cannot be built: .*'batchsize'",
-        ),
+        ('train_dataloader.batchsize=3', "DataLoader.*'batchsize'"),
         ('model.type=MaskRNN', 'MaskRNN.*registry'),
         ('model.neck.in_chanels=3', 'FPN cannot be built.*in_chanels'),
         ('train_dataloader.dataset.data_root=nowhere/', r"data_root 'nowhere/' does not exist"),

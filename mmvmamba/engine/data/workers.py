@@ -25,14 +25,14 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
 
     torchrun signals the process group of a rank, and Slurm all processes. SIGTERM ends a worker of
     PyTorch unless its parent sent it, and the parent then fails in the middle of a step. A shielded
-    worker ends only with its parent, or when its parent sends SIGTERM.
+    worker ends only with its parent, or when its parent terminates it.
 
     Workers are forked or spawned with the signals blocked, and so are the programs that a data set
     starts in them: only SIGKILL ends those.
 
     Returns:
         bool: True if the workers outlive the signals. Workers of a fork server or of other
-        multiprocessing contexts do not, nor do any on a system without ``sigwaitinfo``.
+        multiprocessing contexts do not, nor do any on a system without real-time signals.
     """
     if loader.num_workers == 0:
         return True
@@ -43,46 +43,49 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
     if process is None:
         return False
     context = copy.copy(context)  # multiprocessing shares one
-    context.Process = partial(process, list(signals))
+    context.Process = partial(process, signals)
     loader.multiprocessing_context = context
     return True
 
 
 class _ShieldedProcess:
-    """Process that starts with signals blocked, and receives them in a thread with their sender.
+    """Process that starts with signals blocked, and that its parent ends with SIGRTMIN.
 
+    SIGTERM cannot serve for both: a pending one of another sender hides the one of the parent.
     Signals blocked at the start are blocked in all threads of the process, including those that
     PyTorch starts before it calls ``worker_init_fn``.
     """
 
-    def __init__(self, signals: list[signal.Signals], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, signals: Collection[signal.Signals], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._signals = signals
+        self._blocked = [*signals, signal.SIGRTMIN]
 
     def start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:  # a handler may raise inside the call that blocks
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Process.terminate and the exit of the interpreter call this one.
+        self._popen.terminate = self._request_exit
+
+    def _request_exit(self) -> None:
+        if self.is_alive():
+            os.kill(self.pid, signal.SIGRTMIN)
 
     def run(self) -> None:
-        parent = multiprocessing.parent_process().pid
-        threading.Thread(target=_obey_parent, args=(self._signals, parent), daemon=True).start()
+        threading.Thread(target=_exit_on_request, daemon=True).start()
         super().run()
 
 
-def _obey_parent(signals: list[signal.Signals], parent: int) -> None:
-    """Exit on a SIGTERM of the parent; a Python handler would not know the sender."""
-    while True:
-        received = signal.sigwaitinfo(signals)
-        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
-            os._exit(0)
+def _exit_on_request() -> None:
+    signal.sigwait([signal.SIGRTMIN])
+    os._exit(0)
 
 
 _PROCESSES: dict[type[BaseContext], type[_ShieldedProcess]] = {}
-if hasattr(signal, 'sigwaitinfo'):  # neither macOS nor Windows
+if hasattr(signal, 'SIGRTMIN'):  # neither macOS nor Windows
     from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 
     class _ForkedWorker(_ShieldedProcess, ForkProcess):

@@ -6,7 +6,6 @@ from .bad_data_hook import BadDataHook
 from .checkpoint_matching_hook import CheckpointMatchingHook
 from .mixed_sizes_hook import MixedSizesHook
 from .non_finite_loss_hook import NonFiniteLossHook
-from .plain_param_groups_hook import PlainParamGroupsHook
 from .preemption_hook import PreemptionHook
 from .repeat_validation_hook import RepeatValidationHook
 from .resume_hook import ResumeHook
@@ -18,7 +17,6 @@ __all__ = [
     'CheckpointMatchingHook',
     'MixedSizesHook',
     'NonFiniteLossHook',
-    'PlainParamGroupsHook',
     'PreemptionHook',
     'RepeatValidationHook',
     'ResumeHook',

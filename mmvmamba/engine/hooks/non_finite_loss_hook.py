@@ -43,7 +43,7 @@ class NonFiniteLossHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Register a hook for the steps of each optimizer."""
-        for wrapper in optim_wrappers(runner):
+        for wrapper in optim_wrappers(runner.optim_wrapper):
             if isinstance(wrapper.optimizer, torch.optim.Optimizer):
                 self._handles.append(wrapper.optimizer.register_step_post_hook(self._note_step))
 
@@ -87,7 +87,7 @@ class NonFiniteLossHook(Hook):
             )
 
     def _count_skipped(self, runner: Any) -> None:
-        scaled = [w for w in optim_wrappers(runner) if _has_scaler(w)]
+        scaled = [w for w in optim_wrappers(runner.optim_wrapper) if _has_scaler(w)]
         if not scaled or not all(w.should_update() for w in scaled):
             return
         scale = min(float(w.loss_scaler.get_scale()) for w in scaled)

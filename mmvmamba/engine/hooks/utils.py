@@ -7,9 +7,8 @@ from typing import Any
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 
-def optim_wrappers(runner: Any) -> list[OptimWrapper]:
-    """Return the optimizer wrappers of a runner, which has one or an ``OptimWrapperDict``."""
-    wrapper = runner.optim_wrapper
+def optim_wrappers(wrapper: OptimWrapper) -> list[OptimWrapper]:
+    """Return the optimizer wrappers in an ``OptimWrapperDict``, or the only one."""
     return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 

@@ -1,6 +1,6 @@
 """Runners of the tools, on a GPU, on the CPU and in shards."""
 
 from .fsdp import FSDPStrategy, vss_block_policy
-from .runner import ToolRunnerMixin, build_runner
+from .runner import build_runner
 
-__all__ = ['FSDPStrategy', 'ToolRunnerMixin', 'build_runner', 'vss_block_policy']
+__all__ = ['FSDPStrategy', 'build_runner', 'vss_block_policy']

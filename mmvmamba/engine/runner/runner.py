@@ -21,6 +21,7 @@ from mmvmamba.engine.checks.classes import (
 from mmvmamba.engine.checks.coco import check_coco_file, coco_files
 from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
+from mmvmamba.engine.hooks.utils import optim_wrappers
 
 from .distributed import (
     cpu_model_wrapper,
@@ -61,22 +62,25 @@ class ToolRunnerMixin:
         return super().wrap_model(model_wrapper_cfg, model)
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        """Register hooks, including those for ``compile`` and for BatchNorm without a GPU."""
+        """Register hooks, including the one for BatchNorm without a GPU."""
         super().register_hooks(default_hooks, custom_hooks)
-        if self.cfg.get('compile'):
-            self.register_hook(dict(type='mmvmamba.PlainParamGroupsHook'))
         if self.distributed and runs_on_cpu():
             self.register_hook(dict(type='mmvmamba.AverageBatchNormHook'))
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Build an optimizer wrapper, and list the registered optimizers if one is unknown."""
+        """Build an optimizer wrapper, with parameter groups that ``compile`` can trace."""
         if isinstance(optim_wrapper, dict):
             kind = (optim_wrapper.get('optimizer') or {}).get('type')
             if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
                 known = sorted(OPTIMIZERS.module_dict)
                 raise UserError(f'optimizer {kind!r} is not registered; it must be one of {known}')
         with as_user_error(ValueError, TypeError):
-            return super().build_optim_wrapper(optim_wrapper)
+            built = super().build_optim_wrapper(optim_wrapper)
+        # With a paramwise_cfg they are MMEngine's ConfigDicts, which torch.compile cannot.
+        for wrapper in optim_wrappers(built):
+            groups = wrapper.optimizer.param_groups
+            groups[:] = [dict(group) for group in groups]
+        return built
 
     @staticmethod
     def build_dataloader(
@@ -87,15 +91,14 @@ class ToolRunnerMixin:
             return dataloader
         dataset = dataloader.get('dataset')
         try:
-            loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            with as_user_error(TypeError):
+                loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:
             for _, path in coco_files(dataset):
                 check_coco_file(path)
             # NumPy's message if MMEngine serializes an empty list.
             if 'need at least one array' in str(error):
                 raise UserError(describe_empty(dataset)) from error
-            if isinstance(error, TypeError):
-                raise UserError(f'a data loader cannot be built: {error}') from error
             raise
         if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
             raise UserError(describe_empty(dataset))

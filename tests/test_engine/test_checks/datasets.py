@@ -5,7 +5,7 @@ import json
 import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 
-from mmvmamba.engine.runner import ToolRunnerMixin
+from mmvmamba.engine.runner.runner import ToolRunnerMixin
 
 
 def build(dataset):

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from mmvmamba.engine.data.workers import shield_workers
 
 
-def signal_from_elsewhere():
-    subprocess.run(['/bin/sh', '-c', f'kill -s TERM {os.getpid()}'], check=True)
+def signal_from_elsewhere(pid=None):
+    subprocess.run(['/bin/sh', '-c', f'kill -s TERM {pid or os.getpid()}'], check=True)
 
 
 class Data:
@@ -52,6 +52,7 @@ def main(method):
     torch.utils.data._utils.signal_handling._remove_worker_pids(id(batches))
     batches._worker_pids_set = False
     batches._shutdown = True
+    signal_from_elsewhere(worker.pid)  # still pending when the parent asks
     worker.terminate()
     worker.join()
     print(worker.exitcode)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,6 +108,30 @@ def test_as_many_skipped_steps_as_allowed(train, most, kind):
         UserError, match=f'iteration {most + 3}: .* skipped {most + 1} steps in a row'
     ):
         train(most, 'good', 'good', *skipped, kind)
+
+
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_a_gradient_scaler(tmp_path, dynamic):
+    """PyTorch's own, with a scale that changes or stays the same."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    wrapper = OptimWrapper(torch.optim.SGD([weight], 0.1))
+    wrapper.loss_scaler = scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+    runner = SimpleNamespace(iter=0, work_dir=tmp_path, optim_wrapper=wrapper)
+    hook = NonFiniteLossHook(max_skipped_steps=2)
+    hook.before_train(runner)
+
+    def step(factor):
+        scaler.scale(weight.sum() * factor).backward()
+        scaler.step(wrapper.optimizer)
+        scaler.update(None if dynamic else 1024.0)
+        wrapper.zero_grad()
+        hook.after_train_iter(runner, 0, None, {})
+
+    for factor in (1.0, float('nan'), float('inf'), 1.0, float('nan'), float('nan')):
+        step(factor)
+    assert torch.isfinite(weight).all() and weight < 1
+    with pytest.raises(UserError, match='scaler skipped 3 steps in a row'):
+        step(float('nan'))
 
 
 def test_a_negative_limit():

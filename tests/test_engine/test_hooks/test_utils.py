@@ -1,7 +1,5 @@
 """Values that hooks read from a runner and a batch."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -12,9 +10,8 @@ from mmvmamba.engine.hooks.utils import batch_metainfo, optim_wrappers
 
 def test_optim_wrappers():
     one, two = (OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 1)) for _ in '12')
-    assert optim_wrappers(SimpleNamespace(optim_wrapper=one)) == [one]
-    both = OptimWrapperDict(a=one, b=two)
-    assert optim_wrappers(SimpleNamespace(optim_wrapper=both)) == [one, two]
+    assert optim_wrappers(one) == [one]
+    assert optim_wrappers(OptimWrapperDict(a=one, b=two)) == [one, two]
 
 
 @pytest.mark.parametrize(

@@ -21,32 +21,32 @@ class Model(nn.Module):
         return self.head(self.backbone(x)[-1]).mean()
 
 
-@pytest.mark.parametrize(('dtype', 'bits'), [('bfloat16', 8), ('float16', 11)])
-def test_steps(dtype, bits):
+def test_steps():
     model, x = Model(), torch.randn(2, 3, 32, 32)
     exact = model(x).item()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    wrapper = CPUAmpOptimWrapper(dtype=dtype, optimizer=optimizer)
+    wrapper = CPUAmpOptimWrapper(optimizer=optimizer)
     before = model.head.weight.detach().clone()
-    for _ in range(20):  # the scaler may skip the first steps
+    for step in range(20):
         with wrapper.optim_context(model):
             loss = model(x)
-            assert model.head(torch.zeros(1, 32, 1, 1)).dtype == getattr(torch, dtype)
-        if torch.equal(before, model.head.weight):
-            assert loss.item() == pytest.approx(exact, abs=8 * 2.0**-bits)
+            assert model.head(torch.zeros(1, 32, 1, 1)).dtype == torch.bfloat16
+        if step == 0:
+            assert loss.item() == pytest.approx(exact, abs=8 * 2.0**-8)
         wrapper.update_params(loss)
     assert not torch.equal(before, model.head.weight)
     assert torch.isfinite(model.head.weight).all()
-    state = wrapper.state_dict()
-    other = CPUAmpOptimWrapper(dtype=dtype, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    assert model(x).item() < exact
+
+
+def test_a_state_with_the_loss_scale_of_a_gpu():
+    """A run in float16 on a GPU can be resumed on a CPU."""
+    model = nn.Linear(2, 2)
+    state = CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1)).state_dict()
+    state['loss_scaler'] = dict(scale=65536.0)
+    other = CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
     other.load_state_dict(state)
-    assert other.loss_scaler.state_dict() == wrapper.loss_scaler.state_dict()
     assert other.param_groups[0]['lr'] == 0.1
-
-
-def test_wrong_dtype():
-    with pytest.raises(ValueError, match="dtype must be one of .*'float64'"):
-        CPUAmpOptimWrapper(dtype='float64', optimizer=torch.optim.SGD([torch.ones(1)], lr=1.0))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
 
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.runner import ToolRunnerMixin, build_runner, runner
+from mmvmamba.engine.runner import build_runner, runner
+from mmvmamba.engine.runner.runner import ToolRunnerMixin
 
 OFF = dict(layout_optimization=False)
 
@@ -54,22 +57,51 @@ class Base:
         return SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), of=loop)
 
     def build_optim_wrapper(self, optim_wrapper):
-        return optim_wrapper
+        return build_optim_wrapper(self.model, optim_wrapper)
 
 
 class Mixed(ToolRunnerMixin, Base):
     pass
 
 
-@pytest.mark.parametrize('kind', ['AdamW', torch.optim.SGD, None])
-def test_optimizers_that_are_registered_or_none(kind):
-    wrapper = dict(optimizer=dict(type=kind)) if kind else dict(type='AmpOptimWrapper')
-    assert Mixed().build_optim_wrapper(wrapper) == wrapper
+def build_optimizer(model, **optimizer):
+    multipliers = dict(bias_lr_mult=0.5, custom_keys={'0': dict(lr_mult=0.1)})
+    cfg = Config(dict(optim_wrapper=dict(optimizer=optimizer, paramwise_cfg=multipliers)))
+    mixed = Mixed()
+    mixed.model = model
+    return mixed.build_optim_wrapper(cfg.optim_wrapper).optimizer
+
+
+def test_parameter_groups_are_plain_dictionaries():
+    """A step with those of MMEngine does not compile."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = build_optimizer(model, type='AdamW', lr=0.1)
+    rates = [group['lr'] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.05])
+    for _ in range(2):
+        assert {type(group) for group in optimizer.param_groups} == {dict}
+        optimizer.load_state_dict(optimizer.state_dict())
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.compile(optimizer.step, backend='eager')()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert not torch.equal(p, old)
+
+
+@pytest.mark.parametrize('kind', ['AdamW', torch.optim.SGD])
+def test_optimizers_that_are_registered_or_classes(kind):
+    assert build_optimizer(nn.Linear(2, 2), type=kind, lr=0.1).defaults['lr'] == 0.1
 
 
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match=r"optimizer 'AdamX' is not registered.*'AdamW'"):
-        Mixed().build_optim_wrapper(dict(optimizer=dict(type='AdamX')))
+        build_optimizer(nn.Linear(2, 2), type='AdamX')
+
+
+def test_a_wrong_argument_of_an_optimizer():
+    with pytest.raises(UserError, match='AdamW cannot be built: Invalid learning rate: -1.0'):
+        build_optimizer(nn.Linear(2, 2), type='AdamW', lr=-1.0)
 
 
 @pytest.mark.parametrize(('classes', 'warned'), [(2, False), (80, True)])

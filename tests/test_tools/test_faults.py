@@ -337,7 +337,7 @@ def test_another_batch_size(server, configs, tmp_path):
     state = torch.load(work_dir / LAST['segmentation'], weights_only=False)
     position = state['meta']['position']
     # 3 batches of 2 are 2 of 3; then 11 more.
-    assert (position['batches'], position['samples']) == (13, 39)
+    assert (position['batches'], position['batch_size']) == (13, 3)
 
 
 # ---- several processes ----

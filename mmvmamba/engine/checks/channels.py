@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,60 +45,52 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         torch.zeros(1, c, _MAP_SIZE >> i, _MAP_SIZE >> i)
         for i, c in zip(backbone.out_indices, channels, strict=True)
     ]
-    _check_neck(cfg.get('neck'), neck, maps, given)
+    name, settings, first = 'model.neck', cfg.get('neck'), neck
+    if isinstance(settings, list | tuple):  # a sequence of necks
+        name, settings, first = 'model.neck[0]', settings[0], neck[0]
+    _check_module(first, settings, name, maps, given)
     if isinstance(cfg.get('head'), Mapping):
-        _check_head(cfg['head'], model, maps, given)
+        features = _output(neck, maps)
+        if isinstance(features, tuple) and all(isinstance(x, Tensor) for x in features):
+            _check_module(model.head, cfg['head'], 'model.head', features, given)
 
 
 def _check_settings(head: Mapping[str, Any], name: str, channels: list[int], given: str) -> None:
     """Check ``in_index`` and ``in_channels`` of a head on the maps of the backbone."""
-    expected, index = head.get('in_channels'), head.get('in_index')
+    index = head.get('in_index')
     if index is not None:
-        indices = list(index) if _is_list(index) else [index]
-        if any(not isinstance(i, Integral) for i in indices):
+        indices = index if isinstance(index, list | tuple) else [index]
+        if not all(isinstance(i, int) for i in indices):
             return
         if any(not -len(channels) <= i < len(channels) for i in indices):
             raise UserError(f'{given}, but {name}.in_index is {index}')
         channels = [channels[i] for i in indices]
-    # A single number belongs to one map, by default the last one.
-    if _is_list(expected):
-        matches = list(expected) == channels
-    else:
-        matches = expected in (None, *channels[-1:])
-    if not matches:
-        raise UserError(f'{given}, but {name}.in_channels is {expected}')
+    if not _matches(head.get('in_channels'), channels):
+        raise UserError(f'{given}, but {name}.in_channels is {head["in_channels"]}')
 
 
-def _check_neck(cfg: Any, neck: nn.Module, maps: list[Tensor], given: str) -> None:
-    """Check a neck that has a list of channels.
+def _check_module(
+    module: nn.Module, cfg: Mapping[str, Any], name: str, maps: Sequence[Tensor], given: str
+) -> None:
+    """Check that a module runs on maps if it runs on maps of the channels in its settings.
 
-    Some necks skip maps or reverse them, so a neck is only wrong if it fails for the maps of the
-    backbone and works for maps of its own channels.
+    Some modules skip maps, reverse them or concatenate them, so the settings alone do not tell.
     """
-    name = 'model.neck'
-    if _is_list(cfg) and cfg:  # a sequence of necks
-        cfg, neck, name = cfg[0], neck[0], 'model.neck[0]'
-    expected = cfg.get('in_channels') if isinstance(cfg, Mapping) else None
-    if not _is_list(expected) or list(expected) == [m.shape[1] for m in maps]:
+    expected = cfg.get('in_channels')
+    own = expected if isinstance(expected, list | tuple) else [expected]
+    if _matches(expected, [m.shape[1] for m in maps]) or not all(isinstance(c, int) for c in own):
         return
-    if not all(isinstance(c, Integral) for c in expected):
-        return
-    sizes = [max(_MAP_SIZE >> i, 1) for i in range(len(expected))]
-    own = [torch.zeros(1, c, s, s) for c, s in zip(expected, sizes, strict=True)]
-    if _output(neck, maps) is None and _output(neck, own) is not None:
+    sizes = [[max(side >> i, 1) for side in maps[0].shape[2:]] for i in range(len(own))]
+    own_maps = [torch.zeros(1, c, *size) for c, size in zip(own, sizes, strict=True)]
+    if _output(module, maps) is None and _output(module, own_maps) is not None:
         raise UserError(f'{given}, but {name}.in_channels is {expected}')
 
 
-def _check_head(cfg: Mapping[str, Any], model: nn.Module, maps: list[Tensor], given: str) -> None:
-    """Check a classification head on the output of the neck, as :func:`_check_neck` does."""
-    expected = cfg.get('in_channels')
-    features = _output(model.neck, maps) if isinstance(expected, int) else None
-    last = features[-1] if isinstance(features, tuple) and features else None
-    if not isinstance(last, Tensor) or last.shape[1] == expected:
-        return
-    own = (*features[:-1], last.new_zeros(1, expected, *last.shape[2:]))
-    if _output(model.head, features) is None and _output(model.head, own) is not None:
-        raise UserError(f'{given}, but model.head.in_channels is {expected}')
+def _matches(expected: Any, channels: list[int]) -> bool:
+    """Compare ``in_channels`` with maps; a single number belongs to the last one."""
+    if isinstance(expected, list | tuple):
+        return list(expected) == channels
+    return expected in (None, *channels[-1:])
 
 
 def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
@@ -109,7 +100,3 @@ def _output(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
             return copy.deepcopy(module).eval()(tuple(inputs))
     except Exception:  # a module may raise anything for maps of other channels
         return None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)

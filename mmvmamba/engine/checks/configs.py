@@ -31,14 +31,15 @@ def check_data(cfg: Config, *loaders: str) -> None:
                 raise UserError(f'{loader}_evaluator: ann_file {path!r} does not exist')
 
 
-def leaf_datasets(cfg: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if not isinstance(cfg, Mapping):
+def leaf_datasets(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets, or their configs, inside wrappers such as ConcatDataset."""
+    if dataset is None:
         return
-    inner = [cfg['dataset']] if 'dataset' in cfg else cfg.get('datasets')
+    parts = dataset if isinstance(dataset, Mapping) else vars(dataset)
+    inner = [d for d in (parts.get('dataset'), *(parts.get('datasets') or ())) if d is not None]
     if not inner:
-        yield cfg
-    for child in inner or ():
+        yield dataset
+    for child in inner:
         yield from leaf_datasets(child)
 
 

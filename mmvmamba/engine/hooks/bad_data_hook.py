@@ -9,6 +9,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
 from mmvmamba.engine.checks.coco import HARMLESS, coco_files, read_coco
+from mmvmamba.engine.checks.configs import leaf_datasets
 from mmvmamba.engine.data.sample_check import CheckSample
 from mmvmamba.engine.data.sampling import reader_of, restart_workers
 from mmvmamba.engine.errors import UserError
@@ -53,7 +54,7 @@ class BadDataHook(Hook):
         self._check_annotations(runner)
         dataset = runner.train_dataloader.dataset
         reader_of(dataset).skip = self.action == 'skip'
-        for leaf in _leaves(dataset):
+        for leaf in leaf_datasets(dataset):
             check_loaded_samples(leaf)
         restart_workers(runner.train_loop)
 
@@ -105,16 +106,6 @@ def _mistakes(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
 def _sentence(path: str, kind: str, names: list[str], shown: int | None = None) -> str:
     more = '' if shown is None or len(names) <= shown else ', ...'
     return f'{path}: {kind} in {len(names)} image(s): {", ".join(names[:shown])}{more}'
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    inner = [child for child in inner if child is not None]
-    if not inner:
-        yield dataset
-    for child in inner:
-        yield from _leaves(child)
 
 
 def check_loaded_samples(dataset: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -66,14 +67,12 @@ class ResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add the position and the accumulated gradients."""
-        batch_size, world_size = _batch_size(runner), get_world_size()
         checkpoint['meta'][_KEY] = dict(
             seed=self._seed,
             epoch=self._epoch,
             batches=self._batches,
-            samples=self._batches * batch_size * world_size,
-            batch_size=batch_size,
-            world_size=world_size,
+            batch_size=_batch_size(runner),
+            world_size=get_world_size(),
         )
         parameters = _unwrapped(runner.model).named_parameters()
         gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
@@ -116,15 +115,15 @@ class ResumeHook(Hook):
         if saved is None:
             self._epoch, self._batches = _position_from_counts(loop)
             return
-        world_size, batch_size = get_world_size(), _batch_size(runner)
-        self._seed, self._epoch = saved['seed'], saved['epoch']
-        self._batches = saved['samples'] // (world_size * batch_size)
-        before = saved['world_size'], saved.get('batch_size', batch_size)
-        if before != (world_size, batch_size):
+        self._seed, self._epoch, self._batches = (saved[k] for k in ('seed', 'epoch', 'batches'))
+        before = saved['world_size'], saved['batch_size']
+        now = get_world_size(), _batch_size(runner)
+        if now != before:
+            self._batches = self._batches * math.prod(before) // math.prod(now)
             runner.logger.warning(
                 f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
-                f' this run has {world_size} and {batch_size}: training continues at the same '
-                'sample, but not bit for bit'
+                f' this run has {now[0]} and {now[1]}: training continues at the same sample, but '
+                'not bit for bit'
             )
 
     def before_train_epoch(self, runner: Any) -> None:

@@ -94,6 +94,20 @@ class Concatenating(nn.Module):
             ),
             r'neck\[0\].in_channels is',
         ),
+        (
+            dict(),
+            dict(
+                neck=dict(
+                    type='DilatedEncoder',
+                    in_channels=384,
+                    out_channels=8,
+                    block_mid_channels=4,
+                    num_residual_blocks=1,
+                    block_dilations=[2],
+                )
+            ),
+            'model.neck.in_channels is 384',
+        ),
         (dict(), dict(panoptic_head=dict(in_channels=[96, 192, 384])), 'panoptic_head.in_channels'),
         (dict(), dict(decode_head=dict(in_channels=384)), 'model.decode_head.in_channels is 384'),
         (

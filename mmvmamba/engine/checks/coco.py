@@ -21,25 +21,18 @@ _MARGIN = 1.0  # pixels by which the boxes of rounded polygons may exceed the im
 class CocoFile(NamedTuple):
     """Summary of an annotation file, which may be too large to keep in memory."""
 
-    problem: str | None = None  # why the file is not COCO
-    categories: tuple[str, ...] = ()  # names in the order of the file
-    mistakes: Mapping[str, list[str]] = {}  # file names of the images for each kind
+    categories: tuple[str, ...]  # names in the order of the file
+    mistakes: Mapping[str, list[str]]  # file names of the images for each kind
 
 
 def read_coco(path: str) -> CocoFile:
-    """Read and check an annotation file, and cache the result until the file changes."""
-    return _read(path, os.stat(path).st_mtime_ns)
-
-
-def check_coco_file(path: str) -> None:
-    """Check that a file holds the ``images``, ``annotations`` and ``categories`` of COCO.
+    """Read and check an annotation file, and cache the result until the file changes.
 
     Raises:
-        UserError: If it does not.
+        UserError: If the file does not hold the ``images``, ``annotations`` and ``categories`` of
+            COCO.
     """
-    problem = read_coco(path).problem
-    if problem is not None:
-        raise UserError(f'annotation file {path!r} is not {problem}')
+    return _read(path, os.stat(path).st_mtime_ns)
 
 
 def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -58,21 +51,20 @@ def _read(path: str, modified: int) -> CocoFile:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return CocoFile(f'JSON: {error}')
-    if not isinstance(content, dict):
-        return CocoFile(
-            f'COCO: it holds a {type(content).__name__} instead of an object with images, '
-            'annotations and categories'
+        raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
+    lists = content if isinstance(content, dict) else {}
+    wrong = [name for name in _LISTS if not _is_list_of_objects(lists.get(name))]
+    if wrong:
+        raise UserError(
+            f'annotation file {path!r} is not COCO: {wrong} must be lists of objects; the file has '
+            f'the keys {sorted(lists)}'
         )
-    missing = [name for name in _LISTS if name not in content]
-    if missing:
-        return CocoFile(f'COCO: it lacks {missing} and has {sorted(content)}')
-    for name in _LISTS:
-        entries = content[name]
-        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            return CocoFile(f'COCO: {name} is not a list of objects')
     names = tuple(category.get('name') for category in content['categories'])
-    return CocoFile(categories=names, mistakes=_find_mistakes(content))
+    return CocoFile(names, _find_mistakes(content))
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def _find_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -39,22 +39,15 @@ class NonFiniteLossHook(Hook):
         self._stepped = False
         self._skipped = 0
         self._scale = 0.0
-        self._handles: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
         """Register a hook for the steps of each optimizer."""
         for wrapper in optim_wrappers(runner.optim_wrapper):
             if isinstance(wrapper.optimizer, torch.optim.Optimizer):
-                self._handles.append(wrapper.optimizer.register_step_post_hook(self._note_step))
+                wrapper.optimizer.register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         self._stepped = True
-
-    def after_train(self, runner: Any) -> None:
-        """Remove these hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -75,11 +68,8 @@ class NonFiniteLossHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Refuse to save weights that are not finite."""
-        bad = [
-            name
-            for name, value in checkpoint['state_dict'].items()
-            if not torch.isfinite(value).all()
-        ]
+        weights = checkpoint['state_dict']
+        bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if bad:
             raise UserError(
                 f'iteration {runner.iter + 1}: {len(bad)} tensors are not finite, the first is '
@@ -87,7 +77,7 @@ class NonFiniteLossHook(Hook):
             )
 
     def _count_skipped(self, runner: Any) -> None:
-        scaled = [w for w in optim_wrappers(runner.optim_wrapper) if _has_scaler(w)]
+        scaled = [w for w in optim_wrappers(runner.optim_wrapper) if hasattr(w, 'loss_scaler')]
         if not scaled or not all(w.should_update() for w in scaled):
             return
         scale = min(float(w.loss_scaler.get_scale()) for w in scaled)
@@ -97,11 +87,6 @@ class NonFiniteLossHook(Hook):
         else:
             self._skipped += 1
         self._scale, self._stepped = scale, False
-
-
-def _has_scaler(wrapper: Any) -> bool:
-    scaler = getattr(wrapper, 'loss_scaler', None)
-    return scaler is not None and scaler.is_enabled()
 
 
 def _bad_losses(outputs: dict[str, Any]) -> dict[str, float]:

@@ -146,7 +146,6 @@ def _is_accumulating(runner: Any) -> bool:
 
 def _reduce(number: int, operation: str) -> int:
     """Return the minimum or maximum over all ranks."""
-    device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
-    value = torch.tensor(number, device=device)
+    value = torch.tensor(number)
     all_reduce(value, operation)
     return int(value.item())

@@ -18,7 +18,7 @@ from mmvmamba.engine.checks.classes import (
     check_head_classes,
     describe_empty,
 )
-from mmvmamba.engine.checks.coco import check_coco_file, coco_files
+from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers
@@ -95,7 +95,7 @@ class ToolRunnerMixin:
                 loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:
             for _, path in coco_files(dataset):
-                check_coco_file(path)
+                read_coco(path)  # raises the error of a file that is not COCO
             # NumPy's message if MMEngine serializes an empty list.
             if 'need at least one array' in str(error):
                 raise UserError(describe_empty(dataset)) from error

@@ -72,9 +72,6 @@ class Scaler:
     def get_scale(self):
         return self.scale
 
-    def is_enabled(self):
-        return True
-
 
 @pytest.fixture
 def train(tmp_path):
@@ -93,7 +90,6 @@ def train(tmp_path):
             if step in ('skip', 'fused'):
                 wrapper.loss_scaler.scale /= 2
             hook.after_train_iter(runner, runner.iter, None, {})
-        hook.after_train(runner)
 
     return train
 

@@ -8,7 +8,6 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -31,7 +30,7 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a file and create missing folders."""
-        with atomic_write(filepath, len(obj)) as part, open(part, 'wb') as file:
+        with atomic_write(filepath) as part, open(part, 'wb') as file:
             file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -43,7 +42,7 @@ register_backend(ATOMIC, AtomicBackend, force=True)
 
 
 @contextlib.contextmanager
-def atomic_write(filepath: str | Path, size: int | None = None) -> Iterator[str]:
+def atomic_write(filepath: str | Path) -> Iterator[str]:
     """Yield a hidden name to write a file to, then rename the file; missing folders are created.
 
     Raises:
@@ -61,10 +60,8 @@ def atomic_write(filepath: str | Path, size: int | None = None) -> Iterator[str]
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
-        size_text = '' if size is None else f' ({size} bytes)'
         raise UserError(
-            f'{os.fspath(filepath)!r}{size_text} cannot be written: {error.strerror}; '
-            'earlier files are kept'
+            f'{os.fspath(filepath)!r} cannot be written: {error.strerror}; earlier files are kept'
         ) from error
 
 
@@ -108,7 +105,7 @@ def last_complete_checkpoint(folder: str, *others: str) -> str | None:
         named = None
     folders = {folder, *others, os.path.dirname(named) if named else folder}
     paths = [p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))]
-    done = 0 if named is None else max(_iterations(named), 0)
+    done = 0 if named is None else _iterations(named)
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
         if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
             break
@@ -129,10 +126,9 @@ def _named_checkpoint(*folders: str) -> str | None:
 
 
 def _iterations(path: str) -> int:
-    """Return the iterations that a run had done, or -1 for a file that holds only weights."""
-    content: Any = read_checkpoint(path)
-    if not isinstance(content, dict) or not {'meta', 'message_hub'} <= content.keys():
-        return -1
-    if not {'optimizer', 'param_schedulers'} & content.keys():
-        return -1
-    return int(content['meta'].get('iter', -1))
+    """Return the iterations that a run had done, or 0 for a file that holds only weights."""
+    content = read_checkpoint(path)
+    keys = content.keys() if isinstance(content, dict) else set()
+    if {'meta', 'message_hub'} <= keys and {'optimizer', 'param_schedulers'} & keys:
+        return int(content['meta'].get('iter', 0))
+    return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,39 +21,13 @@ from .sample_check import is_truncated
 
 #: Failed replacements of one sample after which the cause cannot be the data.
 _MAX_REPLACEMENTS = 20
-_LOADER_OPTIONS = (
-    'num_workers',
-    'collate_fn',
-    'pin_memory',
-    'timeout',
-    'worker_init_fn',
-    'multiprocessing_context',
-    'generator',
-    'prefetch_factor',
-    'persistent_workers',
-)
 
 
-class BadSampleError(UserError):
-    """Unusable sample, with the names of its files."""
+class SampleIndex(NamedTuple):
+    """Index of a sample, and the numbers from which its randomness is drawn."""
 
-
-class SampleIndex(int):
-    """Index of a sample that carries the numbers from which its randomness is drawn.
-
-    Attributes:
-        entropy (tuple[int, ...]): Seed, epoch, rank, number in the pass, and index.
-    """
-
-    entropy: tuple[int, ...]
-
-    def __new__(cls, index: int, entropy: tuple[int, ...]) -> SampleIndex:
-        self = super().__new__(cls, index)
-        self.entropy = entropy
-        return self
-
-    def __reduce__(self) -> tuple:
-        return SampleIndex, (int(self), self.entropy)
+    value: int
+    entropy: tuple[int, ...]  # seed, epoch, rank, number in the pass, and index
 
 
 def seed_all(entropy: Sequence[int], cpu_only: bool = False) -> None:
@@ -118,8 +93,8 @@ class PositionedBatchSampler:
         # A batch may depend on those before it, so the skipped ones are generated too.
         for position, batch in enumerate(self.batch_sampler):
             if position >= first:
-                numbered = enumerate(batch, start=number)
-                yield [SampleIndex(i, (*origin, n, int(i))) for n, i in numbered]
+                numbered = enumerate(map(int, batch), start=number)
+                yield [SampleIndex(i, (*origin, n, i)) for n, i in numbered]
             number += len(batch)
 
 
@@ -173,8 +148,11 @@ def restart_workers(loop: Any) -> None:
 
 
 def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
-    options = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
-    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **options)
+    """Return a copy of a data loader with other batches, and without workers yet."""
+    loader = copy.copy(loader)
+    # Assignments are errors.
+    vars(loader).update(batch_sampler=batch_sampler, _iterator=None)
+    return loader
 
 
 def reader_of(dataset: Any) -> SampleReader:
@@ -189,7 +167,7 @@ class SampleReader:
     """Read the samples of a batch, each with the randomness of its index.
 
     It replaces ``__getitems__`` of a data set, which PyTorch's data loader calls. A sample that
-    cannot be read raises a :class:`BadSampleError`, or with ``skip`` is replaced by another one,
+    cannot be read raises a ``UserError``, or with ``skip`` is replaced by another one,
     whose meta information ``bad_samples`` describes it.
     """
 
@@ -197,25 +175,27 @@ class SampleReader:
         self.dataset = dataset
         self.skip = skip
 
-    def __call__(self, indices: Sequence[int]) -> list[Any]:
+    def __call__(self, indices: Sequence[int | SampleIndex]) -> list[Any]:
         return [self._read_seeded(index) for index in indices]
 
-    def _read_seeded(self, index: int) -> Any:
-        with seeded(index.entropy) if isinstance(index, SampleIndex) else nullcontext():
-            return self._read(index)
+    def _read_seeded(self, index: int | SampleIndex) -> Any:
+        if not isinstance(index, SampleIndex):
+            return self._read(int(index))
+        with seeded(index.entropy):
+            return self._read(index.value)
 
     def _read(self, index: int) -> Any:
         bad: list[str] = []
         while True:
             try:
-                sample = self.dataset[int(index)]
+                sample = self.dataset[index]
                 break
             except MemoryError:
                 raise
             except Exception as error:  # a decoder or a transform may raise anything
-                message = _describe(self.dataset, int(index), error)
+                message = _describe(self.dataset, index, error)
                 if not self.skip or len(bad) == _MAX_REPLACEMENTS:
-                    raise BadSampleError(message) from error
+                    raise UserError(message) from error
                 bad.append(message)
                 index = np.random.randint(len(self.dataset))
         if bad:

@@ -145,8 +145,12 @@ def build_runner(cfg: Config) -> Runner:
     base = RUNNERS.get(name)
     if base is None:
         raise UserError(f'runner_type {name!r} is not registered')
-    if runs_on_cpu():
-        _compile_for_cpu(cfg)
+    if cfg.get('compile') and runs_on_cpu():
+        from torch._inductor import config  # takes a second
+
+        # It compares the strides of convolutions, which fails for symbolic ones (torch 2.12), as in
+        # the backward of a neck from the second or third image size on.
+        config.layout_optimization = False
     if issubclass(base, Runner):
         mixin = ToolRunnerMixin
     else:
@@ -154,23 +158,6 @@ def build_runner(cfg: Config) -> Runner:
         _prepare_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     return base.from_cfg(cfg)
-
-
-def _compile_for_cpu(cfg: Config) -> None:
-    """Switch off inductor's layout optimization unless the config sets it.
-
-    It compares the strides of convolutions, which fails for symbolic strides (torch 2.12), as in
-    the backward of a neck from the second or third image size on.
-    """
-    options = cfg.get('compile')
-    if options is True:
-        options = {}
-    # torch.compile allows either a mode or options, and these options only with inductor.
-    if not isinstance(options, dict) or options.get('mode') is not None:
-        return
-    if options.get('backend', 'inductor') == 'inductor':
-        own = options.get('options') or {}
-        cfg['compile'] = dict(options, options={'layout_optimization': False, **own})
 
 
 def _prepare_strategy(cfg: Config) -> None:

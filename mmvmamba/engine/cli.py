@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner
 
 from mmvmamba.engine.runner.distributed import runs_on_cpu
 from mmvmamba.models.loading import is_local, use_safe_loader
@@ -17,29 +17,10 @@ from mmvmamba.nn.settings import similar
 
 from .errors import UserError, as_user_error
 
-#: Keys that tools read from a config besides the runner's arguments.
-_TOOL_KEYS = (
-    'auto_scale_lr',
-    'compile',
-    'find_unused_parameters',
-    'runner_type',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
-)
+#: Keys that tools read from a config besides the runners' arguments.
+_TOOL_KEYS = ('find_unused_parameters', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline')
 #: The default hooks of MMEngine's runners, the only ones that they allow to be None.
-_RUNNER_HOOKS = (
-    'runtime_info',
-    'timer',
-    'sampler_seed',
-    'logger',
-    'param_scheduler',
-    'checkpoint',
-)
-_CFG_OPTIONS_HELP = (
-    'settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" or '
-    'key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside'
-)
+_RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
 
 
 class KeyValueAction(DictAction):
@@ -57,7 +38,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that :func:`load_config` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=KeyValueAction, default={}, help=_CFG_OPTIONS_HELP
+        '--cfg-options',
+        nargs='+',
+        action=KeyValueAction,
+        default={},
+        help='settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" '
+        'or key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside',
     )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
 
@@ -173,8 +159,7 @@ def _drop_hooks(cfg: Config) -> None:
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    runner_keys = set(inspect.signature(Runner.__init__).parameters)
-    allowed = sorted(set(cfg) | runner_keys.difference({'self', 'cfg'}) | set(_TOOL_KEYS))
+    allowed = sorted({*cfg, *inspect.signature(FlexibleRunner).parameters, *_TOOL_KEYS})
     for key in options:
         top = key.split('.')[0]
         if top not in allowed:

@@ -9,7 +9,7 @@ from typing import Any
 from mmvmamba.engine.errors import UserError
 
 from .coco import coco_files, read_coco
-from .configs import dataset_class, dataset_paths, leaf_datasets, named_settings
+from .configs import dataset_class, leaf_datasets, local_paths, named_settings
 
 #: Heads whose ``num_classes`` is that of the data set. Others, such as those of RPN and the
 #: auxiliary ones of STDC, only detect objects or boundaries.
@@ -65,8 +65,9 @@ def describe_empty(cfg: Mapping[str, Any]) -> str:
             f'{list(read_coco(path).categories[:12])}, the data set has the classes '
             f'{list(classes)[:12]}'
         )
-    names = ' and '.join(str(leaf.get('type')) for leaf in leaf_datasets(cfg))
-    return f'{names} has no image in {dataset_paths(cfg)}'
+    leaves = list(leaf_datasets(cfg))
+    names = ' and '.join(str(leaf.get('type')) for leaf in leaves)
+    return f'{names} has no image in {[path for leaf in leaves for _, path in local_paths(leaf)]}'
 
 
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:

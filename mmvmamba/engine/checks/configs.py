@@ -17,7 +17,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
     for loader in loaders:
         dataset = (cfg.get(f'{loader}_dataloader') or {}).get('dataset')
         for leaf in leaf_datasets(dataset):
-            for name, path in _local_paths(leaf):
+            for name, path in local_paths(leaf):
                 if not os.path.exists(path):
                     where = '' if os.path.isabs(path) else f' in the directory {os.getcwd()}'
                     raise UserError(
@@ -64,12 +64,8 @@ def annotation_file(cfg: Mapping[str, Any]) -> str | None:
     return _join(cfg.get('data_root'), cfg.get('ann_file'))
 
 
-def dataset_paths(cfg: Mapping[str, Any]) -> list[str]:
-    """Return the local paths of a data set and of those inside it."""
-    return [path for leaf in leaf_datasets(cfg) for _, path in _local_paths(leaf)]
-
-
-def _local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the names and paths of a data set's local files and folders."""
     backend = cfg.get('backend_args')
     if backend and backend.get('backend') not in (None, 'local', 'disk'):
         return

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ class AtomicCheckpointHook(CheckpointHook):
             a remote ``out_dir``, that storage is responsible for writing complete files.
     """
 
-    _progress: dict[str, int] | None = None  # epochs and iterations done, while saving
+    _validating = False
 
     def before_train(self, runner: Any) -> None:
         """Prepare the folder and remove the unfinished files of a killed process."""
@@ -35,6 +33,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if local:
             self.backend_args = dict(backend=ATOMIC)
         super().before_train(runner)
+        self._validating = False
         if local and is_main_process():
             remove_parts(self.out_dir)
         self.file_backend = DeferredRemoval(self.file_backend)
@@ -43,13 +42,24 @@ class AtomicCheckpointHook(CheckpointHook):
             last = runner.message_hub.runtime_info.get('last_ckpt')
             self.last_ckpt = last or runner._load_from
 
+    def before_val_epoch(self, runner: Any) -> None:
+        self._validating = True
+
+    def after_val_epoch(self, runner: Any, metrics: dict) -> None:
+        """Save the best checkpoint, and then remove the previous one."""
+        super().after_val_epoch(runner, metrics)
+        self._validating = False
+        if self.save_best:
+            self._remove_outdated()
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Restore the progress, which FlexibleRunner replaces by its own counters."""
-        checkpoint['meta'].update(self._progress or {})
+        """Correct the progress during a validation, where FlexibleRunner counts one too many."""
+        if self._validating:
+            checkpoint['meta'].update(epoch=runner.epoch, iter=runner.iter)
 
     def save_interrupted(self, runner: Any, meta: dict[str, int]) -> str:
         """Save ``interrupted.pth``, which the next regular checkpoint replaces; return its path."""
-        path = self._save(runner, _INTERRUPTED, meta)
+        path = self._save(runner, _INTERRUPTED, meta, by_epoch=False)
         _write_last_checkpoint(runner, path)
         return path
 
@@ -63,40 +73,24 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        self._save(runner, name, meta)
+        self._save(runner, name, meta, self.by_epoch)
         _write_last_checkpoint(runner, self.last_ckpt)
         self._remove(_INTERRUPTED)
         self._remove_outdated()
 
-    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
-        with self._keep_progress(dict(epoch=runner.epoch, iter=runner.iter)):
-            super()._save_best_checkpoint(runner, metrics)
-        self._remove_outdated()
-
-    def _save(self, runner: Any, name: str, meta: dict[str, int]) -> str:
-        with self._keep_progress(meta):
-            runner.save_checkpoint(
-                self.out_dir,
-                name,
-                self.file_client_args,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=dict(meta),
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-                **self.args,
-            )
+    def _save(self, runner: Any, name: str, meta: dict[str, int], by_epoch: bool) -> str:
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=dict(meta),
+            by_epoch=by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         return self.file_backend.join_path(self.out_dir, name)
-
-    @contextmanager
-    def _keep_progress(self, meta: dict[str, int]) -> Iterator[None]:
-        """Write this progress to the checkpoints saved inside; the outermost context wins."""
-        before = self._progress
-        self._progress = before or {key: meta[key] for key in ('epoch', 'iter')}
-        try:
-            yield
-        finally:
-            self._progress = before
 
     @master_only
     def _remove(self, name: str) -> None:

@@ -85,10 +85,12 @@ class BadDataHook(Hook):
         first: list[str | None] = [None]
         if is_main_process():
             for path, kind, names in _mistakes(runner.cfg.train_dataloader.get('dataset')):
+                text = f'{path}: {kind} in {len(names)} image(s): '
                 if kind == HARMLESS:
-                    runner.logger.info(_sentence(path, kind, names, shown=_SHOWN))
+                    more = ', ...' if len(names) > _SHOWN else ''
+                    runner.logger.info(f'{text}{", ".join(names[:_SHOWN])}{more}')
                     continue
-                text = _sentence(path, kind, names)
+                text += ', '.join(names)
                 runner.logger.error(text)
                 first[0] = first[0] or text
         broadcast_object_list(first)
@@ -101,11 +103,6 @@ def _mistakes(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
     for _, path in coco_files(cfg):
         for kind, names in read_coco(path).mistakes.items():
             yield path, kind, names
-
-
-def _sentence(path: str, kind: str, names: list[str], shown: int | None = None) -> str:
-    more = '' if shown is None or len(names) <= shown else ', ...'
-    return f'{path}: {kind} in {len(names)} image(s): {", ".join(names[:shown])}{more}'
 
 
 def check_loaded_samples(dataset: Any) -> None:

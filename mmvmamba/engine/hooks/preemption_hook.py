@@ -1,8 +1,4 @@
-"""Handling of SIGTERM: save and exit when a cluster takes the machine away.
-
-This module handles the signals of the main processes. ``mmvmamba/engine/data/workers.py`` shields
-the data-loading workers, which must outlive them.
-"""
+"""Handling of SIGTERM: save and exit when a cluster takes the machine away."""
 
 from __future__ import annotations
 
@@ -99,12 +95,11 @@ class PreemptionHook(Hook):
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Save and exit after a signal during a validation."""
-        if not self._handlers_before:  # not within a training run
+        """Save and exit after a signal during a validation, within a training run."""
+        asks = get_world_size() == 1 or batch_idx < self._common_batches
+        if not self._handlers_before or not asks or not self._must_stop(batch_idx + 1):
             return
-        if get_world_size() > 1 and batch_idx >= self._common_batches:
-            return
-        if not self._must_stop(batch_idx + 1) or _is_accumulating(runner):
+        if _is_accumulating(runner):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
@@ -139,9 +134,9 @@ class PreemptionHook(Hook):
 
 
 def _is_accumulating(runner: Any) -> bool:
-    if not hasattr(runner.optim_wrapper, 'should_update'):
-        return False
-    return get_world_size() > 1 and not runner.optim_wrapper.should_update()
+    """Return True if each rank holds gradients of its own."""
+    should_update = getattr(runner.optim_wrapper, 'should_update', None)
+    return get_world_size() > 1 and should_update is not None and not should_update()
 
 
 def _reduce(number: int, operation: str) -> int:

@@ -221,7 +221,7 @@ def test_no_room_for_the_name_of_the_last_checkpoint(runner, train, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', rename)
-        with pytest.raises(UserError, match=r"last_checkpoint' .* cannot be written: No space"):
+        with pytest.raises(UserError, match=r"last_checkpoint' cannot be written: No space"):
             train(runner, options)
     assert named(tmp_path / 'run') == folder / 'epoch_1.pth'
     (tmp_path / 'run' / 'last_checkpoint').write_text('')  # what MMEngine's own hook may leave

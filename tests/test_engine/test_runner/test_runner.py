@@ -25,14 +25,14 @@ from mmvmamba.engine.runner.runner import ToolRunnerMixin
     ],
 )
 def test_layouts_of_compiled_convolutions(given, on_cpu, off, monkeypatch, tmp_path):
-    monkeypatch.setattr(inductor, 'layout_optimization', True)
     monkeypatch.setattr(runner, 'runs_on_cpu', lambda: on_cpu)
     settings = dict(model=dict(type='mmengine.ToyModel'), work_dir=str(tmp_path), compile=given)
     built = {}
     monkeypatch.setattr(runner.Runner, 'from_cfg', lambda cfg: built.update(cfg))
-    build_runner(Config(settings))
+    with inductor.patch(layout_optimization=True):
+        build_runner(Config(settings))
+        assert inductor.layout_optimization is not off
     assert built['compile'] == given
-    assert inductor.layout_optimization is not off
 
 
 class Base:

@@ -359,8 +359,8 @@ def test_option_without_a_value(run_here, detection_config):
     ('content', 'words'),
     [
         ('{', 'is not JSON'),
-        ('[1, 2]', 'holds a list'),
-        ('{"a": 1}', r"lacks \['images', 'annotations', 'categories'\] and has \['a'\]"),
+        ('[1, 2]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists"),
+        ('{"a": 1}', r"must be lists of objects; the file has the keys \['a'\]"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', 'cat'),
     ],
 )

@@ -24,15 +24,7 @@ CAPTION_HEIGHT = 28
 def draw_predictions(
     cfg: Config, checkpoint: str, out_dir: Path, device: str = 'cpu', num_images: int = 12
 ) -> None:
-    """Draw test images, spread evenly over the data, and a contact sheet of the pictures.
-
-    Args:
-        cfg (Config): Config of mmdet or mmseg, whose visualizer draws.
-        checkpoint (str): Checkpoint file.
-        out_dir (Path): Folder for the pictures.
-        device (str): Device of the model. Defaults to 'cpu'.
-        num_images (int): Number of images. Defaults to 12.
-    """
+    """Draw predictions of test images, spread evenly over the data, and a contact sheet."""
     # mmdet's visualizer draws the colours of the instances at random.
     np.random.seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -61,11 +53,7 @@ def draw_predictions(
 
 
 def enlarge(sample: BaseDataElement) -> np.ndarray:
-    """Enlarge the ground truth of a sample by a whole factor, and what a model will predict for it.
-
-    Returns:
-        np.ndarray: The enlarged image (H, W, 3), RGB.
-    """
+    """Enlarge the ground truth and the future predictions of a sample; return its image (RGB)."""
     image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
     factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)

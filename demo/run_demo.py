@@ -102,7 +102,7 @@ def main() -> None:
     device = choose_device()
     step(f'making the demo data; everything runs on the {device}')
     if (REPO / 'data/demo').exists():
-        say('data/demo exists and is used')
+        show('data/demo exists and is used')
     else:
         script = 'tools/dataset_converters/make_demo_dataset.py'
         run_tool([script, 'data/demo'], work_dir / 'data.log', device)
@@ -116,7 +116,7 @@ def main() -> None:
     results.update(seconds=seconds, device=device, passed=not misses)
     results.update(versions=info.versions(), machine=info.machine())
     (work_dir / 'results.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-    say(f'{seconds / 60:.1f} minutes in total; results and pictures: {work_dir}')
+    show(f'{seconds / 60:.1f} minutes in total; results and pictures: {work_dir}')
     if misses:
         raise UserError('the demo did not reach its targets: ' + '; '.join(misses))
 
@@ -143,7 +143,7 @@ def run_task(task: Task, folder: Path, device: str, skip_training: bool) -> dict
     step(f'training {task.model} with a VMamba of {parameters:,} parameters')
     train_dir = folder / 'train'
     if skip_training:
-        say('skipped')
+        show('skipped')
     else:
         command = ['tools/train.py', task.config, '--work-dir', str(train_dir), '--no-validate']
         results['train_seconds'] = run_tool([*command, *options], folder / 'train.log', device)
@@ -156,13 +156,13 @@ def run_task(task: Task, folder: Path, device: str, skip_training: bool) -> dict
     step(f'drawing predictions of {task.model} beside the ground truth')
     os.chdir(REPO)  # the config names the data by a relative path
     draw_predictions(cfg, results['checkpoint'], folder, device)
-    say(f'the pictures are in {folder}')
+    show(f'the pictures are in {folder}')
     return results
 
 
 def run_tool(command: list[str], log: Path, device: str) -> float:
     """Run a script of the repository, log its output, show its progress and return its seconds."""
-    say('$ python ' + ' '.join(command))
+    show('$ python ' + ' '.join(command))
     start = time.perf_counter()
     env = dict(os.environ, PYTHONUNBUFFERED='1')
     # OpenMP threads that wait for a busy core must not keep the other core busy for long.
@@ -180,7 +180,7 @@ def run_tool(command: list[str], log: Path, device: str) -> float:
             file.write(line)
             tail.append(line)
             if PROGRESS.search(line):
-                say(LOG_PREFIX.sub('', line).rstrip())
+                show(LOG_PREFIX.sub('', line).rstrip())
     if process.returncode:
         raise UserError(
             f'{command[0]} failed with exit status {process.returncode}; its output is in {log} '
@@ -201,7 +201,7 @@ def compare(results: dict[str, Any]) -> list[str]:
     for task in TASKS:
         for name, metric in task.metrics.items():
             value = results[task.name]['metrics'][name]
-            say(f'{task.model:<12} {name:<8} {value:.3f} (target {metric.target:.2f})')
+            show(f'{task.model:<12} {name:<8} {value:.3f} (target {metric.target:.2f})')
             if not value >= metric.target:  # a NaN is a miss too
                 misses.append(f'{name} of {task.model} is {value:.3f}, below {metric.target:.2f}')
     return misses
@@ -211,7 +211,7 @@ def step(text: str) -> None:
     print(f'[{next(steps)}/{NUM_STEPS}] {text}', flush=True)
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     print(f'    {text}', flush=True)
 
 

@@ -3,7 +3,7 @@
 TOOLS=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 
-# fail MESSAGE: the message, and the usage of the script, which defines USAGE.
+# fail MESSAGE: print the message and the usage of the script, which sets USAGE, and exit.
 fail() {
     echo "${0##*/}: error: $1" >&2
     echo "$USAGE" >&2
@@ -11,12 +11,12 @@ fail() {
     exit 2
 }
 
-# require VALUE NAME: an argument that must be there.
+# require VALUE NAME: check that an argument is given.
 require() {
     [[ -n $1 ]] || fail "$2 is missing"
 }
 
-# require_count VALUE NAME: a whole number above 0.
+# require_count VALUE NAME: check that a value is a whole number above 0.
 require_count() {
     require "$1" "$2"
     [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
@@ -30,10 +30,10 @@ with the same NNODES, MASTER_ADDR and PORT.
 
 environment:
   NNODES        number of nodes (default: 1)
-  NODE_RANK     which of them this is, from 0 (default: 0)
+  NODE_RANK     rank of this node, from 0 (default: 0)
   MASTER_ADDR   address of node 0 (default: 127.0.0.1)
   PORT          a free port of node 0 (default: any free one on a single node, else 29500)
-  MAX_RESTARTS  how often all processes start again after one failed (default: 0)
+  MAX_RESTARTS  how often all processes are restarted if one fails (default: 0)
   PYTHON        the Python to run (default: python)
 USAGE
 }
@@ -43,15 +43,15 @@ srun_usage() {
 
 environment:
   GPUS           number of processes, one for each GPU (default: 8)
-  GPUS_PER_NODE  how many of them on a node (default: GPUS, 8 at most)
-  CPUS_PER_TASK  cores of a process (default: 5)
+  GPUS_PER_NODE  processes on each node (default: GPUS, 8 at most)
+  CPUS_PER_TASK  CPU cores of each process (default: 5)
   SRUN_ARGS      more arguments of srun, separated by spaces; --gres=none asks for no GPU
   PORT           a free port of the first node (default: 29500)
   PYTHON         the Python to run (default: python)
 USAGE
 }
 
-# run_torchrun GPUS SCRIPT ARGUMENTS...
+# run_torchrun GPUS SCRIPT ARGUMENTS...: run a tool with torchrun.
 run_torchrun() {
     local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous
     shift 2
@@ -76,7 +76,7 @@ run_torchrun() {
     for name in INT HUP QUIT; do
         trap "signal_torchrun $name" "$name"
     done
-    # A process group of its own: what is sent to that of this script is passed on.
+    # torchrun gets its own process group; the traps pass on the signals to this script's group.
     set -m
     "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$gpus" \
         "$TOOLS/$script" "$@" --launcher pytorch &
@@ -88,14 +88,14 @@ run_torchrun() {
     done
 }
 
-# signal_torchrun SIGNAL: of which it ends, and all processes with it; $! is torchrun.
+# signal_torchrun SIGNAL: end torchrun, which is $!, and all its processes.
 signal_torchrun() {
     SIGNALLED=1
     kill -s "$1" "$!" 2> /dev/null || true
 }
 
-# signal_workers SIGNAL: training processes save and end with 0, and then torchrun does. At a signal
-# to itself it would kill them after 30 seconds, and end with a traceback and 1.
+# signal_workers SIGNAL: let the training processes save and exit with 0, and torchrun after them.
+# If torchrun got the signal, it would kill them after 30 seconds and exit with a traceback and 1.
 signal_workers() {
     local found pid
     SIGNALLED=1
@@ -103,19 +103,19 @@ signal_workers() {
     kill -s "$1" ${found:-$!} 2> /dev/null || true
     while kill -0 "$!" 2> /dev/null; do
         sleep 0.2
-        # Those that could not save yet died of it, and are not to be started again.
+        # Processes that could not save yet died of the signal; torchrun must not restart them.
         for pid in $(workers); do
             [[ " $found " == *" $pid "* ]] || signal_torchrun TERM
         done
     done
 }
 
-# workers: the processes that torchrun started.
+# workers: print the ids of the processes that torchrun started.
 workers() {
     cat "/proc/$!/task"/*/children 2> /dev/null || true
 }
 
-# run_srun PARTITION JOB SCRIPT ARGUMENTS...
+# run_srun PARTITION JOB SCRIPT ARGUMENTS...: run a tool with srun.
 run_srun() {
     local partition=$1 job=$2 script=$3 gpus=${GPUS:-8} per_node extra=()
     shift 3

@@ -37,8 +37,6 @@ def find_tools(package: str) -> dict[str, Path]:
     if spec is None:
         raise UserError(f'{package} is not installed')
     folder = Path(spec.origin).parent / '.mim' / 'tools'
-    if not folder.is_dir():
-        raise UserError(f'{package} is installed without its tools: {folder} does not exist')
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*.py'))}
 
 

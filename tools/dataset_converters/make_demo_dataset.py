@@ -157,13 +157,12 @@ def paste_object(
         mask = np.asarray(alpha) >= 128
         rest = [p.visible & ~mask for p in placed]
         shares = [r.sum() / p.full_area for r, p in zip(rest, placed, strict=True)]
-        if min([mask.sum() / full_area, *shares]) < MIN_VISIBLE:
-            continue
-        for p, visible in zip(placed, rest, strict=True):
-            p.visible = visible
-        placed.append(Placed(cut, mask, full_area))
-        image.paste(patch, (x, y), patch)
-        return
+        if min([mask.sum() / full_area, *shares]) >= MIN_VISIBLE:
+            for p, visible in zip(placed, rest, strict=True):
+                p.visible = visible
+            placed.append(Placed(cut, mask, full_area))
+            image.paste(patch, (x, y), patch)
+            return
 
 
 def transform_object(cut: CutOut, side: int, rng: np.random.Generator) -> Image.Image:

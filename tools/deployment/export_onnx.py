@@ -11,7 +11,6 @@ Example:
 
 import argparse
 import math
-import warnings
 from pathlib import Path
 
 import onnx
@@ -112,20 +111,17 @@ def export(model: nn.Module, images: Tensor, names: list[str], args: argparse.Na
         shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
         # The exporter specializes sizes of 1 and unifies equal ones.
         images = images.new_zeros(2, images.shape[1], 256, 352)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=FutureWarning)
-        warnings.filterwarnings('ignore', category=DeprecationWarning)
-        program = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            opset_version=20,
-            input_names=['images'],
-            output_names=names,
-            dynamic_shapes=shapes,
-            custom_translation_table=translations(),
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        opset_version=20,
+        input_names=['images'],
+        output_names=names,
+        dynamic_shapes=shapes,
+        custom_translation_table=translations(),
+        verbose=False,
+    )
     if args.fp16:
         use_half_products(program.model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +137,9 @@ def compare(model: nn.Module, images: Tensor, path: Path) -> None:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     inputs = {'images': images.numpy()}
-    outputs = zip(session.get_outputs(), session.run(None, inputs), model(images), strict=True)
-    for value, got, want in outputs:
+    for value, got, want in zip(
+        session.get_outputs(), session.run(None, inputs), model(images), strict=True
+    ):
         error = float((torch.from_numpy(got) - want).abs().max())
         if not math.isfinite(error):
             raise ValueError(f'{path}: {value.name} has values that are not finite')

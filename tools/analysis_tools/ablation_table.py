@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         metavar='TABLE',
         help=f'of {", ".join(ABLATIONS)} (default: all of these)',
     )
-    throughput.add_size(parser)
+    figures.add_size(parser, 224)
     throughput.add_arguments(parser)
     return parser.parse_args()
 

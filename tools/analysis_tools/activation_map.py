@@ -13,6 +13,7 @@ Example:
 
 import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,19 @@ COLUMNS = 5
 TITLES = dict(qk='$QK^T$', decay='decayed', softmax='softmax')
 
 
+@dataclass
 class Patch:
-    """The maps of a model's blocks, and the queried patch of the image."""
+    """The maps of a model's blocks, and the queried patch in those of one ``block``."""
 
-    def __init__(self, name: str, blocks: list[Maps], block: int, point: tuple[float, float]):
-        count = len(blocks)
-        if not -count <= block < count:
-            raise UserError(f'--block must be in [{-count}, {count - 1}], but got {block}')
-        self.name = name
-        self.blocks = blocks
-        self.block = block % count
-        self.maps = blocks[block]
-        height, width = self.maps.shape
-        self.y, self.x = int(point[0] * height), int(point[1] * width)
-        self.query = self.y * width + self.x
+    name: str
+    blocks: list[Maps]
+    block: int
+    y: int
+    x: int
+
+    def __post_init__(self) -> None:
+        self.maps = self.blocks[self.block]
+        self.query = self.y * self.maps.shape[1] + self.x
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,31 +94,33 @@ def image_size(image: Image.Image) -> tuple[int, int]:
     return height, width
 
 
-def relative_point(query: list[int], image: Image.Image) -> tuple[float, float]:
-    """Return the query as fractions of the image's height and width."""
-    sides = (image.height, image.width)
-    if any(not 0 <= q < side for q, side in zip(query, sides, strict=True)):
-        raise UserError(
-            f'--query must be in the image of {size_text(*sides)} pixels, but got {query}'
-        )
-    return tuple((q + 0.5) / side for q, side in zip(query, sides, strict=True))
+def check_query(query: list[int], image: Image.Image) -> None:
+    """Check that the queried pixel is in the image."""
+    if not (0 <= query[0] < image.height and 0 <= query[1] < image.width):
+        size = size_text(image.height, image.width)
+        raise UserError(f'--query must be in the image of {size} pixels, but got {query}')
 
 
 def find_maps(
     args: argparse.Namespace, spec: str, checkpoint: str, block: int, image: Image.Image
 ) -> Patch:
     """Run a model on the image."""
-    point = relative_point(args.query, image)
-    height, width = size = args.size or image_size(image)
+    size = args.size or image_size(image)
     torch.manual_seed(args.seed)
     file = None if checkpoint == 'none' else checkpoint
     model = load_model(spec, file, output='map', size=size).to(args.device)
-    resized = figures.to_tensor(image.resize((width, height), Image.Resampling.BICUBIC))
+    resized = figures.to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC))
     pixels = model.normalise(resized.to(args.device))
     blocks = record(model.net, args.stage, lambda: model(pixels))
+    count = len(blocks)
+    if not -count <= block < count:
+        raise UserError(f'--block must be in [{-count}, {count - 1}], but got {block}')
     name = f'{model.name}, {model.weights}'
-    MMLogger.get_current_instance().info(f'{name}: a map of {size_text(*blocks[0].shape)}')
-    return Patch(name, blocks, block, point)
+    rows, columns = blocks[block].shape
+    MMLogger.get_current_instance().info(f'{name}: a map of {size_text(rows, columns)}')
+    y, x = (q + 0.5 for q in args.query)
+    y, x = int(y / image.height * rows), int(x / image.width * columns)
+    return Patch(name, blocks, block % count, y, x)
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -156,27 +158,28 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
     return pictures
 
 
-def draw_map(ax: Axes, values: torch.Tensor, title: str) -> None:
-    """Draw positive values red and negative ones blue."""
+def draw_map(
+    ax: Axes,
+    values: torch.Tensor,
+    title: str,
+    patch: Patch | None = None,
+    is_positive: bool = False,
+) -> None:
+    """Draw a map; one in image order has a frame around the patch.
+
+    Positive values are red and negative ones blue. The scale of a map that cannot be negative
+    leaves out the patch's own value.
+    """
     values = values.cpu().numpy()
-    limit = np.abs(values).max() or 1.0
-    ax.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
+    if is_positive:
+        others = np.delete(values, patch.query) if values.size > 1 else values
+        ax.imshow(values, cmap='magma', vmin=others.min(), vmax=others.max())
+    else:
+        limit = np.abs(values).max() or 1.0
+        ax.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
     ax.set_title(title, fontsize=8)
-
-
-def draw_over(ax: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
-    """Draw a map in image order with a frame around the query's patch."""
-    draw_map(ax, values, title)
-    draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
-
-
-def draw_positive(ax: Axes, values: torch.Tensor, patch: Patch, title: str) -> None:
-    """Draw a map that cannot be negative, on a scale that leaves out the query's own patch."""
-    shown = values.flatten().tolist()
-    others = shown[: patch.query] + shown[patch.query + 1 :] or shown
-    ax.imshow(values.cpu().numpy(), cmap='magma', vmin=min(others), vmax=max(others))
-    ax.set_title(title, fontsize=8)
-    draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
+    if patch is not None:
+        draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
 
 
 def draw_frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
@@ -198,21 +201,20 @@ def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any])
     title = TITLES[form]
     for k in range(COLUMNS - 1):
         draw_map(axes[0, k], found['path_order'][k], f'{title}, path {k + 1}, path order')
-        draw_over(axes[1, k], found['image_order'][k], patch, f'{title}, path {k + 1}')
+        draw_map(axes[1, k], found['image_order'][k], f'{title}, path {k + 1}', patch)
     axes[0, -1].set_axis_off()
-    draw_over(axes[1, -1], found['summed'], patch, f'{title}, sum of the paths')
+    draw_map(axes[1, -1], found['summed'], f'{title}, sum of the paths', patch)
 
 
 def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
     """Draw, for each form, the map of the block and the rollout over the stage."""
     unused = iter(axes)
     for form in patch.maps.forms:
-        draw_block = draw_positive if form == 'softmax' else draw_over
         title = f'{TITLES[form]}, block {patch.block}'
-        draw_block(next(unused), pictures[form]['summed'], patch, title)
+        draw_map(next(unused), pictures[form]['summed'], title, patch, form == 'softmax')
         if 'rollout' in pictures[form]:
             title = f'{TITLES[form]}, rollout'
-            draw_positive(next(unused), pictures[form]['rollout'], patch, title)
+            draw_map(next(unused), pictures[form]['rollout'], title, patch, is_positive=True)
     for ax in unused:
         ax.set_axis_off()
 
@@ -221,12 +223,10 @@ def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Fig
     """Draw for each model a row with the photograph and the summed maps, then its paths."""
     rows = sum(1 if not patch.maps.paths else 2 * len(patch.maps.forms) + 1 for patch, _ in results)
     ratio = image.height / image.width
-    figure = Figure(figsize=(2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows))
-    figure.set_layout_engine('constrained')
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
+    size = 2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows
+    figure = Figure(figsize=size, layout='constrained')
+    no_ticks = dict(xticks=[], yticks=[])
+    axes = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=no_ticks)
     row = 0
     for patch, pictures in results:
         draw_image(axes[row, 0], image, patch)
@@ -247,21 +247,11 @@ def as_lists(value: Any) -> Any:
     return [as_lists(part) for part in value] if isinstance(value, list) else float(f'{value:.6g}')
 
 
-def numbers(patch: Patch, pictures: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of a model in the JSON file."""
-    return dict(
-        model=patch.name,
-        block=patch.block,
-        shape=patch.maps.shape,
-        query=[patch.y, patch.x],
-        **as_lists(pictures),
-    )
-
-
 def main() -> None:
     args = parse_args()
     args.device = figures.set_up(args)
     image = figures.read_image(args.image)
+    check_query(args.query, image)
     models = [(args.config, args.checkpoint, args.block)]
     if args.compare:
         models.append((args.compare, args.compare_checkpoint, args.compare_block))
@@ -275,7 +265,16 @@ def main() -> None:
         image=args.image.name,
         query=args.query,
         stage=args.stage,
-        results=[numbers(patch, pictures) for patch, pictures in found],
+        results=[
+            dict(
+                model=patch.name,
+                block=patch.block,
+                shape=patch.maps.shape,
+                query=[patch.y, patch.x],
+                **as_lists(pictures),
+            )
+            for patch, pictures in found
+        ],
     )
     figures.write(args.out, args.device, results, draw(image, found))
 

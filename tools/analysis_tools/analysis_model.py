@@ -39,15 +39,9 @@ PUBLISHED = 'pretrained'
 class AnalysisModel(nn.Module):
     """A network in eval mode with its name, its output and its normalization.
 
-    Args:
-        name (str): Name in pictures.
-        net (nn.Module): The whole network.
-        run (Callable): Maps normalized images to the output.
-        mean (Sequence[float]): Mean of R, G and B in 0 ... 255. Defaults to ImageNet's.
-        std (Sequence[float]): Their standard deviation. Defaults to ImageNet's.
-        bgr (bool): Whether the network, the mean and the deviation have the channels in the order
-            B, G, R. Defaults to False.
-        weights (str): Origin of the weights, in pictures. Defaults to 'random weights'.
+    ``run`` maps normalized images to the output. ``mean`` and ``std`` are those of R, G and B in
+    0 ... 255, or with ``bgr`` of B, G and R, the order of the network's channels. ``weights`` is
+    the origin of the weights, in pictures.
     """
 
     def __init__(
@@ -89,14 +83,11 @@ def load_model(
     """Build a model, with weights from a file or initialized as its authors do.
 
     Args:
-        spec (str): A key of :data:`mmvmamba.nn.ARCHS`; a model name of mmpretrain; a config, as a
-            path or as ``mmvmamba::...``; or ``package.module:callable``, which returns a module.
-            ``+key=value`` after it, once or more, sets an argument of the architecture, of the
-            config's backbone or of the callable. ``+window_size=scaled`` lets a Swin's windows
-            grow with the image, from 7 at 224 px.
+        spec (str): A word as in docs/analysis.md: an architecture, a model name of mmpretrain, a
+            config or a ``module:callable``, with any number of ``+key=value`` after it.
         checkpoint (str, optional): A file, a URL, or 'pretrained' for the weights that mmpretrain
             publishes under this name. Defaults to None: random weights of torch's current seed,
-            those of an ``init_cfg`` of the config, or those that the callable built.
+            or those that the callable built.
         output (str): 'scores', the model's output for images without losses and post-processing,
             or 'map', the last map of its backbone, (N, C, h, w). Of a detector or a segmentor both
             are the backbone's. Defaults to 'scores'.
@@ -166,14 +157,8 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
 
 
 def read_config(target: str) -> Config:
-    """Read a config, given by path or as ``mmvmamba::...``.
-
-    Raises:
-        ValueError: If it does not exist or cannot be read.
-    """
+    """Read a config, given by path or as ``mmvmamba::...``."""
     register_config_packages()
-    if '::' not in target and not Path(target).is_file():
-        raise ValueError(f'config {target!r} does not exist')
     try:
         if '::' in target:
             return Config.fromstring(f'_base_ = {target!r}', '.py')
@@ -216,8 +201,8 @@ def _build_config(
     if cfg.model.backbone.get('init_cfg'):  # which may download weights
         settings |= dict(init_cfg=None)
     known = inspect.signature(build).parameters if build else ()
-    settings = {key: value for key, value in settings.items() if key in known} | options
-    cfg.model.backbone = cfg.model.backbone.to_dict() | settings
+    settings = {key: value for key, value in settings.items() if key in known}
+    cfg.model.backbone = cfg.model.backbone.to_dict() | settings | options
     net = build_model(cfg)
     _init_weights(net)
     if output == 'map':
@@ -266,12 +251,7 @@ def last_map(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> None:
-    """Load a checkpoint; without ``needs_head`` the layers behind the last map stay as they are.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint, or a tensor is missing or has another shape.
-    """
+    """Load a checkpoint; without ``needs_head`` the layers behind the last map stay as they are."""
     net = model.net
     tensors = state_dict_of(read_checkpoint(checkpoint), checkpoint)
     head: tuple[str, ...] = ()

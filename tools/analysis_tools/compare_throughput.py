@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='quote the box AP of Mask R-CNN (1x) on COCO and the mIoU of UperNet on ADE20K too',
     )
-    throughput.add_size(parser)
+    figures.add_size(parser, 224)
     throughput.add_arguments(parser)
     return parser.parse_args()
 

@@ -19,12 +19,13 @@ from typing import Any
 import figures
 import torch
 from analysis_model import load_model
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
-from mmvmamba.analysis.measure import parse_size, size_text
+from mmvmamba.analysis.measure import size_text
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 
@@ -33,27 +34,16 @@ MAX_COLUMNS = 5
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 #: Photographs in the wheel of scikit-image, used without a folder of images.
 PHOTOGRAPHS = (
-    'astronaut.png',
-    'brick.png',
-    'camera.png',
-    'chelsea.png',
-    'coffee.png',
-    'coins.png',
-    'grass.png',
-    'gravel.png',
-    'hubble_deep_field.jpg',
-    'motorcycle_left.png',
-    'rocket.jpg',
+    *(f'{name}.png' for name in 'astronaut brick camera chelsea coffee coins grass gravel'.split()),
+    *('hubble_deep_field.jpg', 'motorcycle_left.png', 'rocket.jpg'),
 )
 
 
 @dataclass
 class Panel:
-    """One picture: a model of the command line, with or without its checkpoint."""
+    """One picture: a model with the weights of its initialization or of its checkpoint."""
 
-    index: int
     model: str
-    trained: bool
     state: str
     field: ReceptiveField
 
@@ -75,9 +65,9 @@ def parse_args() -> argparse.Namespace:
         help='photographs, of which --num-images are taken at even distances '
         f"(default: {len(PHOTOGRAPHS)} of scikit-image's samples)",
     )
-    add('--num-images', type=int, default=50, help='the most images (default: 50)')
-    add('--size', type=parse_size, default=(1024, 1024), help='1024 or 800x1024 (default: 1024)')
-    add('--batch-size', type=int, default=1, help='images at a time (default: 1)')
+    add('--num-images', type=figures.positive, default=50, help='the most images (default: 50)')
+    figures.add_size(parser, 1024)
+    add('--batch-size', type=figures.positive, default=1, help='images at a time (default: 1)')
     return parser.parse_args()
 
 
@@ -107,7 +97,6 @@ def find_images(folder: Path, count: int) -> list[Path]:
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
     """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
-    height, width = args.size
     if args.images is None:
         paths = sample_photographs(args.num_images)
     else:
@@ -115,7 +104,7 @@ def read_images(args: argparse.Namespace) -> torch.Tensor:
     images = []
     for path in paths:
         image = figures.read_image(path)
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC)
         images.append(figures.to_tensor(image))
     return torch.cat(images)
 
@@ -125,10 +114,11 @@ def compute(
     device: torch.device,
     checkpoints: Sequence[str | None],
     images: torch.Tensor,
-) -> list[Panel]:
-    """Return the receptive fields of all models, before and after training."""
-    panels = []
+) -> list[list[Panel]]:
+    """Return the receptive fields of each model, before and after training if it is trained."""
+    models = []
     for i, (spec, checkpoint) in enumerate(zip(args.models, checkpoints, strict=True)):
+        panels = []
         for file in [None, checkpoint] if checkpoint else [None]:
             torch.manual_seed(args.seed)
             model = load_model(spec, file, output='map', size=args.size).to(device)
@@ -138,8 +128,9 @@ def compute(
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
             batches = figures.track(images.split(args.batch_size))
             field = receptive_field(model, (model.normalise(b.to(device)) for b in batches))
-            panels.append(Panel(i, name, file is not None, state, field))
-    return panels
+            panels.append(Panel(name, state, field))
+        models.append(panels)
+    return models
 
 
 def numbers(panel: Panel) -> dict[str, Any]:
@@ -156,58 +147,45 @@ def numbers(panel: Panel) -> dict[str, Any]:
     )
 
 
-def grid_of(panels: Sequence[Panel]) -> list[list[Panel | None]]:
-    """Arrange models in rows of similar length, untrained above trained if there are trained."""
-    after = {panel.index: panel for panel in panels if panel.trained}
-    models = [panel for panel in panels if not panel.trained]
+def draw(models: Sequence[Sequence[Panel]]) -> Figure:
+    """Draw models in lines of similar length, each trained one below its untrained panel."""
     lines = math.ceil(len(models) / MAX_COLUMNS)
     columns = math.ceil(len(models) / lines)
-    grid: list[list[Panel | None]] = []
-    for i in range(0, len(models), columns):
-        part = models[i : i + columns]
-        grid.append(list(part))
-        if after:
-            grid.append([after.get(panel.index) for panel in part])
-    return grid
-
-
-def draw(panels: Sequence[Panel]) -> Figure:
-    """Draw each panel above the radii of shares of its mass."""
-    grid = grid_of(panels)
-    columns = max(map(len, grid))
-    figure = Figure(figsize=(2.4 * columns, 3.1 * len(grid)), layout='constrained')
-    axes = figure.subplots(len(grid), columns, squeeze=False)
+    height = max(map(len, models))
+    figure = Figure(figsize=(2.4 * columns, 3.1 * lines * height), layout='constrained')
+    no_ticks = dict(xticks=[], yticks=[])
+    axes = figure.subplots(lines * height, columns, squeeze=False, subplot_kw=no_ticks)
     for ax in axes.flat:
         ax.set_axis_off()
-    for row, row_axes in zip(grid, axes, strict=True):
-        for panel, ax in zip(row, row_axes, strict=False):
-            if panel is None:
-                continue
-            ax.set_axis_on()
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
-            ax.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
-            radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
-            ax.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
+    for i, panels in enumerate(models):
+        for panel, ax in zip(panels, axes[i // columns * height :, i % columns], strict=False):
+            draw_panel(ax, panel)
     return figure
+
+
+def draw_panel(ax: Axes, panel: Panel) -> None:
+    """Draw a panel above the radii of shares of its mass."""
+    ax.set_axis_on()
+    ax.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
+    ax.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
+    radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
+    ax.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
 
 
 def main() -> None:
     args = parse_args()
     checkpoints = figures.read_checkpoints(args)
     figures.check_one_for_each('--labels', args.labels, args.models)
-    figures.check_positive(args, 'num_images', 'batch_size')
     device = figures.set_up(args)
     images = read_images(args)
-    panels = compute(args, device, checkpoints, images)
+    models = compute(args, device, checkpoints, images)
     results = dict(
         tool='erf',
         size=size_text(*args.size),
         images=len(images),
-        results=[numbers(panel) for panel in panels],
+        results=[numbers(panel) for panels in models for panel in panels],
     )
-    figures.write(args.out, device, results, draw(panels))
+    figures.write(args.out, device, results, draw(models))
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from mmengine.utils import ProgressBar
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmvmamba.analysis.measure import parse_size
 from mmvmamba.engine.errors import UserError
 from mmvmamba.environment import describe_run
 
@@ -36,9 +37,7 @@ PICTURE_HELP = 'file of the picture; its numbers (.json) are saved beside it'
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     """Return a parser with ``--out``, ``--device`` and ``--seed``, which :func:`set_up` reads.
 
-    Args:
-        description (str): The docstring of the tool.
-        out (str): The default of ``--out``, a picture (.png) or a table of numbers (.json).
+    ``out`` is the default of ``--out``, a picture (.png) or a table of numbers (.json).
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,6 +54,16 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
     return parser
+
+
+def add_size(parser: argparse.ArgumentParser, side: int) -> None:
+    """Add ``--size`` with a square by default."""
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(side, side),
+        help=f'of the images: {side} or 800x1333 (default: {side})',
+    )
 
 
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +91,11 @@ def check_one_for_each(option: str, values: Sequence | None, models: Sequence[st
         )
 
 
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Check that options are at least 1 or not given."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f'--{name.replace("_", "-")} must be at least 1, but got {value}')
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, but got {text!r}')
+    return int(text)
 
 
 def set_up(args: argparse.Namespace) -> torch.device:
@@ -112,12 +120,8 @@ def set_up(args: argparse.Namespace) -> torch.device:
 def write(out: Path, device: torch.device, results: Mapping[str, Any], figure: Figure) -> None:
     """Write a picture and a JSON file of its numbers, the machine and the versions.
 
-    Args:
-        out (Path): The PNG file or, of a table, the JSON file. The others have the same stem. The
-            ``results`` of a table are also written as CSV.
-        device (torch.device): Where the numbers were computed.
-        results (Mapping): The numbers.
-        figure (Figure): The picture.
+    ``out`` is the PNG file or, of a table, the JSON file; the others have the same stem. The
+    ``results`` of a table are also written as CSV.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     written = [out, out.with_suffix('.json' if out.suffix == '.png' else '.png')]

@@ -13,25 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reported:
-    """A row of one of the paper's tables.
+    """A row of one of the paper's tables."""
 
-    Args:
-        name (str): Name of the model in the paper.
-        model (str): The model as an argument of :func:`analysis_model.load_model`.
-        top1 (float, optional): ImageNet top-1 accuracy (percent).
-        inference (int, optional): Images per second.
-        train (int, optional): Images per second.
-        box_ap (float, optional): Box AP on COCO as the backbone of Mask R-CNN, 1x.
-        miou (float, optional): mIoU on ADE20K, of one scale, as the backbone of UperNet, 160k.
-    """
-
-    name: str
-    model: str
-    top1: float | None = None
-    inference: int | None = None
+    name: str  # in the paper
+    model: str  # as an argument of :func:`analysis_model.load_model`
+    top1: float | None = None  # on ImageNet, in percent
+    inference: int | None = None  # images per second, as ``train``
     train: int | None = None
-    box_ap: float | None = None
-    miou: float | None = None
+    box_ap: float | None = None  # on COCO as the backbone of Mask R-CNN, 1x
+    miou: float | None = None  # on ADE20K, of one scale, as the backbone of UperNet, 160k
 
     def row(self, measured: Mapping[str, Any], *quoted: str) -> dict[str, Any]:
         """Return a row of a table: the measured values, the paper's and further ``quoted`` ones."""

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import figures
@@ -16,35 +16,22 @@ from mmengine.logging import MMLogger
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
-from mmvmamba.analysis.measure import MIB, Call, Row, parse_size, size_text
+from mmvmamba.analysis.measure import MIB, Call, Row, size_text
 
 MODES = ('inference', 'train')
-#: Default batch size by type of device; that of a GPU is the paper's.
-BATCH_SIZES = {'cpu': 8, 'cuda': 128}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all models of a comparison share.
+    """Settings that all models of a comparison share."""
 
-    Args:
-        size (tuple[int, int]): Height and width of the images.
-        batch_size (int): Images at a time.
-        amp (bool): Autocast, to float16 on a GPU and to bfloat16 on a CPU, or float32.
-        compile (bool): ``torch.compile`` or eager mode.
-        channels_last (bool): Memory format of images and weights.
-        tf32 (bool): Round the float32 products of a GPU to TF32.
-        seconds (float): Rough duration of all rounds of a mode.
-        min_rounds (int): The least rounds of a mode.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the images
     batch_size: int
-    amp: bool = True
+    amp: bool = True  # autocast, to float16 on a GPU and to bfloat16 on a CPU
     compile: bool = False
-    channels_last: bool = True
-    tf32: bool = True
-    seconds: float = 60
+    channels_last: bool = True  # images and weights
+    tf32: bool = True  # in the float32 products of a GPU
+    seconds: float = 60  # rough duration of all rounds of a mode
     min_rounds: int = 5
 
     @property
@@ -69,13 +56,13 @@ class Settings:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`read_settings` reads, but for the size, and how long to run."""
-    add = parser.add_argument
-    add('--batch-size', type=int, help='images at a time (default: 128 on a GPU, 8 on a CPU)')
-    add('--no-amp', action='store_true', help='float32 instead of mixed precision')
+    """Add the options that :func:`read_settings` reads, but for the size, and ``--modes``."""
+    add, positive, on_off = parser.add_argument, figures.positive, argparse.BooleanOptionalAction
+    add('--batch-size', type=positive, help='images at a time (default: 128 on a GPU, 8 on a CPU)')
+    add('--amp', action=on_off, default=True, help='mixed precision instead of float32')
     add('--compile', action='store_true', help='compile the models with torch.compile')
-    add('--no-channels-last', action='store_true', help='images and weights in NCHW memory')
-    add('--no-tf32', action='store_true', help='full float32 products on a GPU')
+    add('--channels-last', action=on_off, default=True, help='images and weights in NHWC memory')
+    add('--tf32', action=on_off, default=True, help='round the float32 products of a GPU to TF32')
     add(
         '--modes',
         nargs='*',
@@ -84,34 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='timed modes; none without a value (default: inference train)',
     )
     add('--seconds', type=float, default=60, help='for all rounds of a mode (default: 60)')
-    add('--min-rounds', type=int, default=5, help='the least rounds of a mode (default: 5)')
-    add('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
-
-
-def add_size(parser: argparse.ArgumentParser) -> None:
-    """Add ``--size``."""
-    parser.add_argument(
-        '--size', type=parse_size, default=(224, 224), help='224 or 800x1333 (default: 224)'
-    )
+    add('--min-rounds', type=positive, default=5, help='the least rounds of a mode (default: 5)')
+    add('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
 
 
 def read_settings(
     args: argparse.Namespace, device: torch.device, size: tuple[int, int]
 ) -> Settings:
-    """Return the settings that were given to a tool."""
-    figures.check_positive(args, 'batch_size', 'min_rounds', 'threads')
+    """Set the number of threads, and return the settings that were given to a tool."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    return Settings(
-        size=size,
-        batch_size=args.batch_size or BATCH_SIZES.get(device.type, BATCH_SIZES['cuda']),
-        amp=not args.no_amp,
-        compile=args.compile,
-        channels_last=not args.no_channels_last,
-        tf32=not args.no_tf32,
-        seconds=args.seconds,
-        min_rounds=args.min_rounds,
-    )
+    values = {f.name: getattr(args, f.name) for f in fields(Settings) if f.name != 'size'}
+    # That of a GPU is the paper's.
+    values['batch_size'] = args.batch_size or (8 if device.type == 'cpu' else 128)
+    return Settings(size, **values)
 
 
 def compare(
@@ -219,12 +192,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Return rows as an aligned Markdown table.
-
-    Args:
-        rows (Sequence[Mapping]): The rows.
-        columns (Mapping[str, str]): Keys of a row and their headings.
-    """
+    """Return rows as an aligned Markdown table of the ``columns``, with their headings."""
     lines = [list(columns.values())]
     lines += [[_cell(key, row.get(key)) for key in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -30,13 +30,7 @@ MARKERS = 'os^Dv'
 
 @dataclass(frozen=True)
 class Group:
-    """A line of panels of the same rows.
-
-    Args:
-        title (str): Title of the line.
-        rows (Sequence[Mapping]): The rows.
-        panels (Sequence[tuple[str, str]]): The keys of x and y, of which one is 'top1'.
-    """
+    """A line of panels of the same rows; ``panels`` are the keys of x and y, one of them 'top1'."""
 
     title: str
     rows: Sequence[Row]

@@ -246,7 +246,7 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
             'swin-tiny_16xb64_in1k+colour=red',
             r"SwinTransformer.* unexpected keyword argument 'colour'",
         ),
-        ('missing.py', 'does not exist'),
+        ('missing.py', 'cannot be read.*No such file'),
         ('mmvmamba::vmamba/missing.py', 'cannot be read'),
         ('no_such_module:Net', 'cannot be imported.*PYTHONPATH'),
         ('torch.nn:NoSuchClass', 'cannot be imported'),

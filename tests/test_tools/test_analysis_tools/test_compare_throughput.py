@@ -100,7 +100,7 @@ def test_throughput_on_a_gpu(run_here, tmp_path):
     ('args', 'message'),
     [
         (('Swim-T',), "model 'Swim-T' is not an architecture"),
-        (('tiny', '--batch-size', '0'), '--batch-size must be at least 1'),
+        (('tiny', '--batch-size', '0'), '--batch-size: must be an integer of at least 1'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
     ],
 )

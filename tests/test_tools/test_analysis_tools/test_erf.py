@@ -4,7 +4,10 @@ import pytest
 
 pytest.importorskip('mmpretrain')
 
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+
+from mmvmamba.analysis.erf import ReceptiveField  # noqa: E402
 
 from ...analysis_tools import load  # noqa: E402
 from .helpers import GPU, PAPERS, THIN, read  # noqa: E402
@@ -66,29 +69,43 @@ def test_erf_with_every_option_at_its_default(run_here, tmp_path):
     assert numbers['images'] == 11 and len(numbers['results']) == 1
 
 
-def test_erf_draws_one_model_with_several_checkpoints():
-    """Pictures are matched to models by their index in the command, not by their name."""
-    panels = [
-        erf.Panel(index, 'one name', trained, 'epoch_1.pth' if trained else 'random', None)
-        for index in range(6)
-        for trained in (False, True)
-        if not trained or index != 1
-    ]
-    grid = erf.grid_of(panels)
-    assert [[panel and (panel.index, panel.trained) for panel in row] for row in grid] == [
-        [(0, False), (1, False), (2, False)],
-        [(0, True), None, (2, True)],
-        [(3, False), (4, False), (5, False)],
-        [(3, True), (4, True), (5, True)],
-    ]
+def grid_of(models):
+    """The titles of the drawn panels, by their place in the figure."""
+    figure = erf.draw([[panel(*words) for words in model] for model in models])
+    grid = {}
+    for ax in figure.axes:
+        place = ax.get_subplotspec()
+        if ax.axison:
+            grid[place.rowspan.start, place.colspan.start] = ax.get_title().replace('\n', ' ')
+    return grid
+
+
+def panel(*words):
+    return erf.Panel(*words, ReceptiveField(torch.ones(4, 4)))
+
+
+def test_erf_draws_trained_models_below_untrained_ones():
+    """Also one model with several checkpoints."""
+    models = [[('net', 'random'), ('net', f'epoch_{i}')] for i in range(6)]
+    models[1].pop()
+    assert grid_of(models) == {
+        **{(0, i): 'net random' for i in range(3)},
+        **{(1, i): f'net epoch_{i}' for i in (0, 2)},
+        **{(2, i): 'net random' for i in range(3)},
+        **{(3, i): f'net epoch_{i + 3}' for i in range(3)},
+    }
 
 
 @pytest.mark.parametrize(
     ('models', 'lines'), [(1, [1]), (5, [5]), (6, [3, 3]), (9, [5, 4]), (11, [4, 4, 3])]
 )
 def test_erf_has_lines_of_like_length(models, lines):
-    panels = [erf.Panel(i, 'name', False, 'random', None) for i in range(models)]
-    assert [len(row) for row in erf.grid_of(panels)] == lines
+    grid = grid_of([[(str(i), 'random')] for i in range(models)])
+    assert grid == {
+        (row, column): f'{sum(lines[:row]) + column} random'
+        for row, length in enumerate(lines)
+        for column in range(length)
+    }
 
 
 @pytest.mark.slow
@@ -120,7 +137,7 @@ def test_erf_on_a_gpu(run_here, data_root, tmp_path):
     [
         (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must have a value for each of 1 models'),
         (('tiny', '--images', 'nowhere'), "'nowhere' does not exist"),
-        (('tiny', '--num-images', '0'), '--num-images must be at least 1'),
+        (('tiny', '--num-images', '0'), '--num-images: must be an integer of at least 1'),
         (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
         (

@@ -206,7 +206,7 @@ def test_resolution_scaling_on_a_gpu(run_here, tmp_path):
             ('--checkpoint', 'a', '--dataset', '.', '--sizes', '32x64'),
             "square --sizes, but got ['32x64']",
         ),
-        (('--batch-size', '0'), '--batch-size must be at least 1'),
+        (('--batch-size', '0'), '--batch-size: must be an integer of at least 1'),
         ((THIN,), 'each model must be given once'),
     ],
 )

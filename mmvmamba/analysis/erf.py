@@ -23,9 +23,8 @@ class ReceptiveField:
     def centre(self) -> tuple[float, float]:
         """Mean row and column, weighted by the squared gradient, in pixels.
 
-        The centre of the last map is not at the same pixel in all networks: the field of a patch
-        lies around its middle, that of a convolution with stride and padding around its upper left
-        corner. The square emphasizes the bright spot in a wide field.
+        It differs between networks: the field of a patch lies around its middle, that of a strided
+        convolution with padding around its corner. The square emphasizes the bright spot.
         """
         weights = self.gradient.square()
         rows, columns = weights.sum(1), weights.sum(0)
@@ -69,9 +68,8 @@ def receptive_field(
 ) -> ReceptiveField:
     """Compute an effective receptive field.
 
-    For each image, this is the gradient of the positive features at the centre of the last map,
-    summed over channels, with respect to the image. Its positive part is summed over the image's
-    channels and averaged over images.
+    For each image, this is the gradient of the sum of the positive features at the centre of the
+    last map. Its positive part is summed over the image's channels and averaged over images.
 
     Args:
         features (Callable): Maps images (N, c, H, W) to their last map (N, C, h, w).

@@ -49,13 +49,13 @@ def main() -> None:
     for name in tables:
         if name not in ABLATIONS:
             raise errors.UserError(f'TABLE must be one of {list(ABLATIONS)}, but got {name!r}')
-    device = figures.set_up(args)
-    settings = throughput.read_settings(args, device, args.size)
+    figures.set_up(args)
+    settings = throughput.read_settings(args, args.size)
     logger = MMLogger.get_current_instance()
     rows, groups = [], []
     for table in tables:
         specs = [row.model for row in ABLATIONS[table]]
-        measured = throughput.compare(specs, settings, device, args.modes)
+        measured = throughput.compare(specs, settings, args.modes)
         part = [dict(table=table) | row.row(measured[row.model]) for row in ABLATIONS[table]]
         columns = COLUMNS | (A100 if any(row['paper_inference'] for row in part) else {})
         logger.info(f'{table}\n{throughput.format_table(part, columns)}')
@@ -63,7 +63,7 @@ def main() -> None:
         groups.append(tradeoff.speed_group(f'{table}: {settings.text}', part))
     logger.info("Columns headed 'paper' are quoted, not measured.")
     results = dict(tool='ablation_table', settings=settings.asdict(), results=rows)
-    figures.write(args.out, device, results, tradeoff.draw(groups))
+    figures.write(args, results, tradeoff.draw(groups))
 
 
 if __name__ == '__main__':

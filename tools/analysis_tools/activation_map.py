@@ -59,27 +59,18 @@ def parse_args() -> argparse.Namespace:
     add('image', type=Path, help='a photograph')
     add('config', help=figures.MODEL_HELP)
     add('checkpoint', help=f"{figures.CHECKPOINT_HELP}; 'none' for random weights")
-    add(
-        '--query',
-        type=int,
-        nargs=2,
-        required=True,
-        metavar=('Y', 'X'),
-        help='pixel of the photograph, from its upper left corner, whose patch is queried',
-    )
+    add('--query', type=int, nargs=2, required=True, metavar=('Y', 'X'), help='pixel of the photo')
     add('--stage', type=int, default=2, help='the stage, from 0 (default: 2)')
     add('--block', type=int, default=-1, help='the block in the stage (default: -1, the last)')
     add(
         '--size',
         type=parse_size,
-        help='what the photograph is resized to: 224 or 224x320 (default: a short side of '
-        f'{SHORT_SIDE}, sides that {DIVISOR} divides)',
+        help='of the input: 224 or 224x320 (default: a short side of 224)',
     )
     add(
         '--no-rollout',
         action='store_true',
-        help='leave out the rollout, whose time and memory grow with the square of the patches; '
-        'the maps of the query are fast',
+        help='leave out the rollout, whose time and memory grow with the square of the patches',
     )
     add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
     add('--compare-checkpoint', default='none', help='its weights (default: none)')
@@ -92,13 +83,6 @@ def image_size(image: Image.Image) -> tuple[int, int]:
     scale = SHORT_SIDE / min(image.size)
     width, height = (max(1, round(scale * side / DIVISOR)) * DIVISOR for side in image.size)
     return height, width
-
-
-def check_query(query: list[int], image: Image.Image) -> None:
-    """Check that the queried pixel is in the image."""
-    if not (0 <= query[0] < image.height and 0 <= query[1] < image.width):
-        size = size_text(image.height, image.width)
-        raise UserError(f'--query must be in the image of {size} pixels, but got {query}')
 
 
 def find_maps(
@@ -159,19 +143,14 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
 
 
 def draw_map(
-    ax: Axes,
-    values: torch.Tensor,
-    title: str,
-    patch: Patch | None = None,
-    is_positive: bool = False,
+    ax: Axes, values: torch.Tensor, title: str, patch: Patch | None = None, positive: bool = False
 ) -> None:
-    """Draw a map; one in image order has a frame around the patch.
+    """Draw a map, with a frame around the patch, from blue to red, or from dark to bright.
 
-    Positive values are red and negative ones blue. The scale of a map that cannot be negative
-    leaves out the patch's own value.
+    The latter is for maps that cannot be negative; the patch's own value is not on its scale.
     """
     values = values.cpu().numpy()
-    if is_positive:
+    if positive:
         others = np.delete(values, patch.query) if values.size > 1 else values
         ax.imshow(values, cmap='magma', vmin=others.min(), vmax=others.max())
     else:
@@ -214,7 +193,7 @@ def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> No
         draw_map(next(unused), pictures[form]['summed'], title, patch, form == 'softmax')
         if 'rollout' in pictures[form]:
             title = f'{TITLES[form]}, rollout'
-            draw_map(next(unused), pictures[form]['rollout'], title, patch, is_positive=True)
+            draw_map(next(unused), pictures[form]['rollout'], title, patch, positive=True)
     for ax in unused:
         ax.set_axis_off()
 
@@ -249,9 +228,12 @@ def as_lists(value: Any) -> Any:
 
 def main() -> None:
     args = parse_args()
-    args.device = figures.set_up(args)
+    figures.set_up(args)
     image = figures.read_image(args.image)
-    check_query(args.query, image)
+    y, x = args.query
+    if not (0 <= y < image.height and 0 <= x < image.width):
+        size = size_text(image.height, image.width)
+        raise UserError(f'--query must be in the image of {size} pixels, but got {args.query}')
     models = [(args.config, args.checkpoint, args.block)]
     if args.compare:
         models.append((args.compare, args.compare_checkpoint, args.compare_block))
@@ -276,7 +258,7 @@ def main() -> None:
             for patch, pictures in found
         ],
     )
-    figures.write(args.out, args.device, results, draw(image, found))
+    figures.write(args, results, draw(image, found))
 
 
 if __name__ == '__main__':

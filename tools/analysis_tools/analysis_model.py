@@ -8,8 +8,7 @@ import logging
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +31,22 @@ from mmvmamba.registry import register_config_packages
 
 #: ImageNet's mean and standard deviation of R, G and B in 0 ... 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-#: The checkpoint that mmpretrain's model index names.
-PUBLISHED = 'pretrained'
 
 
 class AnalysisModel(nn.Module):
     """A network in eval mode with its name, its output and its normalization.
 
-    ``run`` maps normalized images to the output. ``mean`` and ``std`` are those of R, G and B in
-    0 ... 255, or with ``bgr`` of B, G and R, the order of the network's channels. ``weights`` is
-    the origin of the weights, in pictures.
+    The output is that of ``part``, the network or its backbone, or with ``to_map`` its last map.
+    ``mean`` and ``std`` are those of R, G and B in 0 ... 255, or with ``bgr`` of B, G and R, the
+    order of the network's channels. ``weights`` is the origin of the weights, in pictures.
     """
 
     def __init__(
         self,
         name: str,
         net: nn.Module,
-        run: Callable[[Tensor], Any],
+        part: nn.Module,
+        to_map: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         bgr: bool = False,
@@ -59,7 +57,8 @@ class AnalysisModel(nn.Module):
         self.weights = weights
         self.bgr = bgr
         self.net = net
-        self._run = run
+        self.part = part
+        self.to_map = to_map
         self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.eval()
@@ -70,7 +69,7 @@ class AnalysisModel(nn.Module):
         return (images.to(self.mean) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Any:
-        return self._run(images)
+        return last_map(self.part, images) if self.to_map else self.part(images)
 
 
 def load_model(
@@ -82,17 +81,9 @@ def load_model(
 ) -> AnalysisModel:
     """Build a model, with weights from a file or initialized as its authors do.
 
-    Args:
-        spec (str): A word as in docs/analysis.md: an architecture, a model name of mmpretrain, a
-            config or a ``module:callable``, with any number of ``+key=value`` after it.
-        checkpoint (str, optional): A file, a URL, or 'pretrained' for the weights that mmpretrain
-            publishes under this name. Defaults to None: random weights of torch's current seed,
-            or those that the callable built.
-        output (str): 'scores', the model's output for images without losses and post-processing,
-            or 'map', the last map of its backbone, (N, C, h, w). Of a detector or a segmentor both
-            are the backbone's. Defaults to 'scores'.
-        size (Sequence[int], optional): Height and width of the images, for which a model with an
-            argument ``img_size`` is built. Defaults to None, the model's own.
+    ``spec`` and ``checkpoint`` are words as in docs/analysis.md. The output is 'scores', without
+    losses and post-processing, or 'map', the last map (N, C, h, w). Of a detector or a segmentor
+    both are the backbone's. A model with an argument ``img_size`` is built for images of ``size``.
 
     Raises:
         ValueError: If the model is unknown, or the checkpoint does not match.
@@ -100,26 +91,25 @@ def load_model(
     """
     target, *settings = re.split(r'\+(?=[A-Za-z_]\w*=)', spec)
     options = dict(_parse_setting(text, size) for text in settings)
-    published = None
+    to_map, published = output == 'map', None
     if target in ARCHS:
         net = VMambaNet(target, **options)
-        model = AnalysisModel(spec, net, partial(last_map, net) if output == 'map' else net)
+        model = AnalysisModel(spec, net, net, to_map)
     elif re.fullmatch(r'[\w.]+:[\w.]+', target):
         net = _build_callable(target, options, size)
-        run = partial(last_map, net) if output == 'map' else net
-        model = AnalysisModel(spec, net, run, weights='as the callable built it')
+        model = AnalysisModel(spec, net, net, to_map, weights='as the callable built it')
     elif '::' in target or target.endswith('.py'):
         name = spec.replace(target, Path(target.partition('::')[2] or target).stem)
-        model = _build_config(name, read_config(target), options, output, size)
+        model = _build_config(name, _read_config(target), options, to_map, size)
     else:
         cfg, published = _find_published(target)
-        model = _build_config(spec, cfg, options, output, size)
-    if checkpoint == PUBLISHED:
+        model = _build_config(spec, cfg, options, to_map, size)
+    if checkpoint == 'pretrained':
         if not published:
             raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
         checkpoint = published
     if checkpoint is not None:
-        load_weights(model, checkpoint, needs_head=output == 'scores')
+        load_weights(model, checkpoint, needs_head=not to_map)
         model.weights = Path(checkpoint).name
     return model
 
@@ -156,7 +146,7 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
     return net
 
 
-def read_config(target: str) -> Config:
+def _read_config(target: str) -> Config:
     """Read a config, given by path or as ``mmvmamba::...``."""
     register_config_packages()
     try:
@@ -185,7 +175,7 @@ def _find_published(name: str) -> tuple[Config, str | None]:
 
 
 def _build_config(
-    name: str, cfg: Config, options: dict[str, Any], output: str, size: Sequence[int] | None
+    name: str, cfg: Config, options: dict[str, Any], to_map: bool, size: Sequence[int] | None
 ) -> AnalysisModel:
     if 'backbone' not in (cfg.get('model') or {}):
         raise ValueError(f'the config of {name!r} must have a model with a backbone')
@@ -196,7 +186,7 @@ def _build_config(
     settings: dict[str, Any] = dict(pad_small_map=True)  # else a map below a window is an error
     if size is not None:
         settings |= dict(img_size=tuple(size))
-    if output == 'map':
+    if to_map:
         settings |= dict(out_type='featmap', gap_before_final_norm=False)
     if cfg.model.backbone.get('init_cfg'):  # which may download weights
         settings |= dict(init_cfg=None)
@@ -205,18 +195,14 @@ def _build_config(
     cfg.model.backbone = cfg.model.backbone.to_dict() | settings | options
     net = build_model(cfg)
     _init_weights(net)
-    if output == 'map':
-        run = partial(last_map, net.backbone)
-    else:
-        run = net if scope == 'mmpretrain' else net.backbone
     # As in MMEngine's runner, the model's own goes first.
     prep = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     # Images are read as BGR and stay so if nothing converts them.
     bgr = bool(prep.get('mean')) and not (prep.get('to_rgb') or prep.get('bgr_to_rgb'))
-    model = AnalysisModel(name, net, run, prep.get('mean') or MEAN, prep.get('std') or STD, bgr)
-    if "'Pretrained'" in str(cfg.model):
-        model.weights = 'weights of its init_cfg'
-    return model
+    weights = 'weights of its init_cfg' if "'Pretrained'" in str(cfg.model) else 'random weights'
+    part = net if scope == 'mmpretrain' and not to_map else net.backbone
+    mean, std = prep.get('mean') or MEAN, prep.get('std') or STD
+    return AnalysisModel(name, net, part, to_map, mean, std, bgr, weights)
 
 
 def _init_weights(net: nn.Module) -> None:

@@ -57,11 +57,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = figures.set_up(args)
-    settings = throughput.read_settings(args, device, args.size)
+    figures.set_up(args)
+    settings = throughput.read_settings(args, args.size)
     models = [NAMES.get(name.lower(), Reported(name, name)) for name in args.models] or IMAGENET
     specs = [row.model for row in models]
-    measured = throughput.compare(specs, settings, device, args.modes)
+    measured = throughput.compare(specs, settings, args.modes)
     downstream = DOWNSTREAM if args.downstream else {}
     rows = [row.row(measured[row.model], *downstream) for row in models]
     MMLogger.get_current_instance().info(
@@ -73,7 +73,7 @@ def main() -> None:
         title = "the paper's: Mask R-CNN 1x on COCO, UperNet 160k on ADE20K, one scale"
         groups.append(tradeoff.downstream_group(title, rows))
     results = dict(tool='compare_throughput', settings=settings.asdict(), results=rows)
-    figures.write(args.out, device, results, tradeoff.draw(groups))
+    figures.write(args, results, tradeoff.draw(groups))
 
 
 if __name__ == '__main__':

@@ -54,16 +54,12 @@ def parse_args() -> argparse.Namespace:
     add('models', nargs='+', metavar='CONFIG_OR_ARCH', help=figures.MODEL_HELP)
     figures.add_checkpoints(parser)
     add('--labels', nargs='+', help='name of each model in the picture')
-    add(
-        '--trained',
-        help="name of the checkpoints' weights in the picture (default: that of the file)",
-    )
+    add('--trained', help="name of the checkpoints' weights (default: that of the file)")
     add(
         '--images',
         type=Path,
         metavar='DIR',
-        help='photographs, of which --num-images are taken at even distances '
-        f"(default: {len(PHOTOGRAPHS)} of scikit-image's samples)",
+        help="photographs, taken at even distances (default: scikit-image's samples)",
     )
     add('--num-images', type=figures.positive, default=50, help='the most images (default: 50)')
     figures.add_size(parser, 1024)
@@ -82,10 +78,7 @@ def sample_photographs(count: int) -> list[Path]:
 
 
 def find_images(folder: Path, count: int) -> list[Path]:
-    """Return images of a folder and its subfolders, evenly spaced in the order of their paths.
-
-    Of a folder of classes these are as many of each class.
-    """
+    """Return evenly spaced images of a folder and its subfolders, so that all classes appear."""
     if not folder.is_dir():
         raise UserError(f'the folder of images {str(folder)!r} does not exist')
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
@@ -97,37 +90,27 @@ def find_images(folder: Path, count: int) -> list[Path]:
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
     """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
-    if args.images is None:
-        paths = sample_photographs(args.num_images)
-    else:
-        paths = find_images(args.images, args.num_images)
-    images = []
-    for path in paths:
-        image = figures.read_image(path)
-        image = ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC)
-        images.append(figures.to_tensor(image))
-    return torch.cat(images)
+    count = args.num_images
+    paths = find_images(args.images, count) if args.images else sample_photographs(count)
+    images = map(figures.read_image, paths)
+    images = [ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC) for image in images]
+    return torch.cat([figures.to_tensor(image) for image in images])
 
 
-def compute(
-    args: argparse.Namespace,
-    device: torch.device,
-    checkpoints: Sequence[str | None],
-    images: torch.Tensor,
-) -> list[list[Panel]]:
+def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]:
     """Return the receptive fields of each model, before and after training if it is trained."""
     models = []
-    for i, (spec, checkpoint) in enumerate(zip(args.models, checkpoints, strict=True)):
+    for i, (spec, checkpoint) in enumerate(zip(args.models, args.checkpoint, strict=True)):
         panels = []
         for file in [None, checkpoint] if checkpoint else [None]:
             torch.manual_seed(args.seed)
-            model = load_model(spec, file, output='map', size=args.size).to(device)
+            model = load_model(spec, file, output='map', size=args.size).to(args.device)
             model.requires_grad_(False)
             name = args.labels[i] if args.labels else model.name
             state = args.trained or f'weights: {model.weights}' if file else model.weights
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
             batches = figures.track(images.split(args.batch_size))
-            field = receptive_field(model, (model.normalise(b.to(device)) for b in batches))
+            field = receptive_field(model, (model.normalise(b.to(args.device)) for b in batches))
             panels.append(Panel(name, state, field))
         models.append(panels)
     return models
@@ -174,18 +157,18 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
 
 def main() -> None:
     args = parse_args()
-    checkpoints = figures.read_checkpoints(args)
+    args.checkpoint = figures.read_checkpoints(args)
     figures.check_one_for_each('--labels', args.labels, args.models)
-    device = figures.set_up(args)
+    figures.set_up(args)
     images = read_images(args)
-    models = compute(args, device, checkpoints, images)
+    models = compute(args, images)
     results = dict(
         tool='erf',
         size=size_text(*args.size),
         images=len(images),
         results=[numbers(panel) for panels in models for panel in panels],
     )
-    figures.write(args.out, device, results, draw(models))
+    figures.write(args, results, draw(models))
 
 
 if __name__ == '__main__':

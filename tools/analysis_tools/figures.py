@@ -35,10 +35,7 @@ PICTURE_HELP = 'file of the picture; its numbers (.json) are saved beside it'
 
 
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
-    """Return a parser with ``--out``, ``--device`` and ``--seed``, which :func:`set_up` reads.
-
-    ``out`` is the default of ``--out``, a picture (.png) or a table of numbers (.json).
-    """
+    """Return a parser with ``--out``, a .png or .json by default, ``--device`` and ``--seed``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,8 +95,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def set_up(args: argparse.Namespace) -> torch.device:
-    """Start the log, seed the weights and return the device."""
+def set_up(args: argparse.Namespace) -> None:
+    """Start the log, seed the weights and replace the name of the device by the device."""
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     if args.out.suffix != args.out_suffix:
@@ -114,19 +111,20 @@ def set_up(args: argparse.Namespace) -> torch.device:
         raise UserError(f'--device {name!r} cannot be used: {reason}') from error
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)  # the default of calls without a device
-    return device
+    args.device = device
 
 
-def write(out: Path, device: torch.device, results: Mapping[str, Any], figure: Figure) -> None:
+def write(args: argparse.Namespace, results: Mapping[str, Any], figure: Figure) -> None:
     """Write a picture and a JSON file of its numbers, the machine and the versions.
 
-    ``out`` is the PNG file or, of a table, the JSON file; the others have the same stem. The
+    ``--out`` is the PNG file or, of a table, the JSON file; the others have the same stem. The
     ``results`` of a table are also written as CSV.
     """
+    out: Path = args.out
     out.parent.mkdir(parents=True, exist_ok=True)
     written = [out, out.with_suffix('.json' if out.suffix == '.png' else '.png')]
     figure.savefig(out.with_suffix('.png'), dpi=DPI, bbox_inches='tight')
-    text = json.dumps(dict(describe_run(device), **results), indent=1)
+    text = json.dumps(dict(describe_run(args.device), **results), indent=1)
     out.with_suffix('.json').write_text(text + '\n', encoding='utf-8')
     if out.suffix == '.json':
         written.append(out.with_suffix('.csv'))

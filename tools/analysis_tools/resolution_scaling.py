@@ -20,25 +20,25 @@ import statistics
 from collections.abc import Sequence
 
 # Read when torch is imported: keeps the profiler from logging each use.
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+os.environ['KINETO_LOG_LEVEL'] = '99'
 
-import figures  # noqa: E402
-import throughput  # noqa: E402
-import torch  # noqa: E402
-from accuracy import evaluation_loader, top1_accuracy  # noqa: E402
-from analysis_model import AnalysisModel, load_model  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from throughput import Settings  # noqa: E402
+import figures
+import throughput
+import torch
+from accuracy import top1_accuracy
+from analysis_model import AnalysisModel, load_model
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
+from mmengine.logging import MMLogger
+from throughput import Settings
 
-from mmvmamba.analysis import measure  # noqa: E402
-from mmvmamba.analysis.measure import Row, parse_size, size_text  # noqa: E402
-from mmvmamba.engine import errors  # noqa: E402
-from mmvmamba.engine.errors import UserError  # noqa: E402
-from mmvmamba.environment import describe_machine  # noqa: E402
+from mmvmamba.analysis import measure
+from mmvmamba.analysis.measure import Row, parse_size, size_text
+from mmvmamba.engine import errors
+from mmvmamba.engine.errors import UserError
+from mmvmamba.environment import describe_machine
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
 #: Panels of the picture: key of a row, title, unit, and the key whose growth is fitted.
@@ -59,11 +59,7 @@ def parse_args() -> argparse.Namespace:
     add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
     add('--no-memory', action='store_true', help='leave out the peak memory')
     figures.add_checkpoints(parser)
-    add(
-        '--dataset',
-        help='a folder with a folder of images for each class, or the config of a classifier '
-        'with test data: draws the accuracy of the models with checkpoints',
-    )
+    add('--dataset', help='a folder of images for each class: the accuracy of the checkpoints')
     add(
         '--sizes',
         type=parse_size,
@@ -79,8 +75,6 @@ def parse_args() -> argparse.Namespace:
 def check_args(args: argparse.Namespace) -> None:
     """Check options against each other, and sort the sizes."""
     args.checkpoint = figures.read_checkpoints(args)
-    if len(set(zip(args.models, args.checkpoint, strict=True))) < len(args.models):
-        raise UserError(f'each model must be given once, but got {args.models}')
     if args.dataset and not any(args.checkpoint):
         raise UserError('--dataset needs --checkpoint: random weights have no accuracy')
     oblong = [size_text(*size) for size in args.sizes if size[0] != size[1]]
@@ -91,17 +85,14 @@ def check_args(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace, size: Sequence[int]) -> dict[str, AnalysisModel]:
     """Build all models for images of a size, in the order of the command line, by name."""
-    models = []
-    for spec, file in zip(args.models, args.checkpoint, strict=True):
+    models: dict[str, AnalysisModel] = {}
+    for i, (spec, file) in enumerate(zip(args.models, args.checkpoint, strict=True), 1):
         torch.manual_seed(args.seed)
         model = load_model(spec, file, size=size)
-        models.append((f'{model.name} ({model.weights})' if file else model.name, model))
-    names = [name for name, _ in models]
-    # Files in different folders may have the same name.
-    return {
-        name if names.count(name) == 1 else f'{name} #{i + 1}': model
-        for i, (name, model) in enumerate(models)
-    }
+        name = f'{model.name} ({model.weights})' if file else model.name
+        # Files in different folders may have the same name, and a model may be given twice.
+        models[f'{name} #{i}' if name in models else name] = model
+    return models
 
 
 def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
@@ -112,17 +103,15 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
     for (name, model), file in zip(models.items(), args.checkpoint, strict=True):
         rows[name] = dict(model=name, size=size_text(*size), pixels=math.prod(size))
         rows[name] |= throughput.count(model, size)
-        model.to(args.device).to(memory_format=settings.memory_format)
+        settings.move(model)
         # Before the steps of training, which change the statistics of a BatchNorm.
         if args.dataset and file:
-            loader = evaluation_loader(args.dataset, size[0], settings.batch_size)
-            rows[name]['top1'] = round(top1_accuracy(model, loader, args.device), 3)
+            data = args.dataset, size[0], settings.batch_size
+            rows[name]['top1'] = round(top1_accuracy(model, *data, args.device), 3)
     for mode in args.modes:
-        found = throughput.measure_mode(
-            models, settings, args.device, mode, memory=not args.no_memory
-        )
-        for name, row in rows.items():
-            row |= found[name]
+        found = throughput.measure_mode(models, settings, mode, memory=not args.no_memory)
+        for name, row in found.items():
+            rows[name] |= row
     return list(rows.values())
 
 
@@ -133,10 +122,7 @@ def growth_exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Fit the exponent p of each cost of each model that was measured at two sizes or more.
-
-    For the memory, p is the exponent of what is used above the weights.
-    """
+    """Fit the p of costs that grow as pixels^p, of models that were measured at several sizes."""
     found: dict[str, dict[str, Row]] = {}
     for model in dict.fromkeys(row['model'] for row in rows):
         found[model] = {}
@@ -205,12 +191,12 @@ def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -
 def main() -> None:
     args = parse_args()
     check_args(args)
-    args.device = figures.set_up(args)
+    figures.set_up(args)
     logger = MMLogger.get_current_instance()
     logging.getLogger(measure.__name__).setLevel(logging.WARNING)
     rows: list[Row] = []
     for i, size in enumerate(args.sizes):
-        settings = throughput.read_settings(args, args.device, size)
+        settings = throughput.read_settings(args, size)
         logger.info(f'{i + 1} of {len(args.sizes)}: {settings.text}')
         for row in measure_size(args, settings):
             text = ', '.join(f'{key} {value}' for key, value in row.items() if key != 'model')
@@ -229,7 +215,7 @@ def main() -> None:
     heading = f'{machine.get("gpu") or machine["cpu"]}, {machine["threads"]} threads, '
     heading += f'batch {settings.batch_size}, {"AMP" if settings.amp else "float32"}'
     heading += '; p: the cost grows as pixels$^p$, memory without the weights'
-    figures.write(args.out, args.device, results, draw(rows, powers, heading))
+    figures.write(args, results, draw(rows, powers, heading))
 
 
 if __name__ == '__main__':

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,7 +15,7 @@ from mmengine.logging import MMLogger
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
-from mmvmamba.analysis.measure import MIB, Call, Row, size_text
+from mmvmamba.analysis.measure import MIB, Row, size_text
 
 MODES = ('inference', 'train')
 
@@ -27,6 +26,7 @@ class Settings:
 
     size: tuple[int, int]  # height and width of the images
     batch_size: int
+    device: torch.device
     amp: bool = True  # autocast, to float16 on a GPU and to bfloat16 on a CPU
     compile: bool = False
     channels_last: bool = True  # images and weights
@@ -45,14 +45,16 @@ class Settings:
             'optimizer; medians of interleaved rounds'
         )
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The memory format of images and weights."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    def move(self, value: AnalysisModel | torch.Tensor) -> Any:
+        """Return a model or images on the device and in the memory format."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return value.to(self.device).to(memory_format=layout)
 
     def asdict(self) -> dict[str, Any]:
         """Return the settings for a JSON file."""
-        return asdict(self) | dict(size=size_text(*self.size))
+        values = asdict(self) | dict(size=size_text(*self.size))
+        del values['device']
+        return values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,33 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--compile', action='store_true', help='compile the models with torch.compile')
     add('--channels-last', action=on_off, default=True, help='images and weights in NHWC memory')
     add('--tf32', action=on_off, default=True, help='round the float32 products of a GPU to TF32')
-    add(
-        '--modes',
-        nargs='*',
-        choices=MODES,
-        default=list(MODES),
-        help='timed modes; none without a value (default: inference train)',
-    )
+    add('--modes', nargs='*', choices=MODES, default=MODES, help='modes, or none (default: both)')
     add('--seconds', type=float, default=60, help='for all rounds of a mode (default: 60)')
     add('--min-rounds', type=positive, default=5, help='the least rounds of a mode (default: 5)')
     add('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
 
 
-def read_settings(
-    args: argparse.Namespace, device: torch.device, size: tuple[int, int]
-) -> Settings:
-    """Set the number of threads, and return the settings that were given to a tool."""
+def read_settings(args: argparse.Namespace, size: tuple[int, int]) -> Settings:
+    """Set the threads and TF32 of PyTorch, and return the settings that were given to a tool."""
+    torch.set_float32_matmul_precision('high' if args.tf32 else 'highest')
+    torch.backends.cudnn.allow_tf32 = args.tf32
     if args.threads:
         torch.set_num_threads(args.threads)
     values = {f.name: getattr(args, f.name) for f in fields(Settings) if f.name != 'size'}
     # That of a GPU is the paper's.
-    values['batch_size'] = args.batch_size or (8 if device.type == 'cpu' else 128)
+    values['batch_size'] = args.batch_size or (8 if args.device.type == 'cpu' else 128)
     return Settings(size, **values)
 
 
-def compare(
-    specs: Sequence[str], settings: Settings, device: torch.device, modes: Sequence[str] = MODES
-) -> dict[str, Row]:
+def compare(specs: Sequence[str], settings: Settings, modes: Sequence[str]) -> dict[str, Row]:
     """Return the results of :func:`count` and :func:`measure_mode` for models, by specification."""
     logger = MMLogger.get_current_instance()
     specs = list(dict.fromkeys(specs))
@@ -100,95 +94,64 @@ def compare(
         model = load_model(spec, size=settings.size)
         rows[spec] = count(model, settings.size)
         if modes:
-            models[spec] = model.to(device).to(memory_format=settings.memory_format)
+            models[spec] = settings.move(model)
     for mode in modes:
         logger.info(f'{mode}: rounds of all models in turn')
-        found = measure_mode(models, settings, device, mode)
-        for spec, row in rows.items():
-            row |= found[spec]
+        for spec, found in measure_mode(models, settings, mode).items():
+            rows[spec] |= found
     return rows
 
 
 def count(model: AnalysisModel, size: tuple[int, int]) -> Row:
     """Return ``params`` and ``flops`` (multiply-adds for an image) of a model on the CPU.
 
-    A copy on the meta device is counted, where nothing is computed. Models that make tensors of
-    their own or ask for values cannot run there and are counted on the CPU. On a GPU attention
-    would be one of several ops.
+    A copy on the meta device is counted, where nothing is computed. On a GPU attention would be one
+    of several ops.
     """
     try:
         shapes = copy.deepcopy(model).to('meta')
         counter = count_multiply_adds(shapes, torch.zeros(1, 3, *size, device='meta'))
-    except (RuntimeError, TypeError) as error:
-        MMLogger.get_current_instance().info(
-            f'{model.name} runs to be counted: on the meta device it raises {type(error).__name__}'
-        )
+    except (RuntimeError, TypeError):  # the model makes tensors of its own or asks for values
         counter = count_multiply_adds(model, torch.zeros(1, 3, *size))
     return dict(params=sum(p.numel() for p in model.parameters()), flops=counter.total)
 
 
 def measure_mode(
-    models: Mapping[str, AnalysisModel],
-    settings: Settings,
-    device: torch.device,
-    mode: str,
-    memory: bool = False,
+    models: Mapping[str, AnalysisModel], settings: Settings, mode: str, memory: bool = False
 ) -> dict[str, Row]:
-    """Time steps of all models in turn.
+    """Time steps of all models in turn, on the same random images.
 
-    Returns:
-        dict[str, Row]: By model ``<mode>_ms`` for an image, ``<mode>_images_per_s`` and
-        ``<mode>_spread`` and, with ``memory``, ``<mode>_extra_mib`` (the peak above the weights)
-        and ``<mode>_mib``. All are None if the GPU's memory is too small.
+    The rows have ``<mode>_ms`` for an image, ``<mode>_images_per_s`` and ``<mode>_spread`` and,
+    with ``memory``, ``<mode>_extra_mib`` (the peak above the weights) and ``<mode>_mib``. All are
+    None if the GPU's memory is too small.
     """
     keys = ['ms', 'images_per_s', 'spread'] + ['extra_mib', 'mib'] * memory
     rows: dict[str, Row] = {name: {f'{mode}_{key}': None for key in keys} for name in models}
-    with _tf32(settings.tf32):
-        calls = _make_calls(models, settings, device, mode == 'train')
-        times = measure.interleave(
-            calls, device, settings.seconds, settings.min_rounds, track=figures.track
-        )
-        for name, samples in times.items():
-            result = measure.summarise(samples)
-            values = [
-                round(result['median_ms'] / settings.batch_size, 4),
-                round(1e3 * settings.batch_size / result['median_ms'], 3),
-                result['spread'],
-            ]
-            if memory:
-                extra = measure.extra_memory(calls[name], device)
-                weights = measure.model_bytes(models[name])
-                values += [round(extra / MIB, 2), round((extra + weights) / MIB, 2)]
-            rows[name] = dict(zip(rows[name], values, strict=True))
-    return rows
-
-
-def _make_calls(
-    models: Mapping[str, AnalysisModel], settings: Settings, device: torch.device, train: bool
-) -> dict[str, Call]:
-    """Return a step of each model on the same random images."""
+    batch_size, device = settings.batch_size, settings.device
+    images = settings.move(torch.randn(batch_size, 3, *settings.size, device=device))
+    train = mode == 'train'
+    options = dict(train=train, amp=settings.amp, compile=settings.compile)
     if settings.compile:
         measure.allow_recompilation()
-    images = torch.randn(settings.batch_size, 3, *settings.size, device=device)
-    images = images.contiguous(memory_format=settings.memory_format)
-    options = dict(train=train, amp=settings.amp, compile=settings.compile)
-    return {
+    calls = {
         name: measure.make_call(model.train(train), images, **options)
         for name, model in models.items()
     }
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in products and convolutions; restore the setting at the end."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision('high' if allowed else 'highest')
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    how_long = settings.seconds, settings.min_rounds
+    times = measure.interleave(calls, device, *how_long, track=figures.track)
+    for name, samples in times.items():
+        result = measure.summarise(samples)
+        values = [
+            round(result['median_ms'] / batch_size, 4),
+            round(1e3 * batch_size / result['median_ms'], 3),
+            result['spread'],
+        ]
+        if memory:
+            extra = measure.extra_memory(calls[name], device)
+            weights = measure.model_bytes(models[name])
+            values += [round(extra / MIB, 2), round((extra + weights) / MIB, 2)]
+        rows[name] = dict(zip(rows[name], values, strict=True))
+    return rows
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

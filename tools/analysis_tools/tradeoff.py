@@ -66,9 +66,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         for ax in axes[len(group.panels) :]:
             ax.set_axis_off()
         names = [Line2D([], [], **_style(i, row)) for i, row in enumerate(group.rows)]
-        part.legend(
-            names, [row['name'] for row in group.rows], loc='outside right upper', fontsize=6
-        )
+        part.legend(handles=names, loc='outside right upper', fontsize=6)
         part.suptitle(group.title.replace('; ', '\n'), fontsize=7)
     return figure
 
@@ -78,9 +76,10 @@ def _has(rows: Sequence[Row], *keys: str) -> bool:
 
 
 def _style(i: int, row: Row) -> dict[str, Any]:
+    style = dict(label=row['name'], color=f'C{i % 10}')
     if row.get('top1') is None:
-        return dict(color=f'C{i % 10}', linestyle=(':', '-.')[i // 10 % 2], linewidth=1)
-    return dict(color=f'C{i % 10}', linestyle='', marker=MARKERS[i // 10 % 5], markersize=4)
+        return style | dict(linestyle=(':', '-.')[i // 10 % 2], linewidth=1)
+    return style | dict(linestyle='', marker=MARKERS[i // 10 % 5], markersize=4)
 
 
 def _draw_panel(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:

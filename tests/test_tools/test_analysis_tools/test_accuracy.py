@@ -31,7 +31,7 @@ model = dict(
 data_preprocessor = dict(num_classes=3, mean=[90, 80, 70], std=[60, 50, 40], to_rgb=True)
 pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(40, 40)),
+    dict(type='ResizeEdge', scale=37, edge='short', backend='cv2', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=32),
     dict(type='PackInputs'),
 ]
@@ -80,16 +80,19 @@ def wrapped(net):
     return analysis_model.AnalysisModel('net', net, net, mean=(0, 0, 0), std=(1, 1, 1))
 
 
+def top1(model, root, side=32, batch_size=5):
+    return accuracy.top1_accuracy(model, str(root), side, batch_size, CPU)
+
+
 def test_accuracy_of_a_folder(root):
     net = Brightest()
     for side in (32, 48):
-        loader = accuracy.evaluation_loader(str(root), side, batch_size=5)
-        assert accuracy.top1_accuracy(wrapped(net), loader, CPU) == pytest.approx(100 * 11 / 12)
+        assert top1(wrapped(net), root, side) == pytest.approx(100 * 11 / 12)
     assert net.seen == {(32, 32), (48, 48)}
 
 
-def test_accuracy_of_a_config_is_that_of_its_test(root, tmp_path):
-    """At the config's own size the figure is the one of the runner."""
+def test_accuracy_is_that_of_the_runner(root, tmp_path):
+    """With the same pipeline in a config."""
     path = tmp_path / 'colours.py'
     path.write_text(CONFIG.format(root=str(root), work_dir=str(tmp_path)))
     torch.manual_seed(0)
@@ -101,42 +104,13 @@ def test_accuracy_of_a_config_is_that_of_its_test(root, tmp_path):
     cfg = Config.fromfile(path)
     cfg.load_from = str(weights)
     expected = Runner.from_cfg(cfg).test()['accuracy/top1']
-    loaded = load_model(str(path), str(weights))
-    found = accuracy.top1_accuracy(
-        loaded, accuracy.evaluation_loader(str(path), 32, batch_size=4), CPU
-    )
+    found = top1(load_model(str(path), str(weights)), root, batch_size=4)
     assert found == pytest.approx(expected) and 0 < found < 100
-    net = Brightest()
-    accuracy.top1_accuracy(
-        wrapped(net), accuracy.evaluation_loader(str(path), 64, batch_size=4), CPU
-    )
-    assert net.seen == {(64, 64)}
 
 
-def test_a_pipeline_grows_in_all_its_sides():
-    pipeline = [
-        dict(type='LoadImageFromFile'),
-        dict(type='ResizeEdge', scale=256, edge='short'),
-        dict(type='Resize', scale=(224, 448)),
-        dict(type='CenterCrop', crop_size=224),
-    ]
-    found = accuracy.resized_pipeline(pipeline, 336)
-    assert [step.get('scale') for step in found] == [None, 384, (336, 672), None]
-    assert found[-1]['crop_size'] == 336 and pipeline[-1]['crop_size'] == 224
-
-
-def test_accuracy_refuses(root, tmp_path):
-    with pytest.raises(UserError, match='must be a folder of classes or a config'):
-        accuracy.evaluation_loader(str(tmp_path / 'nowhere'), 32, 1)
-    with pytest.raises(UserError, match='must resize or crop'):
-        accuracy.resized_pipeline([dict(type='PackInputs')], 32)
-    config = tmp_path / 'none.py'
-    config.write_text('x = 1\n')
-    with pytest.raises(UserError, match='must have a test_dataloader'):
-        accuracy.evaluation_loader(str(config), 32, 1)
-    loader = accuracy.evaluation_loader(str(root), 32, 4)
+def test_accuracy_refuses(root):
     with pytest.raises(UserError, match='must be a classifier'):
-        accuracy.top1_accuracy(wrapped(nn.Identity()), loader, CPU)
+        top1(wrapped(nn.Identity()), root)
     small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
     with pytest.raises(UserError, match='has 2 classes, but the data has a label 2'):
-        accuracy.top1_accuracy(wrapped(small), accuracy.evaluation_loader(str(root), 32, 12), CPU)
+        top1(wrapped(small), root, batch_size=12)

@@ -26,7 +26,8 @@ def test_a_photograph_is_read_upright(tmp_path):
 
 def set_up(device):
     args = argparse.Namespace(out=Path('x.png'), out_suffix='.png', seed=0, device=device)
-    return figures.set_up(args)
+    figures.set_up(args)
+    return args.device
 
 
 def test_the_gpu_that_is_named_is_the_current_one(monkeypatch):

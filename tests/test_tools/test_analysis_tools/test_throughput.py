@@ -1,5 +1,7 @@
 """What is compared, how, and what a table looks like."""
 
+import argparse
+
 import pytest
 import torch
 from torch import nn
@@ -58,17 +60,21 @@ SPECS = [f'{__name__}:Recorder+name={name}' for name in ('one', 'two')]
 def calls(monkeypatch):
     monkeypatch.setattr(Recorder, 'calls', [])
     monkeypatch.setattr(throughput.measure, 'MIN_SAMPLE', 0)
-    return Recorder.calls
+    precision, allow_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield Recorder.calls
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
-def run(modes=('inference', 'train'), **settings):
-    how_long = dict(seconds=0, min_rounds=3)
-    settings = throughput.Settings(size=(8, 10), batch_size=2, **how_long, **settings)
-    return throughput.compare(SPECS, settings, torch.device('cpu'), modes)
+def run(*options):
+    parser = argparse.ArgumentParser()
+    throughput.add_arguments(parser)
+    args = parser.parse_args(['--seconds', '0', '--min-rounds', '3', '--batch-size', '2', *options])
+    args.device = torch.device('cpu')
+    return throughput.compare(SPECS, throughput.read_settings(args, (8, 10)), args.modes)
 
 
 def test_models_run_in_turn_with_the_settings(calls):
-    before = torch.get_float32_matmul_precision()
     run()
     counted, timed = calls[:2], calls[2:]
     assert [call['shape'] for call in counted] == [(1, 3, 8, 10)] * 2
@@ -79,11 +85,10 @@ def test_models_run_in_turn_with_the_settings(calls):
         assert (call['training'], call['grad']) == (train, train)
         assert call['shape'] == (2, 3, 8, 10) and call['channels_last'] and call['weight_last']
         assert call['dtype'] == torch.bfloat16 and call['precision'] == 'high'
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_settings_off(calls):
-    run(('inference',), amp=False, channels_last=False, tf32=False)
+    run('--modes', 'inference', '--no-amp', '--no-channels-last', '--no-tf32')
     assert not any(call['channels_last'] or call['weight_last'] for call in calls)
     assert {call['dtype'] for call in calls} == {torch.float32}
     assert {call['precision'] for call in calls[2:]} == {'highest'}
@@ -95,7 +100,7 @@ def test_images_per_second_are_the_batch_over_the_median(calls, monkeypatch):
         'interleave',
         lambda calls, *_, **__: {s: [0.5, 0.25, 9.0] for s in SPECS[:1]},
     )
-    rows = run(('inference',))
+    rows = run('--modes', 'inference')
     assert rows[SPECS[0]]['inference_images_per_s'] == 4.0
     assert rows[SPECS[1]]['inference_images_per_s'] is None  # what found no memory
     # 3 x 4 x 3 x 3 weights at 6 x 8 positions.
@@ -105,7 +110,7 @@ def test_images_per_second_are_the_batch_over_the_median(calls, monkeypatch):
 def test_compiles_where_asked(calls, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, 'compile', lambda model, **_: compiled.append(model.name) or model)
-    run(('inference',), compile=True)
+    run('--modes', 'inference', '--compile')
     assert compiled == SPECS
 
 

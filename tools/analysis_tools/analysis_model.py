@@ -207,11 +207,13 @@ def _build_config(
 
 def _init_weights(net: nn.Module) -> None:
     """Initialize a network without MMEngine's log of each parameter."""
-    logging.disable(logging.INFO)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         net.init_weights()
     finally:
-        logging.disable(logging.NOTSET)
+        logger.setLevel(level)
 
 
 def last_map(net: nn.Module, images: Tensor) -> Tensor:
@@ -240,14 +242,12 @@ def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> Non
     """Load a checkpoint; without ``needs_head`` the layers behind the last map stay as they are."""
     net = model.net
     tensors = state_dict_of(read_checkpoint(checkpoint), checkpoint)
-    head: tuple[str, ...] = ()
     if isinstance(net, VMambaNet):
-        tensors = convert_state_dict(tensors)
-        head = ('classifier.head.',)
+        tensors, head = convert_state_dict(tensors), ('classifier.head.',)
     else:
         tensors = resize_positions(adapt_state_dict(net, tensors), net)
-        if hasattr(net, 'backbone'):
-            head = tuple(f'{name}.' for name, _ in net.named_children() if name != 'backbone')
+        names = [name for name, _ in net.named_children() if name != 'backbone']
+        head = tuple(f'{name}.' for name in names) if hasattr(net, 'backbone') else ()
     head = () if needs_head else head
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head)}
     try:

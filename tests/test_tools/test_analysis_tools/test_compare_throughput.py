@@ -21,6 +21,7 @@ def test_throughput_of_the_papers_models_and_others(run_here, tmp_path):
         *('--device', 'cpu', '--out', out, '--modes', 'inference'),
     )
     assert code == 0, log
+    assert 'init_weights' not in log  # as MMEngine logs of each parameter
     data = read(out, 'compare_throughput')
     hivit, thin, pool = data['results']
     assert (hivit['name'], hivit['paper_inference'], hivit['paper_train']) == (

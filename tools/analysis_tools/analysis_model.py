@@ -267,7 +267,7 @@ def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> Non
 def resize_positions(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Resize position embeddings and tables of relative positions of square grids bicubically.
 
-    The load hooks of mmpretrain's networks do so for some, with functions that SciPy removed.
+    Not all of mmpretrain's load hooks do so, and one needs a function that SciPy removed.
     """
     own, resized = net.state_dict(), dict(tensors)
     extra = getattr(getattr(net, 'backbone', net), 'num_extra_tokens', 0)

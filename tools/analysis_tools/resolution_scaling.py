@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
     add('--no-memory', action='store_true', help='leave out the peak memory')
     figures.add_checkpoints(parser)
-    add('--dataset', help='a folder of images for each class: the accuracy of the checkpoints')
+    add('--dataset', help='folder of class folders on which the checkpoints are tested')
     add(
         '--sizes',
         type=parse_size,

@@ -140,7 +140,9 @@ class MM_VSSM(VMamba):  # noqa: N801
         imgsize: int = 224,
         **ignored: Any,
     ) -> None:
-        _warn_about(ignored)
+        if ignored:
+            hint = ' (use pretrained= for weights)' if ignored.get('init_cfg') else ''
+            warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{hint}', stacklevel=2)
         if None not in (with_cp, use_checkpoint) and with_cp != use_checkpoint:
             raise ValueError(
                 f'with_cp and use_checkpoint are the same and must be equal, but got {with_cp} '
@@ -234,11 +236,3 @@ def _choice(name: str, value: str, allowed: Mapping[str, str], lower: bool = Fal
 def _at_least_0(value: float) -> float:
     """Replace a negative number by 0, as the authors' code does."""
     return max(value, 0) if isinstance(value, numbers.Real) else value
-
-
-def _warn_about(ignored: Mapping[str, Any]) -> None:
-    if '_SS2D' in ignored:
-        raise ValueError('_SS2D must be left out: MM_VSSM has one SS2D')
-    if ignored:
-        hint = ' (use pretrained= for weights)' if ignored.get('init_cfg') else ''
-        warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{hint}', stacklevel=3)

@@ -148,7 +148,6 @@ def test_forward_type_that_the_authors_cannot_run(forward_type, words):
         (dict(mlp_ratio=None), TypeError, 'mlp_ratio must be of type float, but got None'),
         (dict(ssm_conv='3'), TypeError, "conv_kernel must be of type int, but got '3'"),
         (dict(ssm_d_state=1.5), TypeError, 'd_state must be of type int'),
-        (dict(_SS2D=object), ValueError, '_SS2D must be left out'),
     ],
 )
 def test_bad_arguments(given, error, words):

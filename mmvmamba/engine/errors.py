@@ -7,9 +7,8 @@ import gc
 import multiprocessing
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from mmengine.registry import Registry
@@ -29,7 +28,7 @@ def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(_build_message(error) or str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
@@ -45,7 +44,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
     """
     code: int | str | None = 0
     try:
-        with as_user_error(*expected):
+        with as_user_error(*expected), _named_components():
             main()
     except SystemExit as stop:
         code = stop.code
@@ -68,8 +67,6 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
 
 def explain(error: BaseException) -> str | None:
     """Return the message of a mistake of the user, or None for any other error."""
-    if isinstance(error, _BUILD_ERRORS):
-        return _build_message(error)
     if not isinstance(error, (UserError, *_MISSING_FILE)):
         return None
     text = str(error).strip()
@@ -79,17 +76,26 @@ def explain(error: BaseException) -> str | None:
     return text.splitlines()[-1].removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')
 
 
-def _build_message(error: BaseException) -> str | None:
-    """Name the innermost component of the config that an error kept from being built, if any."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    builds = [frame.f_locals for frame in frames if frame.f_code is Registry.build.__code__]
-    if not builds:
-        return None
-    cfg, registry = builds[-1]['cfg'], builds[-1]['self']
-    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-    name = getattr(kind, '__name__', kind) or registry.name
-    reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return f'{name} cannot be built: {str(reason) or type(error).__name__}'
+@contextlib.contextmanager
+def _named_components() -> Iterator[None]:
+    """Name the innermost component that MMEngine's registries cannot build from the config."""
+    build = Registry.build
+
+    def build_or_name(registry: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return build(registry, cfg, *args, **kwargs)
+        except _BUILD_ERRORS as error:
+            kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+            name = getattr(kind, '__name__', kind) or registry.name
+            reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+            reason = str(reason) or type(error).__name__
+            raise UserError(f'{name} cannot be built: {reason}') from error
+
+    Registry.build = build_or_name
+    try:
+        yield
+    finally:
+        Registry.build = build
 
 
 def _end_process_group() -> None:

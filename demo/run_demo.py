@@ -99,9 +99,10 @@ def main() -> None:
     start = time.perf_counter()
     register_config_packages()
     work_dir = Path(args.work_dir).resolve()
+    os.chdir(REPO)  # the configs name the data by a relative path
     device = choose_device()
     step(f'making the demo data; everything runs on the {device}')
-    if (REPO / 'data/demo').exists():
+    if Path('data/demo').exists():
         show('data/demo exists and is used')
     else:
         script = 'tools/dataset_converters/make_demo_dataset.py'
@@ -136,7 +137,7 @@ def choose_device() -> str:
 
 def run_task(task: Task, folder: Path, device: str, skip_training: bool) -> dict[str, Any]:
     """Train and test one model and draw its predictions; return its part of the results."""
-    cfg = Config.fromfile(REPO / task.config)
+    cfg = Config.fromfile(task.config)
     parameters = sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters())
     results = dict(model=task.model, config=task.config, backbone_parameters=parameters)
     options = ['--cfg-options', 'model.backbone.backend=native']
@@ -154,7 +155,6 @@ def run_task(task: Task, folder: Path, device: str, skip_training: bool) -> dict
     results['test_seconds'] = run_tool(command, folder / 'test.log', device)
     results['metrics'] = read_metrics(task, folder / 'test')
     step(f'drawing predictions of {task.model} beside the ground truth')
-    os.chdir(REPO)  # the config names the data by a relative path
     draw_predictions(cfg, results['checkpoint'], folder, device)
     show(f'the pictures are in {folder}')
     return results
@@ -174,7 +174,7 @@ def run_tool(command: list[str], log: Path, device: str) -> float:
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
     with (
         log.open('w', encoding='utf-8') as file,
-        subprocess.Popen([sys.executable, *command], cwd=REPO, env=env, **output) as process,
+        subprocess.Popen([sys.executable, *command], env=env, **output) as process,
     ):
         for line in process.stdout:
             file.write(line)

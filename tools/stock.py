@@ -1,7 +1,7 @@
 """Run a tool of mmdet, mmseg or mmpretrain from the folder that it was installed into.
 
-``python tools/stock.py mmdet`` lists its tools. Bases such as ``mmseg::...`` resolve in configs,
-which they do not in every installation without this package.
+``python tools/stock.py mmdet`` lists the tools. Bases such as ``mmseg::...``, which some
+installations do not find, resolve in the configs of these runs.
 
 Example:
     python tools/stock.py mmdet analysis_tools/browse_dataset.py CONFIG --output-dir DIR --not-show

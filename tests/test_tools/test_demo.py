@@ -141,17 +141,17 @@ def stand_ins(run_demo, tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_demo, 'read_metrics', lambda task, folder: {name: 0.7 for name in task.metrics}
     )
-    monkeypatch.chdir(tmp_path)
     return commands
 
 
-def run_main(run_demo, monkeypatch, *options):
+def run_main(run_demo, monkeypatch, tmp_path, *options):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['run_demo.py', '--work-dir', 'out', *options])
     run_demo.main()
 
 
 def test_a_run(run_demo, stand_ins, tmp_path, monkeypatch, capsys):
-    run_main(run_demo, monkeypatch)
+    run_main(run_demo, monkeypatch, tmp_path)
     train = [command for command in stand_ins if command[0] == 'tools/train.py']
     assert [command[1] for command in train] == list(CONFIGS.values())
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
@@ -164,11 +164,10 @@ def test_a_run(run_demo, stand_ins, tmp_path, monkeypatch, capsys):
 
 def test_the_models_of_an_earlier_run_are_tested(run_demo, stand_ins, monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match='last_checkpoint'):
-        run_main(run_demo, monkeypatch, '--skip-training')
-    run_main(run_demo, monkeypatch)
+        run_main(run_demo, monkeypatch, tmp_path, '--skip-training')
+    run_main(run_demo, monkeypatch, tmp_path)
     stand_ins.clear()
-    monkeypatch.chdir(tmp_path)
-    run_main(run_demo, monkeypatch, '--skip-training')
+    run_main(run_demo, monkeypatch, tmp_path, '--skip-training')
     tools = [command[:3] for command in stand_ins if command[0].startswith('tools/t')]
     assert tools == [['tools/test.py', config, 'last.pth'] for config in CONFIGS.values()]
 
@@ -178,7 +177,7 @@ def test_a_missed_target_is_an_error_after_the_results(run_demo, stand_ins, tmp_
         run_demo, 'read_metrics', lambda task, folder: {name: 0.5 for name in task.metrics}
     )
     with pytest.raises(UserError, match='did not reach its targets: mIoU of UperNet is 0.500'):
-        run_main(run_demo, monkeypatch)
+        run_main(run_demo, monkeypatch, tmp_path)
     assert not json.loads((tmp_path / 'out' / 'results.json').read_text())['passed']
 
 

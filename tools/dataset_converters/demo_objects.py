@@ -2,7 +2,7 @@
 
 Every photograph is a file inside scikit-image's wheel, so nothing is downloaded. An outline is a
 coarse polygon in pixel coordinates of its photograph. It is moved to the strongest image edge
-nearby, so it needs to be right to a few pixels only.
+nearby, so it only needs to be accurate to a few pixels.
 """
 
 from pathlib import Path

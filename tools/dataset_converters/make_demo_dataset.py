@@ -205,14 +205,13 @@ def make_annotation(placed: Placed, image_id: int, annotation_id: int) -> dict:
 
 
 def save_crop(image: Image.Image, box: list[int], path: Path) -> None:
-    """Save the part of an image around a box (x, y, width, height)."""
+    """Save the part of a square image around a box (x, y, width, height)."""
     x, y, width, height = box
     margin = round(CROP_MARGIN * max(width, height))
-    left, top = max(0, x - margin), max(0, y - margin)
-    right = min(image.width, x + width + margin)
-    bottom = min(image.height, y + height + margin)
+    corners = [x - margin, y - margin, x + width + margin, y + height + margin]
+    crop = image.crop(np.clip(corners, 0, image.width).tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.crop((left, top, right, bottom)).save(path, quality=95, subsampling=0)
+    crop.save(path, quality=95, subsampling=0)
 
 
 def parse_args() -> argparse.Namespace:

@@ -45,7 +45,7 @@ environment:
   GPUS           number of processes, one for each GPU (default: 8)
   GPUS_PER_NODE  processes on each node (default: GPUS, 8 at most)
   CPUS_PER_TASK  CPU cores of each process (default: 5)
-  SRUN_ARGS      more arguments of srun, separated by spaces; --gres=none asks for no GPU
+  SRUN_ARGS      more arguments of srun, separated by spaces
   PORT           a free port of the first node (default: 29500)
   PYTHON         the Python to run (default: python)
 USAGE

@@ -38,8 +38,7 @@ class CheckSample(BaseTransform):
         Raises:
             UserError: If the sample cannot be used.
         """
-        mistake = next(self._mistakes(results), None)
-        if mistake is not None:
+        for mistake in self._mistakes(results):
             raise UserError(mistake)
         return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -63,19 +64,11 @@ class PositionedBatchSampler:
         self, batch_sampler: BatchSampler, seed: int, epoch: int = 0, first: int = 0
     ) -> None:
         self.batch_sampler = batch_sampler
+        self.sampler = batch_sampler.sampler  # whose set_epoch MMEngine calls
+        self.batch_size = batch_sampler.batch_size
         self.seed = seed
         self.first = first
         self.set_epoch(epoch)
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler of the batches, whose ``set_epoch`` MMEngine calls."""
-        return self.batch_sampler.sampler
-
-    @property
-    def batch_size(self) -> int:
-        """The number of samples in a batch."""
-        return self.batch_sampler.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, here and in the sampler."""
@@ -88,14 +81,12 @@ class PositionedBatchSampler:
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         first, self.first = self.first, 0
-        origin = (self.seed, self.epoch, get_rank())
-        number = 0
+        origin, numbers = (self.seed, self.epoch, get_rank()), itertools.count()
         # A batch may depend on those before it, so the skipped ones are generated too.
         for position, batch in enumerate(self.batch_sampler):
+            indices = [SampleIndex(int(i), (*origin, next(numbers), int(i))) for i in batch]
             if position >= first:
-                numbered = enumerate(map(int, batch), start=number)
-                yield [SampleIndex(i, (*origin, n, i)) for n, i in numbered]
-            number += len(batch)
+                yield indices
 
 
 def is_endless(sampler: Any) -> bool:

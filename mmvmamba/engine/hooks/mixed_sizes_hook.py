@@ -21,24 +21,18 @@ class MixedSizesHook(Hook):
     def __init__(self) -> None:
         self.warned = False
 
-    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Check a validation batch."""
-        self._check(runner, 'val', data_batch)
-
-    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Check a test batch."""
-        self._check(runner, 'test', data_batch)
-
-    def _check(self, runner: Any, part: str, data_batch: Any) -> None:
+    def _before_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = 'train'
+    ) -> None:
         sizes = _sizes(data_batch.get('inputs') if isinstance(data_batch, dict) else None)
-        if self.warned or len(sizes) < 2:
+        if mode == 'train' or self.warned or len(sizes) < 2:
             return
         self.warned = True
         runner.logger.warning(
-            f'a batch of the {part} data holds images of the sizes '
+            f'a batch of the {mode} data holds images of the sizes '
             f'{", ".join(f"{h}x{w}" for h, w in sorted(sizes))}: they are padded to one size, the '
             'scan reads the padding, and the result depends on the batch. Use '
-            f'{part}_dataloader.batch_size=1'
+            f'{mode}_dataloader.batch_size=1'
         )
 
 

@@ -13,22 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine.checks.channels import check_feature_maps
-from mmvmamba.engine.checks.classes import (
-    check_dataset_classes,
-    check_head_classes,
-    describe_empty,
-)
+from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers
 
-from .distributed import (
-    cpu_model_wrapper,
-    init_cpu_process_group,
-    runs_on_cpu,
-    use_cpu_strategy,
-)
+from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu, use_cpu_strategy
 
 
 class ToolRunnerMixin:

@@ -23,29 +23,25 @@ _TOOL_KEYS = ('find_unused_parameters', 'runner_type', 'sync_bn', 'tta_model', '
 _RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
 
 
-class KeyValueAction(DictAction):
-    """DictAction that reports an option without ``=`` as a usage error."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Parse KEY=VALUE."""
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string} must be KEY=VALUE, but got {value!r}')
-        super().__call__(parser, namespace, values, option_string)
-
-
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that :func:`load_config` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=KeyValueAction,
+        type=_key_value,
+        action=DictAction,
         default={},
         help='settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" '
         'or key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside',
     )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+
+
+def _key_value(text: str) -> str:
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(f'must be KEY=VALUE, but got {text!r}')
+    return text
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +89,9 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if task_of(cfg) == 'mmpretrain':
         _set_classification_loaders(cfg)
-    _drop_hooks(cfg)
+    hooks = cfg.get('default_hooks') or {}
+    for key in [k for k, hook in hooks.items() if hook is None and k not in _RUNNER_HOOKS]:
+        del hooks[key]
     _add_hook(cfg, dict(type='mmvmamba.MixedSizesHook'))
     return cfg
 
@@ -149,13 +147,6 @@ def use_amp(cfg: Config) -> None:
 
 def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-
-
-def _drop_hooks(cfg: Config) -> None:
-    """Turn off the default hooks that a config sets to None."""
-    hooks = cfg.get('default_hooks') or {}
-    for name in [n for n, hook in hooks.items() if hook is None and n not in _RUNNER_HOOKS]:
-        del hooks[name]
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:

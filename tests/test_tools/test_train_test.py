@@ -352,7 +352,7 @@ def test_wrong_option(run_here, detection_config, option, words):
 def test_option_without_a_value(run_here, detection_config):
     code, err = run_here('train.py', detection_config, '--cfg-options', 'model')
     assert code == 2
-    assert "--cfg-options must be KEY=VALUE, but got 'model'" in err
+    assert "--cfg-options: must be KEY=VALUE, but got 'model'" in err
 
 
 @pytest.mark.parametrize(

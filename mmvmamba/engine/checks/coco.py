@@ -50,7 +50,7 @@ def _read(path: str, modified: int) -> CocoFile:
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
     lists = content if isinstance(content, dict) else {}
     wrong = [name for name in _LISTS if not _is_list_of_objects(lists.get(name))]
@@ -97,7 +97,8 @@ def _annotation_mistakes(
         return
     width, height = image.get('width'), image.get('height')
     box = annotation.get('bbox')
-    if not _is_box(box):
+    valid = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    if not valid or min(box[2:]) <= 0:
         yield f'box {box}, which is empty or not a box,'
     elif width is not None and height is not None:
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
@@ -106,9 +107,3 @@ def _annotation_mistakes(
     mask = annotation.get('segmentation')
     if isinstance(mask, dict) and mask.get('size') not in (None, [height, width]):
         yield 'a mask of another size than the image'
-
-
-def _is_box(box: Any) -> bool:
-    if not isinstance(box, list | tuple) or len(box) != 4:
-        return False
-    return all(isinstance(v, int | float) for v in box) and box[2] > 0 and box[3] > 0

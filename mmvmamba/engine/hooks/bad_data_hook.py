@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -82,27 +81,22 @@ class BadDataHook(Hook):
             runner.logger.error(f'{count} bad samples were skipped in this run')
 
     def _check_annotations(self, runner: Any) -> None:
-        first: list[str | None] = [None]
+        errors = []
         if is_main_process():
-            for path, kind, names in _mistakes(runner.cfg.train_dataloader.get('dataset')):
-                text = f'{path}: {kind} in {len(names)} image(s): '
-                if kind == HARMLESS:
-                    more = ', ...' if len(names) > _SHOWN else ''
-                    runner.logger.info(f'{text}{", ".join(names[:_SHOWN])}{more}')
-                    continue
-                text += ', '.join(names)
-                runner.logger.error(text)
-                first[0] = first[0] or text
+            for _, path in coco_files(runner.cfg.train_dataloader.get('dataset')):
+                for kind, names in read_coco(path).mistakes.items():
+                    shown = names[:_SHOWN] if kind == HARMLESS else names
+                    more = ', ...' if len(shown) < len(names) else ''
+                    text = f'{path}: {kind} in {len(names)} image(s): {", ".join(shown)}{more}'
+                    if kind == HARMLESS:
+                        runner.logger.info(text)
+                    else:
+                        runner.logger.error(text)
+                        errors.append(text)
+        first = errors[:1] or [None]
         broadcast_object_list(first)
         if self.action == 'stop' and first[0] is not None:
             raise UserError(first[0])
-
-
-def _mistakes(cfg: Any) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the annotation file, the kind of mistake and the names of the images."""
-    for _, path in coco_files(cfg):
-        for kind, names in read_coco(path).mistakes.items():
-            yield path, kind, names
 
 
 def check_loaded_samples(dataset: Any) -> None:

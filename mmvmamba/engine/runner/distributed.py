@@ -56,9 +56,7 @@ def cpu_model_wrapper(cfg: Mapping[str, Any] | None, find_unused_parameters: boo
 
 
 def use_cpu_strategy(cfg: Config) -> None:
-    """Start gloo and change the ``strategy`` of a config for processes without a GPU."""
-    dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
-    init_cpu_process_group(cfg.launcher, dist_cfg.get('timeout'))
+    """Change the ``strategy`` of a config for processes without a GPU."""
     strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
     wrapper = strategy.get('model_wrapper') or {}
     if strategy['type'] == 'DDPStrategy':

@@ -25,13 +25,6 @@ from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu,
 class ToolRunnerMixin:
     """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
-    def setup_env(self, env_cfg: dict) -> None:
-        """Start gloo instead of NCCL if there is no GPU."""
-        if self.distributed and runs_on_cpu() and not is_distributed():
-            dist_cfg = env_cfg.get('dist_cfg') or {}
-            init_cpu_process_group(self.launcher, dist_cfg.get('timeout'))
-        super().setup_env(env_cfg)
-
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Build a model and check that its neck and heads match the backbone's channels."""
         built = super().build_model(model)
@@ -142,27 +135,29 @@ def build_runner(cfg: Config) -> Runner:
         # It compares the strides of convolutions, which fails for symbolic ones (torch 2.12), as in
         # the backward of a neck from the second or third image size on.
         config.layout_optimization = False
+    distributed = cfg.get('launcher', 'none') != 'none'
+    if distributed and runs_on_cpu() and not is_distributed():
+        dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
+        init_cpu_process_group(cfg.launcher, dist_cfg.get('timeout'))
     if issubclass(base, Runner):
         mixin = ToolRunnerMixin
     else:
         mixin = FlexibleRunnerMixin
-        _prepare_strategy(cfg)
+        _check_strategy(cfg, distributed)
+        if distributed and runs_on_cpu():
+            use_cpu_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     return base.from_cfg(cfg)
 
 
-def _prepare_strategy(cfg: Config) -> None:
-    """Check a strategy, which starts processes and wraps models, and prepare it for the CPU."""
+def _check_strategy(cfg: Config, distributed: bool) -> None:
     strategy = (cfg.get('strategy') or {}).get('type', '')
     if strategy.endswith('FSDPStrategy') and (cfg.get('optim_wrapper') or {}).get('clip_grad'):
         raise UserError(
             f'{strategy} does not work with optim_wrapper.clip_grad: each process would clip by '
             'the norm of its own shard; set optim_wrapper.clip_grad=None'
         )
-    if cfg.get('launcher', 'none') != 'none':
-        if runs_on_cpu() and not is_distributed():
-            use_cpu_strategy(cfg)
-    elif strategy.endswith(('DDPStrategy', 'FSDPStrategy')):
+    if not distributed and strategy.endswith(('DDPStrategy', 'FSDPStrategy')):
         raise UserError(
             f'{strategy} needs --launcher: start with tools/dist_train.sh CONFIG GPUS, also for '
             'one GPU'

@@ -85,7 +85,6 @@ def test_the_wrapper_of_a_model(cfg, expected):
         (dict(type='FSDPStrategy', state_dict_cfg='full'), dict(type='FSDPStrategy')),
     ],
 )
-@pytest.mark.usefixtures('start')
 def test_strategies(strategy, expected):
     cfg = Config(dict(launcher='pytorch', **(dict(strategy=strategy) if strategy else {})))
     distributed.use_cpu_strategy(cfg)

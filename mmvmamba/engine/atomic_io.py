@@ -56,24 +56,16 @@ def atomic_write(filepath: str | Path) -> Iterator[str]:
         with open(part, 'rb+') as file:
             os.fsync(file.fileno())
         os.replace(part, filepath)
-        _sync_folder(folder)
+        if os.name == 'posix':  # flush the rename itself; elsewhere folders cannot be opened
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
         raise UserError(
             f'{os.fspath(filepath)!r} cannot be written: {error.strerror}; earlier files are kept'
         ) from error
-
-
-def _sync_folder(folder: str) -> None:
-    """Flush the rename itself to the disk, where the system can open folders."""
-    if os.name != 'posix':
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_parts(folder: str) -> None:

@@ -60,8 +60,6 @@ def _check_settings(head: Mapping[str, Any], name: str, channels: list[int], giv
     index = head.get('in_index')
     if index is not None:
         indices = index if isinstance(index, list | tuple) else [index]
-        if not all(isinstance(i, int) for i in indices):
-            return
         if any(not -len(channels) <= i < len(channels) for i in indices):
             raise UserError(f'{given}, but {name}.in_index is {index}')
         channels = [channels[i] for i in indices]

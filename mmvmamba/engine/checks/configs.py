@@ -24,11 +24,11 @@ def check_data(cfg: Config, *loaders: str) -> None:
                         f'{loader}_dataloader.dataset ({leaf.get("type")}): {name} {path!r} does '
                         f'not exist{where}'
                     )
-        evaluator = cfg.get(f'{loader}_evaluator')
-        for metric in evaluator if isinstance(evaluator, list | tuple) else [evaluator]:
-            path = metric.get('ann_file') if metric else None
+        evaluator = f'{loader}_evaluator'
+        for name, metric in named_settings(evaluator, cfg.get(evaluator)):
+            path = metric.get('ann_file')
             if isinstance(path, str) and '://' not in path and not os.path.isfile(path):
-                raise UserError(f'{loader}_evaluator: ann_file {path!r} does not exist')
+                raise UserError(f'{name}: ann_file {path!r} does not exist')
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:

@@ -24,7 +24,6 @@ class AverageBatchNormHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Average running means and variances in place."""
         layers = [m for m in runner.model.modules() if isinstance(m, _BatchNorm)]
         buffers = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
         if buffers:

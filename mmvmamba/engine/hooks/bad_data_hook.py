@@ -75,7 +75,6 @@ class BadDataHook(Hook):
             )
 
     def after_train(self, runner: Any) -> None:
-        """Log the number of skipped samples."""
         count = runner.message_hub.runtime_info.get('bad_samples', 0)
         if count:
             runner.logger.error(f'{count} bad samples were skipped in this run')

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.models.loading import adapt_state_dict, check_model
 from mmvmamba.registry import HOOKS
+
+from .utils import unwrapped
 
 
 @HOOKS.register_module()
@@ -42,9 +43,7 @@ class CheckpointMatchingHook(Hook):
                 f'checkpoint {filename!r} holds weights, but not the state of a run; to start '
                 'from these weights, use --cfg-options load_from=...'
             )
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrapped(runner.model)
         tensors = adapt_state_dict(model, tensors)
         # FSDP's shards have other names and shapes than a file.
         if not any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):

@@ -107,7 +107,6 @@ class PreemptionHook(Hook):
         self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter))
 
     def after_train(self, runner: Any) -> None:
-        """Restore the previous signal handlers."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         self._handlers_before.clear()

@@ -9,9 +9,8 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine.atomic_io import last_complete_checkpoint
@@ -24,6 +23,8 @@ from mmvmamba.engine.data.sampling import (
 )
 from mmvmamba.engine.errors import as_user_error
 from mmvmamba.registry import HOOKS
+
+from .utils import unwrapped
 
 _KEY = 'position'
 
@@ -74,7 +75,7 @@ class ResumeHook(Hook):
             batch_size=_batch_size(runner),
             world_size=get_world_size(),
         )
-        parameters = _unwrapped(runner.model).named_parameters()
+        parameters = unwrapped(runner.model).named_parameters()
         gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
         if gradients:
             checkpoint['gradients'] = gradients
@@ -103,7 +104,7 @@ class ResumeHook(Hook):
             # Loops without skip_iter call next() once for each iteration done.
             done = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
             loop.dataloader_iterator = BatchStream(loader, done)
-        for name, parameter in _unwrapped(runner.model).named_parameters():
+        for name, parameter in unwrapped(runner.model).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter.device)
         self._gradients = {}
@@ -127,7 +128,6 @@ class ResumeHook(Hook):
             )
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Set the epoch of the samples."""
         batches = runner.train_dataloader.batch_sampler
         if hasattr(batches, 'first') and not isinstance(runner.train_loop, IterBasedTrainLoop):
             batches.set_epoch(runner.epoch)
@@ -143,11 +143,9 @@ class ResumeHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Count the batch."""
         self._batches += 1
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Start the next epoch."""
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
             self._epoch, self._batches = runner.epoch + 1, 0
 
@@ -203,9 +201,3 @@ def _position_from_counts(loop: Any) -> tuple[int, int]:
 
 def _batch_size(runner: Any) -> int:
     return getattr(runner.train_dataloader.batch_sampler, 'batch_size', None) or 1
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model):
-        model = model.module
-    return model

@@ -16,10 +16,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Every layer of the backbone has ``layer_decay_rate`` times the learning rate of the next one.
 
-    For classifiers, mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` serves as well. It
-    asks the model itself for ``get_layer_depth``, which detectors and segmentors do not have; this
-    one also asks the model's backbone.
-
     Args:
         optim_wrapper_cfg (dict): The config of the optimizer wrapper.
         paramwise_cfg (dict): ``layer_decay_rate``, in (0, 1], and the options of

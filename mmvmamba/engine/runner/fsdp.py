@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.dist import is_main_process
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from mmvmamba.engine.atomic_io import atomic_write
 from mmvmamba.nn.network import VSSBlock
@@ -53,16 +53,6 @@ class FSDPStrategy(_FSDPStrategy):
         self.optim_wrapper.load_state_dict({**state_dict, **part})
 
 
-@FUNCTIONS.register_module()
-def vss_block_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Auto-wrap policy of FSDP: shard each VSS block by itself, and everything else together.
-
-    Args:
-        module (nn.Module): A part of the model.
-        recurse (bool): Whether FSDP asks if it should visit the children of the module.
-        nonwrapped_numel (int): The number of its elements that are not sharded yet.
-
-    Returns:
-        bool: Whether to visit the children, or to shard the module.
-    """
-    return recurse or isinstance(module, VSSBlock)
+#: Auto-wrap policy of FSDP: shard each VSS block by itself, and everything else together.
+vss_block_policy = ModuleWrapPolicy({VSSBlock})
+FUNCTIONS.register_module('vss_block_policy', module=vss_block_policy)

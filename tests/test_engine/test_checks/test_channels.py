@@ -170,7 +170,6 @@ def test_mismatches(backbone, parts, message):
         (dict(), dict(neck=dict(type='Nested'), head=linear_head(1))),
         (dict(), dict(neck=GAP, head=linear_head(768))),
         (dict(), dict(neck=GAP, head=dict(type='Concatenating', in_channels=sum(ALL)))),
-        (dict(), dict(decode_head=dict(in_channels=96, in_index='first'))),
         (dict(), dict(decode_head=dict(in_channels=[], in_index=[]))),
         (dict(), dict(decode_head=dict(in_channels=768))),
         (dict(), dict(decode_head=dict(in_channels=[768, 96], in_index=[3, 0]))),

@@ -67,7 +67,7 @@ def test_missing_paths(root, wrap, dataset, words):
 def test_a_missing_file_of_a_metric(root):
     cfg = config(root)
     cfg.train_evaluator[0].ann_file = 'no.json'
-    with pytest.raises(UserError, match="train_evaluator: ann_file 'no.json' does not exist"):
+    with pytest.raises(UserError, match=r"train_evaluator\[0\]: ann_file 'no.json' does not exist"):
         check_data(cfg, 'train')
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
+from torch import nn
 
-from mmvmamba.engine.hooks.utils import batch_metainfo, optim_wrappers
+from mmvmamba.engine.hooks.utils import batch_metainfo, optim_wrappers, unwrapped
 
 
 def test_optim_wrappers():
@@ -30,3 +31,9 @@ def test_optim_wrappers():
 )
 def test_batch_metainfo(batch, metainfo):
     assert batch_metainfo(batch) == metainfo
+
+
+def test_unwrapped():
+    inner = nn.Linear(1, 1)
+    assert unwrapped(inner) is inner
+    assert unwrapped(nn.DataParallel(nn.DataParallel(inner))) is inner

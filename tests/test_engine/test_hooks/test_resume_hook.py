@@ -109,6 +109,13 @@ class StopThere(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@HOOKS.register_module()
+class RecordBatches(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.batches = getattr(runner, 'batches', {})
+        runner.batches[runner.iter] = torch.stack(list(data_batch['inputs'])).flatten().tolist()
+
+
 @pytest.fixture
 def train(tmp_path):
     """Train in a work folder as ``tools/train.py`` does, and return the runner."""
@@ -181,6 +188,29 @@ def test_what_a_checkpoint_counts(runner, by, train, tmp_path):
     last = train(runner, by, options, scores=[0.2])
     assert 'running the missing validation after iteration 4' in last.said.getvalue()
     assert last.iter == 6 and last.epoch == 3 * epochs
+
+
+@RUNNERS
+@pytest.mark.parametrize('by', [{}, BY_ITERATION], ids=['epochs', 'iterations'])
+@pytest.mark.parametrize('done', range(1, 6))
+def test_the_batches_of_a_resumed_run(runner, by, done, train, tmp_path):
+    """Of a finite sampler, which shuffles each epoch in another way."""
+    options = {
+        'default_hooks.record': dict(type='RecordBatches'),
+        'default_hooks.checkpoint.by_epoch': False,
+        'default_hooks.checkpoint.interval': 1,
+        'randomness.seed': 3,
+        'val_cfg': None,
+        'val_dataloader': None,
+        'val_evaluator': None,
+    }
+    whole = train(runner, by, options)
+    epochs = [sorted(whole.batches[i] + whole.batches[i + 1]) for i in (0, 2, 4)]
+    assert epochs == [[0, 1, 2, 3]] * 3
+    assert whole.batches[0] != whole.batches[2]
+    begin = str(tmp_path / 'run' / f'iter_{done}.pth')
+    resumed = train(runner, by, options, resumed=begin)
+    assert resumed.batches == {i: whole.batches[i] for i in range(done, 6)}
 
 
 @pytest.mark.parametrize('sigterm', [False, True])

@@ -75,6 +75,7 @@ def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:
     cells = []
     for picture in pictures:
         cell = cv2.resize(picture, CELL, interpolation=cv2.INTER_AREA)
+        cell[:, CELL[0] // 2 - 2 : CELL[0] // 2 + 2] = 255
         cell = cv2.copyMakeBorder(
             cell, CAPTION_HEIGHT, 8, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255)
         )

@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,12 @@ def run_task(task: Task, folder: Path, device: str, skip_training: bool) -> dict
     results['test_seconds'] = run_tool(command, folder / 'test.log', device)
     results['metrics'] = read_metrics(task, folder / 'test')
     step(f'drawing predictions of {task.model} beside the ground truth')
-    draw_predictions(cfg, results['checkpoint'], folder, device)
+    with (
+        (folder / 'draw.log').open('w', encoding='utf-8') as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        draw_predictions(cfg, results['checkpoint'], folder, device)
     show(f'the pictures are in {folder}')
     return results
 

@@ -34,9 +34,9 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
         load = dataset_type.load_data_list.__qualname__
         if classes is None or load != 'CocoDataset.load_data_list':
             continue
+        if isinstance(classes, str) and os.path.isfile(classes):  # a name in each line
+            continue
         if isinstance(classes, str):
-            if os.path.isfile(classes):  # a name in each line
-                continue
             raise UserError(
                 f'metainfo.classes of {dataset_type.__name__} is the string {classes!r}; write a '
                 f'tuple of one name as ({classes!r},)'

@@ -47,10 +47,6 @@ class RepeatValidationHook(Hook):
         if self._file is not None and is_main_process():
             AtomicBackend().put_text(str(runner.iter), self._file)
 
-    def after_train(self, runner: Any) -> None:
-        """Ignore later validations, which do not belong to this run."""
-        self._file = None
-
 
 def _is_due(loop: Any) -> bool:
     """Return True if a loop validates at its current position."""

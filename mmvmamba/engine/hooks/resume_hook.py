@@ -26,8 +26,6 @@ from mmvmamba.registry import HOOKS
 
 from .utils import unwrapped
 
-_KEY = 'position'
-
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
@@ -68,7 +66,7 @@ class ResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add the position and the accumulated gradients."""
-        checkpoint['meta'][_KEY] = dict(
+        checkpoint['meta']['position'] = dict(
             seed=self._seed,
             epoch=self._epoch,
             batches=self._batches,
@@ -83,7 +81,7 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Read the position of a resumed run."""
         if runner._resume:
-            self._saved = checkpoint.get('meta', {}).get(_KEY)
+            self._saved = checkpoint.get('meta', {}).get('position')
             self._gradients = checkpoint.get('gradients', {})
 
     def before_train(self, runner: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +12,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
 from mmvmamba.engine.errors import UserError
-
-#: FSDP's 'full' without offloading. Tensors that are already on the CPU would not be copied:
-#: PyTorch would crash, and all states of the optimizer would share one buffer.
-_FULL_STATE_ON_CPU = dict(
-    state_dict_type='FULL_STATE_DICT',
-    state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
-    optim_state_dict_config=dict(
-        type='FullOptimStateDictConfig', rank0_only=True, offload_to_cpu=False
-    ),
-)
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
@@ -65,5 +54,13 @@ def use_cpu_strategy(cfg: Config) -> None:
     elif strategy['type'].endswith('FSDPStrategy'):
         wrapper = dict(wrapper, device_id='cpu')
         if strategy.get('state_dict_cfg') == 'full':
-            strategy['state_dict_cfg'] = copy.deepcopy(_FULL_STATE_ON_CPU)
+            # Tensors that are on the CPU already would not be copied by offloading: PyTorch would
+            # crash, and all states of the optimizer would share one buffer.
+            strategy['state_dict_cfg'] = dict(
+                state_dict_type='FULL_STATE_DICT',
+                state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+                optim_state_dict_config=dict(
+                    type='FullOptimStateDictConfig', rank0_only=True, offload_to_cpu=False
+                ),
+            )
     strategy['model_wrapper'] = wrapper

@@ -60,9 +60,7 @@ class PositionedBatchSampler:
     Each repetition has another number or rank, and so another augmentation.
     """
 
-    def __init__(
-        self, batch_sampler: BatchSampler, seed: int, epoch: int = 0, first: int = 0
-    ) -> None:
+    def __init__(self, batch_sampler: BatchSampler, seed: int, epoch: int, first: int) -> None:
         self.batch_sampler = batch_sampler
         self.sampler = batch_sampler.sampler  # whose set_epoch MMEngine calls
         self.batch_size = batch_sampler.batch_size

@@ -24,8 +24,14 @@ class MixedSizesHook(Hook):
     def _before_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = 'train'
     ) -> None:
-        sizes = _sizes(data_batch.get('inputs') if isinstance(data_batch, dict) else None)
-        if mode == 'train' or self.warned or len(sizes) < 2:
+        inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
+        if mode == 'train' or self.warned or not isinstance(inputs, list | tuple):
+            return  # a stacked batch has one size
+        # Test-time augmentation gives a batch for each augmentation.
+        batches = [inputs] if all(isinstance(image, Tensor) for image in inputs) else inputs
+        found = [{tuple(x.shape[-2:]) for x in b if isinstance(x, Tensor)} for b in batches]
+        sizes = max(found, key=len)
+        if len(sizes) < 2:
             return
         self.warned = True
         runner.logger.warning(
@@ -34,12 +40,3 @@ class MixedSizesHook(Hook):
             'scan reads the padding, and the result depends on the batch. Use '
             f'{mode}_dataloader.batch_size=1'
         )
-
-
-def _sizes(inputs: Any) -> set[tuple[int, int]]:
-    """Return the sizes (H, W) in a batch; with test-time augmentation, in one mixed batch."""
-    if not isinstance(inputs, list | tuple):
-        return set()  # stacked: one size
-    if not all(isinstance(image, Tensor) for image in inputs):
-        return next((found for found in map(_sizes, inputs) if len(found) > 1), set())
-    return {tuple(image.shape[-2:]) for image in inputs}

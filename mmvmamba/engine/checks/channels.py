@@ -48,10 +48,11 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
     name, settings, first = 'model.neck', cfg.get('neck'), neck
     if isinstance(settings, list | tuple):  # a sequence of necks
         name, settings, first = 'model.neck[0]', settings[0], neck[0]
-    _check_module(first, settings, name, maps, given)
+    if isinstance(settings, Mapping):
+        _check_module(first, settings, name, maps, given)
     if isinstance(cfg.get('head'), Mapping):
         features = _output(neck, maps)
-        if isinstance(features, tuple) and all(isinstance(x, Tensor) for x in features):
+        if isinstance(features, tuple) and {type(x) for x in features} == {Tensor}:
             _check_module(model.head, cfg['head'], 'model.head', features, given)
 
 

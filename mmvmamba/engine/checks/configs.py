@@ -33,7 +33,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:
     """Yield the data sets, or their configs, inside wrappers such as ConcatDataset."""
-    if dataset is None:
+    if dataset is None or isinstance(dataset, str):
         return
     parts = dataset if isinstance(dataset, Mapping) else vars(dataset)
     inner = [d for d in (parts.get('dataset'), *(parts.get('datasets') or ())) if d is not None]

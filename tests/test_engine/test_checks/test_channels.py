@@ -189,6 +189,26 @@ def test_a_neck_given_as_a_class():
         check(dict(out_indices=(0, 1)), neck=dict(FPN, type=kind))
 
 
+def test_a_neck_that_the_config_does_not_name():
+    model = nn.Module()
+    with torch.device('meta'):
+        model.backbone = VMamba()
+    model.neck, model.head = nn.Identity(), nn.Identity()
+    check_feature_maps(dict(head=linear_head(768)), model)
+    model.neck = Broken([1])
+    check_feature_maps(dict(head=linear_head(768)), model)
+
+
+@MODELS.register_module()
+class Empty(nn.Module):
+    def forward(self, maps):
+        return ()
+
+
+def test_a_neck_without_maps():
+    check(dict(), neck=dict(type='Empty'), head=linear_head(1))
+
+
 def test_other_backbones_are_not_judged():
     class OneMore(VMamba):
         def forward(self, x):

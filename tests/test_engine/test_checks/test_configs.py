@@ -1,7 +1,9 @@
 """Paths in the configs of data loaders and evaluators."""
 
 import pytest
+import torch
 from mmengine.config import Config
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from mmvmamba.engine.checks.configs import annotation_file, check_data, leaf_datasets
 from mmvmamba.engine.errors import UserError
@@ -76,4 +78,10 @@ def test_leaves_and_their_annotation_files():
     cfg = dict(datasets=[dict(dataset=dict(datasets=inner))])
     assert list(leaf_datasets(cfg)) == inner
     assert [annotation_file(leaf) for leaf in inner] == ['x/a.json', '/b.json', None]
-    assert list(leaf_datasets(None)) == []
+    assert list(leaf_datasets(None)) == list(leaf_datasets(dict(dataset='by name'))) == []
+
+
+def test_leaves_of_built_data_sets():
+    inner = [TensorDataset(torch.ones(1)) for _ in range(3)]
+    dataset = ConcatDataset([Subset(inner[0], [0]), ConcatDataset(inner[1:])])
+    assert list(leaf_datasets(dataset)) == inner

@@ -22,12 +22,8 @@ def count_scan(name: str, inputs: list[Any], outputs: list[Any]) -> int:
     return flop_registry[getattr(torch.ops.mmvmamba, name)](*arguments) // 2
 
 
-def register_flop_handles() -> None:
-    """Let MMEngine's FlopAnalyzer and ActivationAnalyzer count the scans by default."""
-    for name in ('ss2d_scan', 'selective_scan', 'scan_mark'):
-        op = f'mmvmamba::{name}'
-        complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[op] = partial(count_scan, name)
-        complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS[op] = generic_activation_jit()
-
-
-register_flop_handles()
+# MMEngine's FlopAnalyzer and ActivationAnalyzer count these by default.
+for _name in ('ss2d_scan', 'selective_scan', 'scan_mark'):
+    _op = f'mmvmamba::{_name}'
+    complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[_op] = partial(count_scan, _name)
+    complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS[_op] = generic_activation_jit()

@@ -36,7 +36,7 @@ from mmengine.config import Config
 from mmvmamba import info
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.ops import has_kernel, load_extension
+from mmvmamba.ops import extension_error, has_kernel
 from mmvmamba.registry import MODELS, register_config_packages
 
 REPO = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def choose_device() -> str:
     if has_kernel('ss2d_scan', 'cpu'):
         return 'cpu'
     raise UserError(
-        f'the demo needs the native kernels: {load_extension() or "there are none for the CPU"}. '
+        f'the demo needs the native kernels: {extension_error() or "there are none for the CPU"}. '
         'Build them with a C++ compiler (gcc 9 or newer) and `make setup` or '
         '`pip install --no-build-isolation -e .`'
     )

@@ -8,9 +8,9 @@ import sys
 import torch
 
 from .environment import PACKAGES, describe_machine, installed_version
-from .ops import has_kernel, load_extension
+from .ops import extension_error, has_kernel
 from .ops.backend import NATIVE_DTYPES
-from .ops.extension import build_info, missing_architecture
+from .ops.extension import architecture_error, build_info
 from .version import __version__
 
 
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 def extension() -> dict[str, str]:
     """Return the state of the extension: loaded or why not, and how it was built."""
     info = build_info()
-    reason = load_extension()
+    reason = extension_error()
     built = {
         'loaded': 'yes' if reason is None else f'no: {reason}',
         'built with torch': info.get('torch') or 'unknown',
@@ -52,7 +52,7 @@ def machine() -> dict[str, str]:
         'system': f'{platform.system()} {platform.machine()}',
         'CPU': f'{cpu["threads"]} threads, {cpu["cpu_capability"]}',
     }
-    if load_extension() is None:
+    if extension_error() is None:
         out['CPU kernels'] = torch.ops.mmvmamba.cpu_isa()
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -71,10 +71,10 @@ def backends() -> dict[str, str]:
 def why_not_native(device: torch.device) -> str | None:
     """Return the reason why the native kernels cannot run on a device, or None."""
     if not has_kernel('ss2d_scan', device.type):
-        return load_extension() or f'built without {device.type} kernels'
+        return extension_error() or f'built without {device.type} kernels'
     if device.type != 'cuda':
         return None
-    return missing_architecture(device.index) if torch.cuda.is_available() else 'there is no GPU'
+    return architecture_error(device.index) if torch.cuda.is_available() else 'there is no GPU'
 
 
 def _backend(device: torch.device) -> str:

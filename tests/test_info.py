@@ -9,7 +9,7 @@ import torch
 
 import mmvmamba
 from mmvmamba import environment, info
-from mmvmamba.ops import backend, extension, load_extension
+from mmvmamba.ops import backend, extension, extension_error
 
 
 def test_the_command_prints_the_report():
@@ -41,13 +41,13 @@ def test_versions_name_the_distribution(monkeypatch):
 
 
 def test_extension_that_did_not_load(monkeypatch):
-    monkeypatch.setattr(info, 'load_extension', lambda: 'it was not built (no compiler)')
+    monkeypatch.setattr(info, 'extension_error', lambda: 'it was not built (no compiler)')
     monkeypatch.setattr(info, 'has_kernel', lambda op, device: False)
     assert info.extension()['loaded'] == 'no: it was not built (no compiler)'
     assert info.backends()['cpu'].startswith('the chunked PyTorch form: it was not built')
 
 
-@pytest.mark.skipif(load_extension() is not None, reason='no native extension')
+@pytest.mark.skipif(extension_error() is not None, reason='no native extension')
 def test_extension_that_loaded():
     assert info.extension()['loaded'] == 'yes'
     assert info.machine()['CPU kernels'] in ('avx512', 'avx2', 'default')
@@ -64,6 +64,8 @@ def test_extension_that_loaded():
         ((10, 0), ['9.0+PTX'], True),  # and the intermediate form on all later ones
         ((8, 0), ['9.0+PTX'], False),
         ((9, 0), ['8.0', '9.0a'], True),
+        ((10, 3), ['10.0a'], False),  # code for one architecture alone
+        ((10, 3), ['10.0f'], True),  # for its family
         ((9, 0), [], True),
         ((9, 0), ['Hopper'], True),
     ],
@@ -78,11 +80,11 @@ def old_build(monkeypatch):
     monkeypatch.setattr(extension, 'build_info', lambda: {'arch_list': ['8.0']})
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: (9, 0))
     monkeypatch.setattr(backend, 'has_kernel', lambda op, device: True)
-    monkeypatch.setattr(backend, 'load_extension', lambda: None)
-    extension.missing_architecture.cache_clear()
+    monkeypatch.setattr(backend, 'extension_error', lambda: None)
+    extension.architecture_error.cache_clear()
     extension.warn_no_kernel.cache_clear()
     yield
-    extension.missing_architecture.cache_clear()
+    extension.architecture_error.cache_clear()
     extension.warn_no_kernel.cache_clear()
 
 
@@ -96,5 +98,5 @@ class OnGpu:
 def test_an_architecture_that_was_not_built_for(old_build):
     with pytest.warns(extension.ExtensionUnavailableWarning, match='TORCH_CUDA_ARCH_LIST="9.0"'):
         assert backend.choose_backend('ss2d_scan', 'auto', OnGpu()) == 'chunked'
-    with pytest.raises(RuntimeError, match='built for the architectures 8.0, this GPU has 9.0'):
+    with pytest.raises(RuntimeError, match='built for the architectures 8.0, but this GPU has 9.0'):
         backend.choose_backend('ss2d_scan', 'native', OnGpu())

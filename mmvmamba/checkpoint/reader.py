@@ -17,6 +17,9 @@ from torch import Tensor
 
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
 
+#: Errors of torch.load for truncated and empty files, and for pickles of other things.
+_READ_ERRORS = (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, OSError)
+
 
 def _stand_in(module: str, name: str) -> type:
     """Return a stand-in for a dictionary class that need not be installed."""
@@ -62,26 +65,28 @@ def read_local_checkpoint(
         TypeError: If ``file`` is neither a path nor an open file.
         ValueError: If the file is truncated, is not a checkpoint or needs another class.
     """
-    if not hasattr(file, 'read'):
+    if hasattr(file, 'read'):
+        name = name or str(getattr(file, 'name', 'the open file'))
+    else:
         name = as_filename(file)
         file = os.path.expanduser(os.fsdecode(file))
         if not os.path.isfile(file):
-            raise FileNotFoundError(f'checkpoint {name!r} does not exist')
+            raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
     try:
         with _safe_globals(history_buffer, config_dict):
             return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _READ_ERRORS as error:
         foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if foreign is None:
-            raise ValueError(f'{name!r} is not a checkpoint: {_first_line(error)}') from error
+        if isinstance(error, pickle.UnpicklingError) and foreign is not None:
+            raise ValueError(
+                f'checkpoint {name!r} needs {foreign[1]}, which is not loaded from files. If you '
+                'trust the file, allow the class with torch.serialization.add_safe_globals first'
+            ) from error
+        reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0].split('. ')[0]
         raise ValueError(
-            f'checkpoint {name!r} needs {foreign[1]}, which is not loaded from files. If you trust '
-            'the file, allow the class with torch.serialization.add_safe_globals first'
-        ) from error
-    except (EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
-        # A zip archive without its end, an empty file, pickles of other things.
-        raise ValueError(
-            f'{name!r} is truncated or is not a checkpoint: {_first_line(error)}'
+            f'checkpoint {name!r} cannot be read; it may be truncated or not a checkpoint: {reason}'
         ) from error
 
 
@@ -108,11 +113,6 @@ def state_dict_of(content: Any, filename: str) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f'checkpoint {filename!r} holds no tensors')
     return tensors
-
-
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [''])[0].split('. ')[0]
-    return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from onnxscript import opset18 as op
 from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 
 from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
-from mmvmamba.ops.extension import load_extension
+from mmvmamba.ops.extension import extension_error
 
 _BEFORE = -(2**62)  # the end of a slice that runs backwards
 
@@ -33,7 +33,7 @@ def translations() -> dict[Callable, Callable]:
     Raises:
         RuntimeError: If the native extension, which defines the scan's op, is not loaded.
     """
-    reason = load_extension()
+    reason = extension_error()
     if reason is not None:
         raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
     return {
@@ -256,10 +256,10 @@ def use_half_products(model: ir.Model) -> None:
     Args:
         model (ir.Model): ``torch.onnx.export(...).model``, made with :func:`translations`.
     """
-    graph, half = model.graph, {}
+    main_graph, half = model.graph, {}
     # The namespace of a node ends with the PyTorch op that it comes from.
     translated = tuple(f': {target}' for target in translations())
-    for node in list(graph):
+    for node in list(main_graph):
         if node.op_type not in ('MatMul', 'Gemm', 'Conv'):
             continue
         if node.metadata_props.get('namespace', '').endswith(translated):
@@ -269,7 +269,7 @@ def use_half_products(model: ir.Model) -> None:
         for i, value in enumerate(node.inputs):
             if value is not None:
                 if value not in half:
-                    half[value] = _as_half(graph, value, node)
+                    half[value] = _as_half(main_graph, value, node)
                 node.replace_input_with(i, half[value])
         out = node.outputs[0]
         cast = ir.node('Cast', [out], attributes={'to': ir.DataType.FLOAT})
@@ -280,19 +280,19 @@ def use_half_products(model: ir.Model) -> None:
         ir.convenience.replace_all_uses_with(out, back, replace_graph_outputs=True)
         cast.replace_input_with(0, out)
         out.dtype = ir.DataType.FLOAT16
-        graph.insert_after(node, cast)
+        main_graph.insert_after(node, cast)
     RemoveUnusedNodesPass()(model)  # weights in float32
 
 
-def _as_half(graph: ir.Graph, value: ir.Value, before: ir.Node) -> ir.Value:
+def _as_half(main_graph: ir.Graph, value: ir.Value, before: ir.Node) -> ir.Value:
     if value.const_value is not None and value.is_initializer():
         tensor = ir.tensor(value.const_value.numpy().astype('float16'), name=f'{value.name}_half')
         new = ir.Value(name=tensor.name, const_value=tensor)
         new.shape, new.dtype = tensor.shape, tensor.dtype
-        graph.register_initializer(new)
+        main_graph.register_initializer(new)
         return new
     cast = ir.node('Cast', [value], attributes={'to': ir.DataType.FLOAT16})
     new = cast.outputs[0]
     new.name, new.shape, new.dtype = f'{value.name}_half', value.shape, ir.DataType.FLOAT16
-    graph.insert_before(before, cast)
+    main_graph.insert_before(before, cast)
     return new

@@ -61,7 +61,8 @@ class Arch:
         stem (str): 'conv' or 'patch'.
         stem_norm (bool): Whether the stem's convolutions are normalised.
         downsample (str): 'conv' (3x3), 'conv2x2' or 'merging'.
-        patch_size (int): Stride of the stem.
+        patch_size (int): Side of a patch (pixels), even: the stride of the stem 'patch'. Both
+            convolutions of the stem 'conv' have half of it as their stride.
         pos_embed_size (int, optional): Side of the images (pixels) that a learned position
             embedding is made for; None for no embedding.
         drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
@@ -121,6 +122,11 @@ class Arch:
                 f'pos_embed_size must be at least patch_size {self.patch_size}, but got '
                 f'{self.pos_embed_size}'
             )
+
+    @property
+    def stem_stride(self) -> int:
+        """Stride of the first stage's map."""
+        return (self.patch_size // 2) ** 2 if self.stem == 'conv' else self.patch_size
 
     @property
     def ssm_settings(self) -> dict[str, Any]:

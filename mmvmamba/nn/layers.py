@@ -129,7 +129,9 @@ def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -
 def conv_stem(
     in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
 ) -> nn.Sequential:
-    """Two 3x3 stride 2 convolutions with norms: (N, 3, H, W) -> (N, H/4, W/4, dim), ceil.
+    """Two overlapping convolutions of stride ``patch_size`` / 2 with norms.
+
+    (N, 3, H, W) -> (N, H/4, W/4, dim), rounded up, for a patch of 4.
 
     The indices of the layers are part of the released files' keys.
     """
@@ -144,7 +146,10 @@ def conv_stem(
 def patch_stem(
     in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
 ) -> nn.Sequential:
-    """A 4x4 stride 4 convolution and its norm: (N, 3, H, W) -> (N, H/4, W/4, dim), floor."""
+    """A convolution of stride ``patch_size`` and its norm.
+
+    (N, 3, H, W) -> (N, H/4, W/4, dim), rounded down, for a patch of 4.
+    """
     return nn.Sequential(*_conv_norm(Conv2d(in_channels, dim, patch_size, patch_size), norm, dim))
 
 

@@ -177,9 +177,9 @@ class VMambaNet(TimmMethods):
         self._freeze_stages()
 
     def _build_stages(self, arch: Arch, backend: str) -> list[VSSStage]:
-        depth = sum(arch.depths)
+        num_blocks = sum(arch.depths)
         # On the CPU even if the model is built on the meta device.
-        rates = iter(torch.linspace(0, arch.drop_path_rate, depth, device='cpu').tolist())
+        rates = iter(torch.linspace(0, arch.drop_path_rate, num_blocks, device='cpu').tolist())
         stages = []
         for i, (dim, depth) in enumerate(zip(arch.dims, arch.depths, strict=True)):
             blocks = [

@@ -50,7 +50,7 @@ OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
 @torch.no_grad()
 def init_dt_bias(bias: Tensor) -> None:
     """Set a bias to the inverse softplus of time steps that are log-uniform in [1e-3, 0.1]."""
-    dt = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+    dt = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(0.1)).exp_()
     bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 

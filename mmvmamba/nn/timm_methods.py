@@ -59,7 +59,7 @@ class TimmMethods(nn.Module):
         return [
             dict(
                 num_chs=dim,
-                reduction=arch.patch_size * 2**i,
+                reduction=arch.stem_stride * 2**i,
                 module=f'layers.{i}.blocks.{depth - 1}',
             )
             for i, (dim, depth) in enumerate(zip(arch.dims, arch.depths, strict=True))
@@ -81,7 +81,7 @@ class TimmMethods(nn.Module):
         return dict(stem=r'^patch_embed|^pos_embed', blocks=r'^layers\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay, besides vectors and biases."""
+        """Return the parameters without weight decay, besides 1-D ones and names in ``.bias``."""
         return {'pos_embed'}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -212,7 +212,7 @@ class TimmMethods(nn.Module):
         last = max(wanted)
         shortened = last < len(self.layers) - 1
         if prune_norm or shortened:
-            classifier.norm = nn.Identity()  # the last stage's
+            classifier.norm = nn.Identity()  # it belongs to the last stage
         self.layers = self.layers[: last + 1]
         self.layers[last].downsample = nn.Identity()
         if prune_head or shortened:

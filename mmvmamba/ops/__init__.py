@@ -3,7 +3,7 @@
 from . import flops as flops
 from .backend import BACKENDS
 from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
-from .extension import ExtensionUnavailableWarning, has_kernel, load_extension
+from .extension import ExtensionUnavailableWarning, extension_error, has_kernel
 from .selective_scan import selective_scan, selective_scan_reference
 from .ss2d_scan import decompositions, ss2d_scan, ss2d_scan_reference
 
@@ -15,7 +15,7 @@ __all__ = [
     'cross_scan',
     'decompositions',
     'has_kernel',
-    'load_extension',
+    'extension_error',
     'selective_scan',
     'selective_scan_reference',
     'ss2d_scan',

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .extension import has_kernel, load_extension, missing_architecture, warn_no_kernel
+from .extension import architecture_error, extension_error, has_kernel, warn_no_kernel
 
-Backend = Literal['auto', 'native', 'reference']
 BACKENDS = ('auto', 'native', 'reference')
 
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 #: Dtypes that the native kernels of a device read and write.
 NATIVE_DTYPES = {
     'cpu': (torch.float32, torch.bfloat16, torch.float64),
-    'cuda': (torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    'cuda': FLOAT_DTYPES,
 }
+#: The limit of mamba_ssm's kernels.
 MAX_STATE = 256
 
 
@@ -47,7 +47,7 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f'{name} must be a torch.Tensor, but got {type(value).__name__}')
-    if value.dtype not in NATIVE_DTYPES['cuda']:
+    if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f'{name} must be float32, float16, bfloat16 or float64, but got {value.dtype}'
         )
@@ -126,18 +126,18 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     device = value.device.type
     # Neither the meta device nor an export to ONNX, which translates the op, computes anything.
     symbolic = device == 'meta' or torch.onnx.is_in_onnx_export()
-    if symbolic and load_extension() is None:
+    if symbolic and extension_error() is None:
         return 'native'
     if device == 'meta' and backend == 'auto':
         return 'chunked'
     if not has_kernel(op, device):
-        reason = load_extension() or f'the extension was built without {device} kernels'
+        reason = extension_error() or f'the extension was built without {device} kernels'
     elif differentiates_functionally():
         reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
     elif (
         device == 'cuda'
         and not torch.compiler.is_compiling()
-        and (missing := missing_architecture(value.device.index))
+        and (missing := architecture_error(value.device.index))
     ):
         reason = missing
     elif value.dtype not in NATIVE_DTYPES[device]:

@@ -39,7 +39,7 @@ def _load() -> str | None:
         reason = build_info().get('error')
         if reason is None and libraries:
             names = ', '.join(sorted(p.name for p in libraries))
-            reason = f'not for torch {torch.__version__}, but as {names}'
+            reason = f'there is no build for torch {torch.__version__}, only {names}'
         return f'it was not built ({reason})' if reason else 'it was not built'
     try:
         torch.ops.load_library(str(library))
@@ -62,8 +62,8 @@ _REASON = _load()
 _KERNELS = _find_kernels() if _REASON is None else frozenset()
 
 
-def load_extension() -> str | None:
-    """Return None if ``mmvmamba/_C_<torch>.so`` was loaded at import, else the reason."""
+def extension_error() -> str | None:
+    """Return the reason why ``mmvmamba/_C_<torch>.so`` did not load at import, or None."""
     return _REASON
 
 
@@ -76,21 +76,22 @@ def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
     """Return True if a build for ``arch_list`` has code for a GPU of this compute capability.
 
     The list is as in TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of the same major
-    version, '9.0+PTX' on 9.0 and everything later. An empty list means an unknown build, which is
-    assumed to have code.
+    version, '9.0a' on 9.0 alone, '9.0+PTX' on 9.0 and everything later. An empty list means an
+    unknown build, which is assumed to have code.
     """
     for arch in arch_list:
-        match = re.fullmatch(r'(\d+)\.(\d+)[af]?(\+PTX)?', arch)
+        match = re.fullmatch(r'(\d+)\.(\d+)([af]?)(\+PTX)?', arch)
         if match is None:  # a name such as Hopper: not compared
             return True
         built = int(match[1]), int(match[2])
-        if built <= capability and (match[3] or built[0] == capability[0]):
+        same_major = built[0] == capability[0] and match[3] != 'a'
+        if built == capability or (built < capability and (match[4] or same_major)):
             return True
     return not arch_list
 
 
 @functools.cache
-def missing_architecture(index: int | None) -> str | None:
+def architecture_error(index: int | None) -> str | None:
     """Return the reason why the CUDA kernels do not run on a GPU, or None if they do."""
     arch_list = build_info().get('arch_list', [])
     capability = torch.cuda.get_device_capability(index)
@@ -98,8 +99,8 @@ def missing_architecture(index: int | None) -> str | None:
         return None
     arch = f'{capability[0]}.{capability[1]}'
     return (
-        f'the kernels were built for the architectures {", ".join(arch_list)}, this GPU has '
-        f'{arch}: build them with TORCH_CUDA_ARCH_LIST="{arch}"'
+        f'the kernels were built for the architectures {", ".join(arch_list)}, but this GPU has '
+        f'{arch}; build them with TORCH_CUDA_ARCH_LIST="{arch}"'
     )
 
 
@@ -109,7 +110,7 @@ def warn_no_kernel(device_type: str, reason: str) -> None:
     build = '; `pip install --no-build-isolation .` builds the kernels'
     warnings.warn(
         f'mmvmamba: no native kernel for {device_type}: {reason}. A much slower PyTorch form '
-        f'runs in its place{"" if load_extension() is None else build}.',
+        f'runs in its place{"" if extension_error() is None else build}.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )

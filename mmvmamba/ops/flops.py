@@ -1,11 +1,11 @@
 """Cost of the scans, registered with PyTorch's FlopCounterMode.
 
 A multiply-add counts as one. A scan of S states costs 9 S + 1 for each position, channel and
-direction (issue 110 of state-spaces/mamba, which the paper follows), a gate one more, and the
-projection of the time steps inside ``ss2d_scan`` R. FlopCounterMode counts two for each
+direction (issue 110 of state-spaces/mamba, which the paper follows). A gate adds 1, and the
+projection of the time steps inside ``ss2d_scan`` adds R. FlopCounterMode counts two for each
 multiply-add and gets twice these numbers. A backward counts as two forwards, as for PyTorch's
-matrix products. Without a kernel the projection is a product of its own, and a mark on the result
-carries the rest.
+matrix products. Without a kernel the projection is counted as an ordinary matrix product, and
+``scan_mark`` carries the cost of the rest.
 """
 
 from __future__ import annotations

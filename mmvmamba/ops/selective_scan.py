@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
-from .extension import input_gradients, load_extension, num_chunks, register_op
+from .extension import extension_error, input_gradients, num_chunks, register_op
 from .flops import mark_scan
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -295,6 +295,6 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | Non
     )
 
 
-if load_extension() is None:
+if extension_error() is None:
     register_op('selective_scan', _fake, _backward, _setup_context)
     register_op('selective_scan_backward', _backward_fake)

@@ -18,7 +18,7 @@ from .backend import (
     without_autocast,
 )
 from .cross_scan import resolve_pattern, to_map, to_sequence
-from .extension import input_gradients, load_extension, num_chunks, register_op
+from .extension import extension_error, input_gradients, num_chunks, register_op
 from .flops import mark_scan
 from .selective_scan import Scan, scan_chunked, scan_reference
 
@@ -159,7 +159,7 @@ def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
     Raises:
         RuntimeError: If the native extension, which defines the op, is not loaded.
     """
-    reason = load_extension()
+    reason = extension_error()
     if reason is not None:
         raise RuntimeError(f'the decomposition needs the native extension: {reason}')
     return {torch.ops.mmvmamba.ss2d_scan.default: _decomposed}
@@ -221,6 +221,6 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, 
     return input_gradients(ctx, grads)
 
 
-if load_extension() is None:
+if extension_error() is None:
     register_op('ss2d_scan', _fake, _backward, _setup_context)
     register_op('ss2d_scan_backward', _backward_fake)

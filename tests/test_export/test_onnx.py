@@ -156,6 +156,6 @@ def test_openvino_runs_it(tmp_path, pattern, states):
 def test_without_the_extension(monkeypatch):
     from mmvmamba.export import onnx as export
 
-    monkeypatch.setattr(export, 'load_extension', lambda: 'it was not built')
+    monkeypatch.setattr(export, 'extension_error', lambda: 'it was not built')
     with pytest.raises(RuntimeError, match='it was not built'):
         export.translations()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mmvmamba.nn import VMambaNet
-from mmvmamba.ops import decompositions, load_extension
+from mmvmamba.ops import decompositions, extension_error
 
-pytestmark = pytest.mark.skipif(load_extension() is not None, reason='the op is not there')
+pytestmark = pytest.mark.skipif(extension_error() is not None, reason='the op is not there')
 TORCH = torch.torch_version.TorchVersion(torch.__version__)
 needs_free_sizes = pytest.mark.skipif(
     TORCH < (2, 5), reason='torch 2.4 exports fixed sizes: its guards are "too complex"'

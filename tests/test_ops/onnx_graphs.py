@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 
-from mmvmamba.ops import load_extension
+from mmvmamba.ops import extension_error
 
 #: Marks of a test that exports.
 NEEDS_EXPORTER = [
-    pytest.mark.skipif(load_extension() is not None, reason='the op is not there'),
+    pytest.mark.skipif(extension_error() is not None, reason='the op is not there'),
     pytest.mark.skipif(
         'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters,
         reason="this torch's exporter translates no ops of others",

@@ -18,7 +18,7 @@ BODY = """
 import warnings
 import torch
 from mmvmamba.nn import SS2D, VMambaNet
-from mmvmamba.ops import load_extension, selective_scan, ss2d_scan
+from mmvmamba.ops import extension_error, selective_scan, ss2d_scan
 torch.manual_seed(0)
 net = VMambaNet(dict(dims=(8, 16), depths=(1, 1), d_state=2), num_classes=3)
 with warnings.catch_warnings(record=True) as caught:
@@ -39,7 +39,7 @@ try:
 except RuntimeError as e:
     meta = str(e)
 torch.save(dict(y=y.detach(), grads=grads, seen=seen, error=error, meta=meta,
-                reason=load_extension()), {file!r})
+                reason=extension_error()), {file!r})
 """
 
 

@@ -94,7 +94,7 @@ def test_configs_agree_with_the_data(data_root):
 
 def test_missing_extension_is_an_error(run_demo, monkeypatch):
     monkeypatch.setattr(run_demo, 'has_kernel', lambda *args: False)
-    monkeypatch.setattr(run_demo, 'load_extension', lambda: 'it was not built (no compiler)')
+    monkeypatch.setattr(run_demo, 'extension_error', lambda: 'it was not built (no compiler)')
     with pytest.raises(UserError, match='no compiler'):
         run_demo.choose_device()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvmamba.ops import load_extension
+from mmvmamba.ops import extension_error
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / 'docs' / 'deployment.md').read_text()
@@ -33,7 +33,8 @@ def run_tool(arguments, monkeypatch):
 def needs_onnx():
     for name in ('mmengine', 'onnx', 'onnxruntime', 'onnxscript'):
         pytest.importorskip(name)
-    if load_extension() is not None or torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+    version = torch.torch_version.TorchVersion(torch.__version__)
+    if extension_error() is not None or version < (2, 6):
         pytest.skip('the exporter or the native op is missing')
 
 

@@ -39,7 +39,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import MODELS
 import mmvmamba.registry
-from mmvmamba.ops import has_kernel, load_extension
+from mmvmamba.ops import has_kernel, extension_error
 path = Path(mmvmamba.__file__).parent
 cfgs = []
 for address in {addresses!r}:
@@ -49,7 +49,7 @@ net = MODELS.build(dict(type='mmvmamba.VMamba', arch=dict(dims=(8, 16), depths=(
                         out_indices=(1,)))
 net(torch.rand(1, 3, 32, 32))[0].sum().backward()
 print(json.dumps(dict(
-    path=str(path), version=version('mmvmamba'), reason=load_extension(),
+    path=str(path), version=version('mmvmamba'), reason=extension_error(),
     kernel=has_kernel('ss2d_scan', 'cpu'), backbones=[c.model.backbone.type for c in cfgs],
     grads=all(p.grad is not None for p in net.parameters()),
 )))

@@ -393,8 +393,8 @@ def test_wrong_checkpoints(run_here, detection_run, detection_config, tmp_path):
     torch.save({'state_dict': headless}, tmp_path / 'headless.pth')
     for name, words in (
         ('nope.pth', "'nope.pth' does not exist"),
-        ('short.pth', "'short.pth' is truncated or is not a checkpoint"),
-        ('text.pth', "'text.pth' is truncated or is not a checkpoint"),
+        ('short.pth', "'short.pth' cannot be read; it may be truncated"),
+        ('text.pth', "'text.pth' cannot be read; it may be truncated"),
         ('other.pth', r'does not match MaskRCNN: 0 of \d+.*missing: backbone.*unexpected: conv'),
         ('part.pth', r'missing: backbone\.layers\.1\.blocks\.0\.norm'),
         ('headless.pth', r'missing: neck\.'),

@@ -1,6 +1,6 @@
 """VMamba for OpenMMLab, timm and plain PyTorch, with selective-scan kernels for CPU and CUDA.
 
-``mmvmamba``, ``mmvmamba.ops`` and ``mmvmamba.nn`` need torch alone; ``mmvmamba.models`` and
+``mmvmamba``, its ``ops``, ``checkpoint`` and ``nn`` need torch alone; ``mmvmamba.models`` and
 ``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.
 """
 

@@ -1,4 +1,4 @@
-"""Versions and machine that belong to a result, found without importing the ops."""
+"""Versions and hardware to record with a result. Does not import the ops."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _backend(device: torch.device) -> str:
 
 
 def report() -> str:
-    """Return everything as text."""
+    """Return the whole report as text."""
     parts = {
         'versions': versions(),
         'extension': extension(),

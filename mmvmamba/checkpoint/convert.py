@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .keys import last_stage, split_state_dict, to_image_classifier
+from .keys import BACKBONE, CLASSIFIER, last_stage, split_state_dict, to_image_classifier
 from .matching import missing_in_classifier
 
 TARGETS = ('mmvmamba', 'authors')
 KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
-
-_PREFIX = 'backbone.'
-_CLASSIFIER = 'classifier.'
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
@@ -25,7 +22,7 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str:
     if others:
         heads = ('decode_head.', 'auxiliary_head.')
         return 'segmentor' if any(key.startswith(heads) for key in others) else 'detector'
-    return 'classifier' if any(key.startswith(_CLASSIFIER) for key in inside) else 'backbone'
+    return 'classifier' if any(key.startswith(CLASSIFIER) for key in inside) else 'backbone'
 
 
 def convert(
@@ -61,15 +58,15 @@ def convert(
         if to == 'authors':
             return {'model': inside}
         return {'state_dict': to_image_classifier(inside, last_stage(inside))}
-    inside = {key: value for key, value in inside.items() if not key.startswith(_CLASSIFIER)}
+    inside = {key: value for key, value in inside.items() if not key.startswith(CLASSIFIER)}
     if kind == 'backbone':
         return {'model' if to == 'authors' else 'state_dict': inside}
-    state_dict = {_PREFIX + key: value for key, value in inside.items()} | others
+    state_dict = {BACKBONE + key: value for key, value in inside.items()} | others
     return {'meta': dict(meta or {}), 'state_dict': state_dict}
 
 
 def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keep the weights and ``meta`` of a checkpoint and drop the state of the training.
+    """Keep the weights and ``meta`` of a checkpoint and drop the training state.
 
     Args:
         content (Any): The content of the file.

@@ -1,4 +1,4 @@
-"""Parameter names: from the schemes of released files to this package's and mmpretrain's."""
+"""Map the parameter names of released files to this package's and mmpretrain's."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MERGING_RENAMES = (
     (r'(\.downsample)\.2\.', r'\1.reduction.'),
 )
 _DIRECTIONS = 4
-_BACKBONE = 'backbone.'
-_NORM, _HEAD = 'classifier.norm.', 'classifier.head.'
+BACKBONE, CLASSIFIER = 'backbone.', 'classifier.'
+CLASSIFIER_NORM, CLASSIFIER_HEAD = 'classifier.norm.', 'classifier.head.'
 #: The linear layer of mmpretrain's classification heads.
 _IMAGE_CLASSIFIER_HEAD = 'head.fc.'
 
@@ -52,12 +52,12 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split tensors at ``backbone.``, which is removed; without it all are the backbone's."""
+    """Split off the tensors under ``backbone.`` without the prefix; if there are none, take all."""
     tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
-    inside = {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if k.startswith(_BACKBONE)}
+    inside = {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
     if not inside:
         return tensors, {}
-    return inside, {k: v for k, v in tensors.items() if not k.startswith(_BACKBONE)}
+    return inside, {k: v for k, v in tensors.items() if not k.startswith(BACKBONE)}
 
 
 def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -71,9 +71,9 @@ def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if f'{_IMAGE_CLASSIFIER_HEAD}weight' in others:
         # In mmpretrain's ImageClassifier the classifier's norm is the last stage's output norm.
         norm = f'outnorm{last_stage(inside)}.'
-        inside = {key.replace(norm, _NORM): value for key, value in inside.items()}
+        inside = {key.replace(norm, CLASSIFIER_NORM): value for key, value in inside.items()}
         for key in [key for key in others if key.startswith(_IMAGE_CLASSIFIER_HEAD)]:
-            inside[key.replace(_IMAGE_CLASSIFIER_HEAD, _HEAD)] = others.pop(key)
+            inside[key.replace(_IMAGE_CLASSIFIER_HEAD, CLASSIFIER_HEAD)] = others.pop(key)
     return inside, others
 
 
@@ -85,10 +85,10 @@ def to_image_classifier(tensors: Mapping[str, Tensor], stage: int) -> dict[str, 
     """
     result = {}
     for key, value in tensors.items():
-        if key.startswith(_HEAD):
-            key = key.replace(_HEAD, _IMAGE_CLASSIFIER_HEAD)
+        if key.startswith(CLASSIFIER_HEAD):
+            key = key.replace(CLASSIFIER_HEAD, _IMAGE_CLASSIFIER_HEAD)
         else:
-            key = _BACKBONE + key.replace(_NORM, f'outnorm{stage}.')
+            key = BACKBONE + key.replace(CLASSIFIER_NORM, f'outnorm{stage}.')
         result[key] = value
     return result
 

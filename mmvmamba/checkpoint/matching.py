@@ -1,4 +1,4 @@
-"""One rule for which files match a model, and loading by this rule."""
+"""The rule for whether a checkpoint matches a model, and loading by this rule."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .keys import convert_state_dict, resize_pos_embed, split_state_dict
+from .keys import (
+    BACKBONE,
+    CLASSIFIER,
+    CLASSIFIER_HEAD,
+    CLASSIFIER_NORM,
+    convert_state_dict,
+    resize_pos_embed,
+    split_state_dict,
+)
 
 #: Norms of the maps of a backbone, which a released classification file lacks.
 STAGE_NORMS = ('outnorm', 'backbone.outnorm')
-#: A classifier's norm and head, which a backbone does not have.
-_CLASSIFIER = ('classifier.', 'backbone.classifier.')
-#: A classifier's last layer, which is new if the number of classes differs.
-_HEAD = 'classifier.head.'
 #: Counters of BatchNorm and buffers that are computed from arguments; older files lack them.
 NEVER_REQUIRED = ('num_batches_tracked', 'relative_position_index')
 _LISTED_KEYS = 8
@@ -59,7 +63,7 @@ class Matching:
         At least one tensor must be found. Among the model's tensors whose names begin with
         ``required``, none may have another shape, and only those whose names begin with
         ``allow_missing`` may be missing. Unexpected tensors are allowed. :func:`load_tensors` sets
-        what is required of a network, ``mmvmamba/models/loading.py`` of a detector or segmentor.
+        the requirements for a network, ``mmvmamba/models/loading.py`` those for whole models.
 
         Args:
             file (str): The file in messages, e.g. "checkpoint 'x.pth'".
@@ -79,7 +83,9 @@ class Matching:
 
 def match_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Matching:
     """Compare a model's own tensors with those of a file by name and shape."""
-    unexpected = [k for k in tensors if k not in own and not k.startswith(_CLASSIFIER)]
+    # A backbone has no classifier.
+    expected = (CLASSIFIER, BACKBONE + CLASSIFIER)
+    unexpected = [k for k in tensors if k not in own and not k.startswith(expected)]
     matching = Matching(len(own), unexpected=unexpected)
     for key, value in own.items():
         if key not in tensors:
@@ -116,10 +122,10 @@ def load_tensors(
     tensors = adapt_tensors(model, tensors)
     matching = match_tensors(own, tensors)
     allow_missing: tuple[str, ...] = STAGE_NORMS
-    if new_head and f'{_HEAD}weight' in matching.mismatched:
-        body = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
+    if new_head and f'{CLASSIFIER_HEAD}weight' in matching.mismatched:
+        body = {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIER_HEAD)}
         matching = match_tensors(own, body)
-        allow_missing += (_HEAD,)
+        allow_missing += (CLASSIFIER_HEAD,)
     matching.check(f'checkpoint {filename!r}', type(model).__name__, allow_missing=allow_missing)
     with torch.no_grad():
         for key in matching.found:
@@ -138,14 +144,14 @@ def with_resized_pos_embed(
     tensors: dict[str, Tensor], own: Mapping[str, Tensor], name: str = 'pos_embed'
 ) -> dict[str, Tensor]:
     """Resize a position embedding (1, d, h, w) to the size of the model's."""
-    if name in tensors and name in own and own[name].dim() == 4:
+    if name in tensors and name in own and own[name].dim() == tensors[name].dim() == 4:
         tensors = {**tensors, name: resize_pos_embed(tensors[name], own[name].shape[2:])}
     return tensors
 
 
 def missing_in_classifier(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of a classifier's norm and head that a file's tensors lack."""
-    layers = ('classifier.norm.', _HEAD)
+    layers = (CLASSIFIER_NORM, CLASSIFIER_HEAD)
     needed = [f'{layer}{name}' for layer in layers for name in ('weight', 'bias')]
     return [key for key in needed if key not in tensors]
 

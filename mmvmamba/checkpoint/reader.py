@@ -97,21 +97,26 @@ def as_filename(filename: Any) -> str:
     return os.fsdecode(filename)
 
 
-def state_dict_of(content: Any, filename: str) -> dict[str, Tensor]:
+def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint: those of its ``state_dict`` or ``model``, or its own.
+
+    Args:
+        content (Any): The content of the file.
+        filename (str, optional): The file in messages. Defaults to None.
 
     Raises:
         ValueError: If there are none.
     """
+    checkpoint = 'the checkpoint' if filename is None else f'checkpoint {filename!r}'
     for key in ('state_dict', 'model'):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise ValueError(f'checkpoint {filename!r} must hold a state dict, but holds a {kind}')
+        raise ValueError(f'{checkpoint} must hold a state dict, but holds a {kind}')
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f'checkpoint {filename!r} holds no tensors')
+        raise ValueError(f'{checkpoint} holds no tensors')
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""The scans in MMEngine's counters, which the ``get_flops.py`` of mmdet, mmseg and others use."""
+"""Registration of the scans with MMEngine's FLOP counters, which mmdet's ``get_flops.py`` uses."""
 
 from __future__ import annotations
 

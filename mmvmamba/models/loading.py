@@ -83,8 +83,8 @@ def is_local(filename: str | PathLike) -> bool:
 def _download(url: str) -> str:
     """Download into torch.hub's cache, once for all processes of a run.
 
-    If the first process fails, all raise its error. Otherwise the others would wait until the
-    process group times out.
+    If the download fails in the first process, all processes raise its error. Without that they
+    would wait until the process group times out.
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(urlparse(url).path))
@@ -201,8 +201,8 @@ def rename_for_image_classifier(
 ) -> None:
     """Rename the tensors of a released classifier for mmpretrain's ImageClassifier, in place.
 
-    Every load into that classifier calls this. MMEngine's passes the whole ``{"model": ...}`` of
-    a file. The file of a backbone is refused: the head would stay random.
+    mmpretrain calls this on every load. MMEngine's loader passes the whole ``{'model': ...}`` of a
+    file. The file of a backbone is refused because the head would stay random.
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     content = inside.get('model', inside)

@@ -91,7 +91,7 @@ def convolve_axis(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 class S4NDBlock(nn.Module):
-    """ConvNeXt's block: global convolution, norm and MLP, scaled, beside the identity."""
+    """ConvNeXt's block: x + DropPath(gamma * MLP(norm(S4ND(x))))."""
 
     def __init__(self, dim: int, d_state: int, drop_path: float) -> None:
         super().__init__()

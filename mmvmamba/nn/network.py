@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvmamba.checkpoint.keys import rename_tensors, resize_pos_embed
+from mmvmamba.checkpoint.matching import with_resized_pos_embed
 
 from .arch import Arch, check_known, resolve_arch
 from .cpu_inference import add_mlp_in_slabs, runs_in_slabs
@@ -229,10 +230,8 @@ class VMambaNet(TimmMethods):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the tensors of every released naming scheme."""
         inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        renamed = rename_tensors(inside)
-        if self.pos_embed is not None and 'pos_embed' in renamed:
-            size = self.pos_embed.shape[2:]
-            renamed['pos_embed'] = resize_pos_embed(renamed['pos_embed'], size)
+        own = {} if self.pos_embed is None else {'pos_embed': self.pos_embed}
+        renamed = with_resized_pos_embed(rename_tensors(inside), own)
         for key in inside:
             del state_dict[prefix + key]
         state_dict.update({prefix + key: value for key, value in renamed.items()})

@@ -80,7 +80,7 @@ def check_settings(**values: Any) -> None:
 def check_width(name: str, ratio: float, dim: int) -> None:
     """Raise ValueError if a ratio of widths leaves no channel."""
     if int(ratio * dim) < 1:
-        raise ValueError(f'{name} must leave at least one channel of {dim}, but got {ratio}')
+        raise ValueError(f'{name} must leave at least one of {dim} channels, but got {ratio}')
 
 
 def check_conv_kernel(size: int) -> None:

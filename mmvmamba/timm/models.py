@@ -30,8 +30,8 @@ _FILES = {
 }
 _FIRST_CONV, _HEAD = 'patch_embed.0', 'classifier.head'
 
-# timm reads weights only. This lets it read the authors' full training files too, with their
-# settings as a plain dictionary.
+# timm loads files with weights_only=True. This allows the settings in the authors' full training
+# files, which are read as a plain dictionary.
 torch.serialization.add_safe_globals([CfgNode])
 
 
@@ -70,7 +70,7 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
         ValueError: If a tensor in front of the classifier is missing or has another shape.
     """
     own = model.state_dict()
-    tensors = adapt_tensors(model, state_dict_of(content, 'for timm'))
+    tensors = adapt_tensors(model, state_dict_of(content))
     changed_by_timm = (f'{_FIRST_CONV}.weight', _HEAD)
     adapted = {k: v for k, v in tensors.items() if k in own and k.startswith(changed_by_timm)}
     matching = match_tensors(own | adapted, tensors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmvmamba.nn import Arch
 from mmvmamba.nn.layers import ACTIVATIONS
-from mmvmamba.nn.settings import as_tuple, check_choice
+from mmvmamba.nn.settings import as_tuple, check_choice, check_setting
 from mmvmamba.registry import MODELS
 
 from .vmamba import VMamba
@@ -51,6 +51,16 @@ _SSM_INITS = {'v0': 'mamba', 'v1': 'random', 'v2': 'zero'}
 _STEMS = {'v1': 'patch', 'v2': 'conv'}
 _DOWNSAMPLES = {'v1': 'merging', 'v2': 'conv2x2', 'v3': 'conv'}
 _NORM_LAYERS = {'ln': 'ln', 'ln2d': 'ln', 'bn': 'bn'}
+#: The authors' names of settings, for messages.
+_ARGUMENTS = {
+    'd_state': 'ssm_d_state',
+    'dt_rank': 'ssm_dt_rank',
+    'conv_kernel': 'ssm_conv',
+    'conv_bias': 'ssm_conv_bias',
+    'mlp_gate': 'gmlp',
+    'stem_norm': 'patch_norm',
+    'pos_embed_size': 'imgsize',
+}
 
 
 @MODELS.register_module()
@@ -162,7 +172,7 @@ class MM_VSSM(VMamba):  # noqa: N801
             ssm_init=_choice('ssm_init', ssm_init, _SSM_INITS),
         )
         norm = _choice('norm_layer', norm_layer, _NORM_LAYERS, lower=True)
-        arch = Arch(
+        settings = dict(
             dims=dims,
             depths=depths,
             **(ssm | scan_settings(forward_type, norm_layer)),
@@ -178,8 +188,11 @@ class MM_VSSM(VMamba):  # noqa: N801
             pos_embed_size=imgsize if posembed else None,
             drop_path_rate=drop_path_rate,
         )
+        for setting, argument in _ARGUMENTS.items():
+            check_setting(setting, settings[setting], argument=argument)
+        check_setting('in_channels', in_chans, argument='in_chans')
         super().__init__(
-            arch,
+            Arch(**settings),
             out_indices=out_indices,
             with_cp=bool(with_cp or use_checkpoint),
             in_channels=in_chans,

@@ -149,7 +149,7 @@ class S4NDConvNeXt(BaseModule):
         super().__init__(init_cfg)
         settings = resolve_settings(arch, self.ARCHS)
         depths, dims = (as_tuple(name, settings[name]) for name in ('depths', 'channels'))
-        check_settings(depths=depths, dims=dims)
+        check_settings(depths=depths, channels=dims)
         if len(depths) != len(dims) or not dims:
             raise ValueError(
                 f'depths and channels must have the same length, at least 1, but got {settings}'

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mmvmamba.nn.layers import DropPath
 from mmvmamba.nn.settings import check_choice, check_images, check_settings
 from mmvmamba.nn.ss2d import init_dt_bias
-from mmvmamba.ops import selective_scan
+from mmvmamba.ops import BACKENDS, selective_scan
 from mmvmamba.registry import MODELS
 
 from .checks import check_init_cfg, resolve_settings
@@ -144,16 +144,17 @@ class Vim(BaseModule):
         super().__init__(init_cfg)
         settings = resolve_settings(arch, self.ARCHS, d_state=16)
         dim, depth, d_state = (settings[k] for k in ('embed_dims', 'num_layers', 'd_state'))
-        for name in ('embed_dims', 'num_layers'):
-            if not isinstance(settings[name], int) or settings[name] < 1:
-                raise ValueError(f'{name} must be a positive int, but got {settings[name]!r}')
-        check_settings(d_state=d_state, patch_size=patch_size)
+        check_settings(**settings, patch_size=patch_size)
         check_settings(in_channels=in_channels, drop_path_rate=drop_path_rate)
         check_choice('out_type', out_type, OUT_TYPES)
+        check_choice('backend', backend, BACKENDS)
         self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
-        if len(sides := to_2tuple(img_size)) != 2 or min(sides) < patch_size:
+        sides = to_2tuple(img_size)
+        if not all(isinstance(side, int) for side in sides):
+            raise TypeError(f'img_size must be an int or a pair of int, but got {img_size!r}')
+        if len(sides) != 2 or min(sides) < patch_size:
             raise ValueError(
-                f'img_size must be one or two int, at least patch_size {patch_size}, but got '
+                f'img_size must be one or two sides of at least patch_size {patch_size}, but got '
                 f'{img_size!r}'
             )
         self.grid = tuple(side // patch_size for side in sides)

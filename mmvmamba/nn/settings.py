@@ -14,10 +14,13 @@ from mmvmamba.ops.backend import MAX_STATE
 
 _RATE: tuple[type, float, float] = (float, 0, 1)
 #: Setting: type, lowest and highest value. An int may equal the highest, a float must be below it.
-_TABLE: dict[str, tuple[type, float, float]] = {
+_RANGES: dict[str, tuple[type, float, float]] = {
     'dim': (int, 1, math.inf),
     'dims': (int, 1, math.inf),
     'depths': (int, 1, math.inf),
+    'channels': (int, 1, math.inf),
+    'embed_dims': (int, 1, math.inf),
+    'num_layers': (int, 1, math.inf),
     'd_state': (int, 1, MAX_STATE),
     'ssm_ratio': (float, 0, math.inf),
     'dt_rank': (int, 1, math.inf),
@@ -37,7 +40,7 @@ _TABLE: dict[str, tuple[type, float, float]] = {
     'num_classes': (int, 0, math.inf),
     'frozen_stages': (int, -1, math.inf),
 }
-_SEQUENCES = ('dims', 'depths')
+_SEQUENCES = ('dims', 'depths', 'channels')
 _OPTIONAL = ('dt_rank', 'pos_embed_size')
 _TYPES: dict[type, Any] = {int: numbers.Integral, float: numbers.Real, bool: bool}
 
@@ -49,18 +52,22 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
 
 
-def check_setting(name: str, value: Any, highest: float | None = None) -> None:
-    """Check a number, or each one of ``dims`` and ``depths``, against its row of the table.
+def check_setting(
+    name: str, value: Any, highest: float | None = None, argument: str | None = None
+) -> None:
+    """Check a number, or each one of a sequence, against its row of the table.
 
-    Settings without a row pass. ``highest`` replaces the limit of the table.
+    Settings without a row pass. ``highest`` replaces the limit of the table, ``argument`` the name
+    in messages.
     """
-    if name not in _TABLE or (value is None and name in _OPTIONAL):
+    if name not in _RANGES or (value is None and name in _OPTIONAL):
         return
-    kind, lowest, limit = _TABLE[name]
+    kind, lowest, limit = _RANGES[name]
     limit = limit if highest is None else highest
-    items = [(name, value)]
+    argument = argument or name
+    items = [(argument, value)]
     if name in _SEQUENCES:
-        items = [(f'{name}[{i}]', item) for i, item in enumerate(value)]
+        items = [(f'{argument}[{i}]', item) for i, item in enumerate(value)]
     for key, item in items:
         if not isinstance(item, _TYPES[kind]) or (isinstance(item, bool) and kind is not bool):
             raise TypeError(f'{key} must be of type {kind.__name__}, but got {item!r}')

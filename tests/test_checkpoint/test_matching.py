@@ -161,6 +161,13 @@ def test_position_embedding_of_another_size(model):
     torch.testing.assert_close(net.pos_embed.detach(), torch.full((1, 8, 16, 16), 0.25))
 
 
+def test_a_position_embedding_of_tokens_does_not_match():
+    file = file_of(pos_embed_size=32)
+    file['pos_embed'] = torch.zeros(1, 65, 8)  # as in a Vision Transformer
+    with pytest.raises(ValueError, match=r'pos_embed \(1, 65, 8\) instead of \(1, 8, 16, 16\)'):
+        load_tensors(net_of(2, pos_embed_size=64), file, 'x.pth')
+
+
 FILE = {'backbone.a': 2, 'backbone.outnorm0.weight': 2, 'head.b': 2}
 
 

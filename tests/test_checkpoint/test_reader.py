@@ -56,6 +56,16 @@ def test_only_paths_and_open_files_are_read(file):
         read_local_checkpoint(file)
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='does not exist or is not a file'):
+        read_local_checkpoint(tmp_path)
+
+
+def test_an_open_file_without_a_name():
+    with pytest.raises(ValueError, match=r"^checkpoint 'the open file' cannot be read; it may be"):
+        read_local_checkpoint(io.BytesIO(b'no checkpoint'))
+
+
 @pytest.mark.parametrize('share', [0.0, 0.05, 0.5, 0.99])
 def test_truncated_file(tmp_path, share):
     whole = save(tmp_path, {'model': STATE}).read_bytes()
@@ -221,8 +231,10 @@ def test_tensors_of_each_wrapping(wrap):
     ],
 )
 def test_no_state_dict(content, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f'^checkpoint {words}'):
         state_dict_of(content, 'x.pth')
+    with pytest.raises(ValueError, match=words.replace("'x.pth'", '^the checkpoint')):
+        state_dict_of(content)
 
 
 def test_torch_is_enough(tmp_path):

@@ -176,6 +176,11 @@ def test_fft_is_counted():
         (dict(arch=dict(depths=(1,))), ValueError, "dict with .*'depths', 'channels'"),
         (dict(arch=dict(depths=(1,), channels=(4, 8))), ValueError, 'the same length'),
         (dict(arch=dict(depths=(0,), channels=(4,))), ValueError, r'depths\[0\]'),
+        (
+            dict(arch=dict(depths=(1,), channels=(0,))),
+            ValueError,
+            r'channels\[0\] must be',
+        ),
         (dict(arch=None), TypeError, 'arch must be a str or a dict'),
         (dict(d_state=3), ValueError, 'd_state must be even, but got 3'),
         (dict(d_state=0), ValueError, 'd_state'),

@@ -27,6 +27,16 @@ def test_intermediates_come_in_the_order_of_the_stages(indices, stages):
     assert [y.shape for y in maps] == [(1, DIMS[i], 8 // 2**i, 16 // 2**i) for i in stages]
 
 
+@pytest.mark.parametrize('stem', ['conv', 'patch'])
+@pytest.mark.parametrize('patch_size', [2, 4, 8])
+def test_reductions_are_the_strides_of_the_maps(stem, patch_size):
+    net = thin(stem=stem, patch_size=patch_size).eval()
+    maps = net.forward_intermediates(torch.zeros(1, 3, 512, 256), intermediates_only=True)
+    for info, y in zip(net.feature_info, maps, strict=True):
+        stride = info['reduction']
+        assert abs(512 / stride - y.shape[2]) <= 2 and abs(256 / stride - y.shape[3]) <= 2
+
+
 @pytest.mark.parametrize(
     'call',
     [

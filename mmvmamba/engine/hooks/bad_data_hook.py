@@ -35,7 +35,7 @@ class BadDataHook(Hook):
             Defaults to 1000.
 
     Raises:
-        ValueError: If ``action`` is unknown.
+        ValueError: If ``action`` is unknown or ``max_skipped`` is negative.
     """
 
     priority = 'HIGH'  # after ResumeHook has replaced the data loader
@@ -43,6 +43,8 @@ class BadDataHook(Hook):
     def __init__(self, action: str = 'skip', max_skipped: int = 1000) -> None:
         if action not in _ACTIONS:
             raise ValueError(f'action must be one of {_ACTIONS}, but got {action!r}')
+        if max_skipped < 0:
+            raise ValueError(f'max_skipped must not be negative, but got {max_skipped}')
         self.action = action
         self.max_skipped = max_skipped
 

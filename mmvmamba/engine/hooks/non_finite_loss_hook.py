@@ -25,11 +25,16 @@ class NonFiniteLossHook(Hook):
     Args:
         max_skipped_steps (int): The number of consecutive steps that the gradient scaler may skip.
             A few are normal at the beginning, while it adjusts its scale. Defaults to 20.
+
+    Raises:
+        ValueError: If ``max_skipped_steps`` is negative.
     """
 
     priority = 'VERY_HIGH'  # before anything is saved
 
     def __init__(self, max_skipped_steps: int = 20) -> None:
+        if max_skipped_steps < 0:
+            raise ValueError(f'max_skipped_steps must not be negative, but got {max_skipped_steps}')
         self.max_skipped_steps = max_skipped_steps
         self._stepped = False
         self._skipped = 0

@@ -35,7 +35,7 @@ class PreemptionHook(Hook):
         exit_code (int): The exit status of the process. Defaults to 0.
 
     Raises:
-        ValueError: If a signal is unknown.
+        ValueError: If a signal is unknown or ``interval`` is not positive.
     """
 
     priority = 'LOWEST'  # after hooks that change what is saved
@@ -46,6 +46,8 @@ class PreemptionHook(Hook):
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown:
             raise ValueError(f'signals must be names such as SIGTERM, but got {unknown}')
+        if interval < 1:
+            raise ValueError(f'interval must be positive, but got {interval}')
         self.signals = [signal.Signals[name] for name in signals]
         self.interval = interval
         self.exit_code = exit_code

@@ -81,9 +81,10 @@ def test_images_without_annotations_are_no_errors(tmp_path):
     ]
 
 
-def test_an_unknown_action():
-    with pytest.raises(ValueError, match="action must be one of .*, but got 'ignore'"):
-        BadDataHook('ignore')
+@pytest.mark.parametrize('arguments', [dict(action='ignore'), dict(max_skipped=-1)])
+def test_wrong_arguments(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        BadDataHook(**arguments)
 
 
 def batch_of(*messages):

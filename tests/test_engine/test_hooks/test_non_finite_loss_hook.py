@@ -130,6 +130,11 @@ def test_a_gradient_scaler(tmp_path, dynamic):
         step(float('nan'))
 
 
+def test_a_negative_limit():
+    with pytest.raises(ValueError, match='max_skipped_steps must not be negative, but got -1'):
+        NonFiniteLossHook(-1)
+
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_weights_that_are_not_finite(tmp_path, value):
     runner = SimpleNamespace(iter=4, work_dir=tmp_path)

@@ -13,9 +13,14 @@ from mmvmamba.engine import AtomicCheckpointHook, PreemptionHook
 from mmvmamba.engine.hooks import preemption_hook
 
 
-def test_an_unknown_signal():
-    with pytest.raises(ValueError, match=r"signals must be names .*, but got \['SIGNONE'\]"):
-        PreemptionHook(signals=('SIGTERM', 'SIGNONE'))
+@pytest.mark.parametrize('arguments', [dict(signals=('SIGNONE',)), dict(interval=0)])
+def test_wrong_arguments(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        PreemptionHook(**arguments)
+
+
+def test_the_smallest_interval():
+    assert PreemptionHook(interval=1).interval == 1
 
 
 class Saved(Exception):

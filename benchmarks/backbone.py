@@ -16,8 +16,6 @@ Examples:
     python benchmarks/backbone.py --models vmamba-t --sizes 384 1536      # time per pixel
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

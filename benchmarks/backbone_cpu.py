@@ -3,8 +3,6 @@
 A fixed setting of ``backbone.py``: both models in one process and in turn, medians.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 Needs torch and ``mmvmamba`` alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib

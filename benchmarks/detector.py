@@ -5,8 +5,6 @@ of an image with eight objects and its backward, without an optimizer. The class
 biased to one class, so that random weights find objects and the mask head has work to do.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

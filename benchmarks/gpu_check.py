@@ -8,8 +8,6 @@ and then retries what failed. Results from another GPU, PyTorch or source tree a
 Requires only the standard library. ``benchmarks/gpu_check.sh`` is the command.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -7,8 +7,6 @@ Examples:
     python benchmarks/gpu_report.py work_dirs/gpu_check --write docs/benchmarks.md
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

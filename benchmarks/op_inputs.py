@@ -1,7 +1,5 @@
 """Random inputs for the two scans, drawn on the CPU so that seeds are reproducible."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -14,8 +14,6 @@ parameters. "fwd maps" is the memory that a training forward takes beyond its in
 included, in units of the input map; "low-rank" is the part of it that x_proj's result takes.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

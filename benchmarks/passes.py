@@ -9,8 +9,6 @@ Examples:
     python benchmarks/passes.py --model swin-t --modes inference --detail
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

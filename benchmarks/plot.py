@@ -6,8 +6,6 @@ Example:
     python benchmarks/plot.py work_dirs/benchmarks/backbone.json --out work_dirs/latency.png
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

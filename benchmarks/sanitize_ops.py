@@ -7,8 +7,6 @@ Each tensor is an allocation of its own, so that memcheck also sees overruns wit
 cached block. ``benchmarks/gpu_check.sh`` (step 4) runs this under each tool.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

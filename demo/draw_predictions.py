@@ -1,7 +1,5 @@
 """Pictures of ground truth beside predictions, for a detector with masks or a segmentor."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

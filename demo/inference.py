@@ -8,8 +8,6 @@ Example:
         work_dirs/mask-rcnn_vmamba-t_fpn_1x_coco/epoch_12.pth --out-dir outputs
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import warnings

@@ -14,8 +14,6 @@ Example:
     python demo/run_demo.py --work-dir work_dirs/demo
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import itertools

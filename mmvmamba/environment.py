@@ -1,7 +1,5 @@
 """Versions and hardware to record with a result. Does not import the ops."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import itertools

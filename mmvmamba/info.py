@@ -1,7 +1,5 @@
 """Installed versions and chosen backends: ``python -m mmvmamba.info``."""
 
-from __future__ import annotations
-
 import platform
 import sys
 

@@ -1,7 +1,5 @@
 """Run one step in this process: ``python -m gpu_steps 2 --out DIR``, in the folder benchmarks/."""
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import faulthandler

@@ -1,7 +1,5 @@
 """Step 6: VMamba-T beside Swin-T and ConvNeXt-T, all under the same settings."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import time

@@ -1,7 +1,5 @@
 """Step 1: describe the machine, find or build the extension, and check that its kernels run."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Step items and crash-safe result files. Requires only the standard library."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import faulthandler

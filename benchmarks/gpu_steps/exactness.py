@@ -1,7 +1,5 @@
 """Step 2: compare outputs and gradients with float64, then repeat the run bitwise."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator

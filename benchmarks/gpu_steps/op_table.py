@@ -1,7 +1,5 @@
 """Step 5: the core and its peers at the stages of VMamba-T, and the copy bandwidth."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math

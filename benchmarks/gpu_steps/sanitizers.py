@@ -1,7 +1,5 @@
 """Step 4: ``sanitize_ops.py`` under the four tools of compute-sanitizer."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re

@@ -1,7 +1,5 @@
 """Step 7: time the op alone over rank, directions, states and registers."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

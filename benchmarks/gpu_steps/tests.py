@@ -1,7 +1,5 @@
 """Step 3: the tests of the CUDA kernels. Each test is an item."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import re

@@ -7,8 +7,6 @@ it as (Q w)(K / w)^T with w = exp(cumsum(dt A)), in which 1 / w overflows on lon
 the exponent is the difference, which is never positive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Effective receptive fields (Luo et al., arXiv 1701.04128), as VMamba's paper computes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ what :mod:`mmvmamba.ops` registers with it. This module adds the costs that fvco
 normalization, pooling and interpolation.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from math import floor, log2, prod

@@ -10,8 +10,6 @@ Needs torch alone.
   and the temporaries of native kernels count. The scratch space of oneDNN and MKL does not.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import itertools

@@ -1,7 +1,5 @@
 """Parameters and multiply-adds of the models of OpenMMLab's configs."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

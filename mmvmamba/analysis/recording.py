@@ -1,7 +1,5 @@
 """Recording of the scans or the attention of a network's blocks during a forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any

@@ -1,7 +1,5 @@
 """Conversion between files of the authors and files of this package's models."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from typing import Any

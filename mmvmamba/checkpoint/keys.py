@@ -1,7 +1,5 @@
 """Map the parameter names of released files to this package's and mmpretrain's."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

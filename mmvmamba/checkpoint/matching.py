@@ -1,7 +1,5 @@
 """The rule for whether a checkpoint matches a model, and loading by this rule."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Reading of checkpoint files that executes none of their content."""
 
-from __future__ import annotations
-
 import argparse
 import codecs
 import os

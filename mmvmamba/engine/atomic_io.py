@@ -1,7 +1,5 @@
 """Crash-safe files, and the search for the checkpoint to resume from."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

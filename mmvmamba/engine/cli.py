@@ -1,7 +1,5 @@
 """Arguments and config of the tools."""
 
-from __future__ import annotations
-
 import argparse
 import glob
 import inspect

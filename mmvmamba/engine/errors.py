@@ -1,7 +1,5 @@
 """One line for a mistake of the user, a traceback for any other error."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import multiprocessing

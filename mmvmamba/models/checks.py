@@ -1,7 +1,5 @@
 """Argument checks that the backbones share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any

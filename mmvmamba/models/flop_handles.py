@@ -1,7 +1,5 @@
 """Registration of the scans with MMEngine's FLOP counters, which mmdet's ``get_flops.py`` uses."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

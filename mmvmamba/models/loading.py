@@ -1,7 +1,5 @@
 """Loading of checkpoints into OpenMMLab's models, from files, URLs and Ceph."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """The backbone of the authors' configs, with the arguments and the defaults of their code."""
 
-from __future__ import annotations
-
 import numbers
 import re
 import warnings

@@ -1,7 +1,5 @@
 """ConvNeXt with global S4ND convolutions, a network to compare VMamba with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Vision Mamba (Vim), a plain bidirectional network to compare VMamba with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """VMamba as an OpenMMLab backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

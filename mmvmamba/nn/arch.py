@@ -1,7 +1,5 @@
 """Released architectures and their settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,6 @@
 - A convolution that ``torch.compile`` compiles once for changing sizes.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import torch

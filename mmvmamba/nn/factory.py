@@ -1,7 +1,5 @@
 """Networks by timm's names and arguments."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Layers around SS2D: stems, downsampling, MLP, drop path, classifier. Channels last inside."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch.nn.functional as F

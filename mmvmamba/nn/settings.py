@@ -1,7 +1,5 @@
 """Checks of arguments; types and ranges of the settings are in one table."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import numbers

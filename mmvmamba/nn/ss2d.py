@@ -1,7 +1,5 @@
 """SS2D, the 2-D selective scan module of VMamba (arXiv 2401.10166, Sec. 4.2 and Fig. 3)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

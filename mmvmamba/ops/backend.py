@@ -1,7 +1,5 @@
 """Checks of the arguments of the ops, and the choice of a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,7 +1,5 @@
 """Cross-scan and cross-merge: a map as sequences, and back (VMamba, Sec. 4.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The native extension: loading it, why it did not load, and registration of its ops."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

@@ -8,8 +8,6 @@ matrix products. Without a kernel the projection is counted as an ordinary matri
 ``scan_mark`` carries the cost of the rest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any

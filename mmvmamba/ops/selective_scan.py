@@ -1,7 +1,5 @@
 """The selective scan of Mamba (arXiv 2312.00752, Sec. 3.2 and Alg. 2) over 1-D sequences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

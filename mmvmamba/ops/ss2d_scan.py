@@ -1,7 +1,5 @@
 """The core of SS2D as one op: a map scanned in four orders without a reordered copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

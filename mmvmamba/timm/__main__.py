@@ -1,7 +1,5 @@
 """Run a script of timm, such as its train.py, with the models registered."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """Entry points and pretrained settings of the models in timm."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

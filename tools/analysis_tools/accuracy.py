@@ -1,7 +1,5 @@
 """Shared by the tools in this folder: the accuracy of a classifier at any image size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

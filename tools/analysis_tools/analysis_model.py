@@ -1,7 +1,5 @@
 """Shared by the tools in this folder: any model by one word, with its weights and its output."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import logging

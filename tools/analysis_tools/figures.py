@@ -1,7 +1,5 @@
 """Shared by the tools in this folder: options, images, and pictures saved with their numbers."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

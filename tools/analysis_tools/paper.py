@@ -4,8 +4,6 @@ All throughputs are of one A100, in images per second at 224x224, batch 128; tho
 without the optimizer's step. Nothing here was measured by this project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

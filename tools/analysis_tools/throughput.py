@@ -1,7 +1,5 @@
 """Shared by the tools in this folder: size and speed of several models, measured side by side."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Shared by the tools in this folder: plots of the paper's accuracies over throughput."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks that neck and heads match the channels of the backbone."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

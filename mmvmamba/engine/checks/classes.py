@@ -1,7 +1,5 @@
 """Checks that a data set, its annotation file and the heads of a model have the same classes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

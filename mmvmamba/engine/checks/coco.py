@@ -1,7 +1,5 @@
 """Checks of COCO annotation files."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Checks that the files and folders of data loaders and evaluators exist."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of loaded samples, before augmentation hides what is wrong with them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ The main processes handle SIGTERM and the like in ``mmvmamba/engine/hooks/preemp
 this module keeps the same signals from ending their workers.
 """
 
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import os

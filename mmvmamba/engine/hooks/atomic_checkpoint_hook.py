@@ -1,7 +1,5 @@
 """Crash-safe checkpoint saving."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Averaging of BatchNorm statistics where SyncBN cannot run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.dist import all_reduce_params

@@ -1,7 +1,5 @@
 """Detection of unusable images and annotations in the training data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process

@@ -1,7 +1,5 @@
 """Renaming and checking of the checkpoint that a run loads."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.hooks import Hook

@@ -1,7 +1,5 @@
 """Warning about predictions that depend on the batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.hooks import Hook

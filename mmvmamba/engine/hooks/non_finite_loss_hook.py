@@ -1,7 +1,5 @@
 """Stopping of a diverged run before it overwrites the last good checkpoint."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Handling of SIGTERM: save and exit when a cluster takes the machine away."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Sequence

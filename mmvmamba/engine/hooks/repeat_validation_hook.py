@@ -1,7 +1,5 @@
 """Repetition of an interrupted validation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Helpers that several hooks share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper

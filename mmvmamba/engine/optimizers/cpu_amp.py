@@ -1,7 +1,5 @@
 """Automatic mixed precision on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

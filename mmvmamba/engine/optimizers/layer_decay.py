@@ -1,7 +1,5 @@
 """Layer-wise learning rate decay."""
 
-from __future__ import annotations
-
 import functools
 
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper

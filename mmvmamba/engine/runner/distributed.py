@@ -1,7 +1,5 @@
 """Distributed runs without a GPU, where MMEngine assumes CUDA."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Mapping
 from typing import Any

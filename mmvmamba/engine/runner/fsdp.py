@@ -1,7 +1,5 @@
 """Sharded training with FullyShardedDataParallel: wrapping policy and checkpoints."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy

@@ -1,7 +1,5 @@
 """MMEngine's runners with checks of the config and support for processes without a GPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.config import Config

@@ -1,6 +1,6 @@
 """Speed and memory of VMamba beside Swin, ConvNeXt and DeiT.
 
-Each model returns the normalised features of its last stage. Inference runs without gradients;
+Each model returns the normalized features of its last stage. Inference runs without gradients;
 a training step is forward, and backward from random gradients, without an optimizer. AMP is
 bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
 The others are mmpretrain's, or else timm's or torchvision's: the first of the three that can be
@@ -58,7 +58,7 @@ def _identity_core(x: torch.Tensor, *_) -> torch.Tensor:
 
 
 def build_vmamba(scale: str, core: bool = True) -> nn.Module:
-    """VMamba up to the normalised map of its last stage; ``core=False``: without the scans."""
+    """VMamba up to the normalized map of its last stage; ``core=False``: without the scans."""
     model = VMambaNet(SCALES[scale], out_indices=(3,), drop_path_rate=DROP_PATH[scale])
     if not core:
         for module in model.modules():
@@ -68,7 +68,7 @@ def build_vmamba(scale: str, core: bool = True) -> nn.Module:
 
 
 def build_peer(family: str, scale: str, size: tuple[int, int], source: str) -> nn.Module:
-    """Build a peer's backbone up to the normalised map of its last stage.
+    """Build a peer's backbone up to the normalized map of its last stage.
 
     Args:
         family (str): 'swin', 'convnext' or 'deit'.
@@ -105,7 +105,7 @@ class TimmFeatures(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        # ConvNeXt normalises in its head.
+        # ConvNeXt normalizes in its head.
         self.norm = model.head.norm if type(model).__name__ == 'ConvNeXt' else nn.Identity()
 
     def forward(self, x):
@@ -228,7 +228,7 @@ def compare(
     times = measure.interleave(calls, device, args.seconds, args.min_rounds)
     rows = []
     for name, samples in times.items():
-        row = dict(model=name, height=size[0], width=size[1], **where, **measure.summarise(samples))
+        row = dict(model=name, height=size[0], width=size[1], **where, **measure.summarize(samples))
         row['source'] = 'mmvmamba' if name.startswith('vmamba') else args.peers
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)

@@ -48,7 +48,7 @@ def build_detector(config: str, device: torch.device) -> nn.Module:
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
 
-    # MMEngine would name the initialisation of each parameter.
+    # MMEngine would name the initialization of each parameter.
     MMLogger.get_current_instance().setLevel('WARNING')
     init_default_scope('mmdet')
     cfg = get_config(config) if '::' in config else Config.fromfile(config)
@@ -126,7 +126,7 @@ def compare(
     times = measure.interleave(calls, device, args.seconds, args.min_rounds)
     rows = []
     for name, samples_of_time in times.items():
-        row = dict(model=name, **where, **measure.summarise(samples_of_time))
+        row = dict(model=name, **where, **measure.summarize(samples_of_time))
         if not args.no_memory:
             extra = measure.extra_memory(calls[name], device)
             row['extra_mib'] = round(extra / MIB, 1)

@@ -356,7 +356,7 @@ class Check:
 
     # ---- the end ---------------------------------------------------------------------------------
 
-    def summarise(self, numbers: Sequence[int]) -> int:
+    def summarize(self, numbers: Sequence[int]) -> int:
         """Write ``summary.json`` and ``summary.md``, and print the latter.
 
         Returns:
@@ -368,7 +368,7 @@ class Check:
             record['status'], record['reason'] = self.state(number)
         self.save()
         text = gpu_report.summary_text(self.results)
-        summary = json.dumps(gpu_report.summarise(self.results), indent=1)
+        summary = json.dumps(gpu_report.summarize(self.results), indent=1)
         (self.out / 'summary.json').write_text(summary + '\n', encoding='utf-8')
         (self.out / 'summary.md').write_text(text, encoding='utf-8')
         statuses = {EXIT_STATUS[self.record(number)['status']] for number in numbers}
@@ -484,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check.run(args.steps)
     finally:
         check.end_child()
-        status = check.summarise(args.steps)
+        status = check.summarize(args.steps)
     return status
 
 

@@ -404,7 +404,7 @@ FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
 }
 
 
-def summarise(results: Row) -> Row:
+def summarize(results: Row) -> Row:
     """Return the contents of ``summary.json``."""
     steps = {}
     for step in STEPS:

@@ -284,7 +284,7 @@ def measure_calls(
     rows = []
     for name in training:
         row = dict(candidate=name, **where)
-        stats, training_stats = measure.summarise(forward[name]), measure.summarise(training[name])
+        stats, training_stats = measure.summarize(forward[name]), measure.summarize(training[name])
         row.update(forward_ms=stats['median_ms'], training_ms=training_stats['median_ms'])
         row.update(forward_spread=stats['spread'], training_spread=training_stats['spread'])
         row['training_over_forward'] = round(row['training_ms'] / row['forward_ms'], 3)

@@ -26,7 +26,7 @@ KINDS = {
     'scan': ('mmvmamba::',),
     'matrix product': ('addmm', 'aten::mm', 'bmm', 'mkl_linear', 'linear_pointwise', '_linear'),
     'convolution': ('conv',),
-    'normalisation': ('norm',),
+    'normalization': ('norm',),
     'attention': ('scaled_dot_product', 'softmax'),
     'activation': ('gelu', 'silu', 'relu'),
     'copy': ('copy', 'clone', 'contiguous', 'cat', 'stack', 'roll', 'pad', 'index'),

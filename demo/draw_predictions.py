@@ -23,7 +23,7 @@ def draw_predictions(
     cfg: Config, checkpoint: str, out_dir: Path, device: str = 'cpu', num_images: int = 12
 ) -> None:
     """Draw predictions of test images, spread evenly over the data, and a contact sheet."""
-    # mmdet's visualizer draws the colours of the instances at random.
+    # mmdet's visualizer draws the colors of the instances at random.
     np.random.seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)

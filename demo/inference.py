@@ -87,7 +87,7 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
 
 
 def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
-    """Return names and colours of the classes, of the checkpoint or else of the test data."""
+    """Return names and colors of the classes, of the checkpoint or else of the test data."""
     meta = checkpoint.get('meta') or {} if isinstance(checkpoint, Mapping) else {}
     if meta.get('dataset_meta'):
         return {key.lower(): value for key, value in meta['dataset_meta'].items()}

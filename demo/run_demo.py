@@ -41,7 +41,6 @@ REPO = Path(__file__).resolve().parent.parent
 #: The lines of a tool's output that are shown; all of them go to a log file.
 PROGRESS = re.compile(r'\b(Epoch|Iter)\((train|val|test)\)|^[|+].*[|+]$|\d+ of \d+ images')
 LOG_PREFIX = re.compile(r'^.*? - mmengine - \w+ - ')
-NUM_STEPS = 8
 
 
 class Metric(NamedTuple):
@@ -78,6 +77,7 @@ TASKS = (
         {'mIoU': Metric('mIoU', 0.01, 0.70)},
     ),
 )
+NUM_STEPS = 2 + 3 * len(TASKS)  # data; training, test and drawing of each task; comparison
 steps = itertools.count(1)
 
 

@@ -39,16 +39,16 @@ def draw_orders() -> None:
         ax.plot(x, y, color=GREY, linewidth=1, zorder=1)
         ax.scatter(x, y, s=330, c=np.arange(len(x)), cmap='Blues', vmin=-8, edgecolors=BLUE)
         for step, (column, row) in enumerate(zip(x, y, strict=True)):
-            colour = 'white' if step > 9 else 'black'
-            ax.text(column, row, step, ha='center', va='center', fontsize=8, color=colour)
+            color = 'white' if step > 9 else 'black'
+            ax.text(column, row, step, ha='center', va='center', fontsize=8, color=color)
         ax.set(title=title, xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6), aspect='equal')
         ax.axis('off')
     figure.savefig(OUT / 'scan_orders.png', dpi=110, bbox_inches='tight')
 
 
-def draw_boxes(ax: Axes, y: float, colour: str, labels: list[str]) -> None:
+def draw_boxes(ax: Axes, y: float, color: str, labels: list[str]) -> None:
     for i, label in enumerate(labels):
-        ax.add_patch(plt.Rectangle((i * 3, y), 2.6, 0.7, facecolor=colour, edgecolor='black'))
+        ax.add_patch(plt.Rectangle((i * 3, y), 2.6, 0.7, facecolor=color, edgecolor='black'))
         ax.text(i * 3 + 1.3, y + 0.35, label, ha='center', va='center', fontsize=9)
 
 
@@ -90,8 +90,8 @@ def draw_bytes() -> None:
     for row, steps in enumerate(bars.values()):
         left = 0
         for i, (name, size) in enumerate(steps.items()):
-            colour = plt.colormaps['tab20c'](row * 4 + i % 4)
-            ax.barh(row, size, left=left, color=colour, edgecolor='white')
+            color = plt.colormaps['tab20c'](row * 4 + i % 4)
+            ax.barh(row, size, left=left, color=color, edgecolor='white')
             label = f'{name}\n{size}' if size > 4 else str(size)
             ax.text(left + size / 2, row, label, ha='center', va='center', fontsize=7.5)
             left += size

@@ -47,10 +47,10 @@ def test_help_describes_the_options(name):
 
 
 def test_summary_is_median_and_interquartile_range():
-    row = measure.summarise([0.004, 0.001, 0.002, 0.003, 0.100])
+    row = measure.summarize([0.004, 0.001, 0.002, 0.003, 0.100])
     assert row['median_ms'] == 3 and row['min_ms'] == 1 and row['rounds'] == 5
     assert row['spread'] == pytest.approx(2 / 3, abs=1e-4)
-    assert measure.summarise([0.5]) == dict(median_ms=500, min_ms=500, spread=0, rounds=1)
+    assert measure.summarize([0.5]) == dict(median_ms=500, min_ms=500, spread=0, rounds=1)
 
 
 def test_interleaves_the_calls(monkeypatch):

@@ -164,7 +164,7 @@ def run(tmp_path, monkeypatch):
         command = (sys.executable, str(script))
         check = gpu_check.Check(out, device, minutes, command)
         check.run(numbers)
-        status = check.summarise(numbers)
+        status = check.summarize(numbers)
         check.log_file.close()
         results = json.loads((out / 'results.json').read_text())
         return {int(number): record for number, record in results['steps'].items()}, status
@@ -637,7 +637,7 @@ def test_peers_of_other_packages(package, family):
     model = backbone.build_model(f'{family}-t', (64, 64), package).eval()
     with torch.no_grad():
         y = model(torch.randn(1, 3, 64, 64))
-    # The map of the last stage, with channels last or first, normalised over its channels.
+    # The map of the last stage, with channels last or first, normalized over its channels.
     assert sorted(y.shape) == [1, 2, 2, 768]
     y = y.movedim(list(y.shape).index(768), -1)
     torch.testing.assert_close(y.mean(-1), torch.zeros(1, 2, 2), rtol=0, atol=1e-4)

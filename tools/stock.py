@@ -17,7 +17,7 @@ import numpy as np
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.nn.settings import similar
+from mmvmamba.nn.settings import did_you_mean
 from mmvmamba.registry import register_config_packages
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         print('\n'.join(tools))
         return
     if args.tool not in tools:
-        raise UserError(f'{args.package} has no tool {args.tool!r}{similar(args.tool, tools)}')
+        raise UserError(f'{args.package} has no tool {args.tool!r}{did_you_mean(args.tool, tools)}')
     register_config_packages()
     if (args.package, args.tool) == ('mmseg', 'analysis_tools/browse_dataset.py'):
         draw_on_contiguous_images()

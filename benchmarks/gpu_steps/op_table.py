@@ -41,7 +41,7 @@ def copy_bandwidth(context: Context) -> Row:
     source = torch.randn(2**28 if context.cuda else 2**22, device=device)  # 1 GiB on a GPU
     target = torch.empty_like(source)
     times = measure.interleave({'copy': lambda: target.copy_(source)}, device, 1.0)
-    seconds = measure.summarise(times['copy'])['median_ms'] / 1e3
+    seconds = measure.summarize(times['copy'])['median_ms'] / 1e3
     return dict(gb_per_s=round(2 * source.nbytes / seconds / 1e9, 1))
 
 

@@ -79,7 +79,7 @@ def time_scan(
     calls = dict(forward=forward, training=training)
     times = measure.interleave(calls, where, seconds, rounds)
     ns = {
-        name: measure.summarise(samples)['median_ms'] * 1e6 / inputs['x'].numel() / len(pattern)
+        name: measure.summarize(samples)['median_ms'] * 1e6 / inputs['x'].numel() / len(pattern)
         for name, samples in times.items()
     }
     backward = ns['training'] - ns['forward']

@@ -33,7 +33,7 @@ dataset_type = 'BaseSegDataset'
 data_root = demo.data_root
 metainfo = dict(
     classes=(*demo.things, *demo.stuff),
-    palette=[list(colour) for colour in (*demo.things_palette, *demo.stuff_palette)],
+    palette=[list(color) for color in (*demo.things_palette, *demo.stuff_palette)],
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),

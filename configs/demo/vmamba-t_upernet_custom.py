@@ -15,7 +15,7 @@ classes = (
     'space',
     'wood',
 )
-# A colour (RGB) for each class, to draw it.
+# A color (RGB) for each class, to draw it.
 palette = [
     [220, 140, 60],
     [250, 220, 60],

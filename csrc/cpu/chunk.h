@@ -194,7 +194,7 @@ class ChunkSum {
   V parts_[kParts] = {};
 };
 
-// Aligned scratch memory of one thread, handed out in pieces; not initialised.
+// Aligned scratch memory of one thread, handed out in pieces; not initialized.
 template <typename V>
 class Scratch {
  public:

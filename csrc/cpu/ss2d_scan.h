@@ -6,7 +6,7 @@
 namespace mmvmamba {
 
 // Sizes and the split of the work, which depends on sizes alone: results do not depend on the
-// number of threads. An item of work is one sample and one group of neighbouring channels.
+// number of threads. An item of work is one sample and one group of neighboring channels.
 struct SS2DSizes {
   int64_t batch, height, width, channels, directions, rank, states;
   int64_t groups;         // of channels, for each sample

@@ -446,7 +446,7 @@ struct BackwardScan {
         });
       }
       if (kSummary) {
-        summarise_group(block, a, item, k, first, done, shared);
+        summarize_group(block, a, item, k, first, done, shared);
       } else {
         differentiate_group(block, a, item, k, first, done, chunk, shared);
       }
@@ -459,7 +459,7 @@ struct BackwardScan {
   }
 
   template <class Block>
-  static MMVMAMBA_BLOCK void summarise_group(Block& block, const Args& a, const Item& item,
+  static MMVMAMBA_BLOCK void summarize_group(Block& block, const Args& a, const Item& item,
                                              int64_t k, int64_t first, int64_t done,
                                              const Shared& shared) {
     const ScanSizes& s = a.sizes;

@@ -1,7 +1,7 @@
 // What the blocks of the forward and the backward share: their place in the work, the positions of
 // a chunk, rows of shared values, time steps.
 //
-// A block is `lanes` threads over neighbouring channels times kWalkers threads over the positions
+// A block is `lanes` threads over neighboring channels times kWalkers threads over the positions
 // of a chunk, kTile positions each. Its body is written in phases, `block.each(f)`: f runs for each
 // thread, then all wait for each other. On the GPU the threads run side by side; the host harness
 // of the tests runs them one after the other, in either order, with these very functions. So no

@@ -1,4 +1,4 @@
-"""SS2D written as attention, and attention itself, as maps of one position over the others.
+"""Activation maps of SS2D and of attention: the weight of every position for one query.
 
 A scan is a causal linear attention with a decay (VMamba, arXiv 2401.10166, Sec. 5.2): along its
 path, for channel c, y_t = sum over s <= t of M[t, s] v_s + D x_t, with v = dt x and
@@ -23,10 +23,11 @@ _MATRICES = 6
 
 
 @dataclass
-class Path:
+class ScanPath:
     """One scan direction of an SS2D: M sequences of L positions, C channels and S states.
 
-    All tensors but ``index`` are float64.
+    The ``form`` of a map is 'qk' (C_t . B_s) or 'decay' (with the decay between s and t). All
+    tensors but ``index`` are float64.
     """
 
     index: Tensor  # positions y * W + x on the map, along the path (M, L)
@@ -53,7 +54,7 @@ class Path:
         return torch.cat([found, found.new_zeros(L - t - 1, C)])
 
     def row(self, query: int, form: str) -> Tensor:
-        """Return the map of a query in the order of its path (L), a mean over channels."""
+        """Return the map of a query in the order of its path (L), with decay the channels' mean."""
         m, t = self.locate(query)
         if form == 'decay':
             return self.weights(m, t).mean(-1)
@@ -88,25 +89,25 @@ class ScanMaps:
 
     Args:
         shape (tuple[int, int]): Height and width of the map.
-        passes (list[list[Path]]): Directions whose outputs are added. The cascade has two passes,
-            rows and then columns, the others one.
+        passes (list[list[ScanPath]]): Directions whose outputs are added. The cascade has two
+            passes, rows and then columns, the others one.
     """
 
     forms = ('qk', 'decay')
 
     shape: tuple[int, int]
-    passes: list[list[Path]] = field(default_factory=list)
+    passes: list[list[ScanPath]] = field(default_factory=list)
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[ScanPath]:
         """The directions of all passes."""
         return [path for paths in self.passes for path in paths]
 
-    def in_path_order(self, path: Path, query: int, form: str) -> Tensor:
+    def in_path_order(self, path: ScanPath, query: int, form: str) -> Tensor:
         """Return a direction's map of a query, with a line of the path in each row."""
         return path.row(query, form).view(-1, path.line)
 
-    def in_image_order(self, path: Path, query: int, form: str) -> Tensor:
+    def in_image_order(self, path: ScanPath, query: int, form: str) -> Tensor:
         """Return a direction's map of a query (H, W)."""
         m, _ = path.locate(query)
         out = path.dt.new_zeros(self.shape).flatten()

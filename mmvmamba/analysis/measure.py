@@ -110,7 +110,7 @@ def _sample(call: Call, repeats: int, device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3 / repeats
 
 
-def summarise(times: Sequence[float]) -> Row:
+def summarize(times: Sequence[float]) -> Row:
     """Return the median, minimum and spread (interquartile range over median) of seconds."""
     median = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4, method='inclusive') if times[1:] else (0, 0, 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmvmamba.nn import SS2D, VMambaNet
 from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, resolve_pattern, to_sequence
 
-from .activation_map import AttentionMaps, Maps, Path, ScanMaps
+from .activation_map import AttentionMaps, Maps, ScanMaps, ScanPath
 
 
 def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
@@ -82,7 +82,7 @@ def _record_scans(module: SS2D, records: list[Maps], stack: ExitStack) -> None:
     stack.callback(delattr, module, 'core')
 
 
-def _paths(index: Tensor, *scan_arguments: Any) -> list[Path]:
+def _paths(index: Tensor, *scan_arguments: Any) -> list[ScanPath]:
     """Return the directions of one call of :func:`mmvmamba.ops.ss2d_scan`."""
     *tensors, pattern = scan_arguments
     x, proj, dt_weight, dt_bias, A, D = (v.detach().double() for v in tensors)
@@ -92,8 +92,8 @@ def _paths(index: Tensor, *scan_arguments: Any) -> list[Path]:
         low, B, C = to_sequence(proj[:, :, :, k], order).split([rank, states, states], -1)
         dt = F.softplus(low @ dt_weight[k].T + dt_bias[k])
         line = x.shape[1] if order in (COLUMN, COLUMN_REVERSED) else x.shape[2]
-        places = to_sequence(index, order).squeeze(-1)
-        paths.append(Path(places, to_sequence(x, order), dt, A[k], B, C, D[k], line))
+        positions = to_sequence(index, order).squeeze(-1)
+        paths.append(ScanPath(positions, to_sequence(x, order), dt, A[k], B, C, D[k], line))
     return paths
 
 

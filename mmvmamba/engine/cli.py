@@ -11,7 +11,7 @@ from mmengine.runner import FlexibleRunner
 
 from mmvmamba.engine.runner.distributed import runs_on_cpu
 from mmvmamba.models.loading import is_local, use_safe_loader
-from mmvmamba.nn.settings import similar
+from mmvmamba.nn.settings import did_you_mean
 
 from .errors import UserError, as_user_error
 
@@ -71,7 +71,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not os.path.isfile(args.config):
         files = glob.glob(os.path.join(os.path.dirname(args.config), '*.py'))
-        raise UserError(f'config {args.config!r} does not exist{similar(args.config, files)}')
+        raise UserError(f'config {args.config!r} does not exist{did_you_mean(args.config, files)}')
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # the Python code of a config may raise anything
@@ -153,7 +153,7 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
         top = key.split('.')[0]
         if top not in allowed:
             raise UserError(
-                f'--cfg-options {key}: the config has no {top!r}{similar(top, allowed)}'
+                f'--cfg-options {key}: the config has no {top!r}{did_you_mean(top, allowed)}'
             )
     try:
         cfg.merge_from_dict(options)

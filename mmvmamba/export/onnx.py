@@ -112,7 +112,7 @@ def _part(x: ir.Value, start: int, end: int, axis: int) -> ir.Value:
 
 
 def _softplus(x: ir.Value) -> ir.Value:
-    """Return log(1 + exp(x)) by ops that runtimes vectorise; their Softplus is often scalar.
+    """Return log(1 + exp(x)) by ops that runtimes vectorize; their Softplus is often scalar.
 
     Softplus also loses the digits of a small time step in 1 + exp(x), an error that a long memory
     adds up. The rounding error of the sum is added to its logarithm, whose slope there is 1.

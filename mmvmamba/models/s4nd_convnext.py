@@ -25,7 +25,7 @@ class AxisKernel(nn.Module):
 
     K_l = 2 Re(sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l)), the response of the state space
     model x' = A x + u, y = 2 Re(C x) to an impulse that is held for a step dt. All channels share
-    A, which is initialised to -1/2 + i pi n; each channel has its own dt and C. ``d_state`` counts
+    A, which is initialized to -1/2 + i pi n; each channel has its own dt and C. ``d_state`` counts
     real states: two for each complex one.
     """
 
@@ -121,10 +121,10 @@ class S4NDConvNeXt(BaseModule):
         d_state (int): Number of states of each SSM, even. Defaults to 64.
         drop_path_rate (float): Drop-path rate of the last block. It increases linearly from 0 at
             the first block. Defaults to 0.1.
-        out_indices (Sequence[int]): The stages whose normalised maps are returned, in this order,
+        out_indices (Sequence[int]): The stages whose normalized maps are returned, in this order,
             with strides 4, 8, 16 and 32. A negative index counts from the last stage.
             Defaults to (-1,).
-        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine.
+        init_cfg (dict | list[dict], optional): Initialization config of MMEngine.
             Defaults to None.
 
     Raises:

@@ -112,7 +112,7 @@ class Vim(BaseModule):
         with_cp (bool): Whether to recompute each block in the backward pass to save memory.
             Defaults to False.
         backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
-        init_cfg (dict | list[dict], optional): Initialisation config of MMEngine.
+        init_cfg (dict | list[dict], optional): Initialization config of MMEngine.
             Defaults to None.
 
     Raises:

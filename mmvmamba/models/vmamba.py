@@ -16,7 +16,7 @@ from .loading import check_backbone, load_pretrained, rename_for_image_classifie
 _HINTS = {
     'pretrained': "use init_cfg=dict(type='Pretrained', checkpoint=FILE)",
     'norm_eval': (
-        'leave it out: VMamba normalises with LayerNorm, which has no running statistics, and '
+        'leave it out: VMamba normalizes with LayerNorm, which has no running statistics, and '
         'frozen stages stay in eval mode'
     ),
 }
@@ -45,7 +45,7 @@ class VMamba(VMambaNet, BaseModule):
             Defaults to False.
         in_channels (int): Number of image channels. Defaults to 3.
         backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
-        init_cfg (dict | list[dict], optional): Initialisation config.
+        init_cfg (dict | list[dict], optional): Initialization config.
             ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` loads a released classifier,
             detector or segmentor; ``prefix`` selects a part of a larger model. MMEngine handles
             the other types, which come before files in a list. Defaults to None.
@@ -132,7 +132,7 @@ class VMamba(VMambaNet, BaseModule):
         rename_for_image_classifier(self, state_dict, prefix)
 
     def init_weights(self) -> None:
-        """Initialise the weights once, from a file if ``init_cfg`` names one.
+        """Initialize the weights once, from a file if ``init_cfg`` names one.
 
         Raises:
             FileNotFoundError: If the file does not exist.

@@ -12,7 +12,7 @@ from .settings import (
     check_conv_kernel,
     check_settings,
     check_width,
-    similar,
+    did_you_mean,
 )
 from .ss2d import GATES, OUT_NORMS, SCANS, SS2D, SSM_INITS
 
@@ -46,8 +46,8 @@ class Arch:
         act (str): SS2D's activation: 'silu', 'gelu', 'relu' or 'sigmoid'.
         scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then
             columns).
-        ssm_init (str): Initialisation of the SSM: 'mamba', 'random' or 'zero'.
-        out_norm (str): Normalisation after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
+        ssm_init (str): Initialization of the SSM: 'mamba', 'random' or 'zero'.
+        out_norm (str): Normalization after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
             'softmax' or 'sigmoid'.
         out_act (bool): Whether a GELU follows ``out_norm``.
         ssm_drop_rate (float): Dropout of SS2D's result.
@@ -57,7 +57,7 @@ class Arch:
         mlp_drop_rate (float): Dropout in the MLP.
         norm (str): The norms outside SS2D: 'ln' or 'bn'.
         stem (str): 'conv' or 'patch'.
-        stem_norm (bool): Whether the stem's convolutions are normalised.
+        stem_norm (bool): Whether the stem's convolutions are normalized.
         downsample (str): 'conv' (3x3), 'conv2x2' or 'merging'.
         patch_size (int): Side of a patch (pixels), even: the stride of the stem 'patch'. Both
             convolutions of the stem 'conv' have half of it as their stride.
@@ -192,6 +192,6 @@ def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
     allowed = list(dict.fromkeys([*arguments, *(f.name for f in dataclasses.fields(Arch))]))
     unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:
-        hint = similar(str(unknown[0]), allowed)
+        hint = did_you_mean(str(unknown[0]), allowed)
         kind = 'settings' if arguments else 'architecture settings'
         raise ValueError(f'unknown {kind} {unknown}{hint}; allowed are {allowed}')

@@ -1,4 +1,4 @@
-"""Optimisations of the network for CPUs, apart from the plain modules.
+"""Optimizations of the network for CPUs, apart from the plain modules.
 
 - In inference, with the same values: activations in the memory of their input, and the MLP of a
   large map in slabs of positions.

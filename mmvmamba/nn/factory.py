@@ -38,7 +38,7 @@ def create_model(
         pretrained (str | PathLike | bool): A released file or a checkpoint of a training. Its last
             layer is left out if its number of classes differs. Defaults to False, random weights.
         num_classes (int): Classes; 0 for the pooled map (N, C). Defaults to 1000.
-        features_only (bool): Whether to return the normalised maps (N, C, H, W) of the stages, as
+        features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.
         out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
             a negative one counts from the last. Defaults to None, all.

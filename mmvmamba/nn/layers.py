@@ -20,7 +20,7 @@ NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
 
 
 def reset_linear(layer: nn.Linear) -> None:
-    """Initialise a linear layer as the authors do."""
+    """Initialize a linear layer as the authors do."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -72,7 +72,7 @@ def channels_first() -> Permute:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Normalise a map (N, H, W, C) with a norm of :data:`NORMS`."""
+    """Normalize a map (N, H, W, C) with a norm of :data:`NORMS`."""
     if isinstance(norm, nn.LayerNorm):
         return norm(x)
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # BatchNorm takes (N, C, H, W)
@@ -164,7 +164,7 @@ def conv2x2_downsample(dim: int, out_dim: int, norm: str = 'ln') -> nn.Sequentia
 
 
 class PatchMerging(nn.Module):
-    """Stack 2x2 neighbours, normalise and project them, as Swin does (arXiv 2103.14030).
+    """Stack 2x2 neighbors, normalize and project them, as Swin does (arXiv 2103.14030).
 
     An odd map is padded with zeros at its bottom and right.
     """

@@ -92,7 +92,7 @@ def build_classifier(
     """Build norm, pooling and linear layer, by the names in the released files."""
     layers: dict[str, nn.Module] = {'norm': NORMS[arch.norm](arch.dims[-1])}
     layers['permute'] = channels_first()
-    if arch.norm == 'bn':  # normalises maps (N, C, H, W)
+    if arch.norm == 'bn':  # normalizes maps (N, C, H, W)
         layers = dict(reversed(layers.items()))
     layers |= build_pooling(global_pool)
     if drop_rate:
@@ -111,7 +111,7 @@ class VMambaNet(TimmMethods):
             :class:`mmvmamba.nn.Arch`. Defaults to 'tiny'.
         in_channels (int): Channels of the images. Defaults to 3.
         num_classes (int): Classes of the classifier; 0 for its pooled input. Defaults to 1000.
-        out_indices (Sequence[int], optional): The stages whose normalised maps a backbone
+        out_indices (Sequence[int], optional): The stages whose normalized maps a backbone
             returns, in this order; a negative one counts from the last. Stages after the last one
             of them do not run and get no gradient. Defaults to None, a classifier.
         frozen_stages (int): The stem and the first ``frozen_stages`` stages (with the
@@ -266,7 +266,7 @@ class VMambaNet(TimmMethods):
         return x
 
     def forward_stages(self, x: Tensor, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the normalised maps (N, d_i, H_i, W_i) of these stages."""
+        """Images (N, 3, H, W) -> the normalized maps (N, d_i, H_i, W_i) of these stages."""
         x = self.stem(x)
         maps, last = {}, max(out_indices)
         for i, stage in enumerate(self.layers):

@@ -131,7 +131,7 @@ def check_images(x: Any, in_channels: int, min_side: int) -> None:
         )
 
 
-def similar(name: str, allowed: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the similar names."""
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return '; did you mean a or b?' for the names close to an unknown one, or ''."""
     near = difflib.get_close_matches(name, list(allowed), n=3)
     return f'; did you mean {" or ".join(near)}?' if near else ''

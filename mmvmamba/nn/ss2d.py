@@ -33,7 +33,7 @@ def _depthwise3(dim: int) -> list[nn.Module]:
     return [channels_first(), conv, channels_last()]
 
 
-#: Normalisations after the scan, over (N, H, W, C), for C channels. The indices of the layers in a
+#: Normalizations after the scan, over (N, H, W, C), for C channels. The indices of the layers in a
 #: sequence are part of the keys in the authors' files.
 OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
     'ln': nn.LayerNorm,
@@ -130,7 +130,7 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def reset_ssm_parameters(self, ssm_init: str) -> None:
-        """Initialise the SSM's parameters (VMamba's appendix; Mamba's code for 'mamba')."""
+        """Initialize the SSM's parameters (VMamba's appendix; Mamba's code for 'mamba')."""
         bound = self.d_inner**-0.5
         self.x_proj_weight.uniform_(-bound, bound)
         self.Ds.fill_(1)
@@ -217,7 +217,7 @@ class SS2D(nn.Module):
         return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern
 
     def cascade_core(self, x: Tensor) -> Tensor:
-        """Scan each row both ways, then each column of the result, normalised in between."""
+        """Scan each row both ways, then each column of the result, normalized in between."""
         channels = x.shape[3:]
         x = F.layer_norm(x, channels).to(x.dtype)
         y = self._row_core(x)

@@ -154,7 +154,7 @@ class TimmMethods(nn.Module):
             x (Tensor): The images.
             indices (int | Sequence[int], optional): The stages (negative ones count from the
                 last), or the number of last stages. Defaults to None, all.
-            norm (bool): Whether to normalise the map of the last stage by the classifier's norm.
+            norm (bool): Whether to normalize the map of the last stage by the classifier's norm.
                 Defaults to False.
             stop_early (bool): Whether to skip everything after the last of these stages.
                 Defaults to False.

@@ -36,7 +36,7 @@ def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
         raise ValueError(
             f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {tuple(pattern)}'
         )
-    return tuple(pattern)
+    return tuple(int(order) for order in pattern)
 
 
 def to_sequence(x: Tensor, order: int) -> Tensor:

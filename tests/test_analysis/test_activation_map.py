@@ -6,8 +6,8 @@ import torch
 
 from mmvmamba.analysis.activation_map import (
     AttentionMaps,
-    Path,
     ScanMaps,
+    ScanPath,
     rollout,
     rollout_bytes,
 )
@@ -159,7 +159,7 @@ def test_memory_of_a_rollout_is_about_what_is_said():
     """In matrices of all positions by all positions, where these are large."""
     size = 48 * 64
     value = torch.rand(1, size, 2, dtype=torch.float64)
-    path = Path(
+    path = ScanPath(
         torch.arange(size)[None], value, value, -value[0, :2], value, value, value[0, 0], line=64
     )
     maps = ScanMaps((48, 64), [[path, path]])

@@ -170,7 +170,7 @@ def test_a_failed_load_changes_nothing(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_weights_are_not_initialised_twice(tmp_path):
+def test_weights_are_not_initialized_twice(tmp_path):
     state = classifier_state()
     path = save(tmp_path, {'model': state})
     model = VMamba(THIN, init_cfg=dict(type='Pretrained', checkpoint=str(path)))

@@ -166,7 +166,7 @@ def test_bad_arch_lists_the_names():
         (dict(frozen_stages=5), ValueError, r'frozen_stages.*5'),
         (dict(drop_path_rate=1.5), ValueError, r'drop_path_rate.*1.5'),
         (dict(scan='zigzag'), ValueError, 'scan.*zigzag'),
-        (dict(colour='red'), ValueError, 'colour'),
+        (dict(color='red'), ValueError, 'color'),
         (dict(depths=(1, 0, 1, 1)), ValueError, 'depths'),
         (dict(out_indices=(0, 0)), ValueError, 'out_indices'),
         (dict(out_indices=(3, -1)), ValueError, 'out_indices'),

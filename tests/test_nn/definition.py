@@ -67,7 +67,7 @@ def scan_map(x, orders, p):
 
 
 def cascade(x, p):
-    """Rows both ways with directions 0 and 1, then columns with 2 and 3, normalised before each."""
+    """Rows both ways with directions 0 and 1, then columns with 2 and 3, normalized before each."""
     x, y = layer_norm(x), np.zeros_like(x)
     for i in range(x.shape[0]):
         y[i] = scan_line(x[i], 0, p) + scan_line(x[i, ::-1], 1, p)[::-1]
@@ -77,7 +77,7 @@ def cascade(x, p):
     return out
 
 
-def normalise(y, name, p):
+def normalize(y, name, p):
     if name == 'ln':
         return layer_norm(y, p['out_norm.weight'], p['out_norm.bias'])
     if name == 'dwconv3':
@@ -105,7 +105,7 @@ def ss2d(x, p, gate, conv_kernel, act, scan, out_norm, out_act, **_):
         y = np.stack([cascade(sample, p) for sample in x])
     else:
         y = np.stack([scan_map(sample, ORDERS[scan], p) for sample in x])
-    y = normalise(y, out_norm, p)
+    y = normalize(y, out_norm, p)
     y = activate('gelu', y) if out_act else y
     if z is not None:
         y = y * (activate(act, z) if gate == 'act' else z)

@@ -64,7 +64,7 @@ def test_block_is_two_residual_branches():
 
 
 @pytest.mark.parametrize('size', [(4, 4), (5, 4), (4, 7), (1, 1)], ids=str)
-def test_patch_merging_stacks_the_neighbours(size):
+def test_patch_merging_stacks_the_neighbors(size):
     torch.manual_seed(0)
     layer = PatchMerging(3, 5)
     x = torch.randn(2, *size, 3)

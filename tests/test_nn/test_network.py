@@ -118,7 +118,7 @@ def test_drop_path_grows_linearly():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_linear_layers_are_initialised():
+def test_linear_layers_are_initialized():
     torch.manual_seed(0)
     net = VMambaNet(dict(dims=(64, 128), depths=(1, 1)), num_classes=100)
     for name, module in net.named_modules():

@@ -192,7 +192,7 @@ def test_bad_settings(settings, name):
         SS2D(8, **settings)
 
 
-# ---- initialisation ---------------------------------------------------------------------------
+# ---- initialization ---------------------------------------------------------------------------
 
 
 def softplus(x):
@@ -203,7 +203,7 @@ def uniform_std(low, high):
     return (high - low) / math.sqrt(12)
 
 
-def test_mamba_initialisation():
+def test_mamba_initialization():
     torch.manual_seed(0)
     layer = SS2D(256, d_state=16, ssm_ratio=2.0, ssm_init='mamba')
     bound = layer.dt_rank**-0.5
@@ -220,7 +220,7 @@ def test_mamba_initialisation():
     assert torch.equal(layer.Ds, torch.ones(4 * 512))
 
 
-def test_random_initialisation():
+def test_random_initialization():
     torch.manual_seed(0)
     layer = SS2D(256, d_state=4, ssm_init='random')
     for value, std in ((layer.dt_projs_weight, 0.1), (layer.dt_projs_bias, 0.1), (layer.A_logs, 1)):
@@ -229,7 +229,7 @@ def test_random_initialisation():
     assert torch.equal(layer.Ds, torch.ones_like(layer.Ds))
 
 
-def test_zero_initialisation():
+def test_zero_initialization():
     torch.manual_seed(0)
     layer = SS2D(256, d_state=4, ssm_init='zero')
     for value in (layer.dt_projs_weight, layer.dt_projs_bias):

@@ -119,6 +119,6 @@ def classify(images, p, settings):
 
 
 def features(images, p, settings):
-    """Images (N, 3, H, W) -> the normalised maps (N, C, H, W) of a backbone."""
+    """Images (N, 3, H, W) -> the normalized maps (N, C, H, W) of a backbone."""
     maps = enumerate(stages(images, p, settings))
     return [norm(x, part(p, f'outnorm{i}')).transpose(0, 3, 1, 2) for i, x in maps]

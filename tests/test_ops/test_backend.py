@@ -27,7 +27,7 @@ CHANGES = {
     'first size': (lambda v: torch.cat([v, v[:1]]), ValueError),
     'last size': (lambda v: torch.cat([v, v[..., :1]], dim=-1), ValueError),
     'meta': (lambda v: v.to('meta'), ValueError),
-    'quantised': (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.quint8), TypeError),
+    'quantized': (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.quint8), TypeError),
     'sparse': (lambda v: v.to_sparse(), TypeError),
     'nested': (lambda v: torch.nested.nested_tensor([v.flatten()]), TypeError),
     'jagged': (lambda v: torch.nested.nested_tensor([v], layout=torch.jagged), TypeError),

@@ -139,7 +139,7 @@ def test_in_a_cuda_graph(op):
         assert torch.equal(got, want)
 
 
-def test_no_synchronisation():
+def test_no_synchronization():
     inputs = {k: v.requires_grad_() for k, v in on('cuda', ss2d_inputs(20, 33)).items()}
     native_ss2d_scan(**inputs).sum().backward()
     torch.cuda.set_sync_debug_mode('error')

@@ -18,7 +18,7 @@ TRAIN = os.environ.get('MMVMAMBA_TIMM_TRAIN')
 SCRIPT = """
 import sys
 import timm
-from neighbour import VALUE
+from neighbor import VALUE
 
 assert __name__ == '__main__' and VALUE == 3
 print(sys.argv, timm.is_model('vmamba_tiny'))
@@ -38,7 +38,7 @@ def test_a_script_runs_as_if_by_its_path(tmp_path):
     (tmp_path / 'scripts').mkdir()
     script = tmp_path / 'scripts' / 'script.py'
     script.write_text(SCRIPT)
-    (tmp_path / 'scripts' / 'neighbour.py').write_text('VALUE = 3')
+    (tmp_path / 'scripts' / 'neighbor.py').write_text('VALUE = 3')
     result = run(script, 'DATA', '--model', 'vmamba_tiny', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     want = [str(script), 'DATA', '--model', 'vmamba_tiny']

@@ -82,7 +82,7 @@ def test_other_classes(tmp_path):
 
 
 def test_other_channels(tmp_path):
-    """timm adds up the first convolution's weights for a grey image."""
+    """timm adds up the first convolution's weights for a gray image."""
     state = state_of()
     model = loaded(save(tmp_path, state), in_chans=1)
     weight = state['patch_embed.0.weight'].sum(1, keepdim=True)

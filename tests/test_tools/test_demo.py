@@ -86,8 +86,8 @@ def test_configs_agree_with_the_data(data_root):
     det, seg = (load_config(package) for package in CONFIGS)
     assert list(det.metainfo.classes) == things
     assert list(seg.metainfo.classes) == [*things, 'brick', 'grass', 'gravel', 'space', 'wood']
-    assert [list(colour) for colour in seg.metainfo.palette] == palette[: len(seg.metainfo.classes)]
-    assert [list(colour) for colour in det.metainfo.palette] == palette[: len(things)]
+    assert [list(color) for color in seg.metainfo.palette] == palette[: len(seg.metainfo.classes)]
+    assert [list(color) for color in det.metainfo.palette] == palette[: len(things)]
     assert det.model.roi_head.bbox_head.num_classes == len(things)
     assert seg.model.decode_head.num_classes == len(seg.metainfo.classes)
 
@@ -218,7 +218,7 @@ def test_contact_sheet(draw_predictions):
     sheet = draw_predictions.contact_sheet(pictures)
     assert sheet.shape[:2] == (2 * (346 + 36), 1400)
     for value in (10, 20, 30):
-        assert (sheet == value).all(-1).sum() >= 346 * (692 - 4)  # captions have grey pixels too
+        assert (sheet == value).all(-1).sum() >= 346 * (692 - 4)  # captions have gray pixels too
     assert (sheet[-20:, 720:] == 255).all()
 
 

@@ -112,7 +112,7 @@ class TestExport:
         code, out, err = run_tool(*weights(task), *arguments)
         assert code == 0, err
         assert len(re.findall('largest error', out + err)) == len(OUTPUTS[task])
-        assert largest(r'normalised (\S+)', out + err) < 1e-4
+        assert largest(r'normalized (\S+)', out + err) < 1e-4
         assert re.search(r'ONNX Runtime [\d.]+ ms, PyTorch [\d.]+ ms', out + err)
 
 
@@ -177,7 +177,7 @@ class TestOneModel:
         )  # --check rejects values that are not finite
         code, out, err = run_tool(config, checkpoint, 'half.onnx', *options)
         assert code == 0, err
-        assert largest(r'normalised (\S+)', out + err) < 0.05
+        assert largest(r'normalized (\S+)', out + err) < 0.05
         graph = onnx.load(tmp_path / 'half.onnx').graph
         weights_in_half = [v for v in graph.initializer if v.data_type == onnx.TensorProto.FLOAT16]
         assert len(weights_in_half) > 20

@@ -69,7 +69,7 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path):
     for name, photograph in (('a', 'a.png'), ('b', 'b.jpg')):
         with Image.open(pictures[name]) as picture, Image.open(photographs / photograph) as image:
             assert picture.size == image.size
-            # Something is drawn, on a photograph that can still be recognised.
+            # Something is drawn, on a photograph that can still be recognized.
             drawn = np.asarray(picture.convert('RGB'), dtype=float)
             assert np.abs(drawn - np.asarray(image.convert('RGB'), dtype=float)).mean() > 1
     assert '2 pictures are in my pictures/vis' in out

@@ -221,10 +221,10 @@ test_cfg = dict()
 
 
 def test_train_and_test_a_classifier(run_script, tmp_path):
-    for name, colour in (('dark', 10), ('light', 240)):
+    for name, color in (('dark', 10), ('light', 240)):
         (tmp_path / 'data' / name).mkdir(parents=True)
         for i in range(2):
-            Image.new('RGB', (40, 40), (colour,) * 3).save(
+            Image.new('RGB', (40, 40), (color,) * 3).save(
                 tmp_path / 'data' / name / f'{name}{i}.png'
             )
     (tmp_path / 'cls.py').write_text(CLASSIFIER.format(root=str(tmp_path / 'data')))

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         'tables',
         nargs='*',
         metavar='TABLE',
-        help=f'of {", ".join(ABLATIONS)} (default: all of these)',
+        help=f'one or more of {", ".join(ABLATIONS)} (default: all)',
     )
     figures.add_size(parser, 224)
     throughput.add_arguments(parser)

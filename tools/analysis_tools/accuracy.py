@@ -20,12 +20,13 @@ def top1_accuracy(
 ) -> float:
     """Return the top-1 accuracy of a model on square images, in percent.
 
-    The test is that on ImageNet: the short side is resized to 256/224 of ``side``, then the middle
-    is cut out. The folder has a folder of images for each class, in the order of the classes.
+    As in the usual test on ImageNet, the short side is resized to 256/224 of ``side`` and its
+    center is cropped. The folder has a folder of images for each class, in the order of the
+    classes.
     """
     correct = total = 0
     for images, labels in _batches(folder, side, batch_size):
-        scores = model(model.normalise(images.to(device)))
+        scores = model(model.normalize(images.to(device)))
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise UserError(f'{model.name} must be a classifier to have an accuracy')
         if labels.max() >= scores.shape[1]:

@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     add(
         '--size',
         type=parse_size,
-        help='of the input: 224 or 224x320 (default: a short side of 224)',
+        help='input size, e.g. 224 or 224x320 (default: a short side of 224)',
     )
     add(
         '--no-rollout',
@@ -94,7 +94,7 @@ def find_maps(
     file = None if checkpoint == 'none' else checkpoint
     model = load_model(spec, file, output='map', size=size).to(args.device)
     resized = figures.to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC))
-    pixels = model.normalise(resized.to(args.device))
+    pixels = model.normalize(resized.to(args.device))
     blocks = record(model.net, args.stage, lambda: model(pixels))
     count = len(blocks)
     if not -count <= block < count:

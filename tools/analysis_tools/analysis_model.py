@@ -1,4 +1,4 @@
-"""Shared by the tools in this folder: any model by one word, with its weights and its output."""
+"""Shared by the tools in this folder: build a model from one word of the command line."""
 
 import ast
 import inspect
@@ -24,7 +24,7 @@ from mmvmamba.checkpoint.matching import NEVER_REQUIRED, Matching
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.models.loading import adapt_state_dict, read_checkpoint
 from mmvmamba.nn import ARCHS, VMambaNet
-from mmvmamba.nn.settings import similar
+from mmvmamba.nn.settings import did_you_mean
 from mmvmamba.registry import register_config_packages
 
 #: ImageNet's mean and standard deviation of R, G and B in 0 ... 255.
@@ -61,7 +61,7 @@ class AnalysisModel(nn.Module):
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.eval()
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Turn RGB images (N, 3, H, W) in 0 ... 255, of any dtype, into the network's input."""
         images = images.flip(1) if self.bgr else images
         return (images.to(self.mean) - self.mean) / self.std
@@ -89,7 +89,10 @@ def load_model(
     """
     target, *settings = re.split(r'\+(?=[A-Za-z_]\w*=)', spec)
     options = dict(_parse_setting(text, size) for text in settings)
-    to_map, published = output == 'map', None
+    if output not in ('scores', 'map'):
+        raise ValueError(f"output must be 'scores' or 'map', but got {output!r}")
+    to_map = output == 'map'
+    published = None
     if target in ARCHS:
         net = VMambaNet(target, **options)
         model = AnalysisModel(spec, net, net, to_map)
@@ -166,7 +169,7 @@ def _find_published(name: str) -> tuple[Config, str | None]:
         raise ValueError(
             f'model {name!r} is not an architecture of this package ({", ".join(sorted(ARCHS))}), '
             'a model name of mmpretrain, a config or a module:callable'
-            f'{similar(name, [*ARCHS, *names])}'
+            f'{did_you_mean(name, [*ARCHS, *names])}'
         )
     found = ModelHub.get(name)
     return found.config, found.weights
@@ -243,13 +246,13 @@ def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> Non
     if isinstance(net, VMambaNet):
         tensors, head = convert_state_dict(tensors), ('classifier.head.',)
     else:
-        tensors = resize_positions(adapt_state_dict(net, tensors), net)
+        tensors = resize_position_tensors(adapt_state_dict(net, tensors), net)
         names = [name for name, _ in net.named_children() if name != 'backbone']
         head = tuple(f'{name}.' for name in names) if hasattr(net, 'backbone') else ()
     head = () if needs_head else head
     tensors = {key: value for key, value in tensors.items() if not key.startswith(head)}
     try:
-        # The tensors can be compared after the network's own load hooks have renamed and resized.
+        # Compared only after loading: the network's own load hooks rename and resize.
         result = net.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # another shape
         message = f'checkpoint {checkpoint!r} does not match {model.name}: {error}'
@@ -262,7 +265,7 @@ def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> Non
     MMLogger.get_current_instance().info(f'{model.name}, {checkpoint}: {matching}')
 
 
-def resize_positions(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+def resize_position_tensors(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Resize position embeddings and tables of relative positions of square grids bicubically.
 
     Not all of mmpretrain's load hooks do so, and one needs a function that SciPy removed.

@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         'models',
         nargs='*',
         metavar='MODEL',
-        help=f'of {", ".join(row.name for row in IMAGENET)} (default: all of these); or '
+        help=f'one or more of {", ".join(row.name for row in IMAGENET)} (default: all), or '
         f'{figures.MODEL_HELP}',
     )
     parser.add_argument(

@@ -110,7 +110,7 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
             state = args.trained or f'weights: {model.weights}' if file else model.weights
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
             batches = figures.track(images.split(args.batch_size))
-            field = receptive_field(model, (model.normalise(b.to(args.device)) for b in batches))
+            field = receptive_field(model, (model.normalize(b.to(args.device)) for b in batches))
             panels.append(Panel(name, state, field))
         models.append(panels)
     return models

@@ -57,7 +57,7 @@ def add_size(parser: argparse.ArgumentParser, side: int) -> None:
         '--size',
         type=parse_size,
         default=(side, side),
-        help=f'of the images: {side} or 800x1333 (default: {side})',
+        help=f'image size, e.g. {side} or 800x1333 (default: {side})',
     )
 
 

@@ -138,7 +138,7 @@ def measure_mode(
     how_long = settings.seconds, settings.min_rounds
     times = measure.interleave(calls, device, *how_long, track=figures.track)
     for name, samples in times.items():
-        result = measure.summarise(samples)
+        result = measure.summarize(samples)
         values = [
             round(result['median_ms'] / batch_size, 4),
             round(1e3 * batch_size / result['median_ms'], 3),

@@ -196,7 +196,7 @@ def cut_coins() -> list[CutOut]:
 
 def cut_out(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
     """Crop an object to an RGBA image whose alpha fades over about one pixel at the border."""
-    # One pixel less keeps the colours of the photograph's background out of the fringe.
+    # One pixel less keeps the colors of the photograph's background out of the fringe.
     mask = ndimage.binary_erosion(mask, border_value=1)
     left, top, right, bottom = Image.fromarray(mask).getbbox()
     box = np.s_[top:bottom, left:right]

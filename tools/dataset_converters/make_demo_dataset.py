@@ -41,7 +41,7 @@ ROTATIONS = {'coin': 180.0}
 DEFAULT_ROTATION = 25.0
 # Margin of a crop around its object, as a share of the longer side of the object's box.
 CROP_MARGIN = 0.1
-# Colours of the label maps: no label, the objects, the backgrounds.
+# Colors of the label maps: no label, the objects, the backgrounds.
 PALETTE = bytes.fromhex(
     '000000 dc8c3c fadc3c 963c1e dc1e28 f082b4 3ca0f0 825a5a 46aa46 8c8c96 322878 be9664'
 )
@@ -169,7 +169,7 @@ def transform_object(cut: CutOut, side: int, rng: np.random.Generator) -> Image.
     """Scale, flip, rotate and slightly re-light an object at random, for an image side."""
     scale = rng.uniform(*SCALES.get(cut.category, DEFAULT_SCALE)) * side / max(cut.image.size)
     size = tuple(max(4, round(scale * s)) for s in cut.image.size)
-    # Pillow weighs colours by alpha in resize and rotate: no halo from transparent pixels.
+    # Pillow weighs colors by alpha in resize and rotate: no halo from transparent pixels.
     image = cut.image.resize(size, Image.Resampling.LANCZOS)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -179,7 +179,7 @@ def transform_object(cut: CutOut, side: int, rng: np.random.Generator) -> Image.
 
 
 def relight(image: Image.Image, gain: float | np.ndarray) -> Image.Image:
-    """Multiply the colours of an RGB or RGBA image by a factor, or by one for each channel."""
+    """Multiply the colors of an RGB or RGBA image by a factor, or by one for each channel."""
     pixels = np.asarray(image).astype(float)
     pixels[..., :3] *= gain
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))

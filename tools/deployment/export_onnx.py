@@ -1,7 +1,7 @@
 """Export a classifier, a segmentor, or a detector's backbone and neck to ONNX.
 
 The graph has only ONNX's standard ops, of opset 20. The input is a batch of images (N, C, H, W) as
-the model's data preprocessor returns them: normalised and padded. The outputs are a classifier's
+the model's data preprocessor returns them: normalized and padded. The outputs are a classifier's
 scores before softmax, a segmentor's logits at the size of the input, or a detector's maps.
 
 Example:
@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class ExportedModel(nn.Module):
-    """The exported part of a model, from a batch of normalised images to its outputs."""
+    """The exported part of a model, from a batch of normalized images to its outputs."""
 
     def __init__(self, model: nn.Module, part: str) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ def compare(model: nn.Module, images: Tensor, path: Path) -> None:
         if not math.isfinite(error):
             raise ValueError(f'{path}: {value.name} has values that are not finite')
         relative = error / float(want.std())
-        print(f'{value.name} {got.shape}: largest error {error:.2e}, normalised {relative:.2e}')
+        print(f'{value.name} {got.shape}: largest error {error:.2e}, normalized {relative:.2e}')
     calls = {'onnxruntime': lambda: session.run(None, inputs), 'torch': lambda: model(images)}
     times = measure.interleave(calls, images.device, seconds=10)
-    ort, eager = (measure.summarise(times[name])['median_ms'] for name in calls)
+    ort, eager = (measure.summarize(times[name])['median_ms'] for name in calls)
     print(
         f'ONNX Runtime {ort:.1f} ms, PyTorch {eager:.1f} ms, {ort / eager:.2f} times its time, '
         f'median of {len(times["torch"])}, {torch.get_num_threads()} thread(s)'

@@ -15,7 +15,7 @@ from ...analysis_tools import load
 accuracy, analysis_model = load('accuracy'), load('analysis_model')
 load_model = analysis_model.load_model
 CPU = torch.device('cpu')
-#: Of the colours (R, G, B) the class of a picture is its brightest.
+#: Of the colors (R, G, B) the class of a picture is its brightest.
 COLOURS = ('a_red', 'b_green', 'c_blue')
 
 CONFIG = """
@@ -64,8 +64,8 @@ class Brightest(nn.Module):
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """Noisy pictures of a colour: four of red, green and blue, one of them in the wrong folder."""
-    root, rng = tmp_path_factory.mktemp('colours'), np.random.default_rng(0)
+    """Noisy pictures of a color: four of red, green and blue, one of them in the wrong folder."""
+    root, rng = tmp_path_factory.mktemp('colors'), np.random.default_rng(0)
     for channel, name in enumerate(COLOURS):
         (root / name).mkdir()
         for i in range(4):
@@ -93,7 +93,7 @@ def test_accuracy_of_a_folder(root):
 
 def test_accuracy_is_that_of_the_runner(root, tmp_path):
     """With the same pipeline in a config."""
-    path = tmp_path / 'colours.py'
+    path = tmp_path / 'colors.py'
     path.write_text(CONFIG.format(root=str(root), work_dir=str(tmp_path)))
     torch.manual_seed(0)
     model = load_model(str(path))

@@ -45,7 +45,7 @@ class Flipped(Plain):
 
 
 class Managed(BaseModule):
-    """A network that MMEngine initialises after it was built."""
+    """A network that MMEngine initializes after it was built."""
 
     def __init__(self):
         super().__init__()
@@ -132,17 +132,17 @@ def test_scaled_windows(size, window):
     assert table.shape == ((2 * window - 1) ** 2, 1)
 
 
-def test_normalises_as_the_config_says(importable):
+def test_normalizes_as_the_config_says(importable):
     images = torch.tensor(analysis_model.MEAN).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     model = load_model(f'{importable}:Plain')
-    assert model.normalise(images).abs().max() < 1e-5
+    assert model.normalize(images).abs().max() < 1e-5
     torch.testing.assert_close(
-        model.normalise(images + torch.tensor(analysis_model.STD).view(3, 1, 1)),
+        model.normalize(images + torch.tensor(analysis_model.STD).view(3, 1, 1)),
         torch.ones(1, 3, 2, 2),
     )
 
 
-def test_only_a_class_of_mmengines_is_initialised(importable):
+def test_only_a_class_of_mmengines_is_initialized(importable):
     """What a function returns may be trained."""
     for name, scale in (('Managed', 1), ('trained', 3)):
         model = load_model(f'{importable}:{name}')
@@ -168,7 +168,7 @@ def test_channels_come_in_the_order_of_the_mean(tmp_path):
     """A preprocessor that converts nothing has its mean as B, G and R, and so has the network."""
     model = load_model('regnetx-400mf_8xb128_in1k')
     bgr = torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1)
-    assert model.bgr and model.normalise(bgr.flip(1).expand(1, 3, 2, 2)).abs().max() < 1e-5
+    assert model.bgr and model.normalize(bgr.flip(1).expand(1, 3, 2, 2)).abs().max() < 1e-5
     for text, flipped in (('bgr_to_rgb=True', False), ('bgr_to_rgb=False', True)):
         path = tmp_path / 'detector.py'
         path.write_text(
@@ -199,8 +199,8 @@ def test_a_config_whose_types_are_classes(tmp_path):
     )
     with torch.no_grad():
         assert load_model(f'{path}+depth=34')(torch.rand(1, 3, 32, 32)).shape == (1, 3)
-    with pytest.raises(TypeError, match='colour'):
-        load_model(f'{path}+colour=red')
+    with pytest.raises(TypeError, match='color'):
+        load_model(f'{path}+color=red')
 
 
 def test_maps_with_channels_last(importable):
@@ -241,10 +241,10 @@ def test_published_weights_are_those_of_the_index(monkeypatch):
     [
         ('tinny', r"'tinny' is not an architecture .*did you mean tiny"),
         ('tiny+scan=spiral', 'spiral'),
-        ('tiny+colour=red', 'colour'),
+        ('tiny+color=red', 'color'),
         (
-            'swin-tiny_16xb64_in1k+colour=red',
-            r"SwinTransformer.* unexpected keyword argument 'colour'",
+            'swin-tiny_16xb64_in1k+color=red',
+            r"SwinTransformer.* unexpected keyword argument 'color'",
         ),
         ('missing.py', 'cannot be read.*No such file'),
         ('mmvmamba::vmamba/missing.py', 'cannot be read'),
@@ -361,7 +361,7 @@ def test_a_table_keeps_its_axes_and_heads():
     table = torch.stack([ramp.repeat_interleave(5), ramp.repeat(5)], dim=1)
     net = nn.Module()
     net.relative_position_bias_table = nn.Parameter(torch.empty(81, 2))
-    (resized,) = analysis_model.resize_positions(
+    (resized,) = analysis_model.resize_position_tensors(
         {'relative_position_bias_table': table}, net
     ).values()
     rows, columns = resized.T.view(2, 9, 9)

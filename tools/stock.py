@@ -13,8 +13,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.nn.settings import did_you_mean
@@ -40,18 +38,6 @@ def find_tools(package: str) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*.py'))}
 
 
-def draw_on_contiguous_images() -> None:
-    """Let mmseg's browse_dataset.py draw on the images that it permutes, which cv2 refuses."""
-    from mmseg.visualization import SegLocalVisualizer
-
-    draw = SegLocalVisualizer.add_datasample
-
-    def add_datasample(self, name, image, *args, **kwargs):
-        draw(self, name, np.ascontiguousarray(image), *args, **kwargs)
-
-    SegLocalVisualizer.add_datasample = add_datasample
-
-
 def main() -> None:
     args = parse_args()
     tools = find_tools(args.package)
@@ -61,8 +47,6 @@ def main() -> None:
     if args.tool not in tools:
         raise UserError(f'{args.package} has no tool {args.tool!r}{did_you_mean(args.tool, tools)}')
     register_config_packages()
-    if (args.package, args.tool) == ('mmseg', 'analysis_tools/browse_dataset.py'):
-        draw_on_contiguous_images()
     path = tools[args.tool]
     sys.argv = [str(path), *args.arguments]
     sys.path[0] = str(path.parent)

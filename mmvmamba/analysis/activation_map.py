@@ -18,8 +18,6 @@ Track = Callable[[Sequence], Iterable]
 
 #: Elements of the largest tensor in the computation of a whole matrix.
 _CHUNK = 2**23
-#: Tensors (L, L) of float64 in use at a time while the matrix of a block is computed.
-_MATRICES = 6
 
 
 @dataclass
@@ -170,12 +168,6 @@ class AttentionMaps:
 
 
 Maps = ScanMaps | AttentionMaps
-
-
-def rollout_bytes(blocks: Sequence[Maps]) -> int:
-    """Estimate the memory that :func:`rollout` of these blocks needs."""
-    height, width = blocks[0].shape
-    return _MATRICES * (height * width) ** 2 * torch.float64.itemsize
 
 
 def rollout(blocks: Sequence[Maps], query: int, form: str, track: Track = iter) -> Tensor:

@@ -7,11 +7,8 @@ import torch
 from mmvmamba.analysis.activation_map import (
     AttentionMaps,
     ScanMaps,
-    ScanPath,
     rollout,
-    rollout_bytes,
 )
-from mmvmamba.analysis.measure import extra_memory
 from mmvmamba.analysis.recording import record
 from mmvmamba.nn import SS2D, VMambaNet
 
@@ -152,19 +149,6 @@ def test_rollout_goes_block_by_block(scan):
     seen = []
     found = rollout([maps, maps], 7, 'decay', lambda items: seen.extend(items) or items)
     assert seen == [maps, maps] and found.sum() == pytest.approx(1)
-    assert rollout_bytes([maps]) == 6 * 15**2 * 8
-
-
-def test_memory_of_a_rollout_is_about_what_is_said():
-    """In matrices of all positions by all positions, where these are large."""
-    size = 48 * 64
-    value = torch.rand(1, size, 2, dtype=torch.float64)
-    path = ScanPath(
-        torch.arange(size)[None], value, value, -value[0, :2], value, value, value[0, 0], line=64
-    )
-    maps = ScanMaps((48, 64), [[path, path]])
-    used = extra_memory(lambda: rollout([maps, maps], 7, 'decay'), torch.device('cpu'))
-    assert used == pytest.approx(rollout_bytes([maps]), rel=0.1)
 
 
 def test_no_passes_have_no_paths():

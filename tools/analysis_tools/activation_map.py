@@ -12,7 +12,6 @@ Example:
 """
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
 from PIL import Image
 
-from mmvmamba.analysis.activation_map import Maps, rollout, rollout_bytes
+from mmvmamba.analysis.activation_map import Maps, rollout
 from mmvmamba.analysis.measure import parse_size, size_text
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import errors
@@ -107,26 +107,6 @@ def find_maps(
     return Patch(name, blocks, block % count, y, x)
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be allocated, or None if the system does not say."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    path = Path('/proc/meminfo')
-    found = re.search(r'MemAvailable:\s*(\d+)', path.read_text()) if path.exists() else None
-    return int(found[1]) * 1024 if found else None
-
-
-def check_memory(patch: Patch, device: torch.device) -> None:
-    """Check that the memory suffices for a rollout, which may take hours until it fails."""
-    need, found = rollout_bytes(patch.blocks), available_memory(device)
-    if found is not None and need > found:
-        raise UserError(
-            f'the rollout of a map of {size_text(*patch.maps.shape)} needs about '
-            f'{need / 2**30:.1f} GiB of memory, but {found / 2**30:.1f} GiB are free: choose a '
-            'later --stage, a smaller --size or --no-rollout'
-        )
-
-
 def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
     """Return all maps of a patch by form and name."""
     maps, query = patch.maps, patch.query
@@ -138,7 +118,7 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
             summed=maps.summed(query, form),
         )
         if with_rollout:
-            pictures[form]['rollout'] = rollout(patch.blocks, query, form, figures.track)
+            pictures[form]['rollout'] = rollout(patch.blocks, query, form, track_iter_progress)
     return pictures
 
 
@@ -238,9 +218,6 @@ def main() -> None:
     if args.compare:
         models.append((args.compare, args.compare_checkpoint, args.compare_block))
     patches = [find_maps(args, *model, image) for model in models]
-    if not args.no_rollout:
-        for patch in patches:
-            check_memory(patch, args.device)
     found = [(patch, compute(patch, not args.no_rollout)) for patch in patches]
     results = dict(
         tool='activation_map',

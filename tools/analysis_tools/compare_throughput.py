@@ -1,28 +1,30 @@
-"""Measure the paper's table of ImageNet classifiers on this machine, next to the paper's numbers.
+"""Measure the tables of the paper on this machine, next to the paper's numbers.
 
 Parameters, FLOPs, and the throughput of inference and of training (forward and backward, without
-an optimizer) of all models in turn. The paper's throughputs are of one A100, so only ratios of two
-models can be compared. The picture has the paper's accuracy over the throughput and, with
---downstream, its results on COCO and ADE20K over its accuracy on ImageNet.
+an optimizer). The models of a table run in turn; rows that share a model show the same numbers. The
+paper's throughputs are of one A100, so only ratios of two models can be compared. The picture has
+the paper's accuracy over the throughput and its results on COCO and ADE20K over its accuracy.
 
 Example:
     python tools/analysis_tools/compare_throughput.py --batch-size 128
     python tools/analysis_tools/compare_throughput.py Swin-T ConvNeXt-T 'VMamba-T (s1l8)' --compile
     python tools/analysis_tools/compare_throughput.py Swin-T my_package.nets:build small CONFIG
-    python tools/analysis_tools/compare_throughput.py --downstream --modes
+    python tools/analysis_tools/compare_throughput.py steps scan --modes inference --batch-size 32
 """
 
 import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import figures
 import throughput
 import tradeoff
 from mmengine.logging import MMLogger
-from paper import IMAGENET, Reported
+from paper import TABLES, Reported
 
 from mmvmamba.engine import errors
 
-NAMES = {row.name.lower(): row for row in IMAGENET}
 COLUMNS = dict(
     name='model',
     params='params (M)',
@@ -32,48 +34,53 @@ COLUMNS = dict(
     paper_inference='paper: A100',
     train_images_per_s='training (images/s)',
     paper_train='paper: A100',
+    box_ap='paper: box AP',
+    miou='paper: mIoU',
 )
-DOWNSTREAM = dict(box_ap='paper: box AP', miou='paper: mIoU')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = figures.make_parser(__doc__, 'work_dirs/throughput.json')
+    parser = figures.make_parser(__doc__, 'work_dirs/throughput.png')
     parser.add_argument(
         'models',
         nargs='*',
-        metavar='MODEL',
-        help=f'one or more of {", ".join(row.name for row in IMAGENET)} (default: all), or '
-        f'{figures.MODEL_HELP}',
-    )
-    parser.add_argument(
-        '--downstream',
-        action='store_true',
-        help='quote the box AP of Mask R-CNN (1x) on COCO and the mIoU of UperNet on ADE20K too',
+        default=['imagenet'],
+        metavar='TABLE_OR_MODEL',
+        help=f'a table of the paper, {", ".join(TABLES)}; a model of its imagenet table, such as '
+        f'Swin-T; or {figures.MODEL_HELP} (default: imagenet)',
     )
     figures.add_size(parser, 224)
     throughput.add_arguments(parser)
     return parser.parse_args()
 
 
+def find_tables(words: Sequence[str]) -> dict[str, Sequence[Reported]]:
+    """Return the tables that are named, and one of the models that are named, by name."""
+    tables = {word: TABLES[word] for word in words if word in TABLES}
+    reported = {row.name.lower(): row for row in TABLES['imagenet']}
+    models = [word for word in words if word not in TABLES]
+    rows = [reported.get(word.lower(), Reported(word, word)) for word in models]
+    return tables | ({'models': rows} if rows else {})
+
+
 def main() -> None:
     args = parse_args()
     figures.set_up(args)
     settings = throughput.read_settings(args, args.size)
-    models = [NAMES.get(name.lower(), Reported(name, name)) for name in args.models] or IMAGENET
-    specs = [row.model for row in models]
-    measured = throughput.compare(specs, settings, args.modes)
-    downstream = DOWNSTREAM if args.downstream else {}
-    rows = [row.row(measured[row.model], *downstream) for row in models]
-    MMLogger.get_current_instance().info(
-        f'{settings.text}\n{throughput.format_table(rows, COLUMNS | downstream)}\n'
-        "Columns headed 'paper' are quoted, not measured."
-    )
-    groups = [tradeoff.speed_group(settings.text, rows)]
-    if any(row.get(key) is not None for row in rows for key in downstream):
-        title = "the paper's: Mask R-CNN 1x on COCO, UperNet 160k on ADE20K, one scale"
-        groups.append(tradeoff.downstream_group(title, rows))
+    rows, groups = [], []
+    for name, table in find_tables(args.models).items():
+        measured = throughput.compare([row.model for row in table], settings, args.modes)
+        part = [dict(table=name) | asdict(row) | measured[row.model] for row in table]
+        text = throughput.format_table(part, COLUMNS)
+        MMLogger.get_current_instance().info(f'{name}, {settings.text}\n{text}')
+        rows += part
+        groups += tradeoff.groups_of(f'{name}: {settings.text}', part)
     results = dict(tool='compare_throughput', settings=settings.asdict(), results=rows)
     figures.write(args, results, tradeoff.draw(groups))
+    with args.out.with_suffix('.csv').open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from analysis_model import load_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
 from PIL import Image, ImageOps
 
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
@@ -109,7 +110,7 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
             name = args.labels[i] if args.labels else model.name
             state = args.trained or f'weights: {model.weights}' if file else model.weights
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
-            batches = figures.track(images.split(args.batch_size))
+            batches = track_iter_progress(list(images.split(args.batch_size)))
             field = receptive_field(model, (model.normalize(b.to(args.device)) for b in batches))
             panels.append(Panel(name, state, field))
         models.append(panels)

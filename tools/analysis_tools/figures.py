@@ -1,10 +1,9 @@
 """Shared by the tools in this folder: options, images, and pictures saved with their numbers."""
 
 import argparse
-import csv
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
-from mmengine.utils import ProgressBar
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -28,23 +26,19 @@ MODEL_HELP = (
     'swin-tiny_16xb64_in1k+window_size=scaled'
 )
 CHECKPOINT_HELP = "a file or a URL, 'pretrained' for the weights that mmpretrain publishes"
-TABLE_HELP = 'file of the numbers; a table (.csv) and a picture (.png) are saved beside it'
-PICTURE_HELP = 'file of the picture; its numbers (.json) are saved beside it'
 
 
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
-    """Return a parser with ``--out``, a .png or .json by default, ``--device`` and ``--seed``."""
+    """Return a parser with ``--out``, ``--device`` and ``--seed``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    suffix = Path(out).suffix
-    parser.set_defaults(out_suffix=suffix)
     parser.add_argument(
         '--out',
         type=Path,
         default=Path(out),
-        metavar=suffix[1:].upper(),
-        help=f'{TABLE_HELP if suffix == ".json" else PICTURE_HELP} (default: {out})',
+        metavar='PNG',
+        help=f'file of the picture; its numbers are saved beside it (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
@@ -97,8 +91,8 @@ def set_up(args: argparse.Namespace) -> None:
     """Start the log, seed the weights and replace the name of the device by the device."""
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    if args.out.suffix != args.out_suffix:
-        raise UserError(f'--out must end in {args.out_suffix}, but got {str(args.out)!r}')
+    if args.out.suffix != '.png':
+        raise UserError(f'--out must end in .png, but got {str(args.out)!r}')
     torch.manual_seed(args.seed)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
@@ -113,34 +107,13 @@ def set_up(args: argparse.Namespace) -> None:
 
 
 def write(args: argparse.Namespace, results: Mapping[str, Any], figure: Figure) -> None:
-    """Write a picture and a JSON file of its numbers, the machine and the versions.
-
-    ``--out`` is the PNG file or, of a table, the JSON file; the others have the same stem. The
-    ``results`` of a table are also written as CSV.
-    """
-    out: Path = args.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = [out, out.with_suffix('.json' if out.suffix == '.png' else '.png')]
-    figure.savefig(out.with_suffix('.png'), dpi=DPI, bbox_inches='tight')
+    """Write a picture and a JSON file of its numbers, the machine and the versions."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=DPI, bbox_inches='tight')
     text = json.dumps(dict(describe_run(args.device), **results), indent=1)
-    out.with_suffix('.json').write_text(text + '\n', encoding='utf-8')
-    if out.suffix == '.json':
-        written.append(out.with_suffix('.csv'))
-        rows = results['results']
-        with written[-1].open('w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-    MMLogger.get_current_instance().info(f'wrote {", ".join(map(str, written))}')
-
-
-def track(items: Sequence[Any]) -> Iterator[Any]:
-    """Yield the items and show a progress bar."""
-    bar = ProgressBar(len(items))
-    for item in items:
-        yield item
-        bar.update()
-    bar.file.write('\n')
+    numbers = args.out.with_suffix('.json')
+    numbers.write_text(text + '\n', encoding='utf-8')
+    MMLogger.get_current_instance().info(f'wrote {args.out} and {numbers}')
 
 
 def read_image(path: Path) -> Image.Image:

@@ -57,7 +57,6 @@ def parse_args() -> argparse.Namespace:
     parser = figures.make_parser(__doc__, 'work_dirs/resolution_scaling.png')
     add = parser.add_argument
     add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
-    add('--no-memory', action='store_true', help='leave out the peak memory')
     figures.add_checkpoints(parser)
     add('--dataset', help='folder of class folders on which the checkpoints are tested')
     add(
@@ -109,7 +108,7 @@ def measure_size(args: argparse.Namespace, settings: Settings) -> list[Row]:
             data = args.dataset, size[0], settings.batch_size
             rows[name]['top1'] = round(top1_accuracy(model, *data, args.device), 3)
     for mode in args.modes:
-        found = throughput.measure_mode(models, settings, mode, memory=not args.no_memory)
+        found = throughput.measure_mode(models, settings, mode, memory=True)
         for name, row in found.items():
             rows[name] |= row
     return list(rows.values())

@@ -10,6 +10,7 @@ import figures
 import torch
 from analysis_model import AnalysisModel, load_model
 from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
@@ -88,7 +89,7 @@ def compare(specs: Sequence[str], settings: Settings, modes: Sequence[str]) -> d
     logger.info(f'{len(specs)} models, {settings.text}')
     rows: dict[str, Row] = {}
     models: dict[str, AnalysisModel] = {}
-    for spec in figures.track(specs):
+    for spec in track_iter_progress(specs):
         model = load_model(spec, size=settings.size)
         rows[spec] = count(model, settings.size)
         if modes:
@@ -136,7 +137,7 @@ def measure_mode(
         for name, model in models.items()
     }
     how_long = settings.seconds, settings.min_rounds
-    times = measure.interleave(calls, device, *how_long, track=figures.track)
+    times = measure.interleave(calls, device, *how_long, track=track_iter_progress)
     for name, samples in times.items():
         result = measure.summarize(samples)
         values = [
@@ -153,7 +154,8 @@ def measure_mode(
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Return rows as an aligned Markdown table of the ``columns``, with their headings."""
+    """Return rows as an aligned Markdown table of those ``columns`` that have values."""
+    columns = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
     lines = [list(columns.values())]
     lines += [[_cell(key, row.get(key)) for key in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

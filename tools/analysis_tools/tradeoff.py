@@ -23,6 +23,7 @@ LABELS = dict(
 )
 SPEEDS = ('inference_images_per_s', 'train_images_per_s', 'paper_inference', 'paper_train')
 DOWNSTREAM = ('box_ap', 'miou')
+DOWNSTREAM_TITLE = "the paper's: Mask R-CNN 1x on COCO, UperNet 160k on ADE20K, one scale"
 MARKERS = 'os^Dv'
 
 
@@ -35,16 +36,16 @@ class Group:
     panels: Sequence[tuple[str, str]]
 
 
-def speed_group(title: str, rows: Sequence[Row]) -> Group:
-    """Return accuracy over each throughput that the rows have, or else over the multiply-adds."""
+def groups_of(title: str, rows: Sequence[Row]) -> list[Group]:
+    """Return accuracy over each throughput, or else the multiply-adds, and results as a backbone.
+
+    Only throughputs and results that the rows have are drawn.
+    """
     keys = [key for key in SPEEDS if _has(rows, key)] or ['flops']
-    return Group(title, rows, [(key, 'top1') for key in keys])
-
-
-def downstream_group(title: str, rows: Sequence[Row]) -> Group:
-    """Return the paper's results as a backbone over those on ImageNet."""
-    rows = [row for row in rows if _has([row], *DOWNSTREAM)]
-    return Group(title, rows, [('top1', key) for key in DOWNSTREAM])
+    groups = [Group(title, rows, [(key, 'top1') for key in keys])]
+    if rows := [row for row in rows if _has([row], *DOWNSTREAM)]:
+        groups.append(Group(DOWNSTREAM_TITLE, rows, [('top1', key) for key in DOWNSTREAM]))
+    return groups
 
 
 def draw(groups: Sequence[Group]) -> Figure:

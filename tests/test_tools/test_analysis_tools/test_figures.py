@@ -25,7 +25,7 @@ def test_a_photograph_is_read_upright(tmp_path):
 
 
 def set_up(device):
-    args = argparse.Namespace(out=Path('x.png'), out_suffix='.png', seed=0, device=device)
+    args = argparse.Namespace(out=Path('x.png'), seed=0, device=device)
     figures.set_up(args)
     return args.device
 

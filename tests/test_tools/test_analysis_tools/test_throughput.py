@@ -122,7 +122,8 @@ def test_what_cannot_run_on_shapes_alone_is_counted_all_the_same():
 
 def test_table():
     rows = [dict(name='a', params=1_234_567, flops=None), dict(name='long', params=0, flops=2e9)]
-    assert throughput.format_table(rows, dict(name='model', params='M', flops='G')) == (
+    columns = dict(name='model', params='M', flops='G', top1='no value in any row')
+    assert throughput.format_table(rows, columns) == (
         '| model |   M |    G |\n'
         '| ----- | --- | ---- |\n'
         '| a     | 1.2 |    - |\n'

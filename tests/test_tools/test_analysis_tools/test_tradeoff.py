@@ -28,19 +28,19 @@ def drawn(group):
 
 
 def test_each_throughput_that_is_there():
-    group = tradeoff.speed_group('title', ROWS)
+    (group,) = tradeoff.groups_of('title', ROWS)
     assert group.panels == [('inference_images_per_s', 'top1'), ('paper_inference', 'top1')]
     assert drawn(group) == [[(10.0, 82.5), (20.0, None)], [(100, 82.5), (300, 81.0)]]
 
 
 def test_multiply_adds_where_nothing_was_timed():
     rows = [dict(name=row['name'], top1=row['top1'], flops=row['flops']) for row in ROWS]
-    assert drawn(tradeoff.speed_group('title', rows)) == [[(5.0, 82.5), (4.0, None), (3.0, 81.0)]]
+    (group,) = tradeoff.groups_of('title', rows)
+    assert drawn(group) == [[(5.0, 82.5), (4.0, None), (3.0, 81.0)]]
 
 
 def test_downstream_results_are_those_that_the_paper_lists():
-    rows = [vars(row) for row in paper.IMAGENET]
-    group = tradeoff.downstream_group('title', rows)
+    _, group = tradeoff.groups_of('title', [vars(row) for row in paper.TABLES['imagenet']])
     assert len(group.rows) == 10
     boxes, masks = drawn(group)
     assert (82.60, 47.3) in boxes and (82.60, 47.9) in masks
@@ -48,7 +48,7 @@ def test_downstream_results_are_those_that_the_paper_lists():
 
 
 def test_a_legend_for_each_line_of_panels():
-    groups = [tradeoff.speed_group(name, ROWS) for name in ('first', 'second')]
+    groups = [group for name in ('first', 'second') for group in tradeoff.groups_of(name, ROWS)]
     figure = tradeoff.draw(groups)
     texts = [[text.get_text() for text in part.legends[0].texts] for part in figure.subfigs]
     assert texts == [['a', 'b', 'c']] * 2

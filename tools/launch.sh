@@ -7,7 +7,7 @@ PYTHON=${PYTHON:-python}
 fail() {
     echo "${0##*/}: error: $1" >&2
     echo "$USAGE" >&2
-    if [[ ${0##*/} == dist_* ]]; then torchrun_usage >&2; else srun_usage >&2; fi
+    echo 'docs/tools.md lists the environment variables' >&2
     exit 2
 }
 
@@ -20,35 +20,6 @@ require() {
 require_count() {
     require "$1" "$2"
     [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
-}
-
-torchrun_usage() {
-    cat << 'USAGE'
-
-GPUS is the number of processes on this node. On several nodes start the script on each of them,
-with the same NNODES, MASTER_ADDR and PORT.
-
-environment:
-  NNODES        number of nodes (default: 1)
-  NODE_RANK     rank of this node, from 0 (default: 0)
-  MASTER_ADDR   address of node 0 (default: 127.0.0.1)
-  PORT          a free port of node 0 (default: any free one on a single node, else 29500)
-  MAX_RESTARTS  how often all processes are restarted if one fails (default: 0)
-  PYTHON        the Python to run (default: python)
-USAGE
-}
-
-srun_usage() {
-    cat << 'USAGE'
-
-environment:
-  GPUS           number of processes, one for each GPU (default: 8)
-  GPUS_PER_NODE  processes on each node (default: GPUS, 8 at most)
-  CPUS_PER_TASK  CPU cores of each process (default: 5)
-  SRUN_ARGS      more arguments of srun, separated by spaces
-  PORT           a free port of the first node (default: 29500)
-  PYTHON         the Python to run (default: python)
-USAGE
 }
 
 # run_torchrun GPUS SCRIPT ARGUMENTS...: run a tool with torchrun.

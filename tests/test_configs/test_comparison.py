@@ -55,7 +55,7 @@ def test_analysis_takes_config_and_callable(name):
         f'mmvmamba::comparison/{name}_8xb128_in1k.py',
         f'{kind.replace(".", ".models:")}',
     ):
-        model = load_model(spec + options, output='map', size=size)
+        model = load_model(spec + options, to_map=True, size=size)
         assert model(images).shape == (1, dim, 64 // stride, 96 // stride)
         field = receptive_field(model, [images])
         assert field.share_within([200])[0] == pytest.approx(1)

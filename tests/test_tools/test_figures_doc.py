@@ -80,7 +80,7 @@ def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch
         assert model(torch.rand(1, 3, 64, 64), mode='tensor').shape == (1, 6)
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_2.pth')
         file = str(tmp_path / 'epoch_2.pth')
-        loaded = load('analysis_model').load_model(word, file, output='map', size=(96, 96))
+        loaded = load('analysis_model').load_model(word, file, to_map=True, size=(96, 96))
         assert loaded(torch.rand(1, 3, 96, 96)).dim() == 4
 
 

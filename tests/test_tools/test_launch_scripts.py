@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -83,10 +84,16 @@ def test_a_missing_argument_shows_the_usage(stand_in, script):
         result = stand_in('srun', TOOLS / script, *arguments[:number])
         assert result.returncode == 2
         assert f'usage: {script} ' in result.stderr
-        assert ('MAX_RESTARTS ' in result.stderr) == script.startswith('dist_')
+        assert 'docs/tools.md lists the environment variables' in result.stderr
         names.append(result.stderr.split('error: ')[1].split(' is missing')[0])
     # The names are those of the usage line, in its order.
     assert f'usage: {script} {" ".join(names)} [arguments of ' in result.stderr
+
+
+def test_the_docs_list_the_variables():
+    listed = re.findall(r'^\| `(\w+)` \|', (TOOLS.parent / 'docs/tools.md').read_text(), re.M)
+    read = re.findall(r'\$\{([A-Z_]+):-', (TOOLS / 'launch.sh').read_text())
+    assert set(listed) == set(read) - {'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'}
 
 
 @pytest.mark.parametrize('number', ['0', '-1', 'two', '1.5', '08', ' '])

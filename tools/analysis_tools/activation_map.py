@@ -92,7 +92,7 @@ def find_maps(
     size = args.size or image_size(image)
     torch.manual_seed(args.seed)
     file = None if checkpoint == 'none' else checkpoint
-    model = load_model(spec, file, output='map', size=size).to(args.device)
+    model = load_model(spec, file, to_map=True, size=size).to(args.device)
     resized = figures.to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC))
     pixels = model.normalize(resized.to(args.device))
     blocks = record(model.net, args.stage, lambda: model(pixels))
@@ -184,8 +184,7 @@ def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Fig
     ratio = image.height / image.width
     size = 2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows
     figure = Figure(figsize=size, layout='constrained')
-    no_ticks = dict(xticks=[], yticks=[])
-    axes = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=no_ticks)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=dict(xticks=[], yticks=[]))
     row = 0
     for patch, pictures in results:
         draw_image(axes[row, 0], image, patch)

@@ -74,14 +74,15 @@ def load_model(
     spec: str,
     checkpoint: str | None = None,
     *,
-    output: str = 'scores',
+    to_map: bool = False,
     size: Sequence[int] | None = None,
 ) -> AnalysisModel:
     """Build a model, with weights from a file or initialized as its authors do.
 
-    ``spec`` and ``checkpoint`` are words as in docs/analysis.md. The output is 'scores', without
-    losses and post-processing, or 'map', the last map (N, C, h, w). Of a detector or a segmentor
-    both are the backbone's. A model with an argument ``img_size`` is built for images of ``size``.
+    ``spec`` and ``checkpoint`` are words as in docs/analysis.md. The output is that of forward,
+    without losses and post-processing, or with ``to_map`` the last map (N, C, h, w). Of a detector
+    or a segmentor both are the backbone's. A model with an argument ``img_size`` is built for
+    images of ``size``.
 
     Raises:
         ValueError: If the model is unknown, or the checkpoint does not match.
@@ -89,9 +90,6 @@ def load_model(
     """
     target, *settings = re.split(r'\+(?=[A-Za-z_]\w*=)', spec)
     options = dict(_parse_setting(text, size) for text in settings)
-    if output not in ('scores', 'map'):
-        raise ValueError(f"output must be 'scores' or 'map', but got {output!r}")
-    to_map = output == 'map'
     published = None
     if target in ARCHS:
         net = VMambaNet(target, **options)

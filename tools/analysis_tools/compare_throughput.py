@@ -72,7 +72,7 @@ def main() -> None:
         measured = throughput.compare([row.model for row in table], settings, args.modes)
         part = [dict(table=name) | asdict(row) | measured[row.model] for row in table]
         text = throughput.format_table(part, COLUMNS)
-        MMLogger.get_current_instance().info(f'{name}, {settings.text}\n{text}')
+        MMLogger.get_current_instance().info(f'{name}\n{text}')
         rows += part
         groups += tradeoff.groups_of(f'{name}: {settings.text}', part)
     results = dict(tool='compare_throughput', settings=settings.asdict(), results=rows)

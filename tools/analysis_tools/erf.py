@@ -68,32 +68,23 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sample_photographs(count: int) -> list[Path]:
-    """Return the first of :data:`PHOTOGRAPHS`."""
-    try:
+def find_images(folder: Path | None, count: int) -> list[Path]:
+    """Return evenly spaced images of a folder, so that all classes appear, or the samples."""
+    if folder is None:
         import skimage
-    except ImportError as error:
-        raise UserError('--images must name a folder if scikit-image is not installed') from error
-    folder = Path(skimage.__file__).parent / 'data'
-    return [folder / name for name in PHOTOGRAPHS[:count]]
 
-
-def find_images(folder: Path, count: int) -> list[Path]:
-    """Return evenly spaced images of a folder and its subfolders, so that all classes appear."""
-    if not folder.is_dir():
-        raise UserError(f'the folder of images {str(folder)!r} does not exist')
+        return [Path(skimage.__file__).parent / 'data' / name for name in PHOTOGRAPHS[:count]]
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f'{str(folder)!r} has no image with one of {SUFFIXES}')
+        formats = ', '.join(SUFFIXES)
+        raise UserError(f'--images must be a folder with {formats} files, but got {str(folder)!r}')
     count = min(count, len(found))
     return [found[i * len(found) // count] for i in range(count)]
 
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
     """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
-    count = args.num_images
-    paths = find_images(args.images, count) if args.images else sample_photographs(count)
-    images = map(figures.read_image, paths)
+    images = map(figures.read_image, find_images(args.images, args.num_images))
     images = [ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC) for image in images]
     return torch.cat([figures.to_tensor(image) for image in images])
 
@@ -105,7 +96,7 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
         panels = []
         for file in [None, checkpoint] if checkpoint else [None]:
             torch.manual_seed(args.seed)
-            model = load_model(spec, file, output='map', size=args.size).to(args.device)
+            model = load_model(spec, file, to_map=True, size=args.size).to(args.device)
             model.requires_grad_(False)
             name = args.labels[i] if args.labels else model.name
             state = args.trained or f'weights: {model.weights}' if file else model.weights
@@ -173,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    errors.run(main, ValueError, TypeError)
+    errors.run(main, ValueError, TypeError, ImportError)

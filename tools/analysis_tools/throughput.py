@@ -140,11 +140,8 @@ def measure_mode(
     times = measure.interleave(calls, device, *how_long, track=track_iter_progress)
     for name, samples in times.items():
         result = measure.summarize(samples)
-        values = [
-            round(result['median_ms'] / batch_size, 4),
-            round(1e3 * batch_size / result['median_ms'], 3),
-            result['spread'],
-        ]
+        ms = result['median_ms'] / batch_size
+        values = [round(ms, 4), round(1e3 / ms, 3), result['spread']]
         if memory:
             extra = measure.extra_memory(calls[name], device)
             weights = measure.model_bytes(models[name])

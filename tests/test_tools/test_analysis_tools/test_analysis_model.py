@@ -91,7 +91,7 @@ def test_scores_and_last_map_of_ours(config):
     for spec in (f'tiny{THIN}', f'{config}+scan=bidirectional'):
         with torch.no_grad():
             assert load_model(spec)(images).shape == (1, 1000)
-            assert load_model(spec, output='map')(images).shape == (1, 32, 2, 3)
+            assert load_model(spec, to_map=True)(images).shape == (1, 32, 2, 3)
     assert load_model(f'{config}+scan=bidirectional').name == 'thin+scan=bidirectional'
 
 
@@ -105,13 +105,11 @@ def test_scores_and_last_map_of_ours(config):
 )
 def test_last_map_of_mmpretrains(spec, shape):
     with torch.no_grad():
-        assert (
-            load_model(spec, output='map', size=(64, 64))(torch.rand(1, 3, 64, 64)).shape == shape
-        )
+        assert load_model(spec, to_map=True, size=(64, 64))(torch.rand(1, 3, 64, 64)).shape == shape
 
 
 def test_external_configs_and_detectors():
-    model = load_model(f'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py{THIN}', output='map')
+    model = load_model(f'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py{THIN}', to_map=True)
     assert model.name == f'mask-rcnn_vmamba-t_fpn_1x_coco{THIN}' and not model.training
     assert hasattr(model.net, 'roi_head') and model.weights == 'random weights'
     with torch.no_grad():
@@ -122,7 +120,7 @@ def test_a_callable_with_arguments(importable):
     model = load_model(f'{importable}:Plain+width=6', size=(32, 64))
     images = torch.rand(2, 3, 32, 64)
     assert model(images).shape == (2, 6) and model.net.img_size == (32, 64)
-    assert load_model(f'{importable}:Plain', output='map')(images).shape == (2, 4, 8, 16)
+    assert load_model(f'{importable}:Plain', to_map=True)(images).shape == (2, 4, 8, 16)
 
 
 @pytest.mark.parametrize('size, window', [(None, 7), ((224, 224), 7), ((384, 512), 12)])
@@ -175,7 +173,7 @@ def test_channels_come_in_the_order_of_the_mean(tmp_path):
             "_base_ = 'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'\n"
             f'model = dict(data_preprocessor=dict({text}))\n'
         )
-        assert load_model(f'{path}{THIN}', output='map').bgr == flipped
+        assert load_model(f'{path}{THIN}', to_map=True).bgr == flipped
     assert not load_model('resnet18_8xb32_in1k').bgr
 
 
@@ -205,13 +203,13 @@ def test_a_config_whose_types_are_classes(tmp_path):
 
 def test_maps_with_channels_last(importable):
     images = torch.rand(1, 3, 32, 64)
-    assert load_model(f'{importable}:Flipped', output='map')(images).shape == (1, 4, 8, 16)
+    assert load_model(f'{importable}:Flipped', to_map=True)(images).shape == (1, 4, 8, 16)
 
 
 def test_last_map_of_timms_swin():
     pytest.importorskip('timm')
     spec = 'timm:create_model+model_name=swin_tiny_patch4_window7_224+img_size=64+window_size=2'
-    model = load_model(f'{spec}+depths=(1,1,1,1)+embed_dim=24', output='map')
+    model = load_model(f'{spec}+depths=(1,1,1,1)+embed_dim=24', to_map=True)
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 192, 2, 2)
 
@@ -270,7 +268,7 @@ def test_refuses_what_is_no_model(importable, tmp_path):
     with pytest.raises(ValueError, match='model with a backbone'):
         load_model(str(config))
     with pytest.raises(ValueError, match=r'maps \(N, C, H, W\).*shape \(1, 5\)'):
-        load_model('torch.nn:Flatten', output='map')(torch.rand(1, 5, 1, 1))
+        load_model('torch.nn:Flatten', to_map=True)(torch.rand(1, 5, 1, 1))
 
 
 def test_statistics_must_be_in_the_file(tmp_path):
@@ -310,14 +308,14 @@ def test_a_map_needs_no_head(tmp_path):
     backbone = {k: v for k, v in model.net.state_dict().items() if k.startswith('backbone.')}
     torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
     file = str(tmp_path / 'backbone.pth')
-    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    loaded = load_model('resnet18_8xb32_in1k', file, to_map=True)
     torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
     with pytest.raises(ValueError, match='head'):
         load_model('resnet18_8xb32_in1k', file)
     # Nor that a file was trained for as many classes.
     backbone['head.fc.weight'] = torch.zeros(6, 512)
     torch.save(dict(state_dict=backbone), tmp_path / 'backbone.pth')
-    loaded = load_model('resnet18_8xb32_in1k', file, output='map')
+    loaded = load_model('resnet18_8xb32_in1k', file, to_map=True)
     torch.testing.assert_close(loaded.net.backbone.conv1.weight, model.net.backbone.conv1.weight)
     with pytest.raises(ValueError, match='does not match'):
         load_model('resnet18_8xb32_in1k', file)
@@ -339,14 +337,14 @@ def test_weights_of_another_image_size(tmp_path, spec, sizes):
     """Position embeddings grow with the image."""
     file = tmp_path / 'small.pth'
     torch.manual_seed(0)
-    backbone = load_model(spec, output='map', size=sizes[0]).net.backbone
+    backbone = load_model(spec, to_map=True, size=sizes[0]).net.backbone
     state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
     for key, value in state.items():
         if 'pos' in key and value.is_floating_point():
             value.copy_(torch.full_like(value, 0.25))
     torch.save(dict(state_dict=state), file)
     for size in sizes:
-        model = load_model(spec, str(file), output='map', size=size)
+        model = load_model(spec, str(file), to_map=True, size=size)
         grown = {k: v for k, v in model.net.backbone.named_parameters() if 'pos' in k}
         assert grown
         for value in grown.values():  # a constant stays one, however it is resized

@@ -29,12 +29,12 @@ def test_images_come_from_all_classes(tmp_path):
 
 def test_the_samples_are_photographs():
     pytest.importorskip('skimage')
-    paths = erf.sample_photographs(50)
+    paths = erf.find_images(None, 50)
     assert len(paths) == len(erf.PHOTOGRAPHS) == len(set(paths))
     for path in paths:
         image = figures.read_image(path)
         assert min(image.size) >= 300 and len(image.getcolors(2**24)) > 100, path
-    assert erf.sample_photographs(2) == paths[:2]
+    assert erf.find_images(None, 2) == paths[:2]
 
 
 def test_erf_before_and_after(run_here, data_root, weights, tmp_path, capfd):
@@ -136,7 +136,7 @@ def test_erf_on_a_gpu(run_here, data_root, tmp_path):
     'args, message',
     [
         (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must have a value for each of 1 models'),
-        (('tiny', '--images', 'nowhere'), "'nowhere' does not exist"),
+        (('tiny', '--images', 'nowhere'), ".webp files, but got 'nowhere'"),
         (('tiny', '--num-images', '0'), '--num-images: must be an integer of at least 1'),
         (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),

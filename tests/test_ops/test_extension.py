@@ -84,7 +84,7 @@ def results(tmp_path_factory):
     ('kind', 'reason'),
     [
         ('missing', 'it was not built'),
-        ('other', 'it was not built (not for torch'),
+        ('other', 'it was not built (there is no build for torch'),
         ('broken', f'_C_{TAG}.so did not load'),
     ],
 )

@@ -41,7 +41,9 @@ register_backend(ATOMIC, AtomicBackend, force=True)
 
 @contextlib.contextmanager
 def atomic_write(filepath: str | Path) -> Iterator[str]:
-    """Yield a hidden name to write a file to, then rename the file; missing folders are created.
+    """Yield a temporary path, which becomes ``filepath`` when the block succeeds.
+
+    Missing folders are created.
 
     Raises:
         UserError: If the file cannot be written, for example on a full disk.
@@ -56,8 +58,10 @@ def atomic_write(filepath: str | Path) -> Iterator[str]:
         os.replace(part, filepath)
         if os.name == 'posix':  # flush the rename itself; elsewhere folders cannot be opened
             descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)

@@ -148,7 +148,8 @@ def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    allowed = sorted({*cfg, *inspect.signature(FlexibleRunner).parameters, *_TOOL_KEYS})
+    parameters = inspect.signature(FlexibleRunner).parameters.keys() - {'cfg'}
+    allowed = sorted({*cfg, *parameters, *_TOOL_KEYS})
     for key in options:
         top = key.split('.')[0]
         if top not in allowed:

@@ -1,4 +1,4 @@
-"""One line for a mistake of the user, a traceback for any other error."""
+"""One-line messages for user errors, tracebacks for all others."""
 
 import contextlib
 import gc
@@ -30,15 +30,15 @@ def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
-    """Call the main function of a tool and exit with status 0, or 2 after a mistake of the user.
+    """Run a tool and exit with status 0, or with 2 after a user error.
 
-    A mistake is a :class:`UserError`, a missing file, or a component that cannot be built from the
-    config. Other errors keep their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for all. The
-    process group ends with the tool.
+    A user error is a :class:`UserError`, a missing file, or a component that cannot be built from
+    the config. Other errors keep their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for all.
+    The process group ends with the tool.
 
     Args:
         main (Callable): The tool.
-        *expected (type): Further exceptions that mean a mistake of the user.
+        *expected (type): Further exceptions that count as user errors.
     """
     code: int | str | None = 0
     try:
@@ -64,14 +64,16 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message of a mistake of the user, or None for any other error."""
+    """Return the message of a user error, or None for any other error."""
     if not isinstance(error, (UserError, *_MISSING_FILE)):
         return None
     text = str(error).strip()
     if not text.startswith('Caught '):
         return text
     # The message of an error from a data-loading process is the whole traceback.
-    return text.splitlines()[-1].removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')
+    kind = type(error)
+    module = '' if kind.__module__ == 'builtins' else f'{kind.__module__}.'
+    return text.rpartition(f'\n{module}{kind.__name__}: ')[2]
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ def test_options(load):
     ('option', 'words'),
     [
         ('modl.type=A', "--cfg-options modl.type: the config has no 'modl'; did you mean model"),
+        ('cfg.model.a=2', "--cfg-options cfg.model.a: the config has no 'cfg'"),
         (
             'custom_hooks.3.type=A',
             r"--cfg-options \['custom_hooks.3.type'\] do not match the config",

@@ -169,3 +169,6 @@ def test_the_error_of_a_data_loading_process():
     text = 'Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\n'
     text += 'mmvmamba.engine.errors.UserError: bad sample'
     assert errors.explain(errors.UserError(text)) == 'bad sample'
+    assert errors.explain(errors.UserError(f'{text} a:\n> line two')) == 'bad sample a:\n> line two'
+    text = text.replace('mmvmamba.engine.errors.UserError', 'FileNotFoundError')
+    assert errors.explain(FileNotFoundError(text)) == 'bad sample'

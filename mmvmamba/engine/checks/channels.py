@@ -19,8 +19,8 @@ _MAP_SIZE = 32  # of the first stage
 def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
     """Check the channels of the neck or heads in the config of a model with a VMamba backbone.
 
-    Otherwise a neck for another number of maps fails in an assertion without a message, and one for
-    other channels in a convolution far from the wrong setting.
+    Without this check, a neck that expects another number of maps fails in an assertion without a
+    message, and one with other channels in a convolution far from the wrong setting.
 
     Raises:
         UserError: If channels or indices do not match those of the backbone.
@@ -43,11 +43,11 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         torch.zeros(1, c, _MAP_SIZE >> i, _MAP_SIZE >> i)
         for i, c in zip(backbone.out_indices, channels, strict=True)
     ]
-    name, settings, first = 'model.neck', cfg.get('neck'), neck
-    if isinstance(settings, list | tuple):  # a sequence of necks
-        name, settings, first = 'model.neck[0]', settings[0], neck[0]
+    name, settings, module = 'model.neck', cfg.get('neck'), neck
+    if isinstance(settings, list | tuple) and settings:  # a sequence of necks
+        name, settings, module = 'model.neck[0]', settings[0], neck[0]
     if isinstance(settings, Mapping):
-        _check_module(first, settings, name, maps, given)
+        _check_module(module, settings, name, maps, given)
     if isinstance(cfg.get('head'), Mapping):
         features = _output(neck, maps)
         if isinstance(features, tuple) and {type(x) for x in features} == {Tensor}:

@@ -50,15 +50,16 @@ def _read(path: str, modified: int) -> CocoFile:
             content = json.load(file)
     except ValueError as error:
         raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
-    lists = content if isinstance(content, dict) else {}
+    # The files of test images have no annotations.
+    lists = {'annotations': [], **content} if isinstance(content, dict) else {}
     wrong = [name for name in _LISTS if not _is_list_of_objects(lists.get(name))]
     if wrong:
         raise UserError(
             f'annotation file {path!r} is not COCO: {wrong} must be lists of objects; the file has '
-            f'the keys {sorted(lists)}'
+            f'the keys {sorted(content) if lists else []}'
         )
-    names = tuple(category.get('name') for category in content['categories'])
-    return CocoFile(names, _find_mistakes(content))
+    names = tuple(category.get('name') for category in lists['categories'])
+    return CocoFile(names, _find_mistakes(lists))
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -98,7 +99,7 @@ def _annotation_mistakes(
     valid = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not valid or min(box[2:]) <= 0:
         yield f'box {box}, which is empty or not a box,'
-    elif width is not None and height is not None:
+    elif isinstance(width, int | float) and isinstance(height, int | float):
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
         if min(left, top) < -_MARGIN or right > width + _MARGIN or bottom > height + _MARGIN:
             yield 'a box outside the image'

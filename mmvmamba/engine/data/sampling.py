@@ -1,4 +1,4 @@
-"""Batches from a known position on, with reproducible randomness for each sample."""
+"""Batches that start at a given position, with reproducible randomness for each sample."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SampleIndex(NamedTuple):
     """Index of a sample, and the numbers from which its randomness is drawn."""
 
     value: int
-    entropy: tuple[int, ...]  # seed, epoch, rank, number in the pass, and index
+    entropy: tuple[int, ...]  # seed, epoch, rank, position in the epoch, and index
 
 
 def seed_all(entropy: Sequence[int], cpu_only: bool = False) -> None:
@@ -54,7 +54,7 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
 
 
 class PositionedBatchSampler:
-    """Batches of another batch sampler, from number ``first`` of an epoch on.
+    """Batches of another batch sampler, starting at batch ``first`` of an epoch.
 
     A sampler may repeat an index, in a finite or an endless pass, and on several ranks at a time.
     Each repetition has another number or rank, and so another augmentation.
@@ -63,7 +63,7 @@ class PositionedBatchSampler:
     def __init__(self, batch_sampler: BatchSampler, seed: int, epoch: int, first: int) -> None:
         self.batch_sampler = batch_sampler
         self.sampler = batch_sampler.sampler  # whose set_epoch MMEngine calls
-        self.batch_size = batch_sampler.batch_size
+        self.batch_size = getattr(batch_sampler, 'batch_size', None)
         self.seed = seed
         self.first = first
         self.set_epoch(epoch)
@@ -140,7 +140,7 @@ def restart_workers(loop: Any) -> None:
 def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
     """Return a copy of a data loader with other batches, and without workers yet."""
     loader = copy.copy(loader)
-    # Assignments are errors.
+    # DataLoader forbids assigning batch_sampler after construction.
     vars(loader).update(batch_sampler=batch_sampler, _iterator=None)
     return loader
 

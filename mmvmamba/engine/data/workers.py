@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Collection
 from functools import partial
 from multiprocessing import resource_tracker
@@ -49,7 +50,7 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
 class _ShieldedProcess:
     """Process that starts with signals blocked, and that its parent ends with SIGRTMIN.
 
-    SIGTERM cannot serve for both: a pending one of another sender hides the one of the parent.
+    SIGTERM cannot serve both purposes: a pending one from another sender would hide the parent's.
     Signals blocked at the start are blocked in all threads of the process, including those that
     PyTorch starts before it calls ``worker_init_fn``.
     """
@@ -65,16 +66,18 @@ class _ShieldedProcess:
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # Process.terminate and the exit of the interpreter call this one.
-        self._popen.terminate = self._request_exit
-
-    def _request_exit(self) -> None:
-        if self.is_alive():
-            os.kill(self.pid, signal.SIGRTMIN)
+        # Process.terminate and the exit of the interpreter call this one. A strong reference would
+        # be a cycle, which keeps the pipes of finished workers open.
+        self._popen.terminate = partial(_request_exit, weakref.proxy(self._popen))
 
     def run(self) -> None:
         threading.Thread(target=_exit_on_request, daemon=True).start()
         super().run()
+
+
+def _request_exit(popen: Any) -> None:
+    if popen.poll() is None:
+        os.kill(popen.pid, signal.SIGRTMIN)
 
 
 def _exit_on_request() -> None:

@@ -26,7 +26,7 @@ class MixedSizesHook(Hook):
         if mode == 'train' or self.warned or not isinstance(inputs, list | tuple):
             return  # a stacked batch has one size
         # Test-time augmentation gives a batch for each augmentation.
-        batches = [inputs] if all(isinstance(image, Tensor) for image in inputs) else inputs
+        batches = [inputs, *(batch for batch in inputs if isinstance(batch, list | tuple))]
         found = [{tuple(x.shape[-2:]) for x in b if isinstance(x, Tensor)} for b in batches]
         sizes = max(found, key=len)
         if len(sizes) < 2:

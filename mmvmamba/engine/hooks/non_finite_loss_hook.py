@@ -1,4 +1,4 @@
-"""Stopping of a diverged run before it overwrites the last good checkpoint."""
+"""Stop a diverged run before it overwrites the last good checkpoint."""
 
 import os
 from pathlib import Path

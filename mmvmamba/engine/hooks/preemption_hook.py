@@ -41,9 +41,12 @@ class PreemptionHook(Hook):
     def __init__(
         self, signals: Sequence[str] = ('SIGTERM',), interval: int = 10, exit_code: int = 0
     ) -> None:
-        unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown:
-            raise ValueError(f'signals must be names such as SIGTERM, but got {unknown}')
+        allowed = signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP'}
+        if isinstance(signals, str) or not allowed.issuperset(signals):
+            raise ValueError(
+                "signals must be names of signals that can be handled, such as ('SIGTERM', "
+                f"'SIGUSR1'), but got {signals!r}"
+            )
         if interval < 1:
             raise ValueError(f'interval must be positive, but got {interval}')
         self.signals = [signal.Signals[name] for name in signals]
@@ -65,7 +68,7 @@ class PreemptionHook(Hook):
             runner.logger.warning('signals can be handled only in the main thread')
             return
         for number in self.signals:
-            self._handlers_before[number] = signal.signal(number, self._note)
+            self._handlers_before[number] = signal.signal(number, self._on_signal)
         for loop in (runner.train_loop, runner.val_loop):
             loader = getattr(loop, 'dataloader', None)
             if isinstance(loader, DataLoader) and not shield_workers(loader, self.signals):
@@ -75,7 +78,7 @@ class PreemptionHook(Hook):
                 )
         restart_workers(runner.train_loop)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
 
     def after_train_iter(
@@ -86,7 +89,7 @@ class PreemptionHook(Hook):
             self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Find the number of batches that all ranks have, so that they ask equally often."""
+        """Find the number of batches that all ranks have, for as many exchanges of signals."""
         if self._handlers_before and get_world_size() > 1:
             self._common_batches = _reduce(len(runner.val_dataloader), 'min')
 
@@ -94,8 +97,8 @@ class PreemptionHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save and exit after a signal during a validation, within a training run."""
-        asks = get_world_size() == 1 or batch_idx < self._common_batches
-        if not self._handlers_before or not asks or not self._must_stop(batch_idx + 1):
+        can_exchange = get_world_size() == 1 or batch_idx < self._common_batches
+        if not self._handlers_before or not can_exchange or not self._must_stop(batch_idx + 1):
             return
         if _is_accumulating(runner):
             return

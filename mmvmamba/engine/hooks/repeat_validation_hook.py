@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from mmvmamba.engine.atomic_io import AtomicBackend
+from mmvmamba.engine.data.sampling import PositionedBatchSampler
 from mmvmamba.registry import HOOKS
 
 
@@ -52,7 +53,8 @@ def _is_due(loop: Any) -> bool:
         now, end = loop.iter, loop.max_iters
     else:
         now, end = loop.epoch, loop.max_epochs
-        if getattr(loop.dataloader.batch_sampler, 'first', None) != 0:
+        batches = loop.dataloader.batch_sampler
+        if not isinstance(batches, PositionedBatchSampler) or batches.first != 0:
             return False  # ResumeHook continues within an epoch
     loop._decide_current_val_interval()
     return now >= loop.val_begin and (now % loop.val_interval == 0 or now == end)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmvmamba.engine.atomic_io import last_complete_checkpoint
 from mmvmamba.engine.data.sampling import (
+    PositionedBatchSampler,
     can_be_positioned,
     is_endless,
     positioned_loader,
@@ -31,14 +32,14 @@ from .utils import unwrapped
 class ResumeHook(Hook):
     """Make a resumed run equal to an uninterrupted one.
 
-    The randomness of each sample is drawn from (seed, epoch, rank, number in the epoch, index),
+    The randomness of each sample is drawn from (seed, epoch, rank, position in the epoch, index),
     where an endless sampler has one epoch; that of the model from (seed, iteration, rank). A
     checkpoint holds the position among the batches and the accumulated gradients. ``resume=True``
     alone finds the last complete checkpoint.
 
     Args:
-        load_from (str, optional): The weights to start from if there is no checkpoint to resume
-            from; the training tool passes the one of the config. Defaults to None.
+        load_from (str, optional): Weights to start from if there is no checkpoint to resume from;
+            the training tool passes the config's ``load_from``. Defaults to None.
     """
 
     priority = 'VERY_HIGH'
@@ -127,7 +128,8 @@ class ResumeHook(Hook):
 
     def before_train_epoch(self, runner: Any) -> None:
         batches = runner.train_dataloader.batch_sampler
-        if hasattr(batches, 'first') and not isinstance(runner.train_loop, IterBasedTrainLoop):
+        is_iter_based = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if isinstance(batches, PositionedBatchSampler) and not is_iter_based:
             batches.set_epoch(runner.epoch)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:

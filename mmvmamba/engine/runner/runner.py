@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import OPTIMIZERS, RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -58,7 +58,8 @@ class ToolRunnerMixin:
                 raise UserError(f'optimizer {kind!r} is not registered; it must be one of {known}')
         with as_user_error(ValueError, TypeError):
             built = super().build_optim_wrapper(optim_wrapper)
-        # With a paramwise_cfg they are MMEngine's ConfigDicts, which torch.compile cannot.
+        # With a paramwise_cfg the groups are MMEngine's ConfigDicts, which torch.compile cannot
+        # trace.
         for wrapper in optim_wrappers(built):
             groups = wrapper.optimizer.param_groups
             groups[:] = [dict(group) for group in groups]
@@ -73,14 +74,15 @@ class ToolRunnerMixin:
             return dataloader
         dataset = dataloader.get('dataset')
         try:
-            with as_user_error(TypeError):
-                loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:
             for _, path in coco_files(dataset):
                 read_coco(path)  # raises the error of a file that is not COCO
             # NumPy's message if MMEngine serializes an empty list.
             if 'need at least one array' in str(error):
                 raise UserError(describe_empty(dataset)) from error
+            if isinstance(error, TypeError | ValueError):
+                raise UserError(f'a data loader cannot be built: {error}') from error
             raise
         if hasattr(loader.dataset, '__len__') and len(loader.dataset) == 0:
             raise UserError(describe_empty(dataset))
@@ -116,7 +118,7 @@ class FlexibleRunnerMixin:
             super().load_or_resume()
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Build the runner of a config, of the class that its ``runner_type`` names.
 
     Raises:
@@ -126,13 +128,14 @@ def build_runner(cfg: Config) -> Runner:
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
     if base is None:
-        raise UserError(f'runner_type {name!r} is not registered')
+        known = sorted(RUNNERS.module_dict)
+        raise UserError(f'runner_type {name!r} is not registered; it must be one of {known}')
     if cfg.get('compile') and runs_on_cpu():
-        from torch._inductor import config  # takes a second
+        from torch._inductor import config as inductor_config  # takes a second
 
-        # It compares the strides of convolutions, which fails for symbolic ones (torch 2.12), as in
-        # the backward of a neck from the second or third image size on.
-        config.layout_optimization = False
+        # Layout optimization compares the strides of convolutions and fails for symbolic ones
+        # (torch 2.12), e.g. in the backward of a neck from the second or third image size on.
+        inductor_config.layout_optimization = False
     distributed = cfg.get('launcher', 'none') != 'none'
     if distributed and runs_on_cpu() and not is_distributed():
         dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}

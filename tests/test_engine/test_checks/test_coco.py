@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,21 @@ def test_mistakes_name_the_image(tmp_path, annotation, words):
     assert names == ['1.jpg']
 
 
+def test_files_of_test_images_have_no_annotations(tmp_path):
+    content = dict(images=[dict(id=1, file_name='1.jpg')], categories=[dict(id=1, name='cat')])
+    (tmp_path / 'test.json').write_text(json.dumps(content))
+    assert read_coco(str(tmp_path / 'test.json')).categories == ('cat',)
+
+
+def test_sizes_that_are_no_numbers_are_not_compared(tmp_path):
+    path = coco_file(tmp_path, bbox=[20, 10, 90, 90])
+    content = json.loads(Path(path).read_text())
+    for image in content['images']:
+        image['width'] = str(image['width'])
+    Path(path).write_text(json.dumps(content))
+    assert read_coco(path).mistakes == {'no annotation': ['2.jpg']}
+
+
 def test_good_files(tmp_path):
     # Half a pixel too far is what rounding does.
     good = read_coco(coco_file(tmp_path, bbox=[20, 10, 20.5, 20.5]))
@@ -51,7 +67,7 @@ def test_the_margin_of_a_box(tmp_path, margin):
         ('[1]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists of objects"),
         (
             '{"images": [], "a": 1}',
-            r"\['annotations', 'categories'\] must .* keys \['a', 'images'\]",
+            r"\['categories'\] must .* keys \['a', 'images'\]",
         ),
         ('{"images": [], "annotations": {}, "categories": []}', r"\['annotations'\] must be lists"),
         ('{"images": [], "annotations": [], "categories": [1]}', r"\['categories'\] must be lists"),

@@ -31,6 +31,7 @@ def images(*sizes):
         ([images((8, 8)), images((4, 4))], False),
         ([images((8, 8), (8, 8)), images((4, 4), (4, 5))], True),
         (None, False),
+        ([1, 2], False),
     ],
 )
 def test_what_the_hook_looks_at(inputs, warns):

@@ -13,7 +13,15 @@ from mmvmamba.engine import AtomicCheckpointHook, PreemptionHook
 from mmvmamba.engine.hooks import preemption_hook
 
 
-@pytest.mark.parametrize('arguments', [dict(signals=('SIGNONE',)), dict(interval=0)])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(signals=('SIGNONE',)),
+        dict(signals='SIGTERM'),
+        dict(signals=['SIGKILL']),
+        dict(interval=0),
+    ],
+)
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         PreemptionHook(**arguments)

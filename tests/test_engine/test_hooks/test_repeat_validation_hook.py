@@ -4,8 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from mmvmamba.engine import RepeatValidationHook
+from mmvmamba.engine.data.sampling import PositionedBatchSampler
+
+BATCHES = BatchSampler(SequentialSampler(range(8)), 2, drop_last=False)
 
 
 def loop_of(kind, **settings):
@@ -35,7 +39,9 @@ def validates(tmp_path):
             val_loop=SimpleNamespace(run=lambda: runs.append(1)) if validation else None,
             logger=SimpleNamespace(info=print),
         )
-        loop.dataloader = SimpleNamespace(batch_sampler=SimpleNamespace(first=batches))
+        loop.dataloader = SimpleNamespace(
+            batch_sampler=PositionedBatchSampler(BATCHES, 0, 0, batches)
+        )
         RepeatValidationHook().before_train(runner)
         return bool(runs)
 

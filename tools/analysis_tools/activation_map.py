@@ -39,7 +39,7 @@ TITLES = dict(qk='$QK^T$', decay='decayed', softmax='softmax')
 
 
 @dataclass
-class Patch:
+class QueriedPatch:
     """The maps of a model's blocks, and the queried patch in those of one ``block``."""
 
     name: str
@@ -85,10 +85,10 @@ def image_size(image: Image.Image) -> tuple[int, int]:
     return height, width
 
 
-def find_maps(
+def record_maps(
     args: argparse.Namespace, spec: str, checkpoint: str, block: int, image: Image.Image
-) -> Patch:
-    """Run a model on the image."""
+) -> QueriedPatch:
+    """Run a model on the image and record the maps of its blocks."""
     size = args.size or image_size(image)
     torch.manual_seed(args.seed)
     file = None if checkpoint == 'none' else checkpoint
@@ -104,10 +104,10 @@ def find_maps(
     MMLogger.get_current_instance().info(f'{name}: a map of {size_text(rows, columns)}')
     y, x = (q + 0.5 for q in args.query)
     y, x = int(y / image.height * rows), int(x / image.width * columns)
-    return Patch(name, blocks, block % count, y, x)
+    return QueriedPatch(name, blocks, block % count, y, x)
 
 
-def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
+def compute(patch: QueriedPatch, with_rollout: bool) -> dict[str, Any]:
     """Return all maps of a patch by form and name."""
     maps, query = patch.maps, patch.query
     pictures: dict[str, Any] = {}
@@ -123,7 +123,11 @@ def compute(patch: Patch, with_rollout: bool) -> dict[str, Any]:
 
 
 def draw_map(
-    ax: Axes, values: torch.Tensor, title: str, patch: Patch | None = None, positive: bool = False
+    ax: Axes,
+    values: torch.Tensor,
+    title: str,
+    patch: QueriedPatch | None = None,
+    positive: bool = False,
 ) -> None:
     """Draw a map, with a frame around the patch, from blue to red, or from dark to bright.
 
@@ -145,7 +149,7 @@ def draw_frame(ax: Axes, x: float, y: float, width: float, height: float) -> Non
     ax.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2))
 
 
-def draw_image(ax: Axes, image: Image.Image, patch: Patch) -> None:
+def draw_image(ax: Axes, image: Image.Image, patch: QueriedPatch) -> None:
     """Draw the photograph with a frame around the query's patch."""
     rows, columns = patch.maps.shape
     height, width = image.height / rows, image.width / columns
@@ -155,7 +159,7 @@ def draw_image(ax: Axes, image: Image.Image, patch: Patch) -> None:
     draw_frame(ax, patch.x * width - 0.5, patch.y * height - 0.5, width, height)
 
 
-def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any]) -> None:
+def draw_paths(axes: np.ndarray, patch: QueriedPatch, form: str, found: dict[str, Any]) -> None:
     """Draw the paths in path order and, below, in image order and summed."""
     title = TITLES[form]
     for k in range(COLUMNS - 1):
@@ -165,7 +169,7 @@ def draw_paths(axes: np.ndarray, patch: Patch, form: str, found: dict[str, Any])
     draw_map(axes[1, -1], found['summed'], f'{title}, sum of the paths', patch)
 
 
-def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> None:
+def draw_summary(axes: np.ndarray, patch: QueriedPatch, pictures: dict[str, Any]) -> None:
     """Draw, for each form, the map of the block and the rollout over the stage."""
     unused = iter(axes)
     for form in patch.maps.forms:
@@ -178,7 +182,7 @@ def draw_summary(axes: np.ndarray, patch: Patch, pictures: dict[str, Any]) -> No
         ax.set_axis_off()
 
 
-def draw(image: Image.Image, results: list[tuple[Patch, dict[str, Any]]]) -> Figure:
+def draw(image: Image.Image, results: list[tuple[QueriedPatch, dict[str, Any]]]) -> Figure:
     """Draw for each model a row with the photograph and the summed maps, then its paths."""
     rows = sum(1 if not patch.maps.paths else 2 * len(patch.maps.forms) + 1 for patch, _ in results)
     ratio = image.height / image.width
@@ -216,7 +220,7 @@ def main() -> None:
     models = [(args.config, args.checkpoint, args.block)]
     if args.compare:
         models.append((args.compare, args.compare_checkpoint, args.compare_block))
-    patches = [find_maps(args, *model, image) for model in models]
+    patches = [record_maps(args, *model, image) for model in models]
     found = [(patch, compute(patch, not args.no_rollout)) for patch in patches]
     results = dict(
         tool='activation_map',

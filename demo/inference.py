@@ -62,7 +62,9 @@ def find_images(names: Sequence[str]) -> list[str]:
         for image in images:
             other = found.setdefault(Path(image).name, image)
             if other != image:
-                raise UserError(f'{other!r} and {image!r} would have the same picture')
+                raise UserError(
+                    f'images must have different file names, but got {other!r} and {image!r}'
+                )
     return list(found.values())
 
 

@@ -132,8 +132,8 @@ def use_amp(cfg: Config) -> None:
     """Turn on mixed precision: fp16 with loss scaling, or bfloat16 on a CPU."""
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp needs an OptimWrapper, but optim_wrapper.type is {kind!r}')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'mmvmamba.CPUAmpOptimWrapper'):
+        raise UserError(f'--amp does not work with optim_wrapper.type {kind!r}')
     if runs_on_cpu():
         for name in ('loss_scale', 'dtype'):
             wrapper.pop(name, None)
@@ -170,3 +170,4 @@ def _set_classification_loaders(cfg: Config) -> None:
         if cfg.get(loader):
             cfg[loader].setdefault('pin_memory', not runs_on_cpu())
             cfg[loader].setdefault('collate_fn', dict(type='default_collate'))
+            cfg[loader].setdefault('persistent_workers', cfg[loader].get('num_workers', 0) > 0)

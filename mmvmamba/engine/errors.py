@@ -12,7 +12,7 @@ import torch.distributed as dist
 from mmengine.registry import Registry
 
 _TRACEBACK_VARIABLE = 'MMVMAMBA_TRACEBACK'
-_MISSING_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_FILE_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError)
 
 
@@ -30,11 +30,11 @@ def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
-    """Run a tool and exit with status 0, or with 2 after a user error.
+    """Run a tool and exit with status 0, with 2 after a user error, or with 130 after Ctrl-C.
 
-    A user error is a :class:`UserError`, a missing file, or a component that cannot be built from
-    the config. Other errors keep their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for all.
-    The process group ends with the tool.
+    A user error is a :class:`UserError`, a file that cannot be opened, or a component that
+    cannot be built from the config. Other errors keep their traceback, and
+    ``MMVMAMBA_TRACEBACK=1`` shows it for all. The process group ends with the tool.
 
     Args:
         main (Callable): The tool.
@@ -65,7 +65,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
 
 def explain(error: BaseException) -> str | None:
     """Return the message of a user error, or None for any other error."""
-    if not isinstance(error, (UserError, *_MISSING_FILE)):
+    if not isinstance(error, (UserError, *_FILE_ERRORS)):
         return None
     text = str(error).strip()
     if not text.startswith('Caught '):

@@ -79,7 +79,7 @@ class PositionedBatchSampler:
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         first, self.first = self.first, 0
-        self.set_epoch(self.epoch)  # MMEngine sets that of an iteration-based loop, which is 0
+        self.set_epoch(self.epoch)  # DistSamplerSeedHook sets 0 in an iteration-based loop
         origin, numbers = (self.seed, self.epoch, get_rank()), itertools.count()
         # A batch may depend on those before it, so the skipped ones are generated too.
         for position, batch in enumerate(self.batch_sampler):

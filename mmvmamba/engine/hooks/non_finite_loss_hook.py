@@ -70,8 +70,8 @@ class NonFiniteLossHook(Hook):
         bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if bad:
             raise UserError(
-                f'iteration {runner.iter + 1}: {len(bad)} tensors are not finite, the first is '
-                f'{bad[0]}; {_advice(runner)}'
+                f'iteration {checkpoint["meta"]["iter"]}: {len(bad)} tensors are not finite, the '
+                f'first is {bad[0]}; {_advice(runner)}'
             )
 
     def _count_skipped(self, runner: Any) -> None:
@@ -107,4 +107,4 @@ def _advice(runner: Any) -> str:
     pointer = Path(runner.work_dir, 'last_checkpoint')
     last = pointer.read_text() if pointer.is_file() else None
     kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
-    return f'{kept}; inspect these images, lower the learning rate or clip gradients'
+    return f'{kept}; inspect the data, lower the learning rate or clip gradients'

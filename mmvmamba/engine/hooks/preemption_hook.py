@@ -84,8 +84,8 @@ class PreemptionHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Save and exit after a signal, but not between accumulated gradients."""
-        if self._must_stop(runner.iter + 1) and not _is_accumulating(runner):
+        """Save and exit after a signal; several processes first finish an accumulated step."""
+        if self._must_stop(runner.iter + 1) and not _has_rank_gradients(runner):
             self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def before_val_epoch(self, runner: Any) -> None:
@@ -100,7 +100,7 @@ class PreemptionHook(Hook):
         can_exchange = get_world_size() == 1 or batch_idx < self._common_batches
         if not self._handlers_before or not can_exchange or not self._must_stop(batch_idx + 1):
             return
-        if _is_accumulating(runner):
+        if _has_rank_gradients(runner):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
@@ -133,7 +133,7 @@ class PreemptionHook(Hook):
         raise SystemExit(self.exit_code)
 
 
-def _is_accumulating(runner: Any) -> bool:
+def _has_rank_gradients(runner: Any) -> bool:
     """Return True if each rank holds gradients of its own."""
     should_update = getattr(runner.optim_wrapper, 'should_update', None)
     return get_world_size() > 1 and should_update is not None and not should_update()

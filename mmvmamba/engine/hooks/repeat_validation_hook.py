@@ -31,7 +31,7 @@ class RepeatValidationHook(Hook):
         if is_main_process() and self._file.is_file():
             done[0] = int(self._file.read_text())
             if not runner._resume or done[0] > runner.iter:
-                # By another run, or by one that was resumed from here before.
+                # Written by another run, or beyond the checkpoint that this run resumes from.
                 done[0] = 0
                 self._file.unlink()
         broadcast_object_list(done)

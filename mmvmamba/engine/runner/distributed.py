@@ -4,7 +4,6 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
@@ -32,7 +31,7 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
 
 def runs_on_cpu() -> bool:
     """Return True if MMEngine puts the model on the CPU."""
-    return get_device() == 'cpu' and not torch.cuda.is_available()
+    return get_device() == 'cpu'
 
 
 def cpu_model_wrapper(cfg: Mapping[str, Any] | None, find_unused_parameters: bool) -> dict:

@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
     runner = SimpleNamespace(iter=4, work_dir=tmp_path)
     weights = dict(count=torch.ones(1, dtype=torch.long), good=torch.ones(2))
     hook = NonFiniteLossHook()
-    hook.before_save_checkpoint(runner, dict(state_dict=weights))
+    hook.before_save_checkpoint(runner, dict(state_dict=weights, meta=dict(iter=5)))
     weights['bad'] = torch.tensor([1.0, value])
     with pytest.raises(UserError, match='iteration 5: 1 tensors are not finite, the first is bad'):
-        hook.before_save_checkpoint(runner, dict(state_dict=weights))
+        hook.before_save_checkpoint(runner, dict(state_dict=weights, meta=dict(iter=5)))

@@ -1,4 +1,4 @@
-"""Predict photographs with a detector, a segmentor or a classifier, and draw the predictions.
+"""Run a detector, a segmentor or a classifier on photographs, and draw the predictions.
 
 The inferencer of mmdet, mmseg or mmpretrain does the work, as the config says. The pictures are in
 OUT_DIR/vis, under the names of the photographs.
@@ -34,16 +34,20 @@ INFERENCERS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Predict photographs and draw the predictions.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Run a model on photographs and draw the predictions.'
     )
     parser.add_argument('images', nargs='+', help='image files, and folders of them')
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--out-dir', default='outputs', help='folder for the pictures')
-    parser.add_argument('--device', help='cpu, cuda:0, ...; a GPU if there is one')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='lowest score to draw, of a detector'
+        '--out-dir', default='outputs', help='folder for the pictures (default: outputs)'
+    )
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='lowest score that a detector draws (default: 0.3)',
     )
     return parser.parse_args()
 

@@ -35,7 +35,7 @@ from mmvmamba import info
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.ops import extension_error, has_kernel
-from mmvmamba.registry import MODELS, register_config_packages
+from mmvmamba.registry import MODELS
 
 REPO = Path(__file__).resolve().parent.parent
 #: The lines of a tool's output that are shown; all of them go to a log file.
@@ -93,7 +93,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    register_config_packages()
     work_dir = Path(args.work_dir).resolve()
     os.chdir(REPO)  # the configs name the data by a relative path
     device = choose_device()

@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_predictions(cfg: Config, show: bool, folder: str | None, wait_time: float) -> None:
-    """Draw all predictions beside the ground truth, in a window or to a folder."""
+    """Turn on drawing of all predictions beside the ground truth, in a window or to a folder."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserError('--show and --show-dir need default_hooks.visualization in the config')
@@ -56,7 +56,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait_time: flo
 
 
 def save_predictions(cfg: Config, out: str) -> None:
-    """Save the predictions to a pickle file or, for segmentation, a folder of label maps."""
+    """Turn on saving of predictions to a pickle file or, for segmentation, to label maps."""
     task = cli.task_of(cfg)
     if out.endswith(PICKLE):
         kind = 'mmdet.DumpDetResults' if task == 'mmdet' else 'mmengine.DumpResults'

@@ -90,7 +90,7 @@ def receptive_field(
         total += gradient
         count += len(batch)
     if total is None:
-        raise ValueError('images must have at least one batch, but is empty')
+        raise ValueError('images must have at least one batch, but got none')
     if not total.sum() > 0:
         raise ValueError('the centre of the last map has no positive gradient in any image')
     return ReceptiveField(total / count)

@@ -41,7 +41,7 @@ def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
                 _record_attention(module, backbone.patch_embed, records, stack)
         run()
     if len(records) != len(modules):
-        raise ValueError(f'{len(modules)} blocks must run once each, but {len(records)} did')
+        raise ValueError(f'{len(modules)} blocks must run once each, but got {len(records)} runs')
     return records
 
 

@@ -113,8 +113,7 @@ def load_tensors(
         Matching: The tensors that were loaded, and the others.
 
     Raises:
-        ValueError: If a tensor is missing, unless it is that of an output norm, or has another
-            shape.
+        ValueError: If a tensor has another shape, or is missing and is not an output norm's.
     """
     own = model.state_dict()
     tensors = adapt_tensors(model, tensors)

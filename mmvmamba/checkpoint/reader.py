@@ -120,7 +120,7 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
 
 @contextmanager
 def _safe_globals(history_buffer: type, config_dict: type) -> Iterator[None]:
-    """Allow what training runs save. torch 2.4 lacks this context manager."""
+    """Allow what training runs save. torch 2.4 lacks ``torch.serialization.safe_globals``."""
     before = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list it adds to
     classes = [argparse.Namespace, CfgNode, history_buffer, config_dict]
     torch.serialization.add_safe_globals([*classes, _getattr_of(history_buffer), *_numpy_globals()])

@@ -79,7 +79,7 @@ def is_local(filename: str | PathLike) -> bool:
 
 
 def _download(url: str) -> str:
-    """Download into torch.hub's cache, once for all processes of a run.
+    """Download into torch.hub's cache, in the first process before all others.
 
     If the download fails in the first process, all processes raise its error. Without that they
     would wait until the process group times out.
@@ -95,7 +95,7 @@ def _download(url: str) -> str:
     broadcast_object_list(failure)
     if failure[0] is not None:
         raise ValueError(failure[0])
-    # The file may still be missing on another machine; the first process there moves it into place.
+    # Processes on another machine may lack the file; each downloads it to a temporary name first.
     _download_to(url, path, progress=False)
     return path
 

@@ -283,7 +283,7 @@ class VMambaNet(TimmMethods):
         """Class scores (N, num_classes), or with ``out_indices`` a tuple of NCHW maps.
 
         Args:
-            x (Tensor): Images (N, in_channels, H, W) of any size.
+            x (Tensor): Images (N, in_channels, H, W) of any size for which each stage has a map.
 
         Raises:
             TypeError: If ``x`` is not a tensor.

@@ -81,7 +81,7 @@ class TimmMethods(nn.Module):
         return dict(stem=r'^patch_embed|^pos_embed', blocks=r'^layers\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters without weight decay, besides 1-D ones and names in ``.bias``."""
+        """Return parameters without weight decay, besides 1-D ones and names ending in .bias."""
         return {'pos_embed'}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

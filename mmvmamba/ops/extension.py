@@ -22,7 +22,7 @@ class ExtensionUnavailableWarning(UserWarning):
 
 
 def build_info() -> dict[str, Any]:
-    """Return the record of the build, if any: ``torch``, ``cuda``, ``arch_list``, ``error``."""
+    """Return the build's record: torch, cuda, arch_list, error, cuda_error; {} if there is none."""
     for name in (f'mmvmamba._build_info_{_TAG}', 'mmvmamba._build_info'):
         if importlib.util.find_spec(name) is not None:
             return getattr(importlib.import_module(name), 'BUILD_INFO', {})

@@ -61,8 +61,8 @@ default_cfgs = generate_default_cfgs(
 def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[str, Tensor]:
     """Rename the tensors of a file that timm has read, and check that they match a model.
 
-    timm itself adapts the first convolution to another number of channels and leaves out the last
-    layer of a classifier with other classes afterwards; it would then load an incomplete file.
+    Afterwards timm adapts the first convolution to the number of channels and drops the last layer
+    if the number of classes differs. Without this check it would load an incomplete file.
 
     Raises:
         ValueError: If a tensor in front of the classifier is missing or has another shape.

@@ -55,7 +55,7 @@ def test_refuses_what_has_no_maps():
         record(net, 2, lambda: None)
     with pytest.raises(ValueError, match='must be a single image, but got 2'):
         record(net, 0, lambda: net(torch.rand(2, 3, 32, 32)))
-    with pytest.raises(ValueError, match='1 blocks must run once each, but 0 did'):
+    with pytest.raises(ValueError, match='1 blocks must run once each, but got 0 runs'):
         record(net, 0, lambda: None)
     with pytest.raises(ValueError, match='Conv2d has neither SS2D blocks nor the attention'):
         record(nn.Conv2d(3, 8, 3), 0, lambda: None)

@@ -123,7 +123,7 @@ def numbers(panel: Panel) -> dict[str, Any]:
 
 
 def draw(models: Sequence[Sequence[Panel]]) -> Figure:
-    """Draw models in lines of similar length, each trained one below its untrained panel."""
+    """Draw the models in rows of similar length, each trained panel below the untrained one."""
     lines = math.ceil(len(models) / MAX_COLUMNS)
     columns = math.ceil(len(models) / lines)
     height = max(map(len, models))

@@ -149,7 +149,7 @@ def compare(model: nn.Module, images: Tensor, path: Path) -> None:
     times = measure.interleave(calls, images.device, seconds=10)
     ort, eager = (measure.summarize(times[name])['median_ms'] for name in calls)
     print(
-        f'ONNX Runtime {ort:.1f} ms, PyTorch {eager:.1f} ms, {ort / eager:.2f} times its time, '
+        f'ONNX Runtime {ort:.1f} ms, PyTorch {eager:.1f} ms, ratio {ort / eager:.2f}, '
         f'median of {len(times["torch"])}, {torch.get_num_threads()} thread(s)'
     )
 

@@ -53,7 +53,7 @@ def commands(text):
 
 
 def inline_commands(path):
-    """The commands that stand in a sentence or a table."""
+    """Commands in sentences and tables."""
     text = re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
     found = re.findall(r'`((?:[A-Z_]+=\S+ )*(?:python|make|bash|pip|tools/\w+\.sh)\s[^`]+)`', text)
     return [' '.join(command.replace('\\|', '|').split()) for command in found]
@@ -141,7 +141,7 @@ def test_command_is_understood(variables, words, monkeypatch):
 
 
 def signs(words):
-    """What the text of a test that runs a command has to hold."""
+    """Text that a test of a command must contain."""
     if words[0] == 'pip':
         return [word for word in words if word.startswith('-')]
     scripts = [word for word in words if re.search(r'^(?!configs/|mmvmamba::).*\.(py|sh)$', word)]
@@ -251,7 +251,7 @@ def test_backbone_in_both_spellings():
 
 @pytest.mark.slow
 def test_pages_build_without_a_warning(tmp_path):
-    """What `make docs` does, with the Sphinx that is installed."""
+    """Build the pages as `make docs` does, with the installed Sphinx."""
     for name in ('sphinx', 'myst_parser', 'furo', 'mmengine'):
         pytest.importorskip(name)
     options = ['--fail-on-warning', '--keep-going', '--quiet', '--conf-dir', 'docs']

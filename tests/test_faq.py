@@ -1,4 +1,4 @@
-"""What docs/faq.md says: its Python runs, its table is that of the code."""
+"""Statements of docs/faq.md: its Python runs, and its table is that of the code."""
 
 import re
 from pathlib import Path

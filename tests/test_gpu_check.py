@@ -179,7 +179,7 @@ def set_limits(monkeypatch, number, **limits):
 
 
 def is_alive(pid):
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Return True if a process runs and has not become a zombie."""
     state = Path(f'/proc/{pid}/stat')
     try:
         return state.read_text().rpartition(')')[2].split()[0] != 'Z'
@@ -558,7 +558,7 @@ def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
 
 
 def test_candidates_are_tried_first(monkeypatch):
-    """What fails of this package is a failure; a peer is tried in another process, and skipped."""
+    """A failure of this package counts; a peer is tried in another process and skipped."""
     op_table = load('gpu_steps.op_table')
     cores, _ = op_table.ops.find_cores(['native'], torch.device('cpu'))
     cores |= dict(reference=broken, vmamba=broken)

@@ -89,7 +89,7 @@ def old_build(monkeypatch):
 
 
 class OnGpu:
-    """What the choice of a backend asks of a tensor."""
+    """Attributes of a tensor on a GPU, as far as the choice of a backend reads them."""
 
     device = torch.device('cuda:0')
     dtype = torch.float32

@@ -94,7 +94,7 @@ def test_mim_folder_of_the_installed_package():
 
 
 def test_version_and_name_without_torch():
-    """The commands that do not build must not need torch."""
+    """Commands without a build must not need torch."""
     code = (
         "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version'];"
         "runpy.run_path('setup.py', run_name='__main__')"

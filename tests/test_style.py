@@ -18,7 +18,7 @@ def summaries(path):
             yield text.split('\n\n')[0].replace('\n', ' ')
 
 
-@pytest.mark.parametrize('folder', ['mmvmamba', 'tools', 'demo', 'benchmarks'])
+@pytest.mark.parametrize('folder', ['mmvmamba', 'tools', 'demo', 'benchmarks', 'tests'])
 def test_summaries_are_imperative_or_a_noun_phrase(folder):
     paths = sorted((ROOT / folder).rglob('*.py'))
     found = {

@@ -1,4 +1,4 @@
-"""The maps of SS2D and of attention against the outputs that they belong to."""
+"""Maps of SS2D and of attention against the outputs of their layers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is timed and how its memory is measured; on a GPU its own, whichever is the current one."""
+"""Timing and memory of calls; on a GPU its own, whichever is the current one."""
 
 import gc
 

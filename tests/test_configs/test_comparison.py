@@ -1,4 +1,4 @@
-"""The networks that VMamba is compared with, as classifiers and in the analysis tools."""
+"""Networks to compare VMamba with, as classifiers and in the analysis tools."""
 
 import pytest
 import torch

@@ -187,7 +187,7 @@ def test_a_module_is_the_same_with_and_without_gradients(module):
 
 
 def seen_input(module, x):
-    """What the layer before a module's activation takes."""
+    """Input of the layer before a module's activation."""
     if isinstance(module, SS2D) and module.conv2d is not None:
         return (module.in_proj(x).permute(0, 3, 1, 2),)
     return (x,)

@@ -148,7 +148,7 @@ def test_detector(tmp_path):
 
 
 def test_image_classifier(tmp_path):
-    """What mmpretrain trains, with its names: the norm is the backbone's, the head not."""
+    """A file by mmpretrain's names: the norm is the backbone's, the head is not."""
     state = noisy_state(num_classes=5)
     file = {'data_preprocessor.mean': torch.zeros(3)}
     for key, value in state.items():

@@ -181,7 +181,7 @@ def run(function, inputs, dtype=None, seed=1, **options):
 
 
 def relative_error(value, exact):
-    """The root mean square of the error over that of the exact value, over finite places.
+    """Root mean square of the error over that of the exact value, at finite places.
 
     A maximum of ratios would be decided by places where terms cancel; a root mean square over the
     tensor is not.

@@ -1,4 +1,4 @@
-"""The scans by their definition: NumPy loops in float64 that call nothing of the package."""
+"""Definition of the scans: NumPy loops in float64, independent of the package."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def silu(x):
 
 
 def positions(order, height, width):
-    """The (h, w) that a direction visits, in its order."""
+    """Positions (h, w) in the order of a direction."""
     rows = [(i, j) for i in range(height) for j in range(width)]
     columns = [(i, j) for j in range(width) for i in range(height)]
     return {0: rows, 1: columns, 2: rows[::-1], 3: columns[::-1]}[order]

@@ -18,7 +18,7 @@ FOLDER = ROOT / 'build' / 'host_harness' / torch.__version__
 
 
 def can_build():
-    """Whether there are a compiler and ninja."""
+    """Return True if there are a compiler and ninja."""
     compiler = os.environ.get('CXX', 'c++').split()[0]
     return shutil.which(compiler) is not None and torch.utils.cpp_extension.is_ninja_available()
 

@@ -1,4 +1,4 @@
-"""What the tests of the export to ONNX share."""
+"""Helpers of the tests of the export to ONNX."""
 
 import inspect
 

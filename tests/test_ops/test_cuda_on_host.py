@@ -71,7 +71,7 @@ def test_order_of_threads_does_not_matter_in_1d(form):
 
 
 def test_large_images_and_large_batches_are_split_into_many_blocks():
-    """The split that the kernels get, by the number of their blocks."""
+    """Split of the kernels, by the number of their blocks."""
     counts = {}
     for name, size, batch in (('image', (40, 80), 1), ('batch', (7, 7), 128)):
         inputs = ss2d_inputs(*size, 1, 2, batch, 8, torch.float32)
@@ -182,7 +182,7 @@ def test_integers_are_refused():
     ],
 )  # fmt: skip
 def test_planted_errors_are_found(file, right, wrong, tmp_path):
-    """The harness includes the very headers that the kernels are made of."""
+    """Check that the harness includes the headers of the kernels themselves."""
     csrc = tmp_path / 'csrc'
     shutil.copytree(on_host.ROOT / 'csrc', csrc)
     path = csrc / 'cuda' / file

@@ -31,7 +31,7 @@ def leaves(inputs):
 
 
 def full_sizes(inputs):
-    """The forms that the op itself takes: B and C in groups."""
+    """Forms of the arguments of the op itself: B and C in groups."""
     return {k: v.unsqueeze(1) if k in 'BC' and v.dim() == 3 else v for k, v in inputs.items()}
 
 

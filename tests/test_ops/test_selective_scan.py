@@ -61,7 +61,7 @@ sequential = functools.partial(reference, selective_scan_reference)
 
 
 def exact_form(length):
-    """What is run in float64."""
+    """Return the form that gives the expected results, in float64."""
     return sequential if length <= 64 else chunked
 
 

@@ -114,7 +114,7 @@ def compare_with_eager(case, run_native):
 
 
 def exact_form(length):
-    """What is run in float64."""
+    """Return the form that gives the expected results, in float64."""
     return ss2d_scan_reference if length <= 64 else chunked
 
 

@@ -156,7 +156,7 @@ def test_processes_with_a_part_of_the_batch_train_as_one_does(results, world):
 
 
 def test_a_part_of_the_images_alone_trains_otherwise(results):
-    """The tolerance reveals gradients that are not averaged."""
+    """A tolerance at which gradients without averaging fail."""
     (one,), (half,) = results('classify_1'), results('classify_half')
     assert distance(half['state'], one['state']) > 100 * TOLERANCE
 

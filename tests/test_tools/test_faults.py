@@ -307,7 +307,7 @@ def test_sigterm_in_a_validation(server, configs, finish, task, tmp_path):
 
 
 def test_resume_without_a_checkpoint(server, configs, reference, tmp_path):
-    """The first run of a command that is repeated unchanged."""
+    """First run of a command, which is repeated unchanged."""
     work_dir = tmp_path / 'run'
     assert server.run(configs['segmentation'], work_dir, '--resume') == 0
     assert 'no checkpoint to resume from' in output(work_dir)
@@ -328,7 +328,7 @@ def test_a_checkpoint_without_a_position(server, configs, finish, task, tmp_path
 
 @pytest.mark.slow
 def test_another_batch_size(server, configs, tmp_path):
-    """The run continues at the same sample, with a warning that it is not bit-exact."""
+    """Continue at the same sample, with a warning about bit-exactness."""
     work_dir, config = tmp_path / 'run', configs['segmentation']
     assert server.run(config, work_dir, faults=dict(die=(2, 0.5))) == -signal.SIGKILL
     options = ('--cfg-options', 'train_dataloader.batch_size=3')

@@ -24,7 +24,7 @@ COMMANDS = [line for block in BLOCKS for line in block.replace('\\\n', ' ').spli
 
 
 def words_of(args):
-    """The models that a command names."""
+    """Models in a command."""
     for name in ('models', 'config', 'compare'):
         value = getattr(args, name, None)
         yield from value if isinstance(value, list) else [value] if value else []

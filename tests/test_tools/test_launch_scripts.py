@@ -1,4 +1,4 @@
-"""The shell scripts that start distributed runs, with stand-ins that record what they are given."""
+"""Shell scripts for distributed runs, with stand-ins that record their arguments."""
 
 import json
 import os

@@ -117,7 +117,7 @@ def test_the_number_of_skipped_samples_is_logged():
 
 @pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ', ...')])
 def test_the_names_of_harmless_images(images, more, tmp_path):
-    """The line names five and shows that there are more."""
+    """Five names, and a sign of more."""
     path = coco_file(tmp_path)
     content = json.loads(open(path).read())
     first = content['images'][0]

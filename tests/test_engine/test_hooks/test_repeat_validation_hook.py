@@ -99,7 +99,7 @@ def test_one_that_was_done(validates, tmp_path, done, expected):
 
 
 def test_one_of_iterations_that_are_done_again(validates, tmp_path):
-    """The file of a run that had come further is removed."""
+    """A file of a run beyond this checkpoint is removed."""
     assert validates(by_iteration(8), done=9)
     assert not (tmp_path / 'last_validation').exists()
 

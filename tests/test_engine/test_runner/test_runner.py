@@ -1,4 +1,4 @@
-"""What the tools' runner makes of a config before it builds of it."""
+"""Changes and checks of a config by the tools' runner."""
 
 import logging
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def test_layouts_of_compiled_convolutions(given, on_cpu, off, monkeypatch, tmp_p
 
 
 class Base:
-    """What stands below the mixin: a loop over a data set of two classes."""
+    """Base of the mixin: a loop over a data set of two classes."""
 
     metainfo = dict(classes=('green', 'blue'))
 

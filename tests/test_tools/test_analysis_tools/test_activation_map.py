@@ -1,4 +1,4 @@
-"""The tool that draws activation maps."""
+"""Pictures of activation maps."""
 
 import pytest
 import torch

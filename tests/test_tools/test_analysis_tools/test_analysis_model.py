@@ -69,7 +69,7 @@ def no_module():
 
 @pytest.fixture
 def importable(monkeypatch):
-    """The classes above under a name that a command could use."""
+    """Make the classes above importable by name."""
     monkeypatch.setitem(sys.modules, 'user_models', sys.modules[__name__])
     return 'user_models'
 
@@ -141,7 +141,7 @@ def test_normalizes_as_the_config_says(importable):
 
 
 def test_only_a_class_of_mmengines_is_initialized(importable):
-    """What a function returns may be trained."""
+    """A function may return a trained network."""
     for name, scale in (('Managed', 1), ('trained', 3)):
         model = load_model(f'{importable}:{name}')
         assert model.net.scale == scale and model.weights == 'as the callable built it'

@@ -1,4 +1,4 @@
-"""The tool that measures the paper's tables; nothing here depends on how fast anything is."""
+"""Measurement of the paper's tables; nothing here depends on speed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The tool that draws effective receptive fields."""
+"""Pictures of effective receptive fields."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The tool that counts parameters and multiply-adds."""
+"""Counts of parameters and multiply-adds on the command line."""
 
 from pathlib import Path
 

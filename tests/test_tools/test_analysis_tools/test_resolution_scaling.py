@@ -1,4 +1,4 @@
-"""The tool that measures models over the size of their images."""
+"""Measurements of models over the size of their images."""
 
 import sys
 
@@ -40,7 +40,7 @@ class Hungry(nn.Module):
 
 @pytest.fixture
 def importable(monkeypatch):
-    """The classes above under a name that a command could use."""
+    """Make the classes above importable by name."""
     monkeypatch.setitem(sys.modules, 'user_models', sys.modules[__name__])
     return 'user_models'
 

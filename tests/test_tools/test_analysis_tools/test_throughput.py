@@ -1,4 +1,4 @@
-"""What is compared, how, and what a table looks like."""
+"""Comparisons of models, and the tables of their results."""
 
 import argparse
 

@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """Return the given files and the images in the given folders, of which no two share a name."""
+    """Return the given files and the images in the given folders, with distinct stems."""
     found: dict[str, str] = {}
     for name in names:
         path = Path(name)
@@ -64,10 +64,11 @@ def find_images(names: Sequence[str]) -> list[str]:
         if not images:
             raise UserError(f'{name!r} is not an image in a known format or a folder of images')
         for image in images:
-            other = found.setdefault(Path(image).name, image)
+            other = found.setdefault(Path(image).stem, image)  # mmpretrain names a picture STEM.png
             if other != image:
                 raise UserError(
-                    f'images must have different file names, but got {other!r} and {image!r}'
+                    f'images must have different file names without suffix, but got {other!r} and '
+                    f'{image!r}'
                 )
     return list(found.values())
 

@@ -75,7 +75,7 @@ def receptive_field(
 
     Raises:
         ValueError: If there are no images, they differ in size, ``features`` does not return a map,
-            or no pixel has a gradient.
+            or no pixel has a positive gradient.
     """
     total, count = None, 0
     for batch in images:

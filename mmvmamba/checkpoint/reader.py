@@ -5,6 +5,7 @@ import codecs
 import os
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,15 @@ from torch import Tensor
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
 
 #: Errors of torch.load for truncated and empty files, and for pickles of other things.
-_READ_ERRORS = (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, OSError)
+_READ_ERRORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 
 
 def _stand_in(module: str, name: str) -> type:
@@ -67,7 +76,7 @@ def read_local_checkpoint(
         name = name or str(getattr(file, 'name', 'the open file'))
     else:
         name = as_filename(file)
-        file = os.path.expanduser(os.fsdecode(file))
+        file = os.path.expanduser(name)
         if not os.path.isfile(file):
             raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
     try:

@@ -125,7 +125,7 @@ def use_safe_loader() -> None:
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
     """Load a file, or the part of it with a prefix, into a backbone; an error changes nothing."""
-    filename = os.fsdecode(filename)
+    filename = as_filename(filename)
     tensors = state_dict_of(read_checkpoint(filename), filename)
     if prefix is not None:
         start = prefix.rstrip('.') + '.'

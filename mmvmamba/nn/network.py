@@ -114,8 +114,8 @@ class VMambaNet(TimmMethods):
         out_indices (Sequence[int], optional): The stages whose normalized maps a backbone
             returns, in this order; a negative one counts from the last. Stages after the last one
             of them do not run and get no gradient. Defaults to None, a classifier.
-        frozen_stages (int): The stem and the first ``frozen_stages`` stages (with the
-            downsampling after each) get no gradient and stay in eval mode; -1 freezes nothing,
+        frozen_stages (int): The stem and the first ``frozen_stages`` stages (with downsampling and
+            output norm after each) get no gradient and stay in eval mode; -1 freezes nothing,
             0 the stem. Defaults to -1.
         with_cp (bool): Recompute each block in the backward instead of keeping its activations
             (non-reentrant checkpointing). Defaults to False.

@@ -167,7 +167,7 @@ class TimmMethods(nn.Module):
             ``stop_early``, the last map computed (N, H, W, C).
 
         Raises:
-            TypeError: If an argument has a wrong type.
+            TypeError: If an argument has a wrong type, or with ``norm`` the network is a backbone.
             ValueError: If an argument is not allowed.
         """
         check_choice('output_fmt', output_fmt, ('NCHW', 'NHWC'))

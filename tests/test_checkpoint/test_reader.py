@@ -77,7 +77,9 @@ def test_truncated_file(tmp_path, share):
         read_local_checkpoint(path)
 
 
-@pytest.mark.parametrize('content', [b'hello\n', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n'])
+@pytest.mark.parametrize(
+    'content', [b'hello\n', b'backbone: x\n', b'j', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n']
+)
 def test_other_files(tmp_path, content):
     path = tmp_path / 'page.pth'
     path.write_bytes(content)

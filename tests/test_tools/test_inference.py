@@ -82,7 +82,7 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path):
     [
         (lambda p: ['nowhere.jpg'], "image 'nowhere.jpg' does not exist"),
         (lambda p: [p.parent / 'empty'], "empty' is not an image"),
-        (lambda p: [p, p.parent / 'twin'], 'images must have different file names'),
+        (lambda p: [p, p.parent / 'twin'], 'images must have different file names without suffix'),
         (lambda p: [p.parent / 'no_image.pth'], "no_image.pth' is not an image"),
     ],
 )

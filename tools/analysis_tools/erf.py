@@ -60,9 +60,9 @@ def parse_args() -> argparse.Namespace:
         '--images',
         type=Path,
         metavar='DIR',
-        help="photographs, taken at even distances (default: scikit-image's samples)",
+        help="folder of photographs, sampled evenly (default: scikit-image's samples)",
     )
-    add('--num-images', type=figures.positive, default=50, help='the most images (default: 50)')
+    add('--num-images', type=figures.positive, default=50, help='image limit (default: 50)')
     figures.add_size(parser, 1024)
     add('--batch-size', type=figures.positive, default=1, help='images at a time (default: 1)')
     return parser.parse_args()

@@ -52,7 +52,7 @@ class Metric(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A model that the demo trains."""
+    """Model to train, its config and its metrics."""
 
     name: str
     model: str

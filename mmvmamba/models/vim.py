@@ -26,7 +26,7 @@ OUT_TYPES = ('featmap', 'cls_token')
 
 
 class BidirectionalMamba(nn.Module):
-    """A Mamba mixer that scans the tokens from both ends (arXiv 2401.09417, Alg. 1).
+    """Mamba mixer with a scan from each end of the tokens (arXiv 2401.09417, Alg. 1).
 
     Each direction has its own causal convolution and SSM over E = 2 d inner channels. Both share
     the input and output projections and the gate, and the output is their mean.

@@ -12,7 +12,7 @@ CPU = torch.device('cpu')
 
 
 class Answers(nn.Module):
-    """A network that answers with whatever it was given."""
+    """Network with a given output."""
 
     def __init__(self, answer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The one rule of which files a model takes."""
+"""Matching of files with models, and loading by it."""
 
 import pytest
 import torch

@@ -45,7 +45,7 @@ def upernet(name, crop):
 
 
 def without(cfg, *keys):
-    """A config as plain containers without the marks that MMEngine leaves."""
+    """Return a config as plain containers, without MMEngine's marks."""
     if isinstance(cfg, dict):
         return {k: without(v, *keys) for k, v in cfg.items() if k not in ('_scope_', *keys)}
     if isinstance(cfg, list | tuple):

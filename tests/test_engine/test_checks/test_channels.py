@@ -52,7 +52,7 @@ class Reversed(nn.Module):
 
 @MODELS.register_module()
 class Broken(Reversed):
-    """A neck that cannot run here, as one that needs a GPU."""
+    """Neck that fails on a CPU, as one for GPUs would."""
 
     def forward(self, maps):
         raise NotImplementedError
@@ -60,7 +60,7 @@ class Broken(Reversed):
 
 @MODELS.register_module()
 class Nested(nn.Module):
-    """A neck that gives each map with something else."""
+    """Neck with a tuple for each map."""
 
     def forward(self, maps):
         return tuple((x, x.mean()) for x in maps)

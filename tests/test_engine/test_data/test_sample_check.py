@@ -89,7 +89,7 @@ def test_check_sample_lets_good_ones_through():
     ],
 )
 def test_boxes_at_the_edges_of_the_image(box, outside):
-    """A box that does not overlap the image of 30 x 40 is outside."""
+    """A box without overlap with the image of 30 x 40 is outside."""
     results = loaded(gt_bboxes=torch.tensor([(1, 1, 9, 9), box]))
     if not outside:
         assert CheckSample()(results) is results

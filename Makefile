@@ -1,5 +1,7 @@
 # Each target sets up what it needs in $(VENV) by itself; a second run re-uses what is there.
 # STACK=openmmlab: with the open-mmlab releases, in $(VENV) = .venv-openmmlab; the default is onedl.
+# MMCV=compiled: with mmcv's own compiled ops; by default mmvmamba stands in for them.
+# WHEEL=path: with that wheel of mmvmamba; by default its extension is compiled.
 #   make demo      train and test a small detector and a small segmentor on the demo data
 #   make test      the fast tests            make test-all   all tests
 #   make lint      style, types and schemas  make bench      quick benchmarks (DEVICE=cpu|cuda)
@@ -9,12 +11,17 @@
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
 #   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
+#   make wheel     source distribution and wheel, in dist, checked in $(WHEEL_ENV)
 #   make setup     the set-up alone          make clean      remove builds and caches, keep .venv*
 
 PYTHON ?= python3
 # The family of OpenMMLab packages: a folder of requirements/.
 STACK ?= onedl
 VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+MMCV ?= pure
+WHEEL ?=
+# The environment in which `make wheel` tests its wheel. Another one must have torch and OpenMMLab.
+WHEEL_ENV ?= .venv-wheel
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
@@ -35,27 +42,42 @@ STACKS := $(notdir $(patsubst %/torch.txt,%,$(wildcard requirements/*/torch.txt)
 ifeq ($(filter $(STACKS),$(STACK)),)
 $(error STACK is '$(STACK)', allowed: $(STACKS))
 endif
+ifeq ($(filter pure compiled,$(MMCV)),)
+$(error MMCV is '$(MMCV)', allowed: pure compiled)
+endif
+ifneq ($(WHEEL),)
+ifneq ($(words $(wildcard $(WHEEL))),1)
+$(error WHEEL must be the path of one wheel, but got '$(WHEEL)')
+endif
+override WHEEL := $(wildcard $(WHEEL))
+endif
 REQUIREMENTS := requirements/$(STACK)
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off
-EXT_SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+EXT_SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(EXT_SOURCES))
 SANITIZE_DIR := build/sanitize
+WHEEL_DIR := build/wheel
+# mmvmamba is installed from a wheel, or from this folder, without its extension if there is no C++
+# compiler. The stamps of the choices have different names, so that a switch re-installs it.
+COMPILER := $(if $(filter default,$(origin CXX)),c++,$(firstword $(CXX)))
+READY := $(STAMPS)/package-$(if $(WHEEL),$(notdir $(WHEEL)),$(if $(shell command -v $(COMPILER) 2>/dev/null),source,pure))
 say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-all coverage chaos lint format bench docs linkcheck sanitize gpu-check \
-	sanitize-cuda clean
+	sanitize-cuda wheel clean
 
 help:
-	@sed -n '2,13s/^# *//p' Makefile
+	@sed -n '2,16s/^# *//p' Makefile
 
-setup: $(STAMPS)/package $(STAMPS)/test
+setup: $(READY)
+	$(call say,$(VENV) is ready)
 
-demo: $(STAMPS)/package $(STAMPS)/test
+demo: $(READY)
 	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
 
 # A file's tests share what they build, so they stay in one process. Each process computes on one
@@ -64,16 +86,16 @@ demo: $(STAMPS)/package $(STAMPS)/test
 PARALLEL_PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest tests \
 	--numprocesses $(TEST_JOBS) --maxprocesses 8 --dist loadfile
 
-test: $(STAMPS)/package $(STAMPS)/test
+test: $(READY)
 	$(PARALLEL_PYTEST) $(PYTEST_ARGS)
 
-test-all: $(STAMPS)/package $(STAMPS)/test
+test-all: $(READY)
 	$(PARALLEL_PYTEST) -m "" $(PYTEST_ARGS)
 
-coverage: $(STAMPS)/package $(STAMPS)/test
+coverage: $(READY)
 	$(PARALLEL_PYTEST) --cov --cov-report=term --cov-report=html $(PYTEST_ARGS)
 
-chaos: $(STAMPS)/package $(STAMPS)/test
+chaos: $(READY)
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_SEED=$(CHAOS_SEED) \
 		$(BIN)/pytest tests/test_tools/test_faults.py -m "" $(PYTEST_ARGS)
 
@@ -93,7 +115,7 @@ format: $(STAMPS)/lint
 	$(BIN)/ruff format .
 	$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
 
-bench: $(STAMPS)/package $(STAMPS)/test
+bench: $(READY)
 	$(BIN)/python benchmarks/ops.py --quick --device $(DEVICE) --out $(BENCH_DIR)/ops.json
 	$(BIN)/python benchmarks/backbone.py --quick --device $(DEVICE) --out $(BENCH_DIR)/backbone.json
 	$(BIN)/python benchmarks/detector.py --quick --device $(DEVICE) --out $(BENCH_DIR)/detector.json
@@ -103,12 +125,12 @@ bench: $(STAMPS)/package $(STAMPS)/test
 SPHINX = OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env \
 	--quiet --conf-dir docs
 
-docs: $(STAMPS)/package $(STAMPS)/docs
+docs: $(READY) $(STAMPS)/docs
 	$(SPHINX) -b html . $(DOCS_DIR)
 	@echo "$(DOCS_DIR)/index.html"
 
 # Asks every site that the documentation links to: needs a network, leaves nothing out.
-linkcheck: $(STAMPS)/package $(STAMPS)/docs
+linkcheck: $(READY) $(STAMPS)/docs
 	$(SPHINX) -b linkcheck . $(DOCS_DIR)-links
 
 # Python itself is not built with the sanitizers: their run-time libraries must be loaded before it,
@@ -122,7 +144,7 @@ SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTH
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
-sanitize: $(STAMPS)/package $(STAMPS)/test
+sanitize: $(READY)
 	$(call say,sanitizer build of the extension)
 	rm -rf $(SANITIZE_DIR)/lib
 	MMVMAMBA_SANITIZE=1 MMVMAMBA_BUILD_EXT=1 $(BIN)/python setup.py --quiet build \
@@ -141,9 +163,32 @@ gpu-check:
 sanitize-cuda:
 	$(MAKE) gpu-check STEPS=4
 
+# The wheel leaves out the libraries of torch and CUDA, which are in the process before its own load.
+# The last steps find no compiler: their PATH is the environment alone.
+WHEEL_BIN = $(abspath $(WHEEL_ENV))/bin
+WHEEL_PYTHON = env -u PYTHONPATH PATH=$(WHEEL_BIN) $(WHEEL_BIN)/python
+REPAIR = $(BIN)/python -m auditwheel repair --plat auto --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+	--exclude 'libcudart.so.*'
+
+wheel: $(STAMPS)/torch $(STAMPS)/wheel-tools
+	$(call say,source distribution and wheel)
+	rm -rf $(WHEEL_DIR) dist
+	MMVMAMBA_BUILD_EXT=1 $(BIN)/python -m build --no-isolation --outdir $(WHEEL_DIR)
+	$(call say,repair and ABI audit of the wheel)
+	PATH="$(abspath $(BIN)):$$PATH" $(REPAIR) --wheel-dir dist $(WHEEL_DIR)/*.whl
+	mv $(WHEEL_DIR)/*.tar.gz dist
+	$(BIN)/python -m zipfile -e dist/*.whl $(WHEEL_DIR)/contents
+	$(BIN)/torch-abi-audit --check torch --verbose $(WHEEL_DIR)/contents/mmvmamba
+	$(if $(filter file,$(origin WHEEL_ENV)),$(MAKE) VENV=$(WHEEL_ENV) $(WHEEL_ENV)/.stamps/packages)
+	$(call say,smoke test of the wheel in $(WHEEL_ENV))
+	$(WHEEL_PYTHON) -m pip install --quiet --no-deps --force-reinstall dist/*.whl
+	cp tests/smoke_wheel.py $(WHEEL_DIR)
+	$(WHEEL_PYTHON) $(WHEEL_DIR)/smoke_wheel.py
+	@ls -l dist
+
 clean:
 	rm -rf build dist *.egg-info mmvmamba/_C* mmvmamba/_build_info*.py mmvmamba/.mim
-	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov .venv*/.stamps/package $(STAMPS)/package
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov .venv*/.stamps/package-* $(STAMPS)/package-*
 	find . -name __pycache__ -not -path './.venv*/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # ---- set-up ----------------------------------------------------------------------------------------
@@ -151,7 +196,7 @@ clean:
 $(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
-	$(call say,1/6 virtual environment in $(VENV))
+	$(call say,1/5 virtual environment in $(VENV))
 	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: \
 	Debian and Ubuntu have it in the package python3-venv"; exit 1; }
 	@mkdir -p $(STAMPS)
@@ -159,21 +204,31 @@ $(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	@touch $@
 
 $(STAMPS)/torch: $(REQUIREMENTS)/torch.txt | $(STAMPS)/venv
-	$(call say,2/6 PyTorch: a download of about 3 GB where pip has none in its cache)
+	$(call say,2/5 PyTorch: a download of about 3 GB where pip has none in its cache)
 	$(INSTALL) -r $<
+	@touch $@
+
+# pip's cache does not tell a build with the compiled ops from one without. mmcv's setup.py leaves the
+# ops out where it cannot import torch, as in an isolated build.
+$(STAMPS)/mmcv-pure: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
+	$(call say,3/5 mmcv without its compiled ops)
+	@rm -f $(STAMPS)/mmcv-*
+	$(INSTALL) --no-cache-dir --force-reinstall --no-deps -r $<
 	@touch $@
 
 # With a GPU mmcv builds its CUDA ops, which needs nvcc; without nvcc it is told not to see the GPU.
-$(STAMPS)/mmcv: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
-	$(call say,3/6 mmcv: compiles its ops the first time (6 to 7 minutes on 2 cores))
-	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
-		MMCV_WITH_OPS=1 $(INSTALL) --no-build-isolation -r $<
+$(STAMPS)/mmcv-compiled: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
+	$(call say,3/5 mmcv: compiles its ops (6 to 12 minutes on 2 cores))
+	@rm -f $(STAMPS)/mmcv-*
+	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; MMCV_WITH_OPS=1 \
+		$(INSTALL) --no-cache-dir --force-reinstall --no-deps --no-build-isolation -r $<
 	@touch $@
 
-# opencv-python needs libGL; on a machine without it the headless build of the same version serves.
-$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt $(STAMPS)/mmcv
-	$(call say,4/6 mmdet mmseg and mmpretrain: about 1 minute)
-	$(INSTALL) -r $<
+# The constraint keeps the torch and the NumPy that all the others were compiled for. opencv-python
+# needs libGL; on a machine without it the headless build of the same version serves.
+$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt $(STAMPS)/mmcv-$(MMCV)
+	$(call say,4/5 mmdet mmseg mmpretrain and the test tools)
+	$(INSTALL) -r $< -r requirements/test.txt -c $(REQUIREMENTS)/torch.txt
 	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \
 		echo "cv2 does not load here: opencv-python is replaced by opencv-python-headless"; \
 		version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('opencv-python'))") && \
@@ -182,15 +237,22 @@ $(STAMPS)/packages: $(REQUIREMENTS)/packages.txt $(STAMPS)/mmcv
 		$(BIN)/python -c "import cv2"; }
 	@touch $@
 
-$(STAMPS)/package: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/packages
-	$(call say,5/6 mmvmamba: compiles its extension (up to 3 minutes on 2 cores))
+$(STAMPS)/package-source: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/torch | $(STAMPS)/packages
+	$(call say,5/5 mmvmamba: compiles its extension (1 minute on 2 cores))
+	@rm -f $(STAMPS)/package-*
 	MMVMAMBA_BUILD_EXT=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
-# The constraint keeps the torch and the NumPy that all the others were compiled for.
-$(STAMPS)/test: requirements/test.txt $(STAMPS)/packages
-	$(call say,6/6 test tools)
-	$(INSTALL) -r $< -c $(REQUIREMENTS)/torch.txt
+$(STAMPS)/package-pure: setup.py pyproject.toml mmvmamba/version.py $(STAMPS)/torch | $(STAMPS)/packages
+	$(call say,5/5 mmvmamba in its slower PyTorch form: there is no C++ compiler ($(COMPILER)) and no WHEEL=path)
+	@rm -f $(STAMPS)/package-*
+	MMVMAMBA_BUILD_EXT=0 $(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(STAMPS)/package-%.whl: $(WHEEL) $(STAMPS)/torch | $(STAMPS)/packages
+	$(call say,5/5 mmvmamba from $(WHEEL))
+	@rm -f $(STAMPS)/package-*
+	$(INSTALL) --no-deps --force-reinstall $(WHEEL)
 	@touch $@
 
 $(STAMPS)/lint: requirements/lint.txt | $(STAMPS)/venv
@@ -200,5 +262,10 @@ $(STAMPS)/lint: requirements/lint.txt | $(STAMPS)/venv
 
 $(STAMPS)/docs: requirements/docs.txt $(STAMPS)/packages
 	$(call say,Sphinx)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(STAMPS)/wheel-tools: requirements/wheel.txt | $(STAMPS)/venv
+	$(call say,wheel tools)
 	$(INSTALL) -r $<
 	@touch $@

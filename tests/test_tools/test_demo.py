@@ -92,11 +92,22 @@ def test_configs_agree_with_the_data(data_root):
     assert seg.model.decode_head.num_classes == len(seg.metainfo.classes)
 
 
-def test_missing_extension_is_an_error(run_demo, monkeypatch):
-    monkeypatch.setattr(run_demo, 'has_kernel', lambda *args: False)
+@pytest.mark.parametrize(
+    ('gpu', 'kernels', 'expected'),
+    [
+        (True, {'cuda', 'cpu'}, ('cuda', 'native')),
+        (True, {'cpu'}, ('cpu', 'native')),
+        (False, {'cuda', 'cpu'}, ('cpu', 'native')),
+        (True, set(), ('cuda', 'auto')),
+        (False, set(), ('cpu', 'auto')),
+    ],
+)
+def test_device_and_backend(run_demo, monkeypatch, capsys, gpu, kernels, expected):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    monkeypatch.setattr(run_demo, 'has_kernel', lambda op, device: device in kernels)
     monkeypatch.setattr(run_demo, 'extension_error', lambda: 'it was not built (no compiler)')
-    with pytest.raises(UserError, match='no compiler'):
-        run_demo.choose_device()
+    assert run_demo.choose_device() == expected
+    assert ('no compiler' in capsys.readouterr().out) is (not kernels)
 
 
 def test_metrics_are_compared_with_their_targets(run_demo, capsys):
@@ -137,7 +148,7 @@ def stand_ins(run_demo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_demo, 'run_tool', run_tool)
     monkeypatch.setattr(run_demo, 'draw_predictions', lambda *args: None)
-    monkeypatch.setattr(run_demo, 'choose_device', lambda: 'cpu')
+    monkeypatch.setattr(run_demo, 'choose_device', lambda: ('cpu', 'native'))
     monkeypatch.setattr(
         run_demo, 'read_metrics', lambda task, folder: {name: 0.7 for name in task.metrics}
     )

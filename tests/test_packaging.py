@@ -318,3 +318,20 @@ def test_provide_mim(build, tmp_path, monkeypatch, link):
     assert installed.read_text() == ('x = 2\n' if link else 'x = 1\n')
     assert (package / '.mim' / 'configs').is_symlink() is link
     assert config.read_text() == 'x = 2\n'
+
+
+# ---- docker --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['Dockerfile', 'Dockerfile.cuda'])
+def test_the_images_copy_what_exists(name):
+    """Sources of the repository, which `.dockerignore` keeps; stages are no files."""
+    text = (ROOT / 'docker' / name).read_text(encoding='utf-8')
+    copied = re.findall(r'^COPY (?!--from)(\S+) ', text, re.MULTILINE)
+    copied += re.findall(r'type=bind,source=([^,]+)', text)
+    ignored = (ROOT / '.dockerignore').read_text(encoding='utf-8').split()
+    assert 'tests/smoke_wheel.py' in copied
+    for path in copied:
+        assert (ROOT / path).exists() and path.split('/')[0] not in ignored, path
+    for path in re.findall(r'-[rc] /requirements/(\S+)', text):
+        assert (ROOT / 'requirements' / 'onedl' / path).is_file(), path

@@ -109,6 +109,7 @@ lint: $(STAMPS)/lint $(STAMPS)/torch
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --force-filetype yaml CITATION.cff
 	$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES))
+	$(BIN)/hadolint docker/Dockerfile*
 
 format: $(STAMPS)/lint
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -318,6 +319,57 @@ def test_provide_mim(build, tmp_path, monkeypatch, link):
     assert installed.read_text() == ('x = 2\n' if link else 'x = 1\n')
     assert (package / '.mim' / 'configs').is_symlink() is link
     assert config.read_text() == 'x = 2\n'
+
+
+# ---- set-up --------------------------------------------------------------------------------------
+
+
+def dry_run(*arguments):
+    """Return what make would run in a new environment, and its exit status."""
+    if shutil.which('make') is None:
+        pytest.skip('make is not installed')
+    command = ['make', '--dry-run', 'setup', 'VENV=no-such-folder', *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr, done.returncode
+
+
+def test_setup_builds_the_extension_and_a_pure_mmcv():
+    text, status = dry_run('CXX=sh')
+    assert status == 0 and 'MMVMAMBA_BUILD_EXT=1' in text
+    (mmcv,) = re.findall('.*/mmcv.*txt$', text, re.MULTILINE)
+    assert '--no-cache-dir' in mmcv and '--no-build-isolation' not in mmcv
+
+
+@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+def test_setup_with_compiled_ops_of_mmcv(stack):
+    text, status = dry_run('MMCV=compiled', f'STACK={stack}')
+    assert status == 0 and re.search('--no-build-isolation -r .*/mmcv.*txt$', text, re.MULTILINE)
+
+
+def test_setup_without_a_compiler():
+    text, status = dry_run('CXX=no-such-compiler')
+    assert status == 0 and 'MMVMAMBA_BUILD_EXT=0' in text
+    assert 'there is no C++ compiler (no-such-compiler)' in text
+
+
+def test_setup_with_a_wheel(tmp_path):
+    wheel = tmp_path / 'mmvmamba-1.0-py3-none-any.whl'
+    wheel.touch()
+    text, status = dry_run(f'WHEEL={tmp_path}/*.whl')
+    assert status == 0 and f'--force-reinstall {wheel}' in text and ' -e .' not in text
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('MMCV=full', "MMCV is 'full', allowed: pure compiled"),
+        ('STACK=mm', "STACK is 'mm', allowed: .*onedl"),
+        ('WHEEL=gone.whl', "WHEEL must be the path of one wheel, but got 'gone.whl'"),
+    ],
+)
+def test_setup_refuses(argument, message):
+    text, status = dry_run(argument)
+    assert status and re.search(message, text)
 
 
 # ---- docker --------------------------------------------------------------------------------------

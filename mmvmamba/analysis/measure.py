@@ -192,4 +192,4 @@ def allow_recompilation() -> None:
     blocks would silently run in eager mode.
     """
     torch._dynamo.reset()
-    torch._dynamo.config.cache_size_limit = 256  # recompile_limit from torch 2.7 on
+    torch._dynamo.config.recompile_limit = 256

@@ -1,18 +1,17 @@
 """Reading of checkpoint files that executes none of their content."""
 
 import argparse
-import codecs
 import os
 import pickle
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 _DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
 
@@ -28,22 +27,9 @@ _READ_ERRORS = (
 )
 
 
-def _stand_in(module: str, name: str) -> type:
-    """Return a stand-in for a dictionary class that need not be installed."""
-
-    def new(cls: type, *items: Any) -> Any:
-        # With weights_only, torch.load does not fill subclasses of a dictionary.
-        return OrderedDict(*items)
-
-    return type(name, (), {'__new__': new, '__module__': module, '__qualname__': name})
-
-
-#: The yacs node in the authors' full training files.
-CfgNode = _stand_in('yacs.config', 'CfgNode')
-#: The losses that MMEngine's runner saves.
-_HistoryBuffer = _stand_in('mmengine.logging.history_buffer', 'HistoryBuffer')
-#: A dictionary of a config within a data set's meta information.
-_ConfigDict = _stand_in('mmengine.config.config', 'ConfigDict')
+#: The yacs node in the authors' full training files, and the name by which a file asks for it. It
+#: is read as a plain dictionary, so that yacs need not be installed.
+YACS_NODE: tuple[Callable[..., Any], str] = (OrderedDict, 'yacs.config.CfgNode')
 
 
 def read_local_checkpoint(
@@ -51,8 +37,8 @@ def read_local_checkpoint(
     map_location: Any = 'cpu',
     *,
     name: str | None = None,
-    history_buffer: type = _HistoryBuffer,
-    config_dict: type = _ConfigDict,
+    history_buffer: type = OrderedDict,
+    config_dict: type = OrderedDict,
 ) -> Any:
     """Read a checkpoint file of the authors, of MMEngine or of timm's train script.
 
@@ -80,7 +66,7 @@ def read_local_checkpoint(
         if not os.path.isfile(file):
             raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
     try:
-        with _safe_globals(history_buffer, config_dict):
+        with safe_globals(_allowed(history_buffer, config_dict)):
             return torch.load(file, map_location=map_location, weights_only=True)
     except torch.cuda.OutOfMemoryError:
         raise
@@ -127,17 +113,18 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
     return tensors
 
 
-@contextmanager
-def _safe_globals(history_buffer: type, config_dict: type) -> Iterator[None]:
-    """Allow what training runs save. torch 2.4 lacks ``torch.serialization.safe_globals``."""
-    before = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list it adds to
-    classes = [argparse.Namespace, CfgNode, history_buffer, config_dict]
-    torch.serialization.add_safe_globals([*classes, _getattr_of(history_buffer), *_numpy_globals()])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+def _allowed(history_buffer: type, config_dict: type) -> list[Any]:
+    """Return what training runs save, as pairs of an object and the name that a file asks for."""
+    pairs = {
+        YACS_NODE,
+        (argparse.Namespace, 'argparse.Namespace'),
+        (config_dict, 'mmengine.config.config.ConfigDict'),
+        (history_buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_getattr_of(history_buffer), 'builtins.getattr'),
+        *_numpy_pairs(),
+    }
+    # safe_globals forgets its pairs afterwards, those that were allowed before it too.
+    return list(pairs.difference(torch.serialization.get_safe_globals()))
 
 
 def _getattr_of(history_buffer: type) -> Callable[..., Any]:
@@ -148,10 +135,10 @@ def _getattr_of(history_buffer: type) -> Callable[..., Any]:
             raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
         return getattr(owner, name, None)
 
-    return _named(method, 'builtins.getattr')
+    return method
 
 
-def _numpy_globals() -> list[Any]:
+def _numpy_pairs() -> list[tuple[Callable[..., Any], str]]:
     try:
         import numpy as np
     except ImportError:
@@ -159,21 +146,10 @@ def _numpy_globals() -> list[Any]:
     dtypes = [type(np.dtype(name)) for name in _DTYPES]
     reconstruct: Any = np.ndarray(0).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
-    aliases = [
-        _named(function, f'numpy.{core}.multiarray.{name}')
+    pairs = [
+        (function, f'numpy.{core}.multiarray.{name}')
         for core in ('core', '_core')  # numpy 1 and 2
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
     ]
-    # A pickle writes the bytes of a scalar as text; PyTorch allows it from 2.5 on.
-    return [np.ndarray, np.dtype, codecs.encode, *dtypes, *aliases]
-
-
-def _named(function: Callable[..., Any], path: str) -> Callable[..., Any]:
-    """Return a function that a pickle finds under another name."""
-
-    def call(*args: Any) -> Any:
-        return function(*args)
-
-    call.__module__, _, call.__name__ = path.rpartition('.')
-    call.__qualname__ = call.__name__
-    return call
+    classes = (np.ndarray, np.dtype, *dtypes)
+    return [*pairs, *((c, f'{c.__module__}.{c.__qualname__}') for c in classes)]

@@ -9,12 +9,14 @@ from os import PathLike
 from typing import Any
 from urllib.parse import urlparse
 
+import mmengine
 import torch
 from mmengine import fileio
 from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmvmamba.checkpoint.keys import (
@@ -110,17 +112,23 @@ def _download_to(url: str, path: str, progress: bool = True) -> None:
         raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
 
 
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Read a checkpoint for MMEngine, whose log names the backend by the end of this name."""
+    return read_checkpoint(filename, map_location)
+
+
 def use_safe_loader() -> None:
     """Make MMEngine read files and URLs with :func:`read_checkpoint` in this process.
 
     MMEngine itself still reads its names of other networks' weights, such as ``torchvision://``.
     """
-
-    # MMEngine logs the name of this function as that of the backend.
-    def load_from_local(filename: str, map_location: Any = None) -> Any:
-        return read_checkpoint(filename, map_location)
-
     CheckpointLoader.register_scheme(['', *_HTTP, *_CEPH], load_from_local, force=True)
+
+
+if digit_version(mmengine.__version__) <= digit_version('0.10.7'):
+    # These releases leave weights_only to torch.load, which refuses their checkpoints since
+    # torch 2.6. They unpickle what a URL returns, which stays as it is without use_safe_loader.
+    CheckpointLoader.register_scheme(['', *_CEPH], load_from_local, force=True)
 
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:

@@ -33,8 +33,6 @@ _POSITIONWISE: set[type[nn.Module]] = {
     nn.SiLU,
     nn.Sigmoid,
 }
-#: Missing before torch 2.7, where an export looks like a compilation.
-_is_exporting = getattr(torch.compiler, 'is_exporting', None)
 
 Layer = TypeVar('Layer', bound=type[nn.Module])
 Sizes = list[int]  # for height and width
@@ -96,9 +94,8 @@ def add_mlp_in_slabs(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor:
 def cast_for_products(x: Tensor) -> Tensor:
     """Cast an operand of a product or convolution as autocast does, if it is enabled."""
     device = x.device.type
-    # torch 2.4 cannot compile this call, which is true for each device that it compiles for.
-    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    if x.dtype == torch.float64 or not available:  # autocast leaves float64 as it is
+    # Autocast leaves float64 as it is.
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return x
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -115,7 +112,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         compiled = torch.compiler.is_compiling() and x.device.type == 'cpu'
-        if not compiled or _is_exporting is None or _is_exporting():
+        if not compiled or torch.compiler.is_exporting():
             return super().forward(x)
         if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)  # the op supports none of these
@@ -124,12 +121,7 @@ class Conv2d(nn.Conv2d):
         return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)
 
 
-@torch.library.custom_op(
-    'mmvmamba::conv2d',
-    mutates_args=(),
-    schema='(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int groups) '
-    '-> Tensor',
-)
+@torch.library.custom_op('mmvmamba::conv2d', mutates_args=())
 def _conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
 ) -> Tensor:
@@ -151,12 +143,7 @@ def _conv2d_fake(
     return y.permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op(
-    'mmvmamba::conv2d_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int groups, '
-    'bool[] needed) -> Tensor[]',
-)
+@torch.library.custom_op('mmvmamba::conv2d_backward', mutates_args=())
 def _conv2d_backward(
     grad: Tensor,
     x: Tensor,

@@ -269,14 +269,13 @@ class VMambaNet(TimmMethods):
         """Images (N, 3, H, W) -> the normalized maps (N, d_i, H_i, W_i) of these stages."""
         x = self.stem(x)
         maps, last = {}, max(out_indices)
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(self.layers[: last + 1]):
             x = self.run_blocks(stage, x)
             if i in out_indices:
                 # Necks take NCHW; channels-last memory, so that nothing is copied.
                 maps[i] = apply_norm(getattr(self, f'outnorm{i}'), x).permute(0, 3, 1, 2)
-            if i == last:  # torch 2.4 cannot compile a slice of the stages
-                break
-            x = stage.downsample(x)
+            if i < last:
+                x = stage.downsample(x)
         return tuple(maps[i] for i in out_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:

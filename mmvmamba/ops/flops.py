@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
 from .backend import differentiates_functionally
 from .extension import input_gradients
@@ -100,8 +100,6 @@ def _register_formula(op_name: str, multiply_adds: Callable[..., int]) -> None:
         return 2 * multiply_adds(*args)
 
     register_flop_formula(op)(flops)
-    # torch 2.4 registers the overload, and then looks for the op.
-    flop_registry.setdefault(op, flop_registry.get(op.default))
 
 
 def _scan_mark(y: Shape, A: Shape, rank: int, extra: int, times: int) -> int:

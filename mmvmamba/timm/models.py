@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
-from mmvmamba.checkpoint.reader import CfgNode, state_dict_of
+from mmvmamba.checkpoint.reader import YACS_NODE, state_dict_of
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.settings import check_choice
@@ -30,7 +30,7 @@ _FIRST_CONV, _HEAD = 'patch_embed.0', 'classifier.head'
 
 # timm loads files with weights_only=True. This allows the settings in the authors' full training
 # files, which are read as a plain dictionary.
-torch.serialization.add_safe_globals([CfgNode])
+torch.serialization.add_safe_globals([YACS_NODE])
 
 
 def _url(arch: str) -> str:

@@ -82,8 +82,7 @@ def test_only_a_compiled_model_uses_it(autocast):
             assert got.dtype == want.dtype
             torch.testing.assert_close(got, want)
     for names in targets:  # of training and of inference
-        used = any('mmvmamba.conv2d' in name for name in names)
-        assert used == hasattr(torch.compiler, 'is_exporting')
+        assert any('mmvmamba.conv2d' in name for name in names)
     exported = torch.export.export(conv, (x,)).graph_module.graph
     assert not any('mmvmamba' in str(node.target) for node in exported.nodes)
 

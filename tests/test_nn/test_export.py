@@ -11,10 +11,6 @@ from mmvmamba.nn import VMambaNet
 from mmvmamba.ops import decompositions, extension_error
 
 pytestmark = pytest.mark.skipif(extension_error() is not None, reason='the op is not there')
-TORCH = torch.torch_version.TorchVersion(torch.__version__)
-needs_free_sizes = pytest.mark.skipif(
-    TORCH < (2, 5), reason='torch 2.4 exports fixed sizes: its guards are "too complex"'
-)
 SCAN = 'mmvmamba.ss2d_scan.default'
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 # The last stage of an image of 32 pixels (35 with a stem of patches) is one position, which is
@@ -60,7 +56,6 @@ def check(run, model, sizes, limit):
             torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
-@needs_free_sizes
 @pytest.mark.parametrize('out_indices', [None, (0, 2, 3)])
 def test_any_batch_and_size(out_indices):
     model = build(out_indices)
@@ -69,7 +64,6 @@ def test_any_batch_and_size(out_indices):
     check(reloaded(program).module(), model, SIZES, limit=1e-6)
 
 
-@needs_free_sizes
 @pytest.mark.parametrize('out_indices', [None, pytest.param((0, 2, 3), marks=pytest.mark.slow)])
 def test_any_size_of_the_vanilla_architectures(out_indices):
     model = build(out_indices, 'vanilla_tiny')
@@ -77,7 +71,6 @@ def test_any_size_of_the_vanilla_architectures(out_indices):
     check(program.module(), model, PATCH_SIZES, limit=1e-5)
 
 
-@needs_free_sizes
 @pytest.mark.parametrize(
     'settings',
     [
@@ -93,14 +86,12 @@ def test_any_size_of_other_settings(settings):
     check(reloaded(export(model)).module(), model, SIZES, limit=1e-5)
 
 
-@needs_free_sizes
 def test_openmmlab_backbone():
     models = pytest.importorskip('mmvmamba.models')
     model = models.VMamba(THIN, out_indices=(1, 3)).eval()
     check(reloaded(export(model)).module(), model, SIZES, limit=1e-6)
 
 
-@needs_free_sizes
 def test_a_size_out_of_range_is_refused():
     run = export(build((0,))).module()
     with pytest.raises((AssertionError, RuntimeError)):
@@ -131,14 +122,10 @@ def test_standard_ops(tmp_path):
 
 
 @pytest.mark.slow
-@needs_free_sizes
 def test_aot_inductor(tmp_path):
     """A compiled package, run from Python, for any size."""
-    torch_inductor = pytest.importorskip('torch._inductor')
-    if not hasattr(torch_inductor, 'aoti_compile_and_package'):
-        pytest.skip('this torch makes no packages')
     model = build((0, 1), dims=(8, 16), depths=(1, 1))
-    path = torch_inductor.aoti_compile_and_package(
+    path = torch._inductor.aoti_compile_and_package(
         export(model), package_path=str(tmp_path / 'model.pt2')
     )
-    check(torch_inductor.aoti_load_package(path), model, SIZES, limit=1e-5)
+    check(torch._inductor.aoti_load_package(path), model, SIZES, limit=1e-5)

@@ -238,8 +238,6 @@ def test_output_is_independent_of_the_threads(name, monkeypatch):
             assert torch.equal(value, want)
 
 
-OLD = not hasattr(torch.compiler, 'is_exporting')
-needs_own_convolution = pytest.mark.skipif(OLD, reason='torch older than 2.7')
 FORMS = {
     'backbone': dict(out_indices=(0, 1)),
     'classifier': dict(num_classes=5),
@@ -278,14 +276,11 @@ def compile_once(net, sizes):
 def test_network_compiles_once(form):
     net = two_stages(**FORMS[form]).eval()
     sizes = [(2, 40, 52), (2, 64, 64), (3, 33, 70)]
-    if OLD and form == 'vanilla':
-        sizes = sizes[:1]  # torch 2.4 compiles the padding of an odd map once more
     with torch.no_grad():
         for got, want in compile_once(net, sizes):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-@needs_own_convolution
 @pytest.mark.parametrize(
     'sizes',
     [
@@ -301,7 +296,6 @@ def test_backbone_compiles_once_for_small_and_large(sizes):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-@needs_own_convolution
 @pytest.mark.parametrize(
     ('form', 'with_cp'),
     [

@@ -143,7 +143,7 @@ def _numpy_pairs() -> list[tuple[Callable[..., Any], str]]:
         import numpy as np
     except ImportError:
         return []  # files with arrays are refused, files with tensors are read
-    dtypes = [type(np.dtype(name)) for name in _DTYPES]
+    classes: list[type] = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in _DTYPES)]
     reconstruct: Any = np.ndarray(0).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
     pairs = [
@@ -151,5 +151,4 @@ def _numpy_pairs() -> list[tuple[Callable[..., Any], str]]:
         for core in ('core', '_core')  # numpy 1 and 2
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
     ]
-    classes = (np.ndarray, np.dtype, *dtypes)
     return [*pairs, *((c, f'{c.__module__}.{c.__qualname__}') for c in classes)]

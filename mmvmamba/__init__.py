@@ -4,6 +4,8 @@
 ``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.
 """
 
+import sys
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from .version import __version__
@@ -23,3 +25,21 @@ def __getattr__(name: str) -> Any:
     if name in _BACKBONES:  # 'mmvmamba.VMamba' is how configs name it.
         hint = f'; the class is {__name__}.models.{name}'
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')
+
+
+class _MMCVOpsFinder:
+    """Find the stand-in for mmcv's compiled ops, after every place where mmcv's own may be."""
+
+    name = 'mmcv._ext'
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != cls.name:
+            return None
+        from .mmcv_ops import StandInLoader
+
+        return ModuleSpec(name, StandInLoader(), origin=f'{__name__}.mmcv_ops')
+
+
+if not any(getattr(finder, 'name', None) == _MMCVOpsFinder.name for finder in sys.meta_path):
+    sys.meta_path.append(_MMCVOpsFinder)

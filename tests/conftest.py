@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,33 @@ def globals_of_its_own():
     for cls, instances in zip(GLOBALS, before, strict=True):
         cls._instance_dict.clear()
         cls._instance_dict.update(instances)
+
+
+@pytest.fixture(scope='session')
+def compiled_mmcv():
+    """Skip a test where mmcv has no compiled ops."""
+    pytest.importorskip('mmcv')
+    if not has_compiled_ops():
+        pytest.skip('mmcv is installed without compiled ops')
+
+
+@pytest.fixture(scope='session')
+def stock_launcher():
+    """Options of Python that run a tool of mmdet or mmseg, whatever mmcv is installed."""
+    return () if has_compiled_ops() else ('-m', 'mmvmamba.mmcv_ops')
+
+
+def has_compiled_ops():
+    locations = importlib.util.find_spec('mmcv').submodule_search_locations
+    return PathFinder.find_spec('mmcv._ext', locations) is not None
+
+
+@pytest.fixture(scope='session')
+def pure_mmcv(tmp_path_factory):
+    """A folder with the installed mmcv, without its compiled ops."""
+    pytest.importorskip('mmcv')
+    folder = tmp_path_factory.mktemp('pure')
+    ignored = shutil.ignore_patterns('_ext.*', 'csrc', '__pycache__')
+    source = Path(importlib.util.find_spec('mmcv').origin).parent
+    shutil.copytree(source, folder / 'mmcv', ignore=ignored)
+    return folder

@@ -9,14 +9,12 @@ Example:
 
 import argparse
 import importlib.util
-import runpy
-import sys
 from pathlib import Path
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
+from mmvmamba.mmcv_ops import run_script
 from mmvmamba.nn.settings import did_you_mean
-from mmvmamba.registry import register_config_packages
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,11 +44,7 @@ def main() -> None:
         return
     if args.tool not in tools:
         raise UserError(f'{args.package} has no tool {args.tool!r}{did_you_mean(args.tool, tools)}')
-    register_config_packages()
-    path = tools[args.tool]
-    sys.argv = [str(path), *args.arguments]
-    sys.path[0] = str(path.parent)
-    runpy.run_path(str(path), run_name='__main__')
+    run_script(str(tools[args.tool]), args.arguments)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+# Before mmcv, which may have no compiled ops.
+import mmvmamba  # noqa: F401 # isort: skip
 import mmdet.models  # noqa: F401
 import mmpretrain.models  # noqa: F401
 import mmseg.models  # noqa: F401

@@ -23,11 +23,11 @@ def preload():
     import torch
     from mmengine.config import config
 
+    for part in ('engine', 'models'):
+        importlib.import_module(f'mmvmamba.{part}')
     for package in ('mmdet', 'mmseg', 'mmpretrain'):
         for part in ('models', 'datasets', 'evaluation', 'engine', 'visualization'):
             importlib.import_module(f'{package}.{part}')
-    for part in ('engine', 'models'):
-        importlib.import_module(f'mmvmamba.{part}')
     torch.set_num_threads(1)
     # The layout of a config that is kept takes longer than a run of this size.
     config.FormatCode = lambda text, *args, **kwargs: (text, False)

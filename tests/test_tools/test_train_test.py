@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_train_and_test_a_classifier(run_script, tmp_path):
 # ---- stock tools ----
 
 
-def test_mmdets_own_tools(data_root, run_script, tmp_path):
+def test_mmdets_own_tools(data_root, run_script, stock_launcher, tmp_path):
     """By path and with our config as it is: nothing imports the package before it is built."""
     tools = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim' / 'tools'
     config = ROOT / 'configs' / 'mask_rcnn' / 'mask-rcnn_vmamba-t_fpn_1x_coco.py'
@@ -276,17 +277,33 @@ def test_mmdets_own_tools(data_root, run_script, tmp_path):
     options += [
         f'{loader}_dataloader.dataset.pipeline.1.scale=(64,64)' for loader in ('val', 'test')
     ]
-    run_script(
-        tools / 'train.py', config, '--work-dir', 'out', '--cfg-options', *options, cwd=tmp_path
-    )
-    result = run_script(
-        tools / 'test.py',
-        config,
-        'out/epoch_1.pth',
-        *('--work-dir', 'out', '--cfg-options', *options),
-        cwd=tmp_path,
-    )
+    options = ('--work-dir', 'out', '--cfg-options', *options)
+    how = dict(cwd=tmp_path, launcher=stock_launcher)
+    run_script(tools / 'train.py', config, *options, **how)
+    result = run_script(tools / 'test.py', config, 'out/epoch_1.pth', *options, **how)
     assert 'coco/segm_mAP' in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('package', 'checkpoint', 'result'),
+    [('mmdet', 'epoch_1.pth', 'coco/segm_mAP'), ('mmseg', 'iter_2.pth', 'mIoU')],
+)
+def test_stock_tools_without_ops_of_mmcv(
+    package, checkpoint, result, request, run_script, pure_mmcv, monkeypatch, tmp_path
+):
+    """Data-loading processes that are spawned import the tool again."""
+    names = dict(mmdet='detection_config', mmseg='segmentation_config')
+    config = request.getfixturevalue(names[package])
+    tools = Path(importlib.util.find_spec(package).origin).parent / '.mim' / 'tools'
+    path = filter(None, [str(pure_mmcv), os.environ.get('PYTHONPATH')])
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(path))
+    workers = [f'{loader}_dataloader.num_workers=1' for loader in ('train', 'val', 'test')]
+    options = ('--cfg-options', 'env_cfg.mp_cfg.mp_start_method=spawn', *workers)
+    how = dict(cwd=tmp_path, launcher=('-m', 'mmvmamba.mmcv_ops'))
+    run_script(tools / 'train.py', config, '--work-dir', 'out', *options, **how)
+    log = run_script(tools / 'test.py', config, f'out/{checkpoint}', *options, **how)
+    assert result in log.stdout + log.stderr
 
 
 # ---- mistakes ----

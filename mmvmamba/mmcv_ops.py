@@ -9,6 +9,7 @@ runs a script that imports ``mmcv.ops`` before this package, such as mmdet's own
 """
 
 import argparse
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -111,7 +112,7 @@ def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
 
 def _round_to_float32(threshold: float) -> float:
     # mmcv compares with a float: an IoU of exactly 0.3 is not above 0.3.
-    return torch.tensor(threshold, dtype=torch.float32).item()
+    return ctypes.c_float(threshold).value
 
 
 # ---- RoIAlign ----

@@ -11,6 +11,7 @@ from importlib.util import module_from_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 import mmvmamba
 from mmvmamba import mmcv_ops
@@ -264,53 +265,46 @@ def deform_inputs(modulated):
     return input, weight, offset, rand(2, 3 * 6, 5, 10, seed=3).sigmoid(), rand(4, seed=4)
 
 
-def test_deform_conv():
-    input, weight, offset, *_ = tensors = deform_inputs(modulated=False)
-    settings = dict(
-        **dict(kW=2, kH=3, dW=1, dH=2, padW=2, padH=1, dilationW=2, dilationH=1),
-        **dict(group=2, deformable_group=3, im2col_step=2),
-    )
-    output, buffer = input.new_empty(2, 4, 5, 10), input.new_empty(0)
-    mmcv_ops.deform_conv_forward(input, weight, offset, output, buffer, buffer, **settings)
-    leaves = [t.clone().requires_grad_() for t in tensors[:3]]
-    expected = deform_conv(*leaves, None, None, **GEOMETRY)
-    torch.testing.assert_close(output, expected.detach())
-    grad = rand(*expected.shape, seed=5)
-    grads = [torch.zeros_like(t) for t in tensors[:3]]
-    mmcv_ops.deform_conv_backward_input(
-        input, offset, grad, grads[0], grads[2], weight, buffer, **settings
-    )
-    mmcv_ops.deform_conv_backward_parameters(
-        input, offset, grad, grads[1], buffer, buffer, **settings, scale=1
-    )
-    torch.testing.assert_close(grads, list(torch.autograd.grad(expected, leaves, grad)))
-
-
-@pytest.mark.parametrize('with_bias', [True, False])
-def test_modulated_deform_conv(with_bias):
-    input, weight, offset, mask, bias = tensors = deform_inputs(modulated=True)
+def run_deform_conv(input, weight, offset, mask, bias, grad):
+    """Return the output and the gradients of what is not None."""
+    buffer, output = input.new_empty(0), torch.empty_like(grad)
+    given = [t for t in (input, weight, offset, mask, bias) if t is not None]
+    grads = [torch.zeros_like(t) for t in given]
+    if mask is None:
+        settings = dict(
+            **dict(kW=2, kH=3, dW=1, dH=2, padW=2, padH=1, dilationW=2, dilationH=1),
+            **dict(group=2, deformable_group=3, im2col_step=2),
+        )
+        mmcv_ops.deform_conv_forward(input, weight, offset, output, buffer, buffer, **settings)
+        mmcv_ops.deform_conv_backward_input(
+            input, offset, grad, grads[0], grads[2], weight, buffer, **settings
+        )
+        mmcv_ops.deform_conv_backward_parameters(
+            input, offset, grad, grads[1], buffer, buffer, **settings, scale=1
+        )
+        return output, grads
     settings = dict(
         **dict(kernel_h=3, kernel_w=2, stride_h=2, stride_w=1, pad_h=1, pad_w=2, dilation_h=1),
-        **dict(dilation_w=2, group=2, deformable_group=3, with_bias=with_bias),
+        **dict(dilation_w=2, group=2, deformable_group=3, with_bias=bias is not None),
     )
-    output, buffer = input.new_empty(2, 4, 5, 10), input.new_empty(0)
-    fed = bias if with_bias else buffer
-    mmcv_ops.modulated_deform_conv_forward(
-        input, weight, fed, buffer, offset, mask, output, buffer, **settings
-    )
-    leaves = [t.clone().requires_grad_() for t in tensors[: 4 + with_bias]]
-    expected = deform_conv(*leaves[:4], leaves[4] if with_bias else None, **GEOMETRY)
-    torch.testing.assert_close(output, expected.detach())
+    bias = buffer if bias is None else bias
+    tensors = (input, weight, bias, buffer, offset, mask)
+    mmcv_ops.modulated_deform_conv_forward(*tensors, output, buffer, **settings)
+    d_input, d_weight, d_offset, d_mask, d_bias = [*grads, buffer][:5]
+    outputs = (d_input, d_weight, d_bias, d_offset, d_mask, grad)
+    mmcv_ops.modulated_deform_conv_backward(*tensors, buffer, *outputs, **settings)
+    return output, grads
+
+
+@pytest.mark.parametrize('given', [3, 4, 5], ids=['plain', 'modulated', 'with bias'])
+def test_deform_conv(given):
+    tensors = [*deform_inputs(modulated=given > 3)[:given], None, None][:5]
+    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+    expected = deform_conv(*leaves, **GEOMETRY)
     grad = rand(*expected.shape, seed=5)
-    d_input, d_weight, d_offset, d_mask, d_bias = (
-        torch.zeros_like(t) for t in (input, weight, offset, mask, fed)
-    )
-    grads = (d_input, d_weight, d_bias, d_offset, d_mask)
-    mmcv_ops.modulated_deform_conv_backward(
-        input, weight, fed, buffer, offset, mask, buffer, *grads, grad, **settings
-    )
-    found = [d_input, d_weight, d_offset, d_mask, *([d_bias] if with_bias else [])]
-    torch.testing.assert_close(found, list(torch.autograd.grad(expected, leaves, grad)))
+    output, grads = run_deform_conv(*tensors, grad)
+    torch.testing.assert_close(output, expected.detach())
+    torch.testing.assert_close(grads, list(torch.autograd.grad(expected, leaves[:given], grad)))
 
 
 # ---- focal losses ----
@@ -414,6 +408,39 @@ def test_ms_deform_attn_of_mmcv():
             inputs[0], *levels, *inputs[1:], grad, *grads, im2col_step=64
         )
     torch.testing.assert_close(grads, list(torch.autograd.grad(expected, leaves, grad)))
+
+
+# ---- GPUs ----
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason='PyTorch without CUDA')
+def test_ops_take_tensors_of_a_gpu():
+    """With tensors that have a device and no values: those of two devices do not mix."""
+    with FakeTensorMode(), torch.device('cuda'):
+        buffer, input, rois, size = torch.rand(0), torch.rand(2, 3, 9, 13), torch.rand(4, 5), (3, 2)
+        output = run_roi_align(input, rois, size, 0.5, 0, True, grad=torch.rand(4, 3, 3, 2))
+        logits, target = torch.rand(5, 3), torch.zeros(5, dtype=torch.int64)
+        for weight in (buffer, torch.rand(3)):
+            settings = (target, weight)
+            mmcv_ops.sigmoid_focal_loss_forward(logits, *settings, logits, 2.0, 0.25)
+            mmcv_ops.sigmoid_focal_loss_backward(logits, *settings, logits, 2.0, 0.25)
+            mmcv_ops.softmax_focal_loss_forward(logits, *settings, torch.rand(5), 2.0, 0.25)
+            mmcv_ops.softmax_focal_loss_backward(
+                logits, *settings, torch.rand(5), logits, 2.0, 0.25
+            )
+        with pytest.raises(DynamicOutputShapeException, match='torchvision.nms'):
+            mmcv_ops.nms(torch.rand(5, 4), torch.rand(5), 0.5, 1)
+    assert all(tensor.device.type == 'cuda' for tensor in output)
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason='PyTorch without CUDA')
+@pytest.mark.parametrize('modulated', [True, False])
+def test_deform_conv_takes_tensors_of_a_gpu(modulated):
+    with FakeTensorMode() as mode:
+        tensors = [
+            None if t is None else mode.from_tensor(t).to('cuda') for t in deform_inputs(modulated)
+        ]
+        run_deform_conv(*tensors, torch.rand(2, 4, 5, 10, device='cuda', dtype=torch.float64))
 
 
 # ---- the module ----

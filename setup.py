@@ -1,8 +1,8 @@
-"""Build of mmvmamba: the native extension ``mmvmamba._C_<torch>`` and the ``.mim`` folder.
+"""Build of mmvmamba: the native libraries and the ``.mim`` folder.
 
-An editable installation puts the extension into the source tree, which several environments may
-share: its file carries the version of the torch that it was built for, and so does the record of
-the build.
+``mmvmamba/_C`` holds the schemas of the ops and the CPU kernels, ``mmvmamba/_C_cuda`` the CUDA
+kernels. Both use PyTorch's stable ABI only and no Python: one build runs with every torch from
+:data:`OLDEST_TORCH` on and every Python, so a wheel is tagged ``py3-none``.
 
 Environment variables:
     MMVMAMBA_BUILD_EXT  0 leaves the extension out, 1 makes a failure to build it fatal; by default
@@ -27,6 +27,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -37,12 +38,14 @@ BUILD_COMMANDS = {
     'bdist', 'bdist_egg', 'bdist_wheel', 'build', 'build_ext', 'build_py', 'develop', 'dist_info',
     'editable_wheel', 'install', 'install_lib',
 }  # fmt: skip
+#: The oldest torch that the libraries run with, as (major, minor).
+OLDEST_TORCH = (2, 10)
 NO_TORCH = """
-mmvmamba is compiled against the PyTorch that it will run with, and none can be imported here:
+mmvmamba is compiled against the headers of PyTorch, which cannot be imported here:
     {error}
 Install PyTorch first, then install mmvmamba without build isolation:
 
-    pip install torch "setuptools>=64" wheel ninja
+    pip install "torch>=2.10" "setuptools>=77" ninja
     pip install --no-build-isolation .
 
 (MMVMAMBA_BUILD_EXT=0 installs the pure Python package, without the native extension.)
@@ -140,14 +143,12 @@ def default_arch_list(cuda_home):
 # The extension
 
 
-def host_flags(sanitize, openmp, windows):
+def host_flags(sanitize, windows):
     """Return the flags of the C++ compiler. Never -std: torch's headers say which they need."""
-    if windows:
-        return ['/O2'] + (['/openmp'] if openmp else [])
+    if windows:  # clang-cl: the kernels need the vector extension of gcc and clang
+        return ['/O2', '/clang:-fno-math-errno', '/clang:-ffp-contract=fast']
     flags = ['-fno-math-errno', '-ffp-contract=fast', '-fvisibility=hidden']
-    # Only compiled, not linked, with OpenMP: the symbols come with libtorch_cpu, so that there is
-    # one thread pool in the process and it is the one that torch.set_num_threads sets.
-    flags += ['-fopenmp'] if openmp else []
+    flags.append(f'-fmacro-prefix-map={ROOT}/=')  # errors name their source file
     if sanitize:
         # vptr needs the type information of torch's classes, which torch's wheels hide.
         return flags + sanitizer_flags() + ['-O1', '-g', '-fno-omit-frame-pointer']
@@ -159,9 +160,8 @@ def sanitizer_flags():
     return ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all']
 
 
-def find_sources(with_cuda):
+def find_sources(*patterns):
     """Return the sorted sources, relative to the repository as setuptools wants them."""
-    patterns = ['*.cpp', 'cpu/*.cpp'] + (['cuda/*.cu', 'cuda/*.cpp'] if with_cuda else [])
     paths = [path for pattern in patterns for path in (ROOT / 'csrc').glob(pattern)]
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
@@ -188,22 +188,8 @@ def want_cuda(torch, cuda_home):
     return True
 
 
-def build_tag(torch_version):
-    """Return a torch version as a part of a module's name: 2.12.1+cu130 gives 2_12_1_cu130."""
-    return re.sub(r'\W', '_', torch_version)
-
-
-def torch_version():
-    """Return the version of this environment's torch, or None."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.__version__
-
-
-def make_extension(info):
-    """Return the extension, or None where there is nothing to compile; fills ``info``."""
+def make_extensions(info):
+    """Return the libraries to build, the CPU's first; fills ``info``."""
     import torch
 
     cuda_home = find_cuda_home()
@@ -211,20 +197,30 @@ def make_extension(info):
         os.environ['CUDA_HOME'] = cuda_home  # before torch guesses
     from torch.utils import cpp_extension
 
-    with_cuda = want_cuda(torch, cuda_home)
     sanitize = bool(env_flag('MMVMAMBA_SANITIZE'))
-    windows = sys.platform == 'win32'
-    openmp = torch.backends.openmp.is_available() and sys.platform != 'darwin'
     info.update(torch=torch.__version__, sources=source_digest(), sanitize=sanitize)
-    sources = find_sources(with_cuda)
-    if not sources:
-        return None
-    flags = {'cxx': host_flags(sanitize, openmp, windows)}
-    macros = []
-    if with_cuda:
-        macros.append(('MMVMAMBA_WITH_CUDA', None))
-        flags['nvcc'] = ['-O3']
+    flags = {'cxx': host_flags(sanitize, sys.platform == 'win32')}
+    link_flags = sanitizer_flags() if sanitize else []
+    libraries = []
+    if sys.platform == 'linux':
+        link_flags.append('-Wl,--as-needed')  # of torch's libraries, only those that are used
+        # First: torch's libraries export parts of the C++ library as well, in no promised set.
+        libraries.append('stdc++')
+    major, minor = OLDEST_TORCH
+    settings = {
+        'libraries': libraries,
+        'include_dirs': [str(ROOT / 'csrc')],
+        'define_macros': [('TORCH_TARGET_VERSION', f'0x{major:02x}{minor:02x}{0:012x}')],
+        'extra_link_args': link_flags,
+        'py_limited_api': True,  # leaves out torch's Python library
+    }
+    sources = find_sources('*.cpp', 'cpu/*.cpp')
+    extensions = [
+        cpp_extension.CppExtension(f'{PACKAGE}._C', sources, extra_compile_args=flags, **settings)
+    ]
+    if want_cuda(torch, cuda_home):
         info['cuda'] = torch.version.cuda or torch.version.hip
+        flags = {**flags, 'nvcc': ['-O3']}
         archs = os.environ.get('TORCH_CUDA_ARCH_LIST', '').replace(' ', ';')
         info['arch_list'] = [arch for arch in archs.split(';') if arch]
         if torch.version.hip is None:
@@ -232,15 +228,13 @@ def make_extension(info):
             if not info['arch_list']:
                 info['arch_list'] = default_arch_list(cuda_home)
                 flags['nvcc'] += gencode_flags(info['arch_list'])
-    cls = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
-    return cls(
-        f'{PACKAGE}._C_{build_tag(torch.__version__)}',
-        sources,
-        include_dirs=[str(ROOT / 'csrc')],
-        define_macros=macros,
-        extra_compile_args=flags,
-        extra_link_args=sanitizer_flags() if sanitize else [],
-    )
+        settings['define_macros'].append(('USE_CUDA', None))  # declares CUDA's part of the ABI
+        sources = find_sources('cuda/*.cu', 'cuda/*.cpp')
+        name = f'{PACKAGE}._C_cuda'
+        extensions.append(
+            cpp_extension.CUDAExtension(name, sources, extra_compile_args=flags, **settings)
+        )
+    return extensions
 
 
 def first_error(build_dir):
@@ -255,49 +249,50 @@ def first_error(build_dir):
 
 
 def make_build_ext(info):
-    """Return the command class that builds the extension and records how that went."""
+    """Return the command class that builds the libraries and records how that went."""
     from torch.utils.cpp_extension import BuildExtension
 
-    tag = build_tag(info['torch'])
     fatal = bool(env_flag('MMVMAMBA_BUILD_EXT') or env_flag('FORCE_CUDA'))
 
     class BuildExt(BuildExtension):
-        """BuildExtension whose failure leaves a pure Python package and the reason."""
+        """BuildExtension whose failure leaves a library out and records the reason."""
 
         def __init__(self, *args, **kwargs):
-            # The file is loaded by torch.ops.load_library and is no Python module.
+            # The files are loaded by torch.ops.load_library and are no Python modules.
             super().__init__(*args, no_python_abi_suffix=True, **kwargs)
 
-        def finalize_options(self):
-            super().finalize_options()
-            self.build_temp = os.path.join(self.build_temp, tag)
-
         def run(self):
-            inplace = bool(self.inplace)
-            folder = ROOT / PACKAGE if inplace else Path(self.build_lib) / PACKAGE
-            if inplace:
+            folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
+            if self.inplace:
                 provide_mim(folder, link=True)
-            # The builds of other environments in the source tree stay; a wheel holds its own alone.
-            remove_builds(folder, tag if inplace else '*')
+            remove_builds(folder)
             super().run()
             write_build_info(folder, info)
 
         def build_extensions(self):
-            if fatal:
-                super().build_extensions()
-                return
-            reason = self.try_to_build()
-            if reason and info['cuda']:
-                warn(NO_CUDA_KERNELS, reason)
-                leave_out_cuda(self.extensions[0], info, reason)
+            extensions, temp = self.extensions, self.build_temp
+            built = []
+            for extension in extensions:
+                self.extensions = [extension]
+                # A folder each: torch's build.ninja belongs to one library.
+                self.build_temp = os.path.join(temp, extension.name.rpartition('.')[2])
                 reason = self.try_to_build()
-            if reason:
-                info['error'] = reason
-                self.extensions.clear()
-                warn(NOT_BUILT, reason)
+                if reason is None:
+                    built.append(extension)
+                elif extension is extensions[0]:
+                    info.update(error=reason, cuda=None, arch_list=[])
+                    warn(NOT_BUILT, reason)
+                    break
+                else:
+                    info.update(cuda=None, arch_list=[], cuda_error=reason)
+                    warn(NO_CUDA_KERNELS, reason)
+            self.extensions, self.build_temp = built, temp
 
         def try_to_build(self):
-            """Return None, or why the extension could not be built."""
+            """Return None, or why the library could not be built."""
+            if fatal:
+                super().build_extensions()
+                return None
             try:
                 self.check_compiler()
                 super().build_extensions()
@@ -320,36 +315,19 @@ def warn(text, reason):
     logger.warning(text.format(line='*' * 90, reason=reason))
 
 
-def leave_out_cuda(extension, info, reason):
-    """Turn an extension with CUDA kernels into one without; records the reason."""
-    from torch.utils.cpp_extension import CppExtension
-
-    flags = {'cxx': extension.extra_compile_args['cxx']}
-    sources, include = find_sources(with_cuda=False), [str(ROOT / 'csrc')]
-    plain = CppExtension(extension.name, sources, include_dirs=include, extra_compile_args=flags)
-    for name in ('sources', 'include_dirs', 'libraries', 'library_dirs', 'define_macros'):
-        setattr(extension, name, getattr(plain, name))
-    extension.extra_compile_args = flags
-    info.update(cuda=None, arch_list=[], cuda_error=reason)
-
-
-def remove_builds(folder, tag):
-    """Remove the extension and the record of a build for one torch, or for all with ``*``."""
-    for name in (f'_C_{tag}.*', f'_build_info_{tag}.py', '_build_info.py'):
+def remove_builds(folder):
+    """Remove the libraries and the record of an earlier build."""
+    for name in ('_C*.so', '_C*.pyd', '_build_info*.py'):
         for stale in folder.glob(name):
             stale.unlink()
 
 
 def write_build_info(folder, info):
-    """Write what the extension was built for, or why it was not.
-
-    The file is ``_build_info_<torch>.py``; where no torch was looked at, ``_build_info.py``.
-    """
+    """Write ``_build_info.py``: how the libraries were built, or why they were not."""
     folder.mkdir(parents=True, exist_ok=True)
     text = pprint.pformat(info, width=80, compact=True, sort_dicts=False)
-    doc = '"""Written by setup.py: how the native extension was built, or why it was not."""'
-    suffix = f'_{build_tag(info["torch"])}' if info['torch'] else ''
-    path = folder / f'_build_info{suffix}.py'
+    doc = '"""Written by setup.py: how the native libraries were built, or why they were not."""'
+    path = folder / '_build_info.py'
     path.write_text(f'{doc}\n\nBUILD_INFO = {text}\n', encoding='utf-8')
 
 
@@ -392,9 +370,7 @@ def make_build_py(info, with_ext):
             folder = ROOT / PACKAGE if editable else Path(self.build_lib) / PACKAGE
             provide_mim(folder, link=editable)
             if not with_ext:
-                if editable:  # the builds of other environments stay
-                    info['torch'] = torch_version()
-                remove_builds(folder, build_tag(info['torch'] or '') if editable else '*')
+                remove_builds(folder)
                 write_build_info(folder, info)
 
     return BuildPy
@@ -403,8 +379,16 @@ def make_build_py(info, with_ext):
 # --------------------------------------------------------------------------------------------------
 
 
+class BdistWheel(bdist_wheel):
+    """bdist_wheel for libraries that do not depend on Python."""
+
+    def get_tag(self):
+        *_, platform = super().get_tag()
+        return 'py3', 'none', platform
+
+
 def extension_arguments(info, argv):
-    """Return setup()'s arguments for the extension; stops where torch is needed and missing."""
+    """Return setup()'s arguments for the libraries; stops where torch is needed and missing."""
     building = bool(BUILD_COMMANDS.intersection(argv))
     if env_flag('MMVMAMBA_BUILD_EXT') is False:
         info['error'] = 'it was left out at installation (MMVMAMBA_BUILD_EXT=0)'
@@ -412,14 +396,15 @@ def extension_arguments(info, argv):
     if not building:
         return {}
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError as error:
         raise SystemExit(NO_TORCH.format(error=error)) from None
-    extension = make_extension(info)
-    if extension is None:
-        info['error'] = 'there are no sources in csrc/'
-        return {}
-    return {'ext_modules': [extension], 'cmdclass': {'build_ext': make_build_ext(info)}}
+    major, minor = (int(number) for number in torch.__version__.split('.')[:2])
+    if (major, minor) < OLDEST_TORCH:
+        oldest = '.'.join(map(str, OLDEST_TORCH))
+        raise SystemExit(f'mmvmamba needs torch {oldest} or later, but found {torch.__version__}')
+    commands = {'build_ext': make_build_ext(info), 'bdist_wheel': BdistWheel}
+    return {'ext_modules': make_extensions(info), 'cmdclass': commands}
 
 
 def main():
@@ -429,9 +414,7 @@ def main():
     arguments = extension_arguments(info, sys.argv[1:])
     commands = arguments.pop('cmdclass', {})
     commands['build_py'] = make_build_py(info, with_ext='ext_modules' in arguments)
-    # The licence stands here and not in pyproject.toml because setuptools before 77 reject the
-    # SPDX form there and those after it the older one.
-    setup(license='Apache-2.0', cmdclass=commands, **arguments)
+    setup(cmdclass=commands, **arguments)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 // The schemas of the 1-D selective scan. Shapes and meaning: mmvmamba/ops/selective_scan.py.
-#include <torch/library.h>
+#include <torch/csrc/stable/library.h>
 
-TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   m.def(
       "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
       "Tensor? delta_bias, bool delta_softplus, bool save_states) -> (Tensor out, "

@@ -1,7 +1,7 @@
 // The schemas of the fused core of SS2D. Shapes and meaning: mmvmamba/ops/ss2d_scan.py.
-#include <torch/library.h>
+#include <torch/csrc/stable/library.h>
 
-TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   m.def(
       "ss2d_scan(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, "
       "int[] orders, ScalarType out_dtype, bool save_states) -> (Tensor y, Tensor states)");

@@ -35,7 +35,7 @@ def extension() -> dict[str, str]:
     built = {
         'loaded': 'yes' if reason is None else f'no: {reason}',
         'built with torch': info.get('torch') or 'unknown',
-        'CUDA kernels': f'no: {info["cuda_error"]}' if info.get('cuda_error') else 'no',
+        'CUDA kernels': f'no: {extension_error("cuda")}',
     }
     if has_kernel('ss2d_scan', 'cuda'):
         architectures = ', '.join(info.get('arch_list', [])) or 'unknown'
@@ -69,7 +69,7 @@ def backends() -> dict[str, str]:
 def why_not_native(device: torch.device) -> str | None:
     """Return the reason why the native kernels cannot run on a device, or None."""
     if not has_kernel('ss2d_scan', device.type):
-        return extension_error() or f'built without {device.type} kernels'
+        return extension_error(device.type) or f'built without {device.type} kernels'
     if device.type != 'cuda':
         return None
     return architecture_error(device.index) if torch.cuda.is_available() else 'there is no GPU'

@@ -6,13 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -31,14 +30,14 @@ namespace {
 
 // clang-format off: the order matters
 #include "vec.h"
-#include "chunk.h"
+#include "scan_chunk.h"
 #include "selective_scan_impl.h"
 #include "ss2d_scan_impl.h"
 // clang-format on
 
 }  // namespace
 
-#include "kernels_impl.h"
+#include "dispatch_impl.h"
 
 }  // namespace isa_avx512
 }  // namespace mmvmamba

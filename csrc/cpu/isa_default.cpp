@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 #define MMVMAMBA_VECTOR_BYTES 16
 
@@ -19,14 +18,14 @@ namespace {
 
 // clang-format off: the order matters
 #include "vec.h"
-#include "chunk.h"
+#include "scan_chunk.h"
 #include "selective_scan_impl.h"
 #include "ss2d_scan_impl.h"
 // clang-format on
 
 }  // namespace
 
-#include "kernels_impl.h"
+#include "dispatch_impl.h"
 
 }  // namespace isa_default
 }  // namespace mmvmamba

@@ -1,5 +1,5 @@
 #include "scan_backward.cuh"
 
 namespace mmvmamba {
-MMVMAMBA_BACKWARD(c10::BFloat16);
+MMVMAMBA_BACKWARD(torch::headeronly::BFloat16);
 }  // namespace mmvmamba

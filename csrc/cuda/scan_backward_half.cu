@@ -1,5 +1,5 @@
 #include "scan_backward.cuh"
 
 namespace mmvmamba {
-MMVMAMBA_BACKWARD(c10::Half);
+MMVMAMBA_BACKWARD(torch::headeronly::Half);
 }  // namespace mmvmamba

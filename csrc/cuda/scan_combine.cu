@@ -27,9 +27,9 @@ cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStr
     case DeviceIo::kFloat:
       return launch_forward_io<float>(args, summary, stream);
     case DeviceIo::kHalf:
-      return launch_forward_io<c10::Half>(args, summary, stream);
+      return launch_forward_io<torch::headeronly::Half>(args, summary, stream);
     case DeviceIo::kBFloat16:
-      return launch_forward_io<c10::BFloat16>(args, summary, stream);
+      return launch_forward_io<torch::headeronly::BFloat16>(args, summary, stream);
     case DeviceIo::kDouble:
       return launch_forward_io<double>(args, summary, stream);
   }
@@ -41,9 +41,9 @@ cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaS
     case DeviceIo::kFloat:
       return launch_backward_io<float>(args, summary, stream);
     case DeviceIo::kHalf:
-      return launch_backward_io<c10::Half>(args, summary, stream);
+      return launch_backward_io<torch::headeronly::Half>(args, summary, stream);
     case DeviceIo::kBFloat16:
-      return launch_backward_io<c10::BFloat16>(args, summary, stream);
+      return launch_backward_io<torch::headeronly::BFloat16>(args, summary, stream);
     case DeviceIo::kDouble:
       return launch_backward_io<double>(args, summary, stream);
   }

@@ -1,5 +1,5 @@
 #include "scan_forward.cuh"
 
 namespace mmvmamba {
-MMVMAMBA_FORWARD(c10::BFloat16);
+MMVMAMBA_FORWARD(torch::headeronly::BFloat16);
 }  // namespace mmvmamba

@@ -1,5 +1,5 @@
 #include "scan_forward.cuh"
 
 namespace mmvmamba {
-MMVMAMBA_FORWARD(c10::Half);
+MMVMAMBA_FORWARD(torch::headeronly::Half);
 }  // namespace mmvmamba

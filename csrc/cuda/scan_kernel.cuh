@@ -4,7 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "scan_args.h"
-#include "shared_memory.h"
+#include "scan_shared_memory.h"
 
 // Minimum resident threads per multiprocessor (launch bounds): 512 leave 128 registers to each.
 // Override only for benchmarks (NVCC_APPEND_FLAGS=-DMMVMAMBA_THREADS_PER_SM=1024).

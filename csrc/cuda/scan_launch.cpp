@@ -24,13 +24,13 @@ int64_t least_shared(const ScanSizes& s, ScanKind kind) {
                        : BackwardScan<T, kBackwardGroup, false>::Shared::size(s, false);
 }
 
-int64_t least_shared(const ScanSizes& s, ScanKind kind, at::ScalarType io) {
-  return io == at::kDouble ? least_shared<double>(s, kind) : least_shared<float>(s, kind);
+int64_t least_shared(const ScanSizes& s, ScanKind kind, ScalarType io) {
+  return io == ScalarType::Double ? least_shared<double>(s, kind) : least_shared<float>(s, kind);
 }
 
 // Directions of one axis may share a launch, as their segments hold the same positions; with a
 // single segment, all may.
-std::vector<ScanDirections> batches(const ScanSizes& s, at::IntArrayRef orders) {
+std::vector<ScanDirections> batches(const ScanSizes& s, const std::vector<int64_t>& orders) {
   std::vector<ScanDirections> out;
   const auto add = [&](int64_t k) {
     const bool full = out.empty() || out.back().count == kMaxDirections;
@@ -54,7 +54,7 @@ std::vector<ScanDirections> batches(const ScanSizes& s, at::IntArrayRef orders) 
 }
 
 template <typename Args, typename Launch>
-void launch(const ScanDevice& device, Args args, at::IntArrayRef orders, bool backward,
+void launch(const ScanDevice& device, Args args, const std::vector<int64_t>& orders, bool backward,
             Launch run) {
   const auto all = batches(args.sizes, orders);
   if (args.sizes.segments > 1) {
@@ -73,9 +73,25 @@ void launch(const ScanDevice& device, Args args, at::IntArrayRef orders, bool ba
 
 }  // namespace
 
-void split_scan(ScanSizes& s, ScanKind kind, at::ScalarType io, const ScanDevice& device) {
-  TORCH_CHECK_VALUE(s.length < std::numeric_limits<int32_t>::max(),
-                    "a sequence must have less than 2^31 positions, but got ", s.length);
+DeviceIo device_io(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return DeviceIo::kFloat;
+    case ScalarType::Half:
+      return DeviceIo::kHalf;
+    case ScalarType::BFloat16:
+      return DeviceIo::kBFloat16;
+    case ScalarType::Double:
+      return DeviceIo::kDouble;
+    default:
+      STD_TORCH_CHECK(false, "the CUDA kernels take float32, float16, bfloat16 or float64, not ",
+                      torch::headeronly::toString(type));
+  }
+}
+
+void split_scan(ScanSizes& s, ScanKind kind, ScalarType io, const ScanDevice& device) {
+  STD_TORCH_CHECK(s.length < std::numeric_limits<int32_t>::max(),
+                  "a sequence must have less than 2^31 positions, but got ", s.length);
   // The widest block without idle lanes, else the one with the fewest.
   s.lanes = 0;
   for (int64_t lanes = kMaxLanes; lanes > 0; lanes -= kLaneStep) {
@@ -89,9 +105,9 @@ void split_scan(ScanSizes& s, ScanKind kind, at::ScalarType io, const ScanDevice
   }
   if (s.lanes == 0) {
     s.lanes = kLaneStep;
-    TORCH_CHECK_VALUE(false, "the scan needs ", least_shared(s, kind, io),
-                      " bytes of shared memory for ", s.states, " states and rank ", s.rank,
-                      ", the device has ", device.max_shared());
+    STD_TORCH_CHECK(false, "the scan needs ", least_shared(s, kind, io),
+                    " bytes of shared memory for ", s.states, " states and rank ", s.rank,
+                    ", the device has ", device.max_shared());
   }
   s.chunks = ceil_div(s.length, kChunk);
   const int64_t blocks = s.batch * s.channels / s.group_channels * s.group_blocks;
@@ -100,12 +116,14 @@ void split_scan(ScanSizes& s, ScanKind kind, at::ScalarType io, const ScanDevice
   s.segments = ceil_div(s.chunks, s.segment_chunks);
 }
 
-void launch_forward(const ScanDevice& device, ScanForward args, at::IntArrayRef orders) {
+void launch_forward(const ScanDevice& device, ScanForward args,
+                    const std::vector<int64_t>& orders) {
   launch(device, args, orders, false,
          [&](const ScanForward& a, bool summary) { device.forward(a, summary); });
 }
 
-void launch_backward(const ScanDevice& device, ScanBackward args, at::IntArrayRef orders) {
+void launch_backward(const ScanDevice& device, ScanBackward args,
+                     const std::vector<int64_t>& orders) {
   const ScanSizes& s = args.sizes;
   const auto fits = [&](auto zero) {
     using T = decltype(zero);
@@ -118,15 +136,27 @@ void launch_backward(const ScanDevice& device, ScanBackward args, at::IntArrayRe
          [&](const ScanBackward& a, bool summary) { device.backward(a, summary); });
 }
 
-ScanScratch::ScanScratch(const ScanSizes& s, const at::TensorOptions& acc)
-    : carry(at::empty({2, s.batch, s.directions, s.segments, s.states, s.channels}, acc)),
-      segment_dt(at::empty({s.batch, s.directions, s.segments, s.channels}, acc)) {}
+ScanScratch::ScanScratch(const Tensor& like, const ScanSizes& s, ScalarType acc)
+    : carry(empty_on(like, {2, s.batch, s.directions, s.segments, s.states, s.channels}, acc)),
+      segment_dt(empty_on(like, {s.batch, s.directions, s.segments, s.channels}, acc)) {}
 
-MapView map_nhwc(const at::Tensor& v) {
+MapView map_nhwc(const Tensor& v) {
   return {v.data_ptr(), v.size(1) * v.size(2) * v.size(3), v.size(3), 1};
 }
-MapView map_ncl(const at::Tensor& v) {
-  return {v.data_ptr(), v.stride(0), v.stride(2), v.stride(1)};
+MapView map_ncl(const Tensor& v) { return {v.data_ptr(), v.stride(0), v.stride(2), v.stride(1)}; }
+
+Tensor channels_adjoin(const Tensor& value) {
+  const int64_t last = value.dim() - 1;
+  return torch::stable::contiguous(torch::stable::transpose(value, last - 1, last));
+}
+
+Tensor allocate_parts(const Tensor& like, int64_t count, const Sizes& sizes, ScalarType acc) {
+  return empty_on(like, count == 1 ? sizes : prepend(count, sizes), acc);
+}
+
+Tensor sum_parts(const Tensor& parts, int64_t count, ScalarType type) {
+  const Sizes first = {0};
+  return torch::stable::to(count == 1 ? parts : torch::stable::sum(parts, first), type);
 }
 
 }  // namespace mmvmamba

@@ -129,7 +129,7 @@ def choose_backend(op: str, backend: str, value: Tensor) -> str:
     if device == 'meta' and backend == 'auto':
         return 'chunked'
     if not has_kernel(op, device):
-        reason = extension_error() or f'the extension was built without {device} kernels'
+        reason = extension_error(device) or f'the library for {device} lacks {op}'
     elif differentiates_functionally():
         reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
     elif (

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-#: Tag of the files that setup.py builds for this torch.
-_TAG = re.sub(r'\W', '_', torch.__version__)
 
 
 class ExtensionUnavailableWarning(UserWarning):
@@ -23,27 +21,33 @@ class ExtensionUnavailableWarning(UserWarning):
 
 def build_info() -> dict[str, Any]:
     """Return the build's record: torch, cuda, arch_list, error, cuda_error; {} if there is none."""
-    for name in (f'mmvmamba._build_info_{_TAG}', 'mmvmamba._build_info'):
-        if importlib.util.find_spec(name) is not None:
-            return getattr(importlib.import_module(name), 'BUILD_INFO', {})
-    return {}
+    if importlib.util.find_spec('mmvmamba._build_info') is None:
+        return {}
+    return getattr(importlib.import_module('mmvmamba._build_info'), 'BUILD_INFO', {})
 
 
-def _load() -> str | None:
-    # A source tree may hold the builds of several environments, one for each torch.
-    libraries = [p for p in _PACKAGE.glob('_C_*') if p.suffix in ('.so', '.pyd', '.dll')]
-    library = next((p for p in libraries if p.stem == f'_C_{_TAG}'), None)
+def _load(name: str, why_not_built: str | None) -> str | None:
+    """Load a library of the package; return None, or the reason why it did not load."""
+    library = next((p for p in _PACKAGE.glob(f'{name}.*') if p.suffix in ('.so', '.pyd')), None)
     if library is None:
-        reason = build_info().get('error')
-        if reason is None and libraries:
-            names = ', '.join(sorted(p.name for p in libraries))
-            reason = f'there is no build for torch {torch.__version__}, only {names}'
-        return f'it was not built ({reason})' if reason else 'it was not built'
+        return f'it was not built ({why_not_built})' if why_not_built else 'it was not built'
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         return f'{library.name} did not load with torch {torch.__version__}: {error}'
     return None
+
+
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f'torch {torch.__version__} is built without CUDA'
+    info = build_info()
+    reason = _load('_C_cuda', info.get('cuda_error') or 'the build had no CUDA')
+    built, found = info.get('cuda'), torch.version.cuda or torch.version.hip
+    # Only the major version must be the same. The message of the loader does not say so.
+    if reason and built and built.split('.')[0] != found.split('.')[0]:
+        return f'{reason} (the library is built for CUDA {built}, but torch for CUDA {found})'
+    return reason
 
 
 def _find_kernels() -> frozenset[tuple[str, str]]:
@@ -56,13 +60,19 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
 
 
 # Done once, at import: torch.compile can trace a look-up, but not the loading of a library.
-_REASON = _load()
-_KERNELS = _find_kernels() if _REASON is None else frozenset()
+_ERROR = _load('_C', build_info().get('error'))
+_CUDA_ERROR = _load_cuda() if _ERROR is None else _ERROR
+_KERNELS = _find_kernels() if _ERROR is None else frozenset()
 
 
-def extension_error() -> str | None:
-    """Return the reason why ``mmvmamba/_C_<torch>.so`` did not load at import, or None."""
-    return _REASON
+def extension_error(device_type: str = 'cpu') -> str | None:
+    """Return the reason why a device has no kernels, or None if its library loaded at import.
+
+    The CPU's library also defines the ops.
+    """
+    if device_type in ('cpu', 'cuda'):
+        return _ERROR if device_type == 'cpu' else _CUDA_ERROR
+    return f'there are no kernels for {device_type}'
 
 
 def has_kernel(op: str, device_type: str) -> bool:
@@ -105,10 +115,9 @@ def architecture_error(index: int | None) -> str | None:
 @functools.cache
 def warn_no_kernel(device_type: str, reason: str) -> None:
     """Warn once for each device type and reason that the slow PyTorch form runs."""
-    build = '; `pip install --no-build-isolation .` builds the kernels'
     warnings.warn(
         f'mmvmamba: no native kernel for {device_type}: {reason}. A much slower PyTorch form '
-        f'runs in its place{"" if extension_error() is None else build}.',
+        'runs in its place.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: builds the host harness and gives its ops their Python face."""
+"""The CUDA kernels on the CPU: builds the host harness and wraps its ops."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from mmvmamba.ops.cross_scan import resolve_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = Path(__file__).resolve().parent / 'host_harness' / 'harness.cpp'
-# Environments with different torches share the source tree.
+# The harness is built by torch's own tools, with its headers.
 FOLDER = ROOT / 'build' / 'host_harness' / torch.__version__
 
 
@@ -24,7 +24,7 @@ def can_build():
 
 
 def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_host'):
-    """Compiles the harness with the headers and faces in ``csrc``; returns the library's path."""
+    """Compile the harness with the headers and the host code in ``csrc``."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = ['-O1', '-g0', '-fvisibility=hidden']
     if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512'):
@@ -32,11 +32,13 @@ def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_host'):
     sanitize = os.environ.get('MMVMAMBA_SANITIZE') == '1'
     if sanitize:
         flags += ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all']
-    sources = [csrc / 'checks.cpp', *sorted((csrc / 'cuda').glob('*_face.cpp')),
+    flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000']
+    flags += ['-include', str(HARNESS.with_name('register_on_host.h'))]
+    sources = [*csrc.glob('*.cpp'), *(csrc / 'cuda').glob('*_kernel.cpp'),
                csrc / 'cuda' / 'scan_launch.cpp', HARNESS]  # fmt: skip
     torch.utils.cpp_extension.load(
         name + ('_sanitized' if sanitize else ''),
-        [str(source) for source in sources],
+        sorted(str(source) for source in sources),
         extra_cflags=flags,
         extra_ldflags=[flag for flag in flags if 'sanitize' in flag],
         extra_include_paths=[str(csrc)],

@@ -1,16 +1,15 @@
 // The CUDA kernels on the CPU: the blocks and threads of every launch one after the other, with the
-// functions that the .cu files compile, behind the same torch faces. `mmvmamba_host::set` chooses
-// the order of the threads and the split of the work: a result that depends on the order of threads
-// would be a race on a GPU.
-#include <torch/library.h>
-
+// functions that the .cu files compile, behind the host code of the GPU. `mmvmamba_host::set`
+// chooses the order of the threads and the split of the work: a result that depends on the order of
+// threads would be a race on a GPU.
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "cuda/scan_backward.h"
-#include "cuda/scan_face.h"
+#include "cuda/scan_device.h"
 #include "cuda/scan_forward.h"
+#include "register_on_host.h"
 
 namespace mmvmamba {
 namespace {
@@ -44,8 +43,8 @@ class HostBlock {
 template <class Scan>
 void run(const typename Scan::Args& args, bool summary, int64_t shared) {
   const ScanSizes& s = args.sizes;
-  TORCH_CHECK(shared <= settings.max_shared, "a block asks for ", shared, " bytes");
-  TORCH_CHECK(s.lanes <= kMaxLanes, "a block asks for too many threads");
+  STD_TORCH_CHECK(shared <= settings.max_shared, "a block asks for ", shared, " bytes");
+  STD_TORCH_CHECK(s.lanes <= kMaxLanes, "a block asks for too many threads");
   const int64_t blocks = s.batch * s.segments * (s.channels / s.group_channels) * s.group_blocks *
                          (summary ? args.directions.count : 1);
   ++settings.launches;
@@ -78,70 +77,48 @@ void dispatch(const Args& args, bool summary, More... more) {
     case DeviceIo::kFloat:
       return with_io(0.f);
     case DeviceIo::kHalf:
-      return with_io(c10::Half());
+      return with_io(torch::headeronly::Half());
     case DeviceIo::kBFloat16:
-      return with_io(c10::BFloat16());
+      return with_io(torch::headeronly::BFloat16());
     case DeviceIo::kDouble:
       return with_io(0.);
   }
 }
-
-class HostDevice : public ScanDevice {
- public:
-  int64_t target_blocks() const override { return settings.target_blocks; }
-  int64_t max_shared() const override { return settings.max_shared; }
-  at::DeviceType type() const override { return at::kCPU; }
-  void forward(const ScanForward& args, bool summary) const override {
-    dispatch<ForwardScan, kForwardGroup>(args, summary);
-  }
-  void backward(const ScanBackward& args, bool summary) const override {
-    dispatch<BackwardScan, kBackwardGroup>(args, summary, args.keep_weight_on_chip);
-  }
-  void combine(const ScanCarry& args) const override {
-    const ScanSizes& s = args.sizes;
-    const int64_t count = s.channels * s.states * s.batch * args.directions.count;
-    for (int64_t i = 0; i < count; ++i) {
-      args.io == DeviceIo::kDouble ? combine_segments<double>(args, i)
-                                   : combine_segments<float>(args, i);
-    }
-  }
-};
 
 void set(bool descending, int64_t target_blocks, int64_t max_shared) {
   settings = {descending, target_blocks, max_shared};
 }
 std::tuple<int64_t, int64_t> counts() { return {settings.launches, settings.blocks}; }
 
-template <auto function>
-struct OnHost;
-template <class R, class... Args, R (*function)(const ScanDevice&, Args...)>
-struct OnHost<function> {
-  static R call(Args... args) { return function(HostDevice(), args...); }
-};
-
 }  // namespace
 
-TORCH_LIBRARY(mmvmamba_host, m) {
-  m.def("set(bool descending, int target_blocks, int max_shared) -> ()", set);
-  m.def("counts() -> (int, int)", counts);
-  m.def(
-      "ss2d_scan(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, "
-      "int[] orders, ScalarType out_dtype, bool save_states) -> (Tensor, Tensor)",
-      OnHost<ss2d_scan_on>::call);
-  m.def(
-      "ss2d_scan_backward(Tensor grad_y, Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, "
-      "Tensor A, Tensor D, Tensor states, int[] orders) -> (Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)",
-      OnHost<ss2d_scan_backward_on>::call);
-  m.def(
-      "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-      "Tensor? delta_bias, bool delta_softplus, bool save_states) -> (Tensor, Tensor, Tensor)",
-      OnHost<selective_scan_on>::call);
-  m.def(
-      "selective_scan_backward(Tensor grad_out, Tensor u, Tensor delta, Tensor A, Tensor B, "
-      "Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor states, bool delta_softplus) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-      OnHost<selective_scan_backward_on>::call);
+ScanDevice::ScanDevice(const Tensor&) {}
+DeviceType ScanDevice::type() { return DeviceType::CPU; }
+int64_t ScanDevice::target_blocks() const { return settings.target_blocks; }
+int64_t ScanDevice::max_shared() const { return settings.max_shared; }
+void ScanDevice::forward(const ScanForward& args, bool summary) const {
+  dispatch<ForwardScan, kForwardGroup>(args, summary);
+}
+void ScanDevice::backward(const ScanBackward& args, bool summary) const {
+  dispatch<BackwardScan, kBackwardGroup>(args, summary, args.keep_weight_on_chip);
+}
+void ScanDevice::combine(const ScanCarry& args) const {
+  const ScanSizes& s = args.sizes;
+  const int64_t count = s.channels * s.states * s.batch * args.directions.count;
+  for (int64_t i = 0; i < count; ++i) {
+    args.io == DeviceIo::kDouble ? combine_segments<double>(args, i)
+                                 : combine_segments<float>(args, i);
+  }
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
+  m.def("set(bool descending, int target_blocks, int max_shared) -> ()");
+  m.def("counts() -> (int, int)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mmvmamba, CompositeExplicitAutograd, m) {
+  m.impl("set", TORCH_BOX(&set));
+  m.impl("counts", TORCH_BOX(&counts));
 }
 
 }  // namespace mmvmamba

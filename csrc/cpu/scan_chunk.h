@@ -199,10 +199,8 @@ template <typename V>
 class Scratch {
  public:
   explicit Scratch(int64_t vectors)
-      : memory_(static_cast<V*>(std::aligned_alloc(64, (vectors * sizeof(V) + 63) / 64 * 64))) {
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(memory_); }
+      : memory_(static_cast<V*>(::operator new(vectors * sizeof(V), kAlignment))) {}
+  ~Scratch() { ::operator delete(memory_, kAlignment); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -221,6 +219,7 @@ class Scratch {
   }
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
   V* memory_;
   int64_t used_ = 0;
 };

@@ -1,5 +1,7 @@
-// The CPU kernels as a table of functions, and the builds of it.
+// The CPU kernels as a table of functions, and its builds for several instruction sets.
 #pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
 
 #include "selective_scan.h"
 #include "ss2d_scan.h"
@@ -8,7 +10,11 @@ namespace mmvmamba {
 
 enum class Io { kFloat, kBFloat16, kDouble };
 
-// Kernels work on items [begin, end); results do not depend on how items are split among threads.
+// Work items that a call is split into, at least, where there are that many blocks of channels.
+constexpr int64_t kWorkItems = 16;
+
+// Kernels process the work items [begin, end). Results do not depend on how the items are split
+// among threads.
 struct SS2DKernels {
   void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
   void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
@@ -40,10 +46,8 @@ Kernels kernels(Io io);
 }
 #endif
 
-// The kernels of the widest instruction set that this processor has.
-Kernels best_kernels(Io io);
-
-// The name of that instruction set: "default", "avx2" or "avx512".
-const char* best_isa();
+// The kernels of the widest instruction set of this processor. RuntimeError for a dtype that they
+// do not take.
+Kernels best_kernels(torch::headeronly::ScalarType type);
 
 }  // namespace mmvmamba

@@ -1,0 +1,52 @@
+// The GPU that runs the scan kernels: its current stream, and errors in words.
+#include "scan_device.h"
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "scan_kernels.h"
+
+namespace mmvmamba {
+namespace {
+
+void check(cudaError_t status) {
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();  // the next launch must not report it again
+    STD_TORCH_CHECK(false,
+                    "mmvmamba's CUDA kernels were not built for this GPU's architecture: build "
+                    "them again with TORCH_CUDA_ARCH_LIST set to its compute capability, such as "
+                    "\"9.0\" (`python -m mmvmamba.info` prints both)");
+  }
+  STD_CUDA_CHECK(status);
+}
+
+}  // namespace
+
+ScanDevice::ScanDevice(const Tensor& value) : index_(value.get_device_index()), guard_(index_) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+}
+
+DeviceType ScanDevice::type() { return DeviceType::CUDA; }
+
+int64_t ScanDevice::target_blocks() const { return 512; }
+
+int64_t ScanDevice::max_shared() const {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
+  return bytes;
+}
+
+void ScanDevice::forward(const ScanForward& args, bool summary) const {
+  check(launch_forward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
+}
+
+void ScanDevice::backward(const ScanBackward& args, bool summary) const {
+  check(launch_backward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
+}
+
+void ScanDevice::combine(const ScanCarry& args) const {
+  check(launch_combine_kernel(args, static_cast<cudaStream_t>(stream_)));
+}
+
+}  // namespace mmvmamba

@@ -1,0 +1,38 @@
+// The device that runs the scan kernels. The host harness of the tests defines one of its own.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <optional>
+
+#include "../scan_tensors.h"
+#include "scan_args.h"
+
+namespace mmvmamba {
+
+// A tensor's device, which is the current device for as long as this lives. Kernels are launched on
+// its current stream.
+class ScanDevice {
+ public:
+  explicit ScanDevice(const Tensor& value);
+
+  static DeviceType type();
+
+  // Blocks that fill a large device. A constant and no property of the device at hand: the split
+  // decides the order of sums.
+  int64_t target_blocks() const;
+
+  // Bytes of shared memory that a block may have.
+  int64_t max_shared() const;
+
+  void forward(const ScanForward& args, bool summary) const;
+  void backward(const ScanBackward& args, bool summary) const;
+  void combine(const ScanCarry& args) const;
+
+ private:
+  int32_t index_ = 0;
+  void* stream_ = nullptr;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+}  // namespace mmvmamba

@@ -1,0 +1,160 @@
+// ss2d_scan on a GPU: checks, allocation, the launches, and the final sums.
+#include "../scan_checks.h"
+#include "scan_launch.h"
+
+namespace mmvmamba {
+namespace {
+
+struct Inputs {
+  Tensor x, proj, dt_weight, dt_bias, A, D;
+  ScanSizes sizes;
+  ScanParams params;
+  RowView low, B, C;
+};
+
+// The three parts of a row of proj (N, H, W, K, R + 2 S).
+void view_rows(const Tensor& proj, const ScanSizes& s, RowView& low, RowView& B, RowView& C) {
+  const int64_t inner = s.rank + 2 * s.states, position = s.directions * inner;
+  low = {proj.data_ptr(), s.length * position, 0, position, inner, 1};
+  B = C = low;
+  const int64_t bytes = static_cast<int64_t>(proj.element_size());
+  B.data = static_cast<char*>(low.data) + s.rank * bytes;
+  C.data = static_cast<char*>(low.data) + (s.rank + s.states) * bytes;
+}
+
+Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& x, const Tensor& proj,
+               const Tensor& dt_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
+               const std::vector<int64_t>& orders) {
+  Inputs in{torch::stable::contiguous(x),
+            torch::stable::contiguous(proj),
+            channels_adjoin(dt_weight),  // (K, R, C)
+            torch::stable::contiguous(dt_bias),
+            channels_adjoin(A),  // (K, S, C)
+            torch::stable::contiguous(D)};
+  ScanSizes& s = in.sizes;
+  s.batch = x.size(0);
+  s.height = x.size(1);
+  s.width = x.size(2);
+  s.length = s.height * s.width;
+  s.channels = s.group_channels = x.size(3);
+  s.states = A.size(2);
+  s.rank = dt_weight.size(2);
+  s.directions = static_cast<int64_t>(orders.size());
+  s.softplus = true;
+  split_scan(s, kind, x.scalar_type(), device);
+  in.params = {in.dt_weight.const_data_ptr(),
+               in.dt_bias.const_data_ptr(),
+               in.A.const_data_ptr(),
+               in.D.const_data_ptr(),
+               nullptr,
+               nullptr};
+  view_rows(in.proj, s, in.low, in.B, in.C);
+  return in;
+}
+
+int64_t state_count(const ScanSizes& s) {
+  return s.batch * s.directions * s.chunks * s.states * s.channels;
+}
+
+std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const Tensor& dt_weight,
+                                     const Tensor& dt_bias, const Tensor& A, const Tensor& D,
+                                     const std::vector<int64_t>& orders, ScalarType out_dtype,
+                                     bool save_states) {
+  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, ScanDevice::type());
+  check_ss2d_scan_out_dtype(x, out_dtype);
+  const DeviceIo io = device_io(x.scalar_type());
+  const auto acc = acc_type(x.scalar_type());
+  const ScanDevice device(x);
+  const Tensor y = empty_on(x, sizes_of(x), out_dtype);
+  if (x.numel() == 0) return {y, empty_on(x, {0}, acc)};
+  const Inputs in = prepare(device, ScanKind::kForward, x, proj, dt_weight, dt_bias, A, D, orders);
+  const Tensor states = empty_on(x, {save_states ? state_count(in.sizes) : 0}, acc);
+  const bool narrow = out_dtype != acc;
+  const Tensor sum = narrow ? empty_on(x, sizes_of(x), acc) : y;
+  const ScanScratch scratch(x, in.sizes, acc);
+
+  ScanForward args = {};
+  args.sizes = in.sizes;
+  args.io = io;
+  args.params = in.params;
+  args.x = map_nhwc(in.x);
+  args.low = in.low;
+  args.B = in.B;
+  args.C = in.C;
+  args.sum = map_nhwc(sum);
+  if (narrow) args.y = map_nhwc(y);
+  args.carry = scratch.carry.mutable_data_ptr();
+  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
+  if (save_states) args.states = states.mutable_data_ptr();
+  launch_forward(device, args, orders);
+  return {y, states};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
+    const Tensor& grad_y, const Tensor& x, const Tensor& proj, const Tensor& dt_weight,
+    const Tensor& dt_bias, const Tensor& A, const Tensor& D, const Tensor& states,
+    const std::vector<int64_t>& orders) {
+  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, ScanDevice::type());
+  check_ss2d_scan_grad_y(x, grad_y);
+  if (x.numel() == 0) {
+    return {zeros_as(x),       zeros_as(proj), zeros_as(dt_weight),
+            zeros_as(dt_bias), zeros_as(A),    zeros_as(D)};
+  }
+  const ScanDevice device(x);
+  const Inputs in = prepare(device, ScanKind::kBackward, x, proj, dt_weight, dt_bias, A, D, orders);
+  const ScanSizes& s = in.sizes;
+  const auto io = x.scalar_type(), acc = acc_type(io);
+  check_argument("states", states, {state_count(s)}, acc, x);
+  const Tensor grad = torch::stable::contiguous(grad_y), saved = torch::stable::contiguous(states);
+  const Tensor grad_x = empty_on(x, sizes_of(x), io);
+  const Tensor sum = io == acc ? grad_x : empty_on(x, sizes_of(x), acc);
+  const Tensor proj_parts = allocate_parts(x, s.group_blocks, sizes_of(proj), acc);
+  const ParamRows row(s, false, false);
+  const int64_t param_parts = s.batch * s.segments;
+  const Tensor params = allocate_parts(x, param_parts, {s.directions, row.count, s.channels}, acc);
+  const ScanScratch scratch(x, s, acc);
+
+  ScanBackward args = {};
+  args.sizes = s;
+  args.io = device_io(io);
+  args.params = in.params;
+  args.x = map_nhwc(in.x);
+  args.low = in.low;
+  args.B = in.B;
+  args.C = in.C;
+  args.grad_y = map_nhwc(grad);
+  args.grad_y_is_acc = grad.scalar_type() == acc;
+  args.states = saved.const_data_ptr();
+  args.carry = scratch.carry.mutable_data_ptr();
+  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
+  args.sum = map_nhwc(sum);
+  if (io != acc) args.grad_x = map_nhwc(grad_x);
+  view_rows(proj_parts, s, args.grad_low, args.grad_B, args.grad_C);
+  args.low_part = args.row_part = in.proj.numel();
+  args.grad_params = params.mutable_data_ptr();
+  launch_backward(device, args, orders);
+
+  // (K, C, rows)
+  Tensor grads = torch::stable::transpose(sum_parts(params, param_parts, acc), 1, 2);
+  const auto rows = [&](int64_t first, int64_t count) {
+    return contiguous_copy(torch::stable::narrow(grads, 2, first, count));
+  };
+  const auto one = [&](int64_t index) {
+    return contiguous_copy(torch::stable::select(grads, 2, index));
+  };
+  return {grad_x,
+          sum_parts(proj_parts, s.group_blocks, io),
+          rows(0, s.rank),
+          one(row.bias),
+          rows(row.A, s.states),
+          one(row.D)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mmvmamba, CUDA, m) {
+  m.impl("ss2d_scan", TORCH_BOX(&ss2d_scan));
+  m.impl("ss2d_scan_backward", TORCH_BOX(&ss2d_scan_backward));
+}
+
+}  // namespace mmvmamba

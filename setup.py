@@ -16,6 +16,7 @@ Environment variables:
 This file can be imported without side effects; ``tests/test_packaging.py`` tests its functions.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -214,9 +215,13 @@ def make_extensions(info):
         'extra_link_args': link_flags,
         'py_limited_api': True,  # leaves out torch's Python library
     }
-    sources = find_sources('*.cpp', 'cpu/*.cpp')
     extensions = [
-        cpp_extension.CppExtension(f'{PACKAGE}._C', sources, extra_compile_args=flags, **settings)
+        cpp_extension.CppExtension(
+            f'{PACKAGE}._C',
+            find_sources('*.cpp', 'cpu/*.cpp'),
+            extra_compile_args=flags,
+            **copy.deepcopy(settings),  # torch adds to its lists
+        )
     ]
     if want_cuda(torch, cuda_home):
         info['cuda'] = torch.version.cuda or torch.version.hip
@@ -229,10 +234,13 @@ def make_extensions(info):
                 info['arch_list'] = default_arch_list(cuda_home)
                 flags['nvcc'] += gencode_flags(info['arch_list'])
         settings['define_macros'].append(('USE_CUDA', None))  # declares CUDA's part of the ABI
-        sources = find_sources('cuda/*.cu', 'cuda/*.cpp')
-        name = f'{PACKAGE}._C_cuda'
         extensions.append(
-            cpp_extension.CUDAExtension(name, sources, extra_compile_args=flags, **settings)
+            cpp_extension.CUDAExtension(
+                f'{PACKAGE}._C_cuda',
+                find_sources('cuda/*.cu', 'cuda/*.cpp'),
+                extra_compile_args=flags,
+                **settings,
+            )
         )
     return extensions
 

@@ -41,7 +41,7 @@ def test_versions_name_the_distribution(monkeypatch):
 
 
 def test_extension_that_did_not_load(monkeypatch):
-    monkeypatch.setattr(info, 'extension_error', lambda: 'it was not built (no compiler)')
+    monkeypatch.setattr(info, 'extension_error', lambda *_: 'it was not built (no compiler)')
     monkeypatch.setattr(info, 'has_kernel', lambda op, device: False)
     assert info.extension()['loaded'] == 'no: it was not built (no compiler)'
     assert info.backends()['cpu'].startswith('the chunked PyTorch form: it was not built')
@@ -80,7 +80,7 @@ def old_build(monkeypatch):
     monkeypatch.setattr(extension, 'build_info', lambda: {'arch_list': ['8.0']})
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: (9, 0))
     monkeypatch.setattr(backend, 'has_kernel', lambda op, device: True)
-    monkeypatch.setattr(backend, 'extension_error', lambda: None)
+    monkeypatch.setattr(backend, 'extension_error', lambda *_: None)
     extension.architecture_error.cache_clear()
     extension.warn_no_kernel.cache_clear()
     yield

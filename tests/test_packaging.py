@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 import mmvmamba
 
@@ -139,18 +140,32 @@ def test_env_flag_rejects_other_values(build):
 
 @pytest.mark.parametrize('sanitize', [False, True])
 def test_host_flags_are_portable(build, sanitize):
-    flags = ' '.join(build.host_flags(sanitize=sanitize, openmp=True, windows=False))
+    flags = ' '.join(build.host_flags(sanitize=sanitize, windows=False))
     assert '-ffast-math' not in flags and '-march' not in flags and '-std' not in flags
     assert ('-fsanitize=address,undefined' in flags) is sanitize
     assert ('-O3' in flags) is not sanitize
 
 
 def test_sources_are_sorted_and_relative(build):
-    for with_cuda in (False, True):
-        sources = build.find_sources(with_cuda)
-        assert sources == sorted(sources)
-        assert all((ROOT / source).is_file() and not os.path.isabs(source) for source in sources)
-    assert not any('cuda' in source for source in build.find_sources(with_cuda=False))
+    sources = build.find_sources('*.cpp', 'cpu/*.cpp')
+    assert sources == sorted(sources) and 'csrc/ss2d_scan.cpp' in sources
+    assert all((ROOT / source).is_file() and not os.path.isabs(source) for source in sources)
+    assert not any('cuda' in source for source in sources)
+
+
+def test_an_old_torch_is_refused(build, monkeypatch):
+    monkeypatch.delenv('MMVMAMBA_BUILD_EXT', raising=False)
+    monkeypatch.setattr(torch, '__version__', '2.9.1')
+    with pytest.raises(SystemExit, match=r'needs torch 2\.10 or later, but found 2\.9\.1'):
+        build.extension_arguments({}, ['bdist_wheel'])
+
+
+def test_libraries_target_the_oldest_torch(build, monkeypatch):
+    monkeypatch.setattr(build, 'want_cuda', lambda torch, cuda_home: False)
+    (extension,) = build.make_extensions({})
+    assert ('TORCH_TARGET_VERSION', '0x020a000000000000') in extension.define_macros
+    assert extension.name == 'mmvmamba._C' and 'torch_python' not in extension.libraries
+    assert re.search(r'"torch>=2\.10"', PYPROJECT) and build.OLDEST_TORCH == (2, 10)
 
 
 # ---- CUDA ----------------------------------------------------------------------------------------
@@ -209,58 +224,43 @@ class TestFindCudaHome:
 # ---- what the installation writes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ('torch', 'name'),
-    [('2.12.1+cu130', '_build_info_2_12_1_cu130.py'), (None, '_build_info.py')],
-)
-def test_build_info_round_trip(build, tmp_path, torch, name):
-    info = {'torch': torch, 'cuda': None, 'arch_list': ['9.0'], 'error': "it said 'no'\n"}
+def test_build_info_round_trip(build, tmp_path):
+    info = {'torch': '2.12.1+cu130', 'cuda': None, 'arch_list': ['9.0'], 'error': "it said 'no'\n"}
     build.write_build_info(tmp_path / 'pkg', info)
     namespace = {}
-    exec((tmp_path / 'pkg' / name).read_text(encoding='utf-8'), namespace)
+    exec((tmp_path / 'pkg' / '_build_info.py').read_text(encoding='utf-8'), namespace)
     assert namespace['BUILD_INFO'] == info
 
 
-def test_builds_of_other_environments_stay_in_the_source_tree(build, tmp_path):
-    names = ['_build_info_2_12_1_cu130.py', '_build_info_2_4_1_cu121.py', '_checks.py']
-    names += ['_C_2_12_1_cu130.so', '_C_2_4_1_cu121.pyd', '_C_2_4_1_cu121.so']
-    for name in names + ['_build_info.py']:
+def test_an_earlier_build_is_removed(build, tmp_path):
+    for name in ('_C.so', '_C_cuda.so', '_C_2_4_1_cu121.so', '_build_info.py', '_checks.py'):
         (tmp_path / name).touch()
-    build.remove_builds(tmp_path, build.build_tag('2.4.1+cu121'))
-    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2], names[3]}
-    build.remove_builds(tmp_path, '*')
+    build.remove_builds(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['_checks.py']
 
 
-@pytest.mark.parametrize('version', ['2.4.1+cu121', None])
-def test_an_editable_installation_without_kernels_leaves_others_alone(
-    build, monkeypatch, tmp_path, version
-):
+@pytest.mark.parametrize('editable', [True, False])
+def test_an_installation_without_kernels_says_so(build, monkeypatch, tmp_path, editable):
     package = tmp_path / 'mmvmamba'
     package.mkdir()
-    others = {'_C_2_12_1_cu130.so', '_build_info_2_12_1_cu130.py'}
-    for name in (*others, '_C_2_4_1_cu121.so', '_build_info_2_4_1_cu121.py', '_build_info.py'):
-        (package / name).touch()
+    (package / '_C.so').touch()
     monkeypatch.setattr(build, 'ROOT', tmp_path)
-    monkeypatch.setattr(build, 'torch_version', lambda: version)
     info = {'torch': None, 'error': 'left out'}
     command = build.make_build_py(info, with_ext=False)(setuptools.Distribution({'name': 'x'}))
     command.ensure_finalized()
-    command.editable_mode = True
+    command.editable_mode, command.build_lib = editable, str(tmp_path)
     command.run()
-    left = {path.name for path in package.iterdir() if path.name.startswith('_')}
-    own = {'_build_info_2_4_1_cu121.py'} if version else {'_build_info.py'}
-    assert others | own <= left
-    # Isolated from the environment, setup.py cannot know which builds are the environment's.
-    assert left - others - own == (
-        set() if version else {'_C_2_4_1_cu121.so', '_build_info_2_4_1_cu121.py'}
-    )
+    assert not (package / '_C.so').exists()
+    assert 'left out' in (package / '_build_info.py').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize(
-    ('broken', 'left'), [('nvcc', 'cpu'), ('compiler', 'nothing'), ('none', 'cuda')]
+    ('broken', 'left'),
+    [('nvcc', ['_C']), ('compiler', []), ('none', ['_C', '_C_cuda'])],
 )
-def test_what_cannot_be_built_is_left_out(build, monkeypatch, tmp_path, caplog, broken, left):
+def test_libraries_that_cannot_be_built_are_left_out(
+    build, monkeypatch, tmp_path, caplog, broken, left
+):
     """Without nvcc's objects the kernels for the CPU remain, without any the Python package."""
     cpp_extension = pytest.importorskip('torch.utils.cpp_extension')
 
@@ -278,26 +278,26 @@ def test_what_cannot_be_built_is_left_out(build, monkeypatch, tmp_path, caplog, 
     monkeypatch.setattr(build, 'want_cuda', lambda torch, cuda_home: True)
     for name in ('FORCE_CUDA', 'MMVMAMBA_BUILD_EXT', 'TORCH_CUDA_ARCH_LIST'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('CUDA_HOME', '')  # make_extension sets it
+    monkeypatch.setenv('CUDA_HOME', '')  # make_extensions sets it
     info = {'torch': None, 'cuda': None, 'arch_list': [], 'sanitize': False, 'error': None}
-    extension = build.make_extension(info)
+    extensions = build.make_extensions(info)
+    # The CPU's library knows nothing of CUDA: it loads with a torch without it.
+    assert not any('cuda' in name for name in extensions[0].libraries + extensions[0].sources)
+    assert ('USE_CUDA', None) not in extensions[0].define_macros
     command = build.make_build_ext(info)(
-        setuptools.Distribution(dict(name='x', ext_modules=[extension]))
+        setuptools.Distribution(dict(name='x', ext_modules=extensions))
     )
     command.ensure_finalized()
     monkeypatch.setattr(command, 'check_compiler', lambda: None)
     command.build_extensions()
-    cuda_sources = [name for name in extension.sources if 'cuda' in name]
-    if left == 'cuda':
-        assert cuda_sources and info['cuda'] and not caplog.records
-    elif left == 'cpu':
-        assert not cuda_sources and command.extensions == [extension]
-        assert not any('cuda' in name for name in extension.libraries)
-        assert ('MMVMAMBA_WITH_CUDA', None) not in extension.define_macros
+    assert [extension.name for extension in command.extensions] == [f'mmvmamba.{n}' for n in left]
+    if broken == 'none':
+        assert info['cuda'] and info['error'] is None and not caplog.records
+    elif broken == 'nvcc':
         assert (info['cuda'], info['error'], info['cuda_error']) == (None, None, 'nvcc failed')
         assert 'FORCE_CUDA=1' in caplog.text
     else:
-        assert command.extensions == [] and info['error'] == 'compiler failed'
+        assert info['error'] == 'compiler failed'
 
 
 @pytest.mark.parametrize('link', [True, False])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 #include <cstdio>
 #include <initializer_list>
-#include "cuda/shared_memory.h"
+#include "cuda/scan_shared_memory.h"
 
 namespace { int device = 0, failing = 0; }
 
@@ -69,4 +69,4 @@ def test_the_limit_is_raised_once_for_each_device_and_never_lowered(tmp_path):
 def test_no_launch_sets_the_limit_by_itself():
     files = sorted((ROOT / 'csrc' / 'cuda').iterdir())
     setters = [f.name for f in files if 'cudaFuncSetAttribute' in f.read_text()]
-    assert setters == ['shared_memory.h']
+    assert setters == ['scan_shared_memory.h']

@@ -90,8 +90,8 @@ def build(folder, **env):
     copy = folder / 'source'
     shutil.copytree(ROOT, copy, ignore=LEFT_OUT, symlinks=True)
     # An editable installation leaves these files.
-    (copy / 'mmvmamba' / '_C_1_0.so').touch()
-    (copy / 'mmvmamba' / '_build_info_1_0.py').touch()
+    (copy / 'mmvmamba' / '_C.so').touch()
+    (copy / 'mmvmamba' / '_build_info.py').touch()
     out = folder / 'dist'
     run_checked(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy,
              cwd=folder, **env)  # fmt: skip
@@ -140,7 +140,7 @@ def test_build_without_torch_names_the_command_to_use(pure, hook, tmp_path):
     )
     result = run(sys.executable, '-c', code, cwd=tmp_path / NAME)
     assert result.returncode == 1
-    assert 'pip install torch "setuptools>=64" wheel ninja\n' in result.stderr
+    assert 'pip install "torch>=2.10" "setuptools>=77" ninja\n' in result.stderr
     assert 'pip install --no-build-isolation .\n' in result.stderr
     assert 'Traceback' not in result.stderr
 
@@ -176,12 +176,14 @@ def installed(request, native, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_native_wheel_contains_one_extension(native):
+def test_native_wheel_serves_every_python(native):
     names = zipfile.ZipFile(native.wheel).namelist()
-    tag = torch.__version__.replace('.', '_').replace('+', '_')
-    assert [n for n in names if n.startswith('mmvmamba/_C')] == [f'mmvmamba/_C_{tag}.so']
-    assert [n for n in names if '_build_info' in n] == [f'mmvmamba/_build_info_{tag}.py']
-    assert re.search(r'-cp3\d+-cp3\d+-', native.wheel.name)
+    assert {n for n in names if n.startswith('mmvmamba/_C')} <= {
+        'mmvmamba/_C.so',
+        'mmvmamba/_C_cuda.so',
+    }
+    assert 'mmvmamba/_C.so' in names and 'mmvmamba/_build_info.py' in names
+    assert f'{NAME}-py3-none-' in native.wheel.name
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@
 #include <torch/csrc/stable/library.h>
 
 #undef STABLE_TORCH_LIBRARY_FRAGMENT
-#define STABLE_TORCH_LIBRARY_FRAGMENT(ns, m) _STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba_host, m, C10_UID)
+#define STABLE_TORCH_LIBRARY_FRAGMENT(ns, m) \
+  _STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba_host, m, C10_UID)
 
 #undef STABLE_TORCH_LIBRARY_IMPL
 #define STABLE_TORCH_LIBRARY_IMPL(ns, key, m) MMVMAMBA_HOST_IMPL_##key(m)

@@ -285,6 +285,6 @@ def test_direct_calls_with_junk_never_crash(call):
         chosen = rng.sample(names, rng.choice([1, 1, 2, len(names)]))
         try:
             call(**{name: rng.choice(junk) for name in chosen})
-        except (RuntimeError, NotImplementedError):
+        except Exception:  # of the kernels, or of the shape functions for meta tensors
             refused += 1
     assert refused > 150

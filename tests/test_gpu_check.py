@@ -691,7 +691,7 @@ def test_tables_are_put_between_the_marks(tmp_path, capsys):
 def test_tests_of_kernels_that_are_not_there(tmp_path, required):
     """A source tree without an extension, from whose root `python -m pytest` imports."""
     for name in ('mmvmamba', 'tests'):
-        ignored = shutil.ignore_patterns('_C_*', '_build_info*', '.mim', '__pycache__')
+        ignored = shutil.ignore_patterns('_C*', '_build_info*', '.mim', '__pycache__')
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(ROOT / 'pyproject.toml', tmp_path)
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONSAFEPATH'}

@@ -209,20 +209,22 @@ $(STAMPS)/torch: $(REQUIREMENTS)/torch.txt | $(STAMPS)/venv
 	$(INSTALL) -r $<
 	@touch $@
 
-# pip's cache does not tell a build with the compiled ops from one without. mmcv's setup.py leaves the
-# ops out where it cannot import torch, as in an isolated build.
+# The setup.py of onedl-mmcv leaves the ops out where it cannot import torch, as in an isolated build.
+# pip's cache does not tell a build with the ops from one without.
+INSTALL_MMCV = rm -f $(STAMPS)/mmcv-*; $(PIP) uninstall -qq --yes onedl-mmcv mmcv mmcv-lite && \
+	$(INSTALL) --no-cache-dir --no-deps
+
 $(STAMPS)/mmcv-pure: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
 	$(call say,3/5 mmcv without its compiled ops)
-	@rm -f $(STAMPS)/mmcv-*
-	$(INSTALL) --no-cache-dir --force-reinstall --no-deps -r $<
+	$(INSTALL_MMCV) -r $<
 	@touch $@
 
 # With a GPU mmcv builds its CUDA ops, which needs nvcc; without nvcc it is told not to see the GPU.
-$(STAMPS)/mmcv-compiled: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
+# The mmcv-lite of open-mmlab has no ops: another package, in mmcv-compiled.txt, has them.
+$(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.txt) $(REQUIREMENTS)/mmcv.txt) $(STAMPS)/torch
 	$(call say,3/5 mmcv: compiles its ops (6 to 12 minutes on 2 cores))
-	@rm -f $(STAMPS)/mmcv-*
-	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; MMCV_WITH_OPS=1 \
-		$(INSTALL) --no-cache-dir --force-reinstall --no-deps --no-build-isolation -r $<
+	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; export MMCV_WITH_OPS=1; \
+		$(INSTALL_MMCV) --no-build-isolation -r $<
 	@touch $@
 
 # The constraint keeps the torch and the NumPy that all the others were compiled for. opencv-python

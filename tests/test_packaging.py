@@ -85,7 +85,7 @@ def test_openmmlab_extras_exclude_each_other(metadata):
             extras[match[2]].add(match[1])
     assert {'mmengine', 'mmcv-lite', 'mmdet'} <= extras['openmmlab']
     assert {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'} <= extras['onedl']
-    assert extras['openmmlab'] & extras['onedl'] == {'ftfy', 'regex'}
+    assert extras['openmmlab'] & extras['onedl'] == {'torchvision', 'ftfy', 'regex'}
 
 
 def test_mim_folder_of_the_installed_package():

@@ -173,8 +173,9 @@ REPAIR = $(BIN)/python -m auditwheel repair --plat auto --exclude 'libtorch*.so'
 
 wheel: $(STAMPS)/torch $(STAMPS)/wheel-tools
 	$(call say,source distribution and wheel)
-	rm -rf $(WHEEL_DIR) dist
-	MMVMAMBA_BUILD_EXT=1 $(BIN)/python -m build --no-isolation --outdir $(WHEEL_DIR)
+	rm -rf $(WHEEL_DIR) dist && mkdir -p $(WHEEL_DIR)
+	MMVMAMBA_BUILD_EXT=1 $(BIN)/python -m build --no-isolation --outdir $(WHEEL_DIR) \
+		>$(WHEEL_DIR)/build.log 2>&1 || { tail -n 50 $(WHEEL_DIR)/build.log; exit 1; }
 	$(call say,repair and ABI audit of the wheel)
 	PATH="$(abspath $(BIN)):$$PATH" $(REPAIR) --wheel-dir dist $(WHEEL_DIR)/*.whl
 	mv $(WHEEL_DIR)/*.tar.gz dist

@@ -8,6 +8,7 @@ It needs no file of the repository, and OpenMMLab for Mask R-CNN alone::
 import argparse
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -79,7 +80,9 @@ def main():
         for check in checks:
             check(device)
             print(f'passed: {check.__name__} on {device}', flush=True)
-    subprocess.run([sys.executable, '-m', 'mmvmamba.info'], check=True)
+    # In a folder without a `mmvmamba` of its own, which would be found first.
+    command = [sys.executable, '-m', 'mmvmamba.info']
+    subprocess.run(command, cwd=tempfile.gettempdir(), check=True)
 
 
 if __name__ == '__main__':

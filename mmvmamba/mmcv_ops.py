@@ -21,7 +21,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
+from importlib.abc import Loader
 from typing import Any, NoReturn
 
 import torch
@@ -470,15 +470,10 @@ _BACKENDS = {
 _INFO = (get_compiler_version, get_compiling_cuda_version)
 
 
-class StandInLoader:
+class StandInLoader(Loader):
     """Fill ``mmcv._ext`` with the ops above. The import system calls it."""
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
-        """Leave the creation of the module to Python."""
-
-    @staticmethod
-    def exec_module(module: types.ModuleType) -> None:
+    def exec_module(self, module: types.ModuleType) -> None:
         """Fill the module. Any other name that mmcv looks up is an op that raises when called."""
         for op in itertools.chain(_INFO, *_BACKENDS.values()):
             setattr(module, op.__name__, op)

@@ -1,6 +1,7 @@
 """The stand-in for mmcv's compiled ops, against formulas of its own and against mmcv."""
 
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -360,6 +361,15 @@ def test_softmax_focal_loss(gamma, weighted):
     torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), logits)[0])
 
 
+def test_softmax_focal_loss_of_an_impossible_target():
+    softmax, target, output = torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.zeros(1)
+    grad = torch.full_like(softmax, torch.nan)
+    mmcv_ops.softmax_focal_loss_forward(softmax, target, torch.zeros(0), output, 2.0, 0.25)
+    assert output.item() == pytest.approx(-0.25 * math.log(torch.finfo(torch.float32).tiny))
+    mmcv_ops.softmax_focal_loss_backward(softmax, target, torch.zeros(0), output, grad, 2.0, 0.25)
+    torch.testing.assert_close(grad, torch.tensor([[-0.25, 0.25]]))
+
+
 # ---- multi-scale deformable attention ----
 
 
@@ -449,8 +459,9 @@ def test_deform_conv_takes_tensors_of_a_gpu(modulated):
 @pytest.fixture(scope='module')
 def stand_in():
     """Module in the place of ``mmcv._ext``."""
-    module = module_from_spec(ModuleSpec('stand_in', mmcv_ops.StandInLoader()))
-    mmcv_ops.StandInLoader.exec_module(module)
+    loader = mmcv_ops.StandInLoader()
+    module = module_from_spec(ModuleSpec('stand_in', loader))
+    loader.exec_module(module)
     return module
 
 

@@ -39,6 +39,15 @@ def pytest_configure():
         )
 
 
+def pytest_report_header():
+    """Name the package under test, an installed wheel perhaps, and the state of its kernels."""
+    import mmvmamba
+    from mmvmamba.ops import extension_error
+
+    state = extension_error() or 'loaded'
+    return f'mmvmamba: {Path(mmvmamba.__file__).parent}, native extension: {state}'
+
+
 @pytest.fixture(autouse=True)
 def globals_of_its_own():
     """A test's default scope is not the next one's, nor is a logger that writes to its output."""

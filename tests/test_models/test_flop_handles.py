@@ -74,10 +74,11 @@ def test_selective_scan_is_counted(skip, gate, backend):
     assert counter.get_total_flops() == 2 * expected * 3  # a backward is two forwards
 
 
-def run_tool(*arguments, **env):
+def run_tool(folder, *arguments, **env):
     environment = dict(os.environ, OMP_NUM_THREADS='1', **env)
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    how = dict(capture_output=True, text=True, cwd=folder, env=environment)
+    return subprocess.run(command, **how)
 
 
 def one_image(cfg, folder):
@@ -123,7 +124,7 @@ def test_stock_tools(package, native, stock_launcher, tmp_path):
         shutil.copytree(Path(mmvmamba.__file__).parent, tmp_path / 'mmvmamba', ignore=ignored)
         env['PYTHONPATH'] = str(tmp_path)
     tool = folder / '.mim/tools/analysis_tools/get_flops.py'
-    result = run_tool(*stock_launcher, tool, tmp_path / 'config.py', *size, **env)
+    result = run_tool(tmp_path, *stock_launcher, tool, tmp_path / 'config.py', *size, **env)
     assert result.returncode == 0, result.stderr
     assert ('no native kernel' in result.stderr) == (not native)
     assert counted.by_op['ss2d_scan'] > 1e7  # ten units of the last digit that is printed

@@ -75,7 +75,7 @@ print('agrees', torch.backends.cpu.get_cpu_capability())
 
 @pytest.mark.parametrize('d_state', [1, 5])
 @pytest.mark.parametrize('capability', ['default', 'avx2', 'avx512'])
-def test_builds_for_other_processors(capability, d_state):
+def test_builds_for_other_processors(capability, d_state, tmp_path):
     best = torch.backends.cpu.get_cpu_capability().lower()
     ranks = ['default', 'avx2', 'avx512']
     if capability != 'default' and (
@@ -85,6 +85,7 @@ def test_builds_for_other_processors(capability, d_state):
     result = subprocess.run(
         [sys.executable, '-c', CHECK_BUILD.format(d_state=d_state)],
         env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
+        cwd=tmp_path,  # not the source tree, whose package would be found before an installed one
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,11 +7,6 @@
 
 namespace mmvmamba {
 
-inline std::string shape_text(const Sizes& sizes) {
-  std::string text;
-  for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  return "(" + text + ")";
-}
 inline std::string shape_text(const Tensor& value) { return shape_text(sizes_of(value)); }
 
 // Checks the shape and dtype of an argument, and that it is on the device of another.

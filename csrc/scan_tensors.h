@@ -36,18 +36,24 @@ inline Sizes prepend(int64_t size, Sizes sizes) {
   return sizes;
 }
 
+inline std::string shape_text(const Sizes& sizes) {
+  std::string text;
+  for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "(" + text + ")";
+}
+
 // An uninitialized contiguous tensor on the device of another. The stable ABI reports a failure
-// without its cause. Here it is a lack of memory, and callers look for those words.
+// without its cause, which is nearly always a lack of memory: callers look for those words.
 inline Tensor empty_on(const Tensor& like, const Sizes& sizes, ScalarType type) {
   try {
     return torch::stable::empty(sizes, type, std::nullopt, like.device());
   } catch (const std::runtime_error&) {
-    std::string shape;
-    for (int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
-    throw std::runtime_error(std::string(like.is_cuda() ? "CUDA out of memory" : "out of memory") +
-                             ": mmvmamba could not allocate a tensor of shape (" + shape +
-                             ") and dtype " + torch::headeronly::toString(type) +
-                             " (PyTorch's own message is in the log)");
+    const char* cause =
+        like.is_cuda() ? "CUDA out of memory, or an earlier CUDA error" : "out of memory";
+    throw std::runtime_error(std::string(cause) +
+                             ": mmvmamba could not allocate a tensor of shape " +
+                             shape_text(sizes) + " and dtype " + torch::headeronly::toString(type) +
+                             "; PyTorch has logged its own message");
   }
 }
 

@@ -91,7 +91,10 @@ def _warm_up(calls: Mapping[str, Call], device: torch.device, track: Track) -> d
         try:
             _sample(call, 1, device)
             estimates[name] = _sample(call, 1, device)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            # OutOfMemoryError of torch; the native ops raise RuntimeError with the same words.
+            if 'out of memory' not in str(error):
+                raise
             logger.warning('  %s left out: the memory of the GPU is too small', name)
             torch.cuda.empty_cache()
     return estimates

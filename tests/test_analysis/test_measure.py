@@ -32,9 +32,10 @@ class Hungry(Answers):
         out.register_hook(self.fail)
         return out
 
-    @staticmethod
-    def fail(grad):
-        raise torch.cuda.OutOfMemoryError('out of memory')
+    error = torch.cuda.OutOfMemoryError('out of memory')
+
+    def fail(self, grad):
+        raise self.error
 
 
 def step(net):
@@ -56,13 +57,21 @@ def test_trains_on_all_tensors_that_a_model_returns(answer, count, monkeypatch):
     assert len(trained) == count
 
 
-def test_a_step_without_memory_is_left_out_and_said(caplog):
+@pytest.mark.parametrize('error', [Hungry.error, RuntimeError('CUDA out of memory, or ...')])
+def test_a_step_without_memory_is_left_out_and_said(caplog, monkeypatch, error):
+    monkeypatch.setattr(Hungry, 'error', error)
     hungry, other = Hungry(lambda x: x), Answers(lambda x: x)
     calls = dict(hungry=step(hungry), other=step(other))
     times = measure.interleave(calls, CPU, seconds=0, min_rounds=1)
     assert list(times) == ['other'] and hungry.weight.grad is None
     (record,) = (record for record in caplog.records if 'hungry' in record.message)
     assert record.levelname == 'WARNING' and 'the memory of the GPU is too small' in record.message
+
+
+def test_another_error_of_a_step_is_raised(monkeypatch):
+    monkeypatch.setattr(Hungry, 'error', RuntimeError('another error'))
+    with pytest.raises(RuntimeError, match='another error'):
+        measure.interleave(dict(hungry=step(Hungry(lambda x: x))), CPU, seconds=0, min_rounds=1)
 
 
 def test_progress_of_the_calls_and_of_the_rounds():

@@ -1,7 +1,6 @@
 """The ops as PyTorch knows them: gradients, autocast, compilation, tracing, transforms."""
 
 import copy
-import inspect
 import io
 import pickle
 import warnings
@@ -20,8 +19,7 @@ from .cases import run, selective_inputs, ss2d_inputs
 native_only = pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')
 pytestmark = native_only
 ORDERS = [0, 1, 2, 3]
-# torch 2.4 has no tolerances and passes with its own.
-LOOSE = dict(atol=1e-2, rtol=1e-2) if 'atol' in inspect.signature(opcheck).parameters else {}
+LOOSE = dict(atol=1e-2, rtol=1e-2)
 OPS = {'ss2d_scan': (ss2d_scan, ss2d_inputs), 'selective_scan': (selective_scan, selective_inputs)}
 BOTH = pytest.mark.parametrize('op', list(OPS))
 

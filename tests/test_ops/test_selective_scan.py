@@ -177,3 +177,13 @@ def test_empty(empty, form, backend):
     assert torch.equal(state, torch.zeros(state.shape, dtype=state.dtype))
     for name, value in leaves.items():
         assert torch.equal(value.grad, torch.zeros_like(value)), name
+
+
+@native_only
+def test_out_of_memory_is_named():
+    """The stable ABI reports that an allocation failed, but not why."""
+    batch, length = 1 << 20, 1 << 20
+    rows = torch.zeros(length).expand(batch, 4, length)
+    B = torch.zeros(length).expand(batch, 1, 1, length)
+    with pytest.raises(RuntimeError, match=r'out of memory: .* shape \(1048576, 4, 1048576\)'):
+        selective_scan(rows, rows, torch.zeros(4, 1), B, B, backend='native')

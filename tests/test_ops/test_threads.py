@@ -91,6 +91,4 @@ def test_builds_for_other_processors(capability, d_state, tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    # torch 2.4 calls the default 'NO AVX'.
-    seen = result.stdout.lower().replace('no avx', 'default').split()
-    assert seen == ['agrees', capability]
+    assert result.stdout.lower().split() == ['agrees', capability]

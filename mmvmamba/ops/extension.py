@@ -61,7 +61,7 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
 
 # Done once, at import: torch.compile can trace a look-up, but not the loading of a library.
 _ERROR = _load('_C', build_info().get('error'))
-_CUDA_ERROR = _load_cuda() if _ERROR is None else _ERROR
+_CUDA_ERROR = _load_cuda() if _ERROR is None else None
 _KERNELS = _find_kernels() if _ERROR is None else frozenset()
 
 
@@ -70,9 +70,9 @@ def extension_error(device_type: str = 'cpu') -> str | None:
 
     The CPU's library also defines the ops.
     """
-    if device_type in ('cpu', 'cuda'):
-        return _ERROR if device_type == 'cpu' else _CUDA_ERROR
-    return f'there are no kernels for {device_type}'
+    if _ERROR is not None or device_type == 'cpu':
+        return _ERROR
+    return _CUDA_ERROR if device_type == 'cuda' else f'there are no kernels for {device_type}'
 
 
 def has_kernel(op: str, device_type: str) -> bool:

@@ -138,9 +138,15 @@ def test_cuda_library_that_was_not_built(cuda_library, monkeypatch):
     assert extension._load_cuda() == 'it was not built (nvcc failed)'
 
 
-def test_error_of_each_device():
+def test_error_of_each_device(monkeypatch):
+    monkeypatch.setattr(extension, '_ERROR', None)
+    monkeypatch.setattr(extension, '_CUDA_ERROR', 'nvcc failed')
+    assert extension.extension_error() is None
+    assert extension.extension_error('cuda') == 'nvcc failed'
     assert extension.extension_error('mps') == 'there are no kernels for mps'
-    assert extension.extension_error() == extension.extension_error('cpu')
+    monkeypatch.setattr(extension, '_ERROR', 'no compiler')
+    for device in ('cpu', 'cuda', 'mps'):
+        assert extension.extension_error(device) == 'no compiler'
 
 
 LIBRARIES = sorted(p for p in PACKAGE.glob('_C*') if p.suffix in ('.so', '.pyd'))

@@ -198,17 +198,22 @@ MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
 template <int N>
 MMVMAMBA_INLINE void expv(const vdouble* x, vdouble* y) {
   MMVMAMBA_EACH {
-    for (int i = 0; i < VecOf<double>::size; ++i) y[u][i] = ::exp(x[u][i]);
+    vdouble e{};
+    for (int i = 0; i < VecOf<double>::size; ++i) e[i] = ::exp(x[u][i]);
+    y[u] = e;
   }
 }
 template <int N, bool kWithSlope>
 MMVMAMBA_INLINE void softplus(const vdouble* x, vdouble* y, vdouble* slope) {
   MMVMAMBA_EACH {
+    vdouble value{}, derivative{};
     for (int i = 0; i < VecOf<double>::size; ++i) {
-      const double value = x[u][i], e = ::exp(value > 20. ? 20. : value);
-      y[u][i] = value <= 20. ? ::log1p(e) : value;
-      if (kWithSlope) slope[u][i] = value > 20. ? 1. : e / (1. + e);
+      const double v = x[u][i], e = ::exp(v > 20. ? 20. : v);
+      value[i] = v <= 20. ? ::log1p(e) : v;
+      derivative[i] = v > 20. ? 1. : e / (1. + e);
     }
+    y[u] = value;
+    if (kWithSlope) slope[u] = derivative;
   }
 }
 

@@ -34,7 +34,9 @@ def _load(name: str, why_not_built: str | None) -> str | None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f'{library.name} did not load with torch {torch.__version__}: {error}'
+        # torch's own message has only the path; the loader's says what is missing.
+        reason = error.__cause__ or error
+        return f'{library.name} did not load with torch {torch.__version__}: {reason}'
     return None
 
 

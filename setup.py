@@ -256,6 +256,21 @@ def first_error(build_dir):
     return next((line for line in lines if 'error' in line or 'not found' in line), '')
 
 
+def library_filename(name, windows):
+    """Return a library's file, which has no tag of a Python: 'a._C' is at a/_C.so."""
+    return os.path.join(*name.split('.')) + ('.pyd' if windows else '.so')
+
+
+def use_clang_cl(compiler):
+    """Compile with clang-cl: Microsoft's compiler has no vectors, which the kernels need."""
+    clang = shutil.which('clang-cl')
+    if clang is None:
+        raise RuntimeError('there is no clang-cl on the PATH, and cl does not compile the kernels')
+    if not compiler.initialized:
+        compiler.initialize()
+    compiler.cc = clang
+
+
 def make_build_ext(info):
     """Return the command class that builds the libraries and records how that went."""
     from torch.utils.cpp_extension import BuildExtension
@@ -266,8 +281,17 @@ def make_build_ext(info):
         """BuildExtension whose failure leaves a library out and records the reason."""
 
         def __init__(self, *args, **kwargs):
-            # The files are loaded by torch.ops.load_library and are no Python modules.
-            super().__init__(*args, no_python_abi_suffix=True, **kwargs)
+            # On Windows, torch's rules for ninja name Microsoft's compiler.
+            super().__init__(*args, use_ninja=sys.platform != 'win32', **kwargs)
+
+        # The files are loaded by torch.ops.load_library. As they are no Python modules, they have
+        # neither an ABI tag nor a PyInit function, which Windows' linker would look for.
+
+        def get_ext_filename(self, ext_name):
+            return library_filename(ext_name, sys.platform == 'win32')
+
+        def get_export_symbols(self, ext):
+            return ext.export_symbols
 
         def run(self):
             folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
@@ -299,10 +323,12 @@ def make_build_ext(info):
         def try_to_build(self):
             """Return None, or why the library could not be built."""
             if fatal:
+                self.choose_compiler()
                 super().build_extensions()
                 return None
             try:
                 self.check_compiler()
+                self.choose_compiler()
                 super().build_extensions()
             except Exception as error:  # whatever a compiler, a linker or torch objects to
                 detail = first_error(self.build_temp)
@@ -314,6 +340,10 @@ def make_build_ext(info):
             compiler = os.environ.get('CXX', 'c++').split()[0]
             if self.compiler.compiler_type == 'unix' and shutil.which(compiler) is None:
                 raise RuntimeError(f'there is no C++ compiler ({compiler} was not found)')
+
+        def choose_compiler(self):
+            if self.compiler.compiler_type == 'msvc':
+                use_clang_cl(self.compiler)
 
     return BuildExt
 

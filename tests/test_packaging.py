@@ -288,7 +288,8 @@ def test_libraries_that_cannot_be_built_are_left_out(
         setuptools.Distribution(dict(name='x', ext_modules=extensions))
     )
     command.ensure_finalized()
-    monkeypatch.setattr(command, 'check_compiler', lambda: None)
+    for name in ('check_compiler', 'choose_compiler'):
+        monkeypatch.setattr(command, name, lambda: None)
     command.build_extensions()
     assert [extension.name for extension in command.extensions] == [f'mmvmamba.{n}' for n in left]
     if broken == 'none':
@@ -298,6 +299,32 @@ def test_libraries_that_cannot_be_built_are_left_out(
         assert 'FORCE_CUDA=1' in caplog.text
     else:
         assert info['error'] == 'compiler failed'
+
+
+@pytest.mark.parametrize(('windows', 'suffix'), [(False, '.so'), (True, '.pyd')])
+def test_library_filename(build, windows, suffix):
+    assert build.library_filename('_C', windows) == f'_C{suffix}'
+    assert build.library_filename('mmvmamba._C', windows) == os.path.join('mmvmamba', f'_C{suffix}')
+
+
+class Compiler:
+    """setuptools' compiler on Windows, which finds cl once."""
+
+    initialized, cc = False, None
+
+    def initialize(self):
+        self.initialized, self.cc = True, 'cl.exe'
+
+
+def test_clang_cl_on_windows(build, monkeypatch):
+    monkeypatch.setattr(shutil, 'which', {'clang-cl': 'C:/LLVM/clang-cl.exe'}.get)
+    compiler = Compiler()
+    for _ in range(2):
+        build.use_clang_cl(compiler)
+        assert compiler.initialized and compiler.cc == 'C:/LLVM/clang-cl.exe'
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    with pytest.raises(RuntimeError, match='there is no clang-cl on the PATH'):
+        build.use_clang_cl(compiler)
 
 
 @pytest.mark.parametrize('link', [True, False])

@@ -1,6 +1,11 @@
 // Choice of the build that this processor runs.
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include <algorithm>
 #include <cstdlib>
 
 #include "../scan_tensors.h"
@@ -10,20 +15,37 @@ namespace {
 
 enum class Isa { kDefault, kAvx2, kAvx512 };
 
+#if defined(__x86_64__)
+// Bits of XCR0: the registers that the system keeps for each thread.
+uint32_t kept_registers() {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+// As __builtin_cpu_supports, which on Windows needs a library of clang's own.
+Isa widest() {
+  constexpr uint32_t kBasic = bit_OSXSAVE | bit_FMA, kAvx2 = bit_AVX2 | bit_BMI | bit_BMI2,
+                     kAvx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+  constexpr uint32_t kYmm = 0x06, kZmm = 0xe6;  // the registers of AVX and AVX-512
+  const auto all_of = [](uint32_t value, uint32_t bits) { return (value & bits) == bits; };
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !all_of(c, kBasic)) return Isa::kDefault;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !all_of(b, kAvx2)) return Isa::kDefault;
+  const uint32_t kept = kept_registers();
+  if (!all_of(kept, kYmm)) return Isa::kDefault;
+  return all_of(kept, kZmm) && all_of(b, kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
+}
+#else
+Isa widest() { return Isa::kDefault; }
+#endif
+
 // The widest instruction set of this processor, capped by ATEN_CPU_CAPABILITY as torch's own are.
 Isa detect() {
-#if defined(__x86_64__)
   const char* value = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string cap = value ? value : "";
-  if (cap == "default") return Isa::kDefault;
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx512 && cap != "avx2") return Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kDefault;
+  const Isa most = cap == "default" ? Isa::kDefault : cap == "avx2" ? Isa::kAvx2 : Isa::kAvx512;
+  return std::min(most, widest());
 }
 
 Isa isa() {

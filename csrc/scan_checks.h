@@ -7,12 +7,12 @@
 
 namespace mmvmamba {
 
-inline std::string shape_text(const Tensor& value) { return shape_text(sizes_of(value)); }
+inline std::string shape_text(const Tensor& value) { return shape_text(value.sizes()); }
 
 // Checks the shape and dtype of an argument, and that it is on the device of another.
-inline void check_argument(const char* name, const Tensor& value, const Sizes& shape,
-                           ScalarType type, const Tensor& like) {
-  STD_TORCH_CHECK(sizes_of(value) == shape, name, " must have shape ", shape_text(shape),
+inline void check_argument(const char* name, const Tensor& value, Shape shape, ScalarType type,
+                           const Tensor& like) {
+  STD_TORCH_CHECK(value.sizes().equals(shape), name, " must have shape ", shape_text(shape),
                   ", but got ", shape_text(value));
   STD_TORCH_CHECK(value.scalar_type() == type, name, " must be ", torch::headeronly::toString(type),
                   ", but is ", torch::headeronly::toString(value.scalar_type()));
@@ -60,7 +60,7 @@ inline void check_ss2d_scan_out_dtype(const Tensor& x, ScalarType out_dtype) {
 inline void check_ss2d_scan_grad_y(const Tensor& x, const Tensor& grad_y) {
   const auto io = x.scalar_type(), acc = acc_type(io);
   const auto type = grad_y.scalar_type() == acc ? acc : io;
-  check_argument("grad_y", grad_y, sizes_of(x), type, x);
+  check_argument("grad_y", grad_y, x.sizes(), type, x);
 }
 
 // B or C of selective_scan: (batch, groups, states, length), or (channels, states) in the sums'
@@ -87,7 +87,7 @@ inline void check_selective_scan(const Tensor& u, const Tensor& delta, const Ten
   STD_TORCH_CHECK(A.dim() == 2 && A.size(1) > 0, "A must have shape (D, N), N at least 1, but got ",
                   shape_text(A));
   const auto io = u.scalar_type(), acc = acc_type(io);
-  check_argument("delta", delta, sizes_of(u), io, u);
+  check_argument("delta", delta, u.sizes(), io, u);
   check_argument("A", A, {u.size(1), A.size(1)}, acc, u);
   check_group_weights("B", B, u, A);
   check_group_weights("C", C, u, A);
@@ -95,7 +95,7 @@ inline void check_selective_scan(const Tensor& u, const Tensor& delta, const Ten
                   "B and C must have the same number of groups, but have ", B.size(1), " and ",
                   C.size(1));
   if (D.has_value()) check_argument("D", *D, {u.size(1)}, acc, u);
-  if (z.has_value()) check_argument("z", *z, sizes_of(u), io, u);
+  if (z.has_value()) check_argument("z", *z, u.sizes(), io, u);
   if (delta_bias.has_value()) check_argument("delta_bias", *delta_bias, {u.size(1)}, acc, u);
 }
 

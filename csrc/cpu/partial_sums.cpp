@@ -11,7 +11,7 @@ namespace {
 Tensor allocate_parts(const Tensor& total, int64_t count) {
   const ScalarType acc = acc_type(total.scalar_type());
   if (count == 1 && total.scalar_type() == acc) return total;
-  return empty_on(total, prepend(count, sizes_of(total)), acc);
+  return empty_on(total, prepend(count, total.sizes()), acc);
 }
 
 // Adds the parts [count][n] in their order into out [n], which may be of a narrower type.
@@ -37,7 +37,7 @@ void add_up(const void* from, int64_t count, int64_t n, void* to) {
 
 }  // namespace
 
-PartialSums::PartialSums(const Tensor& like, int64_t count, const Sizes& sizes, ScalarType type)
+PartialSums::PartialSums(const Tensor& like, int64_t count, Shape sizes, ScalarType type)
     : total(empty_on(like, sizes, type)), parts(allocate_parts(total, count)), count_(count) {}
 
 Tensor PartialSums::sum() const {

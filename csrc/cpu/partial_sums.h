@@ -12,7 +12,7 @@ struct PartialSums {
   Tensor parts;  // [count], then as `total`
 
   // Allocates both on the device of another tensor.
-  PartialSums(const Tensor& like, int64_t count, const Sizes& sizes, ScalarType type);
+  PartialSums(const Tensor& like, int64_t count, Shape sizes, ScalarType type);
 
   void* data() const { return parts.mutable_data_ptr(); }
 

@@ -12,7 +12,7 @@ namespace {
 Tensor along_length(const Tensor& value) {
   const int64_t last = value.dim() - 1;
   const bool dense = value.stride(last) == 1 || value.size(last) <= 1;
-  return dense ? value : torch::stable::contiguous(value);
+  return dense ? value : as_contiguous(value);
 }
 OptionalTensor along_length(const OptionalTensor& value) {
   return value.has_value() ? OptionalTensor(along_length(*value)) : value;
@@ -53,12 +53,12 @@ Inputs check_inputs(const Tensor& u, const Tensor& delta, const Tensor& A, const
   parts = ceil_div(blocks, ceil_div(blocks, parts));  // none is empty
   return {along_length(u),
           along_length(delta),
-          torch::stable::contiguous(A),
-          B.dim() == 2 ? torch::stable::contiguous(B) : along_length(B),
-          C.dim() == 2 ? torch::stable::contiguous(C) : along_length(C),
-          contiguous(D),
+          as_contiguous(A),
+          B.dim() == 2 ? as_contiguous(B) : along_length(B),
+          C.dim() == 2 ? as_contiguous(C) : along_length(C),
+          as_contiguous(D),
           along_length(z),
-          contiguous(delta_bias),
+          as_contiguous(delta_bias),
           {u.size(0), u.size(1), u.size(2), A.size(1), groups, parts, softplus},
           kernels,
           blocks};
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
   const Inputs in = check_inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const SelectiveSizes& s = in.sizes;
   const auto io = u.scalar_type(), acc = acc_type(io);
-  const Tensor out = empty_on(u, sizes_of(u), io);
+  const Tensor out = empty_on(u, u.sizes(), io);
   const Tensor last_state = zeros_on(u, {s.batch, s.channels, s.states}, acc);
   const Tensor states = empty_on(u, {save_states ? state_count(s) : 0}, acc);
   if (u.numel() == 0) return {out, last_state, states};
@@ -113,7 +113,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 // The gradient of shared weights as sums over parts of a group's channels; none of constant ones.
 std::optional<PartialSums> shared_weight_sums(const Inputs& in, const Tensor& weights) {
   if (weights.dim() == 2) return std::nullopt;
-  PartialSums sums(in.u, in.sizes.parts, sizes_of(weights), in.u.scalar_type());
+  PartialSums sums(in.u, in.sizes.parts, weights.sizes(), in.u.scalar_type());
   torch::stable::zero_(sums.parts);  // the kernels add to them
   return sums;
 }
@@ -137,7 +137,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   const Inputs in = check_inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const SelectiveSizes& s = in.sizes;
   const auto io = u.scalar_type(), acc = acc_type(io);
-  check_argument("grad_out", grad_out, sizes_of(u), io, u);
+  check_argument("grad_out", grad_out, u.sizes(), io, u);
   const auto none = [&] { return empty_on(u, {0}, io); };
   if (u.numel() == 0) {
     const auto zeros = [&](const OptionalTensor& v) { return v ? zeros_as(*v) : none(); };
@@ -145,10 +145,10 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
             zeros_as(C), zeros(D),        zeros(z),    zeros(delta_bias)};
   }
   check_argument("states", states, {state_count(s)}, acc, u);
-  const Tensor grad = along_length(grad_out), saved = torch::stable::contiguous(states);
+  const Tensor grad = along_length(grad_out), saved = as_contiguous(states);
   const Tensor params = pack(in);
-  const Tensor grad_u = empty_on(u, sizes_of(u), io), grad_delta = empty_on(u, sizes_of(u), io);
-  const Tensor grad_z = z.has_value() ? empty_on(u, sizes_of(u), io) : none();
+  const Tensor grad_u = empty_on(u, u.sizes(), io), grad_delta = empty_on(u, u.sizes(), io);
+  const Tensor grad_z = z.has_value() ? empty_on(u, u.sizes(), io) : none();
   const auto grad_B = shared_weight_sums(in, B), grad_C = shared_weight_sums(in, C);
   const PartialSums grad_params(u, s.batch, in.packed_shape(), acc);
 

@@ -30,12 +30,12 @@ Inputs check_inputs(const Tensor& x, const Tensor& proj, const Tensor& dt_weight
   const Kernels kernels = best_kernels(x.scalar_type());
   const int64_t blocks = ceil_div(C, kernels.lanes);
   const int64_t groups = std::min(blocks, ceil_div(kWorkItems, std::max<int64_t>(1, N)));
-  return {torch::stable::contiguous(x),
-          torch::stable::contiguous(proj),
-          torch::stable::contiguous(dt_weight),
-          torch::stable::contiguous(dt_bias),
-          torch::stable::contiguous(A),
-          torch::stable::contiguous(D),
+  return {as_contiguous(x),
+          as_contiguous(proj),
+          as_contiguous(dt_weight),
+          as_contiguous(dt_bias),
+          as_contiguous(A),
+          as_contiguous(D),
           {N, x.size(1), x.size(2), C, K, R, S, groups, orders.data()},
           kernels,
           blocks};
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
   const SS2DSizes& s = in.sizes;
   const auto acc = acc_type(x.scalar_type());
   const Tensor states = empty_on(x, {save_states ? state_count(s) : 0}, acc);
-  const Tensor y = empty_on(x, sizes_of(x), out_dtype);
+  const Tensor y = empty_on(x, x.sizes(), out_dtype);
   if (x.numel() == 0) return {y, states};
 
   const SS2DForward args{s,
@@ -89,14 +89,14 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
   const SS2DSizes& s = in.sizes;
   const auto io = x.scalar_type(), acc = acc_type(io);
   check_argument("states", states, {state_count(s)}, acc, x);
-  const Tensor grad = torch::stable::contiguous(grad_y), saved = torch::stable::contiguous(states);
-  const Tensor grad_x = empty_on(x, sizes_of(x), io);
+  const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
+  const Tensor grad_x = empty_on(x, x.sizes(), io);
   const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
-  const PartialSums grad_proj(x, groups, sizes_of(proj), io);
+  const PartialSums grad_proj(x, groups, proj.sizes(), io);
   // A part for each sample.
-  const PartialSums grad_weight(x, s.batch, sizes_of(dt_weight), acc);
-  const PartialSums grad_bias(x, s.batch, sizes_of(dt_bias), acc);
-  const PartialSums grad_A(x, s.batch, sizes_of(A), acc), grad_D(x, s.batch, sizes_of(D), acc);
+  const PartialSums grad_weight(x, s.batch, dt_weight.sizes(), acc);
+  const PartialSums grad_bias(x, s.batch, dt_bias.sizes(), acc);
+  const PartialSums grad_A(x, s.batch, A.sizes(), acc), grad_D(x, s.batch, D.sizes(), acc);
   const SS2DBackward args{s,
                           in.x.const_data_ptr(),
                           in.proj.const_data_ptr(),

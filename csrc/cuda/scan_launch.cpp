@@ -147,11 +147,12 @@ MapView map_ncl(const Tensor& v) { return {v.data_ptr(), v.stride(0), v.stride(2
 
 Tensor channels_adjoin(const Tensor& value) {
   const int64_t last = value.dim() - 1;
-  return torch::stable::contiguous(torch::stable::transpose(value, last - 1, last));
+  return as_contiguous(torch::stable::transpose(value, last - 1, last));
 }
 
-Tensor allocate_parts(const Tensor& like, int64_t count, const Sizes& sizes, ScalarType acc) {
-  return empty_on(like, count == 1 ? sizes : prepend(count, sizes), acc);
+Tensor allocate_parts(const Tensor& like, int64_t count, Shape sizes, ScalarType acc) {
+  if (count == 1) return empty_on(like, sizes, acc);
+  return empty_on(like, prepend(count, sizes), acc);
 }
 
 Tensor sum_parts(const Tensor& parts, int64_t count, ScalarType type) {

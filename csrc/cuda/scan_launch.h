@@ -35,7 +35,7 @@ MapView map_ncl(const Tensor& value);   // (N, C, L) of any strides
 Tensor channels_adjoin(const Tensor& value);
 
 // A gradient as `count` parts in the sums' dtype. A single part has no dimension of its own.
-Tensor allocate_parts(const Tensor& like, int64_t count, const Sizes& sizes, ScalarType acc);
+Tensor allocate_parts(const Tensor& like, int64_t count, Shape sizes, ScalarType acc);
 // Their sum in a fixed order.
 Tensor sum_parts(const Tensor& parts, int64_t count, ScalarType type);
 

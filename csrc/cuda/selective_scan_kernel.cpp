@@ -31,7 +31,7 @@ Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& u, const T
                const OptionalTensor& delta_bias, bool softplus) {
   Inputs in{channels_adjoin(A),  // (N, D)
             B.dim() == 2 ? channels_adjoin(B) : B, C.dim() == 2 ? channels_adjoin(C) : C,
-            contiguous(D), contiguous(delta_bias)};
+            as_contiguous(D), as_contiguous(delta_bias)};
   ScanSizes& s = in.sizes;
   s.batch = u.size(0);
   s.height = 1;
@@ -77,7 +77,7 @@ Outputs scan(const ScanDevice& device, const Tensor& u, const Tensor& delta, con
              ScalarType dtype, bool save_states) {
   const ScanSizes& s = in.sizes;
   const auto acc = acc_type(u.scalar_type());
-  const Outputs out{empty_on(u, sizes_of(u), dtype),
+  const Outputs out{empty_on(u, u.sizes(), dtype),
                     empty_on(u, {s.batch, s.channels, s.states}, acc),
                     empty_on(u, {save_states ? state_count(s) : 0}, acc)};
   const ScanScratch scratch(u, s, acc);
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
   const auto io = u.scalar_type(), acc = acc_type(io);
   device_io(io);
   if (u.numel() == 0) {
-    return {empty_on(u, sizes_of(u), io), zeros_on(u, {u.size(0), u.size(1), A.size(1)}, acc),
+    return {empty_on(u, u.sizes(), io), zeros_on(u, {u.size(0), u.size(1), A.size(1)}, acc),
             empty_on(u, {0}, acc)};
   }
   const ScanDevice device(u);
@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
   Outputs out = scan(device, u, delta, in, z.has_value() ? acc : io, save_states);
   if (z.has_value()) {
     const Tensor gate = silu(torch::stable::to(*z, acc));
-    out.y = torch::stable::contiguous(torch::stable::to(multiply(out.y, gate), io));
+    out.y = as_contiguous(torch::stable::to(multiply(out.y, gate), io));
   }
   return {out.y, out.last_state, out.states};
 }
@@ -129,7 +129,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
                                   bool delta_softplus) {
   check_selective_scan(u, delta, A, B, C, D, z, delta_bias, ScanDevice::type());
   const auto io = u.scalar_type(), acc = acc_type(io);
-  check_argument("grad_out", grad_out, sizes_of(u), io, u);
+  check_argument("grad_out", grad_out, u.sizes(), io, u);
   const auto none = [&] { return empty_on(u, {0}, io); };
   if (u.numel() == 0) {
     const auto zeros = [&](const OptionalTensor& v) { return v ? zeros_as(*v) : none(); };
@@ -143,19 +143,18 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
         prepare(device, ScanKind::kForward, u, A, B, C, D, delta_bias, delta_softplus);
     const Tensor y = scan(device, u, delta, in, acc, false).y;
     const Tensor gate = torch::stable::to(*z, acc), wide = torch::stable::to(grad_out, acc);
-    grad_z =
-        torch::stable::contiguous(torch::stable::to(silu_backward(multiply(wide, y), gate), io));
+    grad_z = as_contiguous(torch::stable::to(silu_backward(multiply(wide, y), gate), io));
     grad = multiply(wide, silu(gate));
   }
   const Inputs in = prepare(device, ScanKind::kBackward, u, A, B, C, D, delta_bias, delta_softplus);
   const ScanSizes& s = in.sizes;
   check_argument("states", states, {state_count(s)}, acc, u);
-  const Tensor saved = torch::stable::contiguous(states);
-  const Tensor grad_u = empty_on(u, sizes_of(u), io), grad_delta = empty_on(u, sizes_of(u), io);
+  const Tensor saved = as_contiguous(states);
+  const Tensor grad_u = empty_on(u, u.sizes(), io), grad_delta = empty_on(u, u.sizes(), io);
   const bool constant_B = B.dim() == 2, constant_C = C.dim() == 2;
   const auto weight_parts = [&](const Tensor& weights) {
-    return allocate_parts(u, s.group_blocks, weights.dim() == 2 ? Sizes{0} : sizes_of(weights),
-                          acc);
+    if (weights.dim() == 2) return empty_on(u, {0}, acc);
+    return allocate_parts(u, s.group_blocks, weights.sizes(), acc);
   };
   const Tensor parts_B = weight_parts(B), parts_C = weight_parts(C);
   const ParamRows row(s, constant_B, constant_C);

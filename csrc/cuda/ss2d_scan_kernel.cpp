@@ -25,12 +25,12 @@ void view_rows(const Tensor& proj, const ScanSizes& s, RowView& low, RowView& B,
 Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& x, const Tensor& proj,
                const Tensor& dt_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
                const std::vector<int64_t>& orders) {
-  Inputs in{torch::stable::contiguous(x),
-            torch::stable::contiguous(proj),
+  Inputs in{as_contiguous(x),
+            as_contiguous(proj),
             channels_adjoin(dt_weight),  // (K, R, C)
-            torch::stable::contiguous(dt_bias),
+            as_contiguous(dt_bias),
             channels_adjoin(A),  // (K, S, C)
-            torch::stable::contiguous(D)};
+            as_contiguous(D)};
   ScanSizes& s = in.sizes;
   s.batch = x.size(0);
   s.height = x.size(1);
@@ -65,12 +65,12 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
   const DeviceIo io = device_io(x.scalar_type());
   const auto acc = acc_type(x.scalar_type());
   const ScanDevice device(x);
-  const Tensor y = empty_on(x, sizes_of(x), out_dtype);
+  const Tensor y = empty_on(x, x.sizes(), out_dtype);
   if (x.numel() == 0) return {y, empty_on(x, {0}, acc)};
   const Inputs in = prepare(device, ScanKind::kForward, x, proj, dt_weight, dt_bias, A, D, orders);
   const Tensor states = empty_on(x, {save_states ? state_count(in.sizes) : 0}, acc);
   const bool narrow = out_dtype != acc;
-  const Tensor sum = narrow ? empty_on(x, sizes_of(x), acc) : y;
+  const Tensor sum = narrow ? empty_on(x, x.sizes(), acc) : y;
   const ScanScratch scratch(x, in.sizes, acc);
 
   ScanForward args = {};
@@ -105,10 +105,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
   const ScanSizes& s = in.sizes;
   const auto io = x.scalar_type(), acc = acc_type(io);
   check_argument("states", states, {state_count(s)}, acc, x);
-  const Tensor grad = torch::stable::contiguous(grad_y), saved = torch::stable::contiguous(states);
-  const Tensor grad_x = empty_on(x, sizes_of(x), io);
-  const Tensor sum = io == acc ? grad_x : empty_on(x, sizes_of(x), acc);
-  const Tensor proj_parts = allocate_parts(x, s.group_blocks, sizes_of(proj), acc);
+  const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
+  const Tensor grad_x = empty_on(x, x.sizes(), io);
+  const Tensor sum = io == acc ? grad_x : empty_on(x, x.sizes(), acc);
+  const Tensor proj_parts = allocate_parts(x, s.group_blocks, proj.sizes(), acc);
   const ParamRows row(s, false, false);
   const int64_t param_parts = s.batch * s.segments;
   const Tensor params = allocate_parts(x, param_parts, {s.directions, row.count, s.channels}, acc);

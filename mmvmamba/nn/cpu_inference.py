@@ -94,8 +94,9 @@ def add_mlp_in_slabs(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor:
 def cast_for_products(x: Tensor) -> Tensor:
     """Cast an operand of a product or convolution as autocast does, if it is enabled."""
     device = x.device.type
-    # Autocast leaves float64 as it is.
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    # torch 2.10 cannot compile this call, which is true for each device that it compiles for.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if x.dtype == torch.float64 or not available:  # autocast leaves float64 as it is
         return x
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 

@@ -14,6 +14,8 @@ from mmvmamba.nn.cpu_inference import Conv2d, activate
 from mmvmamba.nn.layers import DropPath, Mlp
 from mmvmamba.ops import extension_error
 
+from .old_torch import compiles_the_convolution
+
 CASES = {
     'depthwise': dict(channels=6, out=6, kernel=3, stride=1, padding=1, groups=6, bias=False),
     'halving': dict(channels=3, out=5, kernel=3, stride=2, padding=1, groups=1, bias=True),
@@ -64,6 +66,7 @@ def test_a_frozen_weight_gets_no_gradient():
     torch.testing.assert_close(bias.grad, torch.full_like(bias, y[:, 0].numel()))
 
 
+@compiles_the_convolution
 @pytest.mark.parametrize('autocast', [False, True])
 def test_only_a_compiled_model_uses_it(autocast):
     conv = Conv2d(4, 4, 3, padding=1, groups=4)

@@ -242,29 +242,41 @@ MMVMAMBA_INLINE V sigmoid(V x) {
 
 // ---- transposition of a square of vectors, and sums over lanes ----
 
+// The lane of the concatenation of two rows that lane i of the first, or of the second, becomes.
+template <int kStride>
+constexpr int lane_of_first(int i, int size) {
+  return (i & kStride) ? size + i - kStride : i;
+}
+template <int kStride>
+constexpr int lane_of_second(int i, int size) {
+  return (i & kStride) ? size + i : i + kStride;
+}
+
+// Exchanges a row's lanes with those of the row kStride below it.
+#if defined(__clang__)
+template <int kStride, typename M, typename V, int... kLane>
+MMVMAMBA_INLINE void exchange(V& a, V& b, std::integer_sequence<int, kLane...>) {
+  constexpr int size = sizeof...(kLane);
+  const V first = __builtin_shufflevector(a, b, lane_of_first<kStride>(kLane, size)...);
+  b = __builtin_shufflevector(a, b, lane_of_second<kStride>(kLane, size)...);
+  a = first;
+}
+#else
+template <int kStride, typename M, typename V, int... kLane>
+MMVMAMBA_INLINE void exchange(V& a, V& b, std::integer_sequence<int, kLane...>) {
+  constexpr int size = sizeof...(kLane);
+  const V first = __builtin_shuffle(a, b, M{lane_of_first<kStride>(kLane, size)...});
+  b = __builtin_shuffle(a, b, M{lane_of_second<kStride>(kLane, size)...});
+  a = first;
+}
+#endif
+
 template <int kStride, typename V, typename M>
 MMVMAMBA_INLINE void transpose_step(V* rows) {
   constexpr int size = sizeof(V) / sizeof(rows[0][0]);
-  M low, high;  // indices into the concatenation of two rows
-  for (int i = 0; i < size; ++i) {
-    low[i] = (i & kStride) ? size + i - kStride : i;
-    high[i] = (i & kStride) ? size + i : i + kStride;
-  }
   for (int i = 0; i < size; ++i) {
     if (i & kStride) continue;
-    V a = rows[i], b = rows[i + kStride];
-#if defined(__clang__)
-    V x, y;
-    for (int j = 0; j < size; ++j) {
-      x[j] = low[j] < size ? a[low[j]] : b[low[j] - size];
-      y[j] = high[j] < size ? a[high[j]] : b[high[j] - size];
-    }
-    rows[i] = x;
-    rows[i + kStride] = y;
-#else
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + kStride] = __builtin_shuffle(a, b, high);
-#endif
+    exchange<kStride, M>(rows[i], rows[i + kStride], std::make_integer_sequence<int, size>{});
   }
 }
 

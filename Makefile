@@ -21,7 +21,7 @@ VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 MMCV ?= pure
 WHEEL ?=
 # The environment in which `make wheel` tests its wheel. Another one must have torch and OpenMMLab.
-WHEEL_ENV ?= .venv-wheel
+WHEEL_ENV ?= .venv-wheel$(if $(filter onedl,$(STACK)),,-$(STACK))
 DEVICE ?= cpu
 MAX_JOBS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST_ARGS ?=
@@ -63,7 +63,7 @@ WHEEL_DIR := build/wheel
 # mmvmamba is installed from a wheel, or from this folder, without its extension if there is no C++
 # compiler. The stamps of the choices have different names, so that a switch re-installs it.
 COMPILER := $(if $(filter default,$(origin CXX)),c++,$(firstword $(CXX)))
-READY := $(STAMPS)/package-$(if $(WHEEL),$(notdir $(WHEEL)),$(if $(shell command -v $(COMPILER) 2>/dev/null),source,pure))
+READY := $(STAMPS)/package-$(if $(WHEEL),wheel-$(firstword $(shell cksum $(WHEEL))),$(if $(shell command -v $(COMPILER) 2>/dev/null),source,pure))
 say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
@@ -81,8 +81,8 @@ demo: $(READY)
 	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
 
 # A file's tests share what they build, so they stay in one process. Each process computes on one
-# thread, but where a test asks for more: those of several would fight for the cores, most of all
-# while they wait in a loop.
+# thread, except where a test asks for more: several multi-threaded processes would oversubscribe
+# the cores.
 PARALLEL_PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest tests \
 	--numprocesses $(TEST_JOBS) --maxprocesses 8 --dist loadfile
 
@@ -206,7 +206,7 @@ $(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	@touch $@
 
 $(STAMPS)/torch: $(REQUIREMENTS)/torch.txt | $(STAMPS)/venv
-	$(call say,2/5 PyTorch: a download of about 3 GB where pip has none in its cache)
+	$(call say,2/5 PyTorch: a download of about 3 GB unless pip has it cached)
 	$(INSTALL) -r $<
 	@touch $@
 
@@ -224,7 +224,7 @@ $(STAMPS)/mmcv-pure: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
 # The mmcv-lite of open-mmlab has no ops: another package, in mmcv-compiled.txt, has them.
 $(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.txt) $(REQUIREMENTS)/mmcv.txt) $(STAMPS)/torch
 	$(call say,3/5 mmcv: compiles its ops (6 to 12 minutes on 2 cores))
-	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; export MMCV_WITH_OPS=1; \
+	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		$(INSTALL_MMCV) --no-build-isolation -r $<
 	@touch $@
 
@@ -253,7 +253,7 @@ $(STAMPS)/package-pure: setup.py pyproject.toml mmvmamba/version.py $(STAMPS)/to
 	MMVMAMBA_BUILD_EXT=0 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(STAMPS)/package-%.whl: $(WHEEL) $(STAMPS)/torch | $(STAMPS)/packages
+$(STAMPS)/package-wheel-%: $(STAMPS)/torch | $(STAMPS)/packages
 	$(call say,5/5 mmvmamba from $(WHEEL))
 	@rm -f $(STAMPS)/package-*
 	$(INSTALL) --no-deps --force-reinstall $(WHEEL)

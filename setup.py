@@ -8,7 +8,8 @@ Environment variables:
     MMVMAMBA_BUILD_EXT  0 leaves the extension out, 1 makes a failure to build it fatal; by default
                         a failure is a warning and the package is installed without the CUDA
                         kernels, or without the extension.
-    FORCE_CUDA          1 builds the CUDA kernels where no GPU is visible; failures are fatal.
+    FORCE_CUDA          1 builds the CUDA kernels where no GPU is visible; failures are fatal. 0
+                        never builds them.
     TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "8.0;9.0+PTX"; by default all that nvcc knows.
     MMVMAMBA_SANITIZE   1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
     MAX_JOBS            the number of compilers that run at a time.
@@ -177,8 +178,11 @@ def source_digest():
 
 
 def want_cuda(torch, cuda_home):
-    """Decide as torchvision does: a visible GPU and a toolkit, or FORCE_CUDA=1."""
-    if not env_flag('FORCE_CUDA'):
+    """Decide as torchvision does: a visible GPU and a toolkit, or FORCE_CUDA=1; 0 builds none."""
+    force = env_flag('FORCE_CUDA')
+    if force is False:
+        return False
+    if force is None:
         return torch.cuda.is_available() and (
             torch.version.hip is not None or cuda_home is not None
         )
@@ -257,12 +261,12 @@ def first_error(build_dir):
 
 
 def library_filename(name, windows):
-    """Return a library's file, which has no tag of a Python: 'a._C' is at a/_C.so."""
+    """Return a library's file, without a tag of Python's ABI: 'a._C' is at a/_C.so."""
     return os.path.join(*name.split('.')) + ('.pyd' if windows else '.so')
 
 
 def use_clang_cl(compiler):
-    """Compile with clang-cl: Microsoft's compiler has no vectors, which the kernels need."""
+    """Compile with clang-cl: cl lacks the vector extension that the kernels use."""
     clang = shutil.which('clang-cl')
     if clang is None:
         raise RuntimeError('there is no clang-cl on the PATH, and cl does not compile the kernels')
@@ -322,15 +326,13 @@ def make_build_ext(info):
 
         def try_to_build(self):
             """Return None, or why the library could not be built."""
-            if fatal:
-                self.choose_compiler()
-                super().build_extensions()
-                return None
             try:
                 self.check_compiler()
                 self.choose_compiler()
                 super().build_extensions()
             except Exception as error:  # whatever a compiler, a linker or torch objects to
+                if fatal:
+                    raise
                 detail = first_error(self.build_temp)
                 return f'{error}: {detail}' if detail else str(error)
             return None
@@ -349,7 +351,7 @@ def make_build_ext(info):
 
 
 def warn(text, reason):
-    """Say loudly what the package will do without."""
+    """Log a prominent warning about a part that was left out."""
     logger.warning(text.format(line='*' * 90, reason=reason))
 
 

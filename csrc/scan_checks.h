@@ -1,6 +1,6 @@
-// Checks of arguments for the kernels of all devices. Python has checked them before, with better
-// words; these stand between a direct call of an op and memory. They raise RuntimeError, the only
-// error of the stable ABI.
+// Argument checks shared by the kernels of all devices. Python checks first, with better messages.
+// These keep a direct call of an op memory-safe. They raise RuntimeError, the only exception type
+// of the stable ABI.
 #pragma once
 
 #include "scan_tensors.h"
@@ -20,7 +20,7 @@ inline void check_argument(const char* name, const Tensor& value, Shape shape, S
                   " must be on the same device as the other arguments");
 }
 
-// The dispatcher picks the kernels by any of the arguments: the first one may be elsewhere.
+// The dispatcher selects a kernel by any tensor argument, so the first may be on another device.
 inline void check_device(const char* name, const Tensor& value, DeviceType device) {
   STD_TORCH_CHECK(value.device().type() == device, name,
                   " must be on the same device as the other arguments");

@@ -1,5 +1,6 @@
 // Constants and plain structures that all kernels share. No torch header: the kernels take raw
-// pointers and sizes, so that the same code can stand behind any face.
+// pointers and sizes, so that the same
+// code compiles for every kind of binding.
 #pragma once
 
 #include <cstdint>

@@ -44,7 +44,7 @@ inline std::string shape_text(Shape sizes) {
 
 // An uninitialized contiguous tensor on the device of another. PyTorch's op costs as much as a scan
 // of a small map, its C function does not. A failure comes without its cause, which is nearly
-// always a lack of memory: callers look for those words.
+// always a lack of memory. Callers such as mmdet's AvoidOOM look for "CUDA out of memory. ".
 inline Tensor empty_on(const Tensor& like, Shape sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t numel = 1;
@@ -59,10 +59,10 @@ inline Tensor empty_on(const Tensor& like, Shape sizes, ScalarType type) {
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                dtype, device_type, like.get_device_index(), &handle);
   STD_TORCH_CHECK(status == TORCH_SUCCESS,
-                  like.is_cuda() ? "CUDA out of memory, or an earlier CUDA error" : "out of memory",
-                  ": mmvmamba could not allocate a tensor of shape ", shape_text(sizes),
+                  like.is_cuda() ? "CUDA out of memory. " : "Out of memory. ",
+                  "mmvmamba could not allocate a tensor of shape ", shape_text(sizes),
                   " and dtype ", torch::headeronly::toString(type),
-                  "; PyTorch has logged its own message");
+                  ". PyTorch has logged its own message, which may name an earlier error");
   return Tensor(handle);
 }
 
@@ -76,23 +76,31 @@ inline Tensor zeros_as(const Tensor& value) {
   return zeros_on(value, value.sizes(), value.scalar_type());
 }
 
-// The tensor itself if it is contiguous: asking is cheaper than calling PyTorch's op.
-inline Tensor as_contiguous(const Tensor& value) {
-  return value.is_contiguous() ? value : torch::stable::contiguous(value);
-}
-inline OptionalTensor as_contiguous(const OptionalTensor& value) {
-  return value.has_value() ? OptionalTensor(as_contiguous(*value)) : value;
-}
-
-inline const void* data_or_null(const OptionalTensor& value) {
-  return value.has_value() ? value->const_data_ptr() : nullptr;
-}
-
 // A contiguous copy, even of a contiguous tensor: the outputs of an op must not share memory.
 inline Tensor contiguous_copy(const Tensor& value) {
   Tensor out = empty_on(value, value.sizes(), value.scalar_type());
   torch::stable::copy_(out, value);
   return out;
+}
+
+// The tensor itself if it is contiguous, else a copy.
+inline Tensor as_contiguous(const Tensor& value) {
+  return value.is_contiguous() ? value : contiguous_copy(value);
+}
+inline OptionalTensor as_contiguous(const OptionalTensor& value) {
+  return value.has_value() ? OptionalTensor(as_contiguous(*value)) : value;
+}
+
+// The tensor itself if it has the dtype, else a contiguous copy.
+inline Tensor as_type(const Tensor& value, ScalarType type) {
+  if (value.scalar_type() == type) return value;
+  Tensor out = empty_on(value, value.sizes(), type);
+  torch::stable::copy_(out, value);
+  return out;
+}
+
+inline const void* data_or_null(const OptionalTensor& value) {
+  return value.has_value() ? value->const_data_ptr() : nullptr;
 }
 
 }  // namespace mmvmamba

@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _MMCVOpsFinder:
-    """Find the stand-in for mmcv's compiled ops, after every place where mmcv's own may be."""
+    """Find the stand-in for mmcv's compiled ops. It is the last finder, so that mmcv's own win."""
 
     name = 'mmcv._ext'
 

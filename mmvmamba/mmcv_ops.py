@@ -1,8 +1,8 @@
 """A stand-in for ``mmcv._ext``, so that detectors need no compiled mmcv.
 
-``import mmvmamba`` puts it where mmcv is installed without its compiled ops. mmcv's own are used
-where they are there. The ops that the stock models of mmdet and mmseg call come from torchvision
-or are written in PyTorch, for CPU and GPU. Any other one raises when it is called.
+``import mmvmamba`` makes it available where mmcv has no compiled ops; mmcv's own take precedence.
+The ops that the stock models of mmdet and mmseg call are implemented with torchvision or PyTorch,
+on CPU and GPU. Every other op raises NotImplementedError when it is called.
 
 ``python -m mmvmamba.mmcv_ops`` lists the ops, and ``python -m mmvmamba.mmcv_ops SCRIPT [ARG ...]``
 runs a script that imports ``mmcv.ops`` before this package, such as mmdet's own tools.
@@ -38,15 +38,13 @@ from .environment import PACKAGES, installed_version
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Return the indices of the boxes that are kept, by descending score."""
-    from torchvision.ops import nms
-
     # Ties keep mmcv's order: torchvision sorts another way.
     order = scores.sort(0, descending=True).indices
     boxes = _at_least_float32(boxes[order])
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     ranks = torch.arange(len(order), 0, -1, dtype=boxes.dtype, device=boxes.device)
-    return order[nms(boxes, ranks, _round_to_float32(iou_threshold))]
+    return order[_torchvision().nms(boxes, ranks, _round_to_float32(iou_threshold))]
 
 
 def softnms(
@@ -489,7 +487,7 @@ class StandInLoader(Loader):
 
 
 def is_stand_in(extension: types.ModuleType) -> bool:
-    """Check that ``mmcv._ext`` is the stand-in and not mmcv's own."""
+    """Return True if ``mmcv._ext`` is the stand-in and not mmcv's own."""
     return extension.__spec__ is not None and extension.__spec__.origin == 'mmvmamba.mmcv_ops'
 
 
@@ -506,7 +504,7 @@ def build_hint() -> str:
     source = name.removesuffix('-lite')
     return (
         'To compile all ops, which takes minutes and a C++ compiler, run `make setup '
-        f'MMCV=compiled` in a clone of mmvmamba, or `pip uninstall -y {name} && MMCV_WITH_OPS=1 '
+        f'MMCV=compiled` in a clone of mmvmamba, or `pip uninstall -y {name} && '
         f'pip install --no-cache-dir --no-build-isolation {source}=={version}`.'
     )
 
@@ -564,7 +562,8 @@ def run_script(path: str, args: list[str]) -> None:
     main.__file__, main.__spec__ = path, importlib.util.find_spec('mmvmamba.mmcv_ops')
     sys.argv[:] = [path, *args]
     os.environ[_SCRIPT] = path = os.path.abspath(path)
-    sys.path.insert(0, os.path.dirname(path))
+    if not getattr(sys.flags, 'safe_path', False):  # from Python 3.11 on
+        sys.path[0] = os.path.dirname(path)
     sys.modules['__main__'] = main
     try:
         with io.open_code(path) as file:

@@ -12,10 +12,9 @@ from mmvmamba import environment, info
 from mmvmamba.ops import backend, extension, extension_error
 
 
-def test_the_command_prints_the_report():
-    result = subprocess.run(
-        [sys.executable, '-m', 'mmvmamba.info'], capture_output=True, text=True, check=True
-    )
+def test_the_command_prints_the_report(tmp_path):
+    command = [sys.executable, '-m', 'mmvmamba.info']
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert f'mmvmamba          {mmvmamba.__version__}' in result.stdout
     assert f'torch             {torch.__version__}' in result.stdout
     assert result.stdout.splitlines()[0] == 'versions'

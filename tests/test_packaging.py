@@ -133,6 +133,14 @@ def test_env_flag(build, value, expected):
     assert build.env_flag('FORCE_CUDA', {}) is None
 
 
+def test_cuda_can_be_switched_off(build, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.delenv('FORCE_CUDA', raising=False)
+    assert build.want_cuda(torch, '/cuda')
+    monkeypatch.setenv('FORCE_CUDA', '0')
+    assert not build.want_cuda(torch, '/cuda')
+
+
 def test_env_flag_rejects_other_values(build):
     with pytest.raises(SystemExit, match="FORCE_CUDA must be 0 or 1, got 'yes'"):
         build.env_flag('FORCE_CUDA', {'FORCE_CUDA': 'yes'})

@@ -17,14 +17,14 @@ enum class Isa { kDefault, kAvx2, kAvx512 };
 
 #if defined(__x86_64__)
 // Bits of XCR0: the registers that the system keeps for each thread.
-uint32_t kept_registers() {
+uint32_t read_xcr0() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return low;
 }
 
 // As __builtin_cpu_supports, which on Windows needs a library of clang's own.
-Isa widest() {
+Isa widest_supported() {
   constexpr uint32_t kBasic = bit_OSXSAVE | bit_FMA, kAvx2 = bit_AVX2 | bit_BMI | bit_BMI2,
                      kAvx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
   constexpr uint32_t kYmm = 0x06, kZmm = 0xe6;  // the registers of AVX and AVX-512
@@ -32,20 +32,20 @@ Isa widest() {
   uint32_t a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !all_of(c, kBasic)) return Isa::kDefault;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !all_of(b, kAvx2)) return Isa::kDefault;
-  const uint32_t kept = kept_registers();
+  const uint32_t kept = read_xcr0();
   if (!all_of(kept, kYmm)) return Isa::kDefault;
   return all_of(kept, kZmm) && all_of(b, kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
 }
 #else
-Isa widest() { return Isa::kDefault; }
+Isa widest_supported() { return Isa::kDefault; }
 #endif
 
 // The widest instruction set of this processor, capped by ATEN_CPU_CAPABILITY as torch's own are.
 Isa detect() {
   const char* value = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string cap = value ? value : "";
-  const Isa most = cap == "default" ? Isa::kDefault : cap == "avx2" ? Isa::kAvx2 : Isa::kAvx512;
-  return std::min(most, widest());
+  const Isa limit = cap == "default" ? Isa::kDefault : cap == "avx2" ? Isa::kAvx2 : Isa::kAvx512;
+  return std::min(limit, widest_supported());
 }
 
 Isa isa() {

@@ -9,13 +9,13 @@ namespace mmvmamba {
 namespace {
 
 // Positions next to each other; strides over samples and channels are free.
-Tensor along_length(const Tensor& value) {
+Tensor with_unit_stride(const Tensor& value) {
   const int64_t last = value.dim() - 1;
   const bool dense = value.stride(last) == 1 || value.size(last) <= 1;
   return dense ? value : as_contiguous(value);
 }
-OptionalTensor along_length(const OptionalTensor& value) {
-  return value.has_value() ? OptionalTensor(along_length(*value)) : value;
+OptionalTensor with_unit_stride(const OptionalTensor& value) {
+  return value.has_value() ? OptionalTensor(with_unit_stride(*value)) : value;
 }
 
 Sequences sequences(const OptionalTensor& value) {
@@ -40,10 +40,9 @@ struct Inputs {
   }
 };
 
-Inputs check_inputs(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                    const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                    const OptionalTensor& delta_bias, bool softplus) {
-  check_selective_scan(u, delta, A, B, C, D, z, delta_bias, DeviceType::CPU);
+Inputs prepare(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+               const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+               const OptionalTensor& delta_bias, bool softplus) {
   const Kernels kernels = best_kernels(u.scalar_type());
   const int64_t groups = B.dim() == 4 ? B.size(1) : C.dim() == 4 ? C.size(1) : 1;
   const int64_t channels = std::max(groups, u.size(1));  // at least one block
@@ -51,13 +50,13 @@ Inputs check_inputs(const Tensor& u, const Tensor& delta, const Tensor& A, const
   const int64_t units = std::max<int64_t>(1, u.size(0) * groups);
   int64_t parts = std::min(blocks, ceil_div(kWorkItems, units));
   parts = ceil_div(blocks, ceil_div(blocks, parts));  // none is empty
-  return {along_length(u),
-          along_length(delta),
+  return {with_unit_stride(u),
+          with_unit_stride(delta),
           as_contiguous(A),
-          B.dim() == 2 ? as_contiguous(B) : along_length(B),
-          C.dim() == 2 ? as_contiguous(C) : along_length(C),
+          B.dim() == 2 ? as_contiguous(B) : with_unit_stride(B),
+          C.dim() == 2 ? as_contiguous(C) : with_unit_stride(C),
           as_contiguous(D),
-          along_length(z),
+          with_unit_stride(z),
           as_contiguous(delta_bias),
           {u.size(0), u.size(1), u.size(2), A.size(1), groups, parts, softplus},
           kernels,
@@ -83,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
                                                   const OptionalTensor& D, const OptionalTensor& z,
                                                   const OptionalTensor& delta_bias,
                                                   bool delta_softplus, bool save_states) {
-  const Inputs in = check_inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
+  check_selective_scan(u, delta, A, B, C, D, z, delta_bias, DeviceType::CPU);
+  const Inputs in = prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const SelectiveSizes& s = in.sizes;
   const auto io = u.scalar_type(), acc = acc_type(io);
   const Tensor out = empty_on(u, u.sizes(), io);
@@ -134,7 +134,8 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
                                   const OptionalTensor& D, const OptionalTensor& z,
                                   const OptionalTensor& delta_bias, const Tensor& states,
                                   bool delta_softplus) {
-  const Inputs in = check_inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
+  check_selective_scan(u, delta, A, B, C, D, z, delta_bias, DeviceType::CPU);
+  const Inputs in = prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
   const SelectiveSizes& s = in.sizes;
   const auto io = u.scalar_type(), acc = acc_type(io);
   check_argument("grad_out", grad_out, u.sizes(), io, u);
@@ -145,7 +146,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
             zeros_as(C), zeros(D),        zeros(z),    zeros(delta_bias)};
   }
   check_argument("states", states, {state_count(s)}, acc, u);
-  const Tensor grad = along_length(grad_out), saved = as_contiguous(states);
+  const Tensor grad = with_unit_stride(grad_out), saved = as_contiguous(states);
   const Tensor params = pack(in);
   const Tensor grad_u = empty_on(u, u.sizes(), io), grad_delta = empty_on(u, u.sizes(), io);
   const Tensor grad_z = z.has_value() ? empty_on(u, u.sizes(), io) : none();

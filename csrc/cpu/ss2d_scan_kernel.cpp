@@ -21,10 +21,8 @@ struct Inputs {
 };
 
 // `orders` must outlive the inputs.
-Inputs check_inputs(const Tensor& x, const Tensor& proj, const Tensor& dt_weight,
-                    const Tensor& dt_bias, const Tensor& A, const Tensor& D,
-                    const std::vector<int64_t>& orders) {
-  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, DeviceType::CPU);
+Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, const Tensor& dt_bias,
+               const Tensor& A, const Tensor& D, const std::vector<int64_t>& orders) {
   const int64_t K = orders.size(), N = x.size(0), C = x.size(3), R = dt_weight.size(2),
                 S = A.size(2);
   const Kernels kernels = best_kernels(x.scalar_type());
@@ -53,8 +51,9 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
                                      const Tensor& dt_bias, const Tensor& A, const Tensor& D,
                                      const std::vector<int64_t>& orders, ScalarType out_dtype,
                                      bool save_states) {
-  const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
+  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, DeviceType::CPU);
   check_ss2d_scan_out_dtype(x, out_dtype);
+  const Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
   const SS2DSizes& s = in.sizes;
   const auto acc = acc_type(x.scalar_type());
   const Tensor states = empty_on(x, {save_states ? state_count(s) : 0}, acc);
@@ -80,12 +79,13 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
                              const Tensor& dt_weight, const Tensor& dt_bias, const Tensor& A,
                              const Tensor& D, const Tensor& states,
                              const std::vector<int64_t>& orders) {
-  const Inputs in = check_inputs(x, proj, dt_weight, dt_bias, A, D, orders);
+  check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, DeviceType::CPU);
   check_ss2d_scan_grad_y(x, grad_y);
   if (x.numel() == 0) {
     return {zeros_as(x),       zeros_as(proj), zeros_as(dt_weight),
             zeros_as(dt_bias), zeros_as(A),    zeros_as(D)};
   }
+  const Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
   const SS2DSizes& s = in.sizes;
   const auto io = x.scalar_type(), acc = acc_type(io);
   check_argument("states", states, {state_count(s)}, acc, x);

@@ -18,8 +18,8 @@ class ScanDevice {
 
   static DeviceType type();
 
-  // Blocks that fill a large device. A constant and no property of the device at hand: the split
-  // decides the order of sums.
+  // Blocks that fill a large device. A constant, not a property of the current device: the
+  // split determines the order of summation.
   int64_t target_blocks() const;
 
   // Bytes of shared memory that a block may have.

@@ -145,19 +145,19 @@ MapView map_nhwc(const Tensor& v) {
 }
 MapView map_ncl(const Tensor& v) { return {v.data_ptr(), v.stride(0), v.stride(2), v.stride(1)}; }
 
-Tensor channels_adjoin(const Tensor& value) {
+Tensor transpose_last_two(const Tensor& value) {
   const int64_t last = value.dim() - 1;
   return as_contiguous(torch::stable::transpose(value, last - 1, last));
 }
 
-Tensor allocate_parts(const Tensor& like, int64_t count, Shape sizes, ScalarType acc) {
+Tensor allocate_partial_sums(const Tensor& like, int64_t count, Shape sizes, ScalarType acc) {
   if (count == 1) return empty_on(like, sizes, acc);
   return empty_on(like, prepend(count, sizes), acc);
 }
 
-Tensor sum_parts(const Tensor& parts, int64_t count, ScalarType type) {
+Tensor reduce_partial_sums(const Tensor& parts, int64_t count, ScalarType type) {
   const Sizes first = {0};
-  return torch::stable::to(count == 1 ? parts : torch::stable::sum(parts, first), type);
+  return as_type(count == 1 ? parts : torch::stable::sum(parts, first), type);
 }
 
 }  // namespace mmvmamba

@@ -29,8 +29,8 @@ RowView view_rows(const Tensor& v) {
 Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& u, const Tensor& A,
                const Tensor& B, const Tensor& C, const OptionalTensor& D,
                const OptionalTensor& delta_bias, bool softplus) {
-  Inputs in{channels_adjoin(A),  // (N, D)
-            B.dim() == 2 ? channels_adjoin(B) : B, C.dim() == 2 ? channels_adjoin(C) : C,
+  Inputs in{transpose_last_two(A),  // (N, D)
+            B.dim() == 2 ? transpose_last_two(B) : B, C.dim() == 2 ? transpose_last_two(C) : C,
             as_contiguous(D), as_contiguous(delta_bias)};
   ScanSizes& s = in.sizes;
   s.batch = u.size(0);
@@ -57,16 +57,18 @@ int64_t state_count(const ScanSizes& s) { return s.batch * s.chunks * s.states *
 
 // An elementwise op of tensors by its name.
 template <class... Tensors>
-Tensor call(const char* name, const char* overload, const Tensors&... inputs) {
+Tensor call_aten_op(const char* name, const char* overload, const Tensors&... inputs) {
   std::array<StableIValue, sizeof...(inputs)> stack{torch::stable::detail::from(inputs)...};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
-Tensor silu(const Tensor& value) { return call("aten::silu", "", value); }
+Tensor silu(const Tensor& value) { return call_aten_op("aten::silu", "", value); }
 Tensor silu_backward(const Tensor& grad, const Tensor& value) {
-  return call("aten::silu_backward", "", grad, value);
+  return call_aten_op("aten::silu_backward", "", grad, value);
 }
-Tensor multiply(const Tensor& a, const Tensor& b) { return call("aten::mul", "Tensor", a, b); }
+Tensor multiply(const Tensor& a, const Tensor& b) {
+  return call_aten_op("aten::mul", "Tensor", a, b);
+}
 
 struct Outputs {
   Tensor y, last_state, states;
@@ -114,8 +116,8 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
   const Inputs in = prepare(device, ScanKind::kForward, u, A, B, C, D, delta_bias, delta_softplus);
   Outputs out = scan(device, u, delta, in, z.has_value() ? acc : io, save_states);
   if (z.has_value()) {
-    const Tensor gate = silu(torch::stable::to(*z, acc));
-    out.y = as_contiguous(torch::stable::to(multiply(out.y, gate), io));
+    const Tensor gate = silu(as_type(*z, acc));
+    out.y = as_contiguous(as_type(multiply(out.y, gate), io));
   }
   return {out.y, out.last_state, out.states};
 }
@@ -142,8 +144,8 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
     const Inputs in =
         prepare(device, ScanKind::kForward, u, A, B, C, D, delta_bias, delta_softplus);
     const Tensor y = scan(device, u, delta, in, acc, false).y;
-    const Tensor gate = torch::stable::to(*z, acc), wide = torch::stable::to(grad_out, acc);
-    grad_z = as_contiguous(torch::stable::to(silu_backward(multiply(wide, y), gate), io));
+    const Tensor gate = as_type(*z, acc), wide = as_type(grad_out, acc);
+    grad_z = as_contiguous(as_type(silu_backward(multiply(wide, y), gate), io));
     grad = multiply(wide, silu(gate));
   }
   const Inputs in = prepare(device, ScanKind::kBackward, u, A, B, C, D, delta_bias, delta_softplus);
@@ -154,12 +156,12 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   const bool constant_B = B.dim() == 2, constant_C = C.dim() == 2;
   const auto weight_parts = [&](const Tensor& weights) {
     if (weights.dim() == 2) return empty_on(u, {0}, acc);
-    return allocate_parts(u, s.group_blocks, weights.sizes(), acc);
+    return allocate_partial_sums(u, s.group_blocks, weights.sizes(), acc);
   };
   const Tensor parts_B = weight_parts(B), parts_C = weight_parts(C);
   const ParamRows row(s, constant_B, constant_C);
   const int64_t param_parts = s.batch * s.segments;
-  const Tensor params = allocate_parts(u, param_parts, {row.count, s.channels}, acc);
+  const Tensor params = allocate_partial_sums(u, param_parts, {row.count, s.channels}, acc);
   const ScanScratch scratch(u, s, acc);
 
   // One part of a gradient of B or C, contiguous.
@@ -189,7 +191,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   launch_backward(device, args, kRowOrder);
 
   // (D, rows)
-  Tensor grads = torch::stable::transpose(sum_parts(params, param_parts, acc), 0, 1);
+  Tensor grads = torch::stable::transpose(reduce_partial_sums(params, param_parts, acc), 0, 1);
   const auto rows = [&](int64_t first) {
     return contiguous_copy(torch::stable::narrow(grads, 1, first, s.states));
   };
@@ -199,8 +201,8 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   return {grad_u,
           grad_delta,
           rows(row.A),
-          constant_B ? rows(row.B) : sum_parts(parts_B, s.group_blocks, io),
-          constant_C ? rows(row.C) : sum_parts(parts_C, s.group_blocks, io),
+          constant_B ? rows(row.B) : reduce_partial_sums(parts_B, s.group_blocks, io),
+          constant_C ? rows(row.C) : reduce_partial_sums(parts_C, s.group_blocks, io),
           D.has_value() ? one(row.D) : none(),
           grad_z,
           delta_bias.has_value() ? one(row.bias) : none()};

@@ -27,9 +27,9 @@ Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& x, const T
                const std::vector<int64_t>& orders) {
   Inputs in{as_contiguous(x),
             as_contiguous(proj),
-            channels_adjoin(dt_weight),  // (K, R, C)
+            transpose_last_two(dt_weight),  // (K, R, C)
             as_contiguous(dt_bias),
-            channels_adjoin(A),  // (K, S, C)
+            transpose_last_two(A),  // (K, S, C)
             as_contiguous(D)};
   ScanSizes& s = in.sizes;
   s.batch = x.size(0);
@@ -108,10 +108,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
   const Tensor grad_x = empty_on(x, x.sizes(), io);
   const Tensor sum = io == acc ? grad_x : empty_on(x, x.sizes(), acc);
-  const Tensor proj_parts = allocate_parts(x, s.group_blocks, proj.sizes(), acc);
+  const Tensor proj_parts = allocate_partial_sums(x, s.group_blocks, proj.sizes(), acc);
   const ParamRows row(s, false, false);
   const int64_t param_parts = s.batch * s.segments;
-  const Tensor params = allocate_parts(x, param_parts, {s.directions, row.count, s.channels}, acc);
+  const Tensor params =
+      allocate_partial_sums(x, param_parts, {s.directions, row.count, s.channels}, acc);
   const ScanScratch scratch(x, s, acc);
 
   ScanBackward args = {};
@@ -135,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
   launch_backward(device, args, orders);
 
   // (K, C, rows)
-  Tensor grads = torch::stable::transpose(sum_parts(params, param_parts, acc), 1, 2);
+  Tensor grads = torch::stable::transpose(reduce_partial_sums(params, param_parts, acc), 1, 2);
   const auto rows = [&](int64_t first, int64_t count) {
     return contiguous_copy(torch::stable::narrow(grads, 2, first, count));
   };
@@ -143,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
     return contiguous_copy(torch::stable::select(grads, 2, index));
   };
   return {grad_x,
-          sum_parts(proj_parts, s.group_blocks, io),
+          reduce_partial_sums(proj_parts, s.group_blocks, io),
           rows(0, s.rank),
           one(row.bias),
           rows(row.A, s.states),

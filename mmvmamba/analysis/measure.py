@@ -93,7 +93,7 @@ def _warm_up(calls: Mapping[str, Call], device: torch.device, track: Track) -> d
             estimates[name] = _sample(call, 1, device)
         except RuntimeError as error:
             # OutOfMemoryError of torch; the native ops raise RuntimeError with the same words.
-            if 'out of memory' not in str(error):
+            if 'out of memory' not in str(error).lower():
                 raise
             logger.warning('  %s left out: the memory of the GPU is too small', name)
             torch.cuda.empty_cache()

@@ -46,7 +46,7 @@ def _load_cuda() -> str | None:
     info = build_info()
     reason = _load('_C_cuda', info.get('cuda_error') or 'the build had no CUDA')
     built, found = info.get('cuda'), torch.version.cuda or torch.version.hip
-    # Only the major version must be the same. The message of the loader does not say so.
+    # CUDA is compatible within a major version. The message of the loader does not say so.
     if reason and built and built.split('.')[0] != found.split('.')[0]:
         return f'{reason} (the library is built for CUDA {built}, but torch for CUDA {found})'
     return reason

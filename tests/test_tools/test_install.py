@@ -24,8 +24,8 @@ NAME = f'mmvmamba-{mmvmamba.__version__}'
 LEFT_OUT = shutil.ignore_patterns(
     '.*', 'build', 'dist', 'work_dirs', 'data', '*.egg-info', '__pycache__'
 )
-FOLDERS = ('benchmarks', 'configs', 'csrc', 'demo', 'docs', 'mmvmamba', 'requirements', 'tests',
-           'tools')  # fmt: skip
+FOLDERS = ('benchmarks', 'configs', 'csrc', 'demo', 'docker', 'docs', 'mmvmamba', 'requirements',
+           'tests', 'tools')  # fmt: skip
 ADDRESSES = [
     'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py',
     'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py',

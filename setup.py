@@ -29,7 +29,13 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.bdist_wheel import bdist_wheel
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    raise SystemExit(
+        'mmvmamba needs setuptools 77 or newer: pip install "setuptools>=77"'
+    ) from None
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -47,7 +53,7 @@ mmvmamba is compiled against the headers of PyTorch, which cannot be imported he
     {error}
 Install PyTorch first, then install mmvmamba without build isolation:
 
-    pip install "torch>=2.10" "setuptools>=77" ninja
+    pip install "torch>=2.10" "setuptools>=77,<82" ninja
     pip install --no-build-isolation .
 
 (MMVMAMBA_BUILD_EXT=0 installs the pure Python package, without the native extension.)
@@ -431,7 +437,7 @@ def extension_arguments(info, argv):
     """Return setup()'s arguments for the libraries; stops where torch is needed and missing."""
     building = bool(BUILD_COMMANDS.intersection(argv))
     if env_flag('MMVMAMBA_BUILD_EXT') is False:
-        info['error'] = 'it was left out at installation (MMVMAMBA_BUILD_EXT=0)'
+        info['error'] = 'MMVMAMBA_BUILD_EXT=0 at installation'
         return {}
     if not building:
         return {}

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,16 @@ from .ops import extension_error, has_kernel
 from .ops.backend import NATIVE_DTYPES
 from .ops.extension import architecture_error, build_info
 from .version import __version__
+
+
+def files() -> dict[str, str]:
+    """Return the folders of the package and of its tools, configs and demo."""
+    package = Path(__file__).resolve().parent
+    tools = package / '.mim'
+    return {
+        'package': str(package),
+        'tools and configs': str(tools) if tools.is_dir() else 'not installed',
+    }
 
 
 def versions() -> dict[str, str]:
@@ -90,6 +101,7 @@ def report() -> str:
         'extension': extension(),
         'machine': machine(),
         'backends': backends(),
+        'files': files(),
     }
     lines = []
     for title, values in parts.items():

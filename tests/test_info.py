@@ -3,6 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ def test_the_command_prints_the_report(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert f'mmvmamba          {mmvmamba.__version__}' in result.stdout
     assert f'torch             {torch.__version__}' in result.stdout
+    assert f'package           {Path(mmvmamba.__file__).parent}' in result.stdout
     assert result.stdout.splitlines()[0] == 'versions'
-    for title in ('extension', 'machine', 'backends'):
+    for title in ('extension', 'machine', 'backends', 'files'):
         assert f'\n{title}\n' in result.stdout
 
 

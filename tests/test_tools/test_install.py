@@ -140,7 +140,7 @@ def test_build_without_torch_names_the_command_to_use(pure, hook, tmp_path):
     )
     result = run(sys.executable, '-c', code, cwd=tmp_path / NAME)
     assert result.returncode == 1
-    assert 'pip install "torch>=2.10" "setuptools>=77" ninja\n' in result.stderr
+    assert 'pip install "torch>=2.10" "setuptools>=77,<82" ninja\n' in result.stderr
     assert 'pip install --no-build-isolation .\n' in result.stderr
     assert 'Traceback' not in result.stderr
 

@@ -13,7 +13,11 @@ import argparse
 import math
 from pathlib import Path
 
-import onnx
+try:
+    import onnx
+    import onnxscript  # noqa: F401
+except ImportError as error:
+    raise SystemExit(f'error: {error}; pip install "mmvmamba[onnx]" installs it') from None
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config

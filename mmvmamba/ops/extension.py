@@ -41,15 +41,16 @@ def _load(name: str, why_not_built: str | None) -> str | None:
 
 
 def _load_cuda() -> str | None:
-    if torch.version.cuda is None and torch.version.hip is None:
+    found = torch.version.cuda or torch.version.hip
+    if found is None:
         return f'torch {torch.__version__} is built without CUDA'
     info = build_info()
-    reason = _load('_C_cuda', info.get('cuda_error') or 'the build had no CUDA')
-    built, found = info.get('cuda'), torch.version.cuda or torch.version.hip
-    # CUDA is compatible within a major version. The message of the loader does not say so.
-    if reason and built and built.split('.')[0] != found.split('.')[0]:
-        return f'{reason} (the library is built for CUDA {built}, but torch for CUDA {found})'
-    return reason
+    built = info.get('cuda')
+    # CUDA is compatible within a major version. With another one the library loads where that
+    # CUDA is on the system, but it needs another driver than torch.
+    if built is not None and built.split('.')[0] != found.split('.')[0]:
+        return f'it was built for CUDA {built}, but torch {torch.__version__} for CUDA {found}'
+    return _load('_C_cuda', info.get('cuda_error') or 'the build had no CUDA')
 
 
 def _find_kernels() -> frozenset[tuple[str, str]]:

@@ -14,7 +14,7 @@ import torch
 from op_inputs import ss2d_inputs
 
 import mmvmamba
-from gpu_steps.build import build, find_tool, load_setup, probe
+from gpu_steps.build import build, find_tool, probe
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip, with_package
 from mmvmamba.analysis import measure
 from mmvmamba.ops import has_kernel, ss2d_scan
@@ -93,13 +93,13 @@ def kernel_resources() -> list[Row]:
     program = find_cuobjdump()
     if program is None:
         raise Skip('cuobjdump was not found; it comes with the CUDA toolkit and with triton')
-    (library,) = extension_of(Path(mmvmamba.__file__).parent)
+    (library,) = cuda_library_of(Path(mmvmamba.__file__).parent)
     return resources_of(library, program)
 
 
-def extension_of(package: Path) -> list[Path]:
-    """Find the extension in a package's folder for this torch."""
-    return list(package.glob(f'_C_{load_setup().build_tag(torch.__version__)}.*'))
+def cuda_library_of(package: Path) -> list[Path]:
+    """Find the library of the CUDA kernels in a package's folder."""
+    return list(package.glob('_C_cuda.*'))
 
 
 def find_cuobjdump() -> str | None:
@@ -174,7 +174,7 @@ def sweep_threads(context: Context, threads: int) -> list[Row]:
     row = dict(threads=threads) | json.loads(done.stdout.splitlines()[-1])
     program = find_cuobjdump()
     if program is not None:
-        (library,) = extension_of(folder / 'lib' / 'mmvmamba')
+        (library,) = cuda_library_of(folder / 'lib' / 'mmvmamba')
         for kernel in resources_of(library, program):
             if (kernel['dtype'], kernel['states']) == ('float16', '1'):
                 row[f'registers_{kernel["kernel"].replace(" ", "_")}'] = kernel['registers']

@@ -77,10 +77,13 @@ inline Tensor zeros_as(const Tensor& value) {
 }
 
 // A contiguous copy, even of a contiguous tensor: the outputs of an op must not share memory.
-inline Tensor contiguous_copy(const Tensor& value) {
-  Tensor out = empty_on(value, value.sizes(), value.scalar_type());
+inline Tensor contiguous_copy(const Tensor& value, ScalarType type) {
+  Tensor out = empty_on(value, value.sizes(), type);
   torch::stable::copy_(out, value);
   return out;
+}
+inline Tensor contiguous_copy(const Tensor& value) {
+  return contiguous_copy(value, value.scalar_type());
 }
 
 // The tensor itself if it is contiguous, else a copy.
@@ -93,10 +96,7 @@ inline OptionalTensor as_contiguous(const OptionalTensor& value) {
 
 // The tensor itself if it has the dtype, else a contiguous copy.
 inline Tensor as_type(const Tensor& value, ScalarType type) {
-  if (value.scalar_type() == type) return value;
-  Tensor out = empty_on(value, value.sizes(), type);
-  torch::stable::copy_(out, value);
-  return out;
+  return value.scalar_type() == type ? value : contiguous_copy(value, type);
 }
 
 inline const void* data_or_null(const OptionalTensor& value) {

@@ -557,7 +557,7 @@ def test_report_of_compiled_mmcv(compiled_mmcv):
 
 @pytest.fixture
 def fake_mmcv(tmp_path):
-    """A folder with a package that imports its ops as mmcv does, and takes no time."""
+    """Folder with a small package that imports its ops as mmcv does."""
     (tmp_path / 'mmcv').mkdir()
     (tmp_path / 'mmcv' / '__init__.py').touch()
     (tmp_path / 'mmcv' / 'ops.py').write_text('from mmcv._ext import get_compiler_version')

@@ -110,7 +110,7 @@ def test_native_backend_is_an_error(results, kind, where):
 
 @pytest.fixture
 def cuda_library(monkeypatch, tmp_path):
-    """A package folder with a CUDA library that does not load, for CUDA 13."""
+    """Folder of a package built for CUDA 13, with an invalid CUDA library."""
     (tmp_path / '_C_cuda.so').write_bytes(b'not a library')
     monkeypatch.setattr(extension, '_PACKAGE', tmp_path)
     monkeypatch.setattr(extension, 'build_info', lambda: {'cuda': '13.0'})

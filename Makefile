@@ -197,7 +197,7 @@ clean:
 
 $(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
-		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
+		{ echo "$(PYTHON) does not run, or is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
 	$(call say,1/5 virtual environment in $(VENV))
 	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: \
 	Debian and Ubuntu have it in the package python3-venv"; exit 1; }

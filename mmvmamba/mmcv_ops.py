@@ -24,6 +24,7 @@ from collections.abc import Callable
 from importlib.abc import Loader
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,55 +58,67 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Write boxes and decayed scores to ``dets`` and return their indices in the input."""
-    boxes, scores = boxes.clone(), scores.clone()
-    indices = torch.arange(len(boxes), device=boxes.device)
+    """Write boxes and decayed scores to ``dets`` and return their indices in the input.
+
+    All are on the CPU, where mmcv moves them. NumPy's overhead is less than PyTorch's, for each of
+    many small steps.
+    """
+    rows = torch.cat([_at_least_float32(boxes), _at_least_float32(scores)[:, None]], 1)
+    # (N, 5) to (5, N): each of x1, y1, x2, y2 and the score is contiguous.
+    columns, indices = rows.T.contiguous().numpy(), np.arange(len(rows))
     iou_threshold = _round_to_float32(iou_threshold)
-    first, count = 0, len(boxes)
+    first, count = 0, len(rows)
     while first < count:
-        best = first + int(scores[first:count].argmax())
-        for values in (boxes, scores, indices):
-            values[[first, best]] = values[[best, first]]
-        dets[first, :4], dets[first, 4] = boxes[first], scores[first]
-        rest = slice(first + 1, count)
-        iou = _iou(boxes[first], boxes[rest], offset)
+        best = first + columns[4, first:count].argmax()
+        columns[:, [first, best]] = columns[:, [best, first]]
+        indices[[first, best]] = indices[[best, first]]
+        box, first = columns[:4, first], first + 1
+        iou = _iou(box, columns[:4, first:count], offset)
+        rest = columns[4, first:count]
         if method == 2:
-            decay = torch.exp(-(iou * iou) / sigma)
+            rest *= np.exp(-(iou * iou) / sigma)
         else:
-            decay = torch.where(iou >= iou_threshold, 1 - iou if method == 1 else 0.0, 1.0)
-        scores[rest] *= decay
-        # The last boxes fill the gaps, as the order decides between equal scores.
-        kept = ~(scores[rest] < min_score)
-        number = int(kept.sum())
-        rows = torch.arange(number, device=boxes.device)
-        rows[~kept[:number]] = number + kept[number:].nonzero()[:, 0].flip(0)
-        for values in (boxes, scores, indices):
-            values[first + 1 : first + 1 + number] = values[rest][rows]
-        first, count = first + 1, first + 1 + number
-    return indices[:count]
+            rest *= np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
+        dropped = rest < min_score
+        if dropped.any():
+            # The last boxes fill the gaps, as the order decides between equal scores.
+            number = len(rest) - int(dropped.sum())
+            gaps = first + dropped[:number].nonzero()[0]
+            fillers = first + number + (~dropped[number:]).nonzero()[0][::-1]
+            columns[:, gaps], indices[gaps] = columns[:, fillers], indices[fillers]
+            count = first + number
+    dets[:count] = torch.from_numpy(columns.T[:count])
+    return torch.from_numpy(indices[:count])
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Return a list for each box that is kept: its index, then those that it suppresses."""
-    order = dets[:, 4].sort(0, descending=True).indices
+    """Return a list for each box that is kept: its index, then those that it suppresses.
+
+    On the CPU, as :func:`softnms`.
+    """
+    order = dets[:, 4].sort(0, descending=True).indices.numpy()
+    columns = _at_least_float32(dets).T.contiguous().numpy()
     iou_threshold = _round_to_float32(iou_threshold)
     matched = []
     while len(order):
         best, order = order[0], order[1:]
-        suppressed = _iou(dets[best, :4], dets[order, :4], 0) >= iou_threshold
+        suppressed = _iou(columns[:4, best], columns[:4, order], 0) >= iou_threshold
         matched.append([int(best), *order[suppressed].tolist()])
         order = order[~suppressed]
     return matched
 
 
-def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Return the IoU of one box with others: (4,), (N, 4) to (N,)."""
-    top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
-    overlap = torch.minimum(box[2:], bottom_right) - torch.maximum(box[:2], top_left) + offset
-    intersection = overlap.clamp(min=0).prod(1)
-    area = (box[2:] - box[:2] + offset).prod()
-    areas = (bottom_right - top_left + offset).prod(1)
-    return intersection / (area + areas - intersection)
+def _iou(box: np.ndarray, boxes: np.ndarray, offset: int) -> np.ndarray:
+    """Return the IoU of one box with others: (4,), (4, N) to (N,). It is nan without any area."""
+    left, top, right, bottom = box
+    x1, y1, x2, y2 = boxes
+    width = np.minimum(right, x2) - np.maximum(left, x1) + offset
+    height = np.minimum(bottom, y2) - np.maximum(top, y1) + offset
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
+    area = (right - left + offset) * (bottom - top + offset)
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return intersection / (area + areas - intersection)
 
 
 def _round_to_float32(threshold: float) -> float:

@@ -122,6 +122,15 @@ def test_soft_nms_without_boxes():
     assert mmcv_ops.softnms(*empty, 0.3, 0.5, 0.001, 1, 0).shape == (0,)
 
 
+@pytest.mark.filterwarnings('error')
+def test_boxes_without_area_do_not_overlap():
+    boxes, scores = torch.tensor([[3.0, 3, 3, 3]]).repeat(2, 1), torch.tensor([0.5, 0.75])
+    dets = torch.zeros(2, 5)
+    assert mmcv_ops.softnms(boxes, scores, dets, 0.3, 0.5, 0.05, 1, 0).tolist() == [1, 0]
+    assert dets[:, 4].tolist() == [0.75, 0.5]
+    assert mmcv_ops.nms_match(dets, 0.3) == [[0], [1]]
+
+
 def test_nms_match():
     boxes, scores = boxes_and_scores(37)
     dets = torch.cat([boxes, scores[:, None]], 1)

@@ -1,7 +1,9 @@
 """Installed versions and chosen backends: ``python -m mmvmamba.info``."""
 
+import importlib.util
 import platform
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
@@ -32,22 +34,31 @@ def versions() -> dict[str, str]:
         'torch': f'{torch.__version__} (CUDA: {cuda})',
     }
     for package, names in PACKAGES.items():
+        notes = f', {_mmcv_ops()}' if package == 'mmcv' else ''
         installed = (
-            f'{version} ({name})' for name in names if (version := installed_version(name))
+            f'{version} ({name}{notes})' for name in names if (version := installed_version(name))
         )
         found[package] = next(installed, 'not installed')
     return found
+
+
+def _mmcv_ops() -> str:
+    # Looks at the files alone: the import of mmcv takes seconds and may fail.
+    mmcv = importlib.util.find_spec('mmcv')
+    folders = mmcv.submodule_search_locations if mmcv else None
+    compiled = PathFinder.find_spec('mmcv._ext', folders) if folders else None
+    return 'compiled ops' if compiled else 'without compiled ops'
 
 
 def extension() -> dict[str, str]:
     """Return the state of the extension: loaded or why not, and how it was built."""
     info = build_info()
     reason = extension_error()
-    built = {
-        'loaded': 'yes' if reason is None else f'no: {reason}',
-        'built with torch': info.get('torch') or 'unknown',
-        'CUDA kernels': f'no: {extension_error("cuda")}',
-    }
+    built = {'loaded': 'yes' if reason is None else f'no: {reason}'}
+    if 'torch' in info:
+        built['built with torch'] = info['torch']
+    if reason is None:
+        built['CUDA kernels'] = f'no: {extension_error("cuda")}'
     if has_kernel('ss2d_scan', 'cuda'):
         architectures = ', '.join(info.get('arch_list', [])) or 'unknown'
         built['CUDA kernels'] = f'CUDA {info.get("cuda")}, architectures {architectures}'
@@ -72,7 +83,7 @@ def machine() -> dict[str, str]:
 
 
 def backends() -> dict[str, str]:
-    """Return the backend that 'auto' chooses on each device, with its dtypes."""
+    """Return the backend that 'auto' chooses on each device, with its dtypes or why it is slow."""
     devices = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
     return {name: _backend(torch.device(name)) for name in devices}
 
@@ -89,7 +100,7 @@ def why_not_native(device: torch.device) -> str | None:
 def _backend(device: torch.device) -> str:
     slow = 'the chunked PyTorch form'
     if reason := why_not_native(device):
-        return f'{slow}: {reason}'
+        return slow if extension_error() else f'{slow}: {reason}'
     names = ', '.join(str(dtype).removeprefix('torch.') for dtype in NATIVE_DTYPES[device.type])
     return f'native kernels for {names}; {slow} for others'
 

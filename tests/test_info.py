@@ -3,6 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -34,18 +35,36 @@ def test_versions_name_the_distribution(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, 'version', version)
     versions = info.versions()
-    assert versions['mmcv'] == '2.1.0 (mmcv)'
+    assert versions['mmcv'] in ('2.1.0 (mmcv, compiled ops)', '2.1.0 (mmcv, without compiled ops)')
     assert versions['mmdet'] == 'not installed'
     recorded = environment.describe_run(torch.device('cpu'))['versions']
     assert recorded['mmcv'] == '2.1.0' and recorded['torch'] == torch.__version__
     assert set(recorded) <= {'python', 'torch', 'mmvmamba', 'cuda', 'mmcv'}
 
 
+@pytest.mark.parametrize('compiled', [True, False])
+def test_versions_tell_whether_mmcv_has_compiled_ops(monkeypatch, tmp_path, compiled):
+    package = tmp_path / 'mmcv'
+    package.mkdir()
+    (package / '__init__.py').write_text('raise ImportError')
+    if compiled:
+        (package / f'_ext{EXTENSION_SUFFIXES[0]}').touch()
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, 'mmcv', raising=False)
+    monkeypatch.setattr(info, 'installed_version', lambda name: '1.2.3')
+    ops = 'compiled ops' if compiled else 'without compiled ops'
+    assert info.versions()['mmcv'] == f'1.2.3 (onedl-mmcv, {ops})'
+
+
 def test_extension_that_did_not_load(monkeypatch):
     monkeypatch.setattr(info, 'extension_error', lambda *_: 'it was not built (no compiler)')
     monkeypatch.setattr(info, 'has_kernel', lambda op, device: False)
-    assert info.extension()['loaded'] == 'no: it was not built (no compiler)'
-    assert info.backends()['cpu'].startswith('the chunked PyTorch form: it was not built')
+    monkeypatch.setattr(info, 'build_info', lambda: {'torch': '2.12.1'})
+    assert info.extension() == {
+        'loaded': 'no: it was not built (no compiler)',
+        'built with torch': '2.12.1',
+    }
+    assert info.backends()['cpu'] == 'the chunked PyTorch form'
 
 
 @pytest.mark.skipif(extension_error() is not None, reason='no native extension')

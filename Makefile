@@ -37,6 +37,8 @@ OUT ?=
 MINUTES ?= 8
 STEPS ?= 1-7
 export MAX_JOBS
+# torch compiles one file at a time unless it finds the ninja of $(VENV).
+export PATH := $(PATH):$(abspath $(VENV))/bin
 
 STACKS := $(notdir $(patsubst %/torch.txt,%,$(wildcard requirements/*/torch.txt)))
 ifeq ($(filter $(STACKS),$(STACK)),)

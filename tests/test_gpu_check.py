@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmvmamba.ops import has_kernel
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / 'benchmarks'
 FILES = {'results.json', 'log.txt', 'summary.md', 'summary.json'}
@@ -68,6 +70,7 @@ def load(name):
         sys.path.remove(str(BENCHMARKS))
 
 
+native = pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')
 gpu_check, gpu_report, gpu_steps = map(load, ('gpu_check', 'gpu_report', 'gpu_steps'))
 
 
@@ -77,6 +80,8 @@ gpu_check, gpu_report, gpu_steps = map(load, ('gpu_check', 'gpu_report', 'gpu_st
 @pytest.fixture(scope='module')
 def rehearsal(tmp_path_factory):
     """The folder of a run on the CPU: `make gpu-check DEVICE=cpu`."""
+    if not has_kernel('ss2d_scan', 'cpu') and shutil.which('c++') is None:
+        pytest.skip('neither the extension nor a compiler to build it')
     out = tmp_path_factory.mktemp('gpu_check')
     command = ['make', 'gpu-check', 'DEVICE=cpu', f'OUT={out}', f'PYTHON={sys.executable}']
     command.append('MINUTES=3')
@@ -536,6 +541,7 @@ def broken(module, x):
     raise TypeError('an argument too many')
 
 
+@native
 def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     op_table = load('gpu_steps.op_table')
     cores, _ = op_table.ops.find_cores(['native', 'composed'], torch.device('cpu'))
@@ -557,6 +563,7 @@ def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     assert set(found[0]) == {'native', 'composed', 'vmamba'} and len(found[1]) == 1
 
 
+@native
 def test_candidates_are_tried_first(monkeypatch):
     """A failure of this package counts; a peer is tried in another process and skipped."""
     op_table = load('gpu_steps.op_table')

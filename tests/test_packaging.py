@@ -281,6 +281,7 @@ def test_libraries_that_cannot_be_built_are_left_out(
                 raise RuntimeError(f'{broken} failed')
 
     monkeypatch.setattr(cpp_extension, 'BuildExtension', BuildExtension)
+    monkeypatch.setattr(cpp_extension, 'is_ninja_available', lambda: True)
     monkeypatch.setattr(cpp_extension, 'CUDA_HOME', None)
     monkeypatch.setattr(build, 'find_cuda_home', lambda: str(make_toolkit(tmp_path / 'cuda')))
     monkeypatch.setattr(build, 'want_cuda', lambda torch, cuda_home: True)
@@ -359,16 +360,26 @@ def test_provide_mim(build, tmp_path, monkeypatch, link):
 # ---- set-up --------------------------------------------------------------------------------------
 
 
-def dry_run(*arguments):
-    """Return what make would run in a new environment, and its exit status."""
+def make(*arguments):
+    """Return the output of make with a new environment, and its exit status."""
     if shutil.which('make') is None:
         pytest.skip('make is not installed')
-    command = ['make', '--dry-run', 'setup', 'VENV=no-such-folder', *arguments]
+    command = ['make', 'VENV=no-such-folder', *arguments]
     # The choices of the `make test` around this one are not those of the test.
     choices = ('MAKEFLAGS', 'MAKEOVERRIDES', 'WHEEL', 'MMCV', 'STACK')
     env = {name: value for name, value in os.environ.items() if name not in choices}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     return done.stdout + done.stderr, done.returncode
+
+
+def dry_run(*arguments):
+    """Return what the set-up of a new environment would run, and its exit status."""
+    return make('--dry-run', 'setup', *arguments)
+
+
+def test_builds_find_the_ninja_of_the_environment():
+    text, status = make('--eval=path:; @echo "$$PATH"', 'path')
+    assert status == 0 and text.strip().endswith(f':{ROOT}/no-such-folder/bin')
 
 
 def test_setup_builds_the_extension_and_a_pure_mmcv():

@@ -65,7 +65,7 @@ def softnms(
     """
     rows = torch.cat([_at_least_float32(boxes), _at_least_float32(scores)[:, None]], 1)
     # (N, 5) to (5, N): each of x1, y1, x2, y2 and the score is contiguous.
-    columns, indices = rows.T.contiguous().numpy(), np.arange(len(rows))
+    columns, indices = rows.T.contiguous().numpy(), np.arange(len(rows), dtype=np.int64)
     iou_threshold = _round_to_float32(iou_threshold)
     first, count = 0, len(rows)
     while first < count:

@@ -40,7 +40,7 @@ export MAX_JOBS
 # torch compiles one file at a time unless it finds the ninja of $(VENV).
 export PATH := $(PATH):$(abspath $(VENV))/bin
 
-STACKS := $(notdir $(patsubst %/torch.txt,%,$(wildcard requirements/*/torch.txt)))
+STACKS := $(notdir $(patsubst %/packages.txt,%,$(wildcard requirements/*/packages.txt)))
 ifeq ($(filter $(STACKS),$(STACK)),)
 $(error STACK is '$(STACK)', allowed: $(STACKS))
 endif
@@ -186,6 +186,7 @@ wheel: $(STAMPS)/torch $(STAMPS)/wheel-tools
 	$(if $(filter file,$(origin WHEEL_ENV)),$(MAKE) VENV=$(WHEEL_ENV) $(WHEEL_ENV)/.stamps/packages)
 	$(call say,smoke test of the wheel in $(WHEEL_ENV))
 	$(WHEEL_PYTHON) -m pip install --quiet --no-deps --force-reinstall dist/*.whl
+	$(WHEEL_PYTHON) -m pip check
 	cp tests/smoke_wheel.py $(WHEEL_DIR)
 	$(WHEEL_PYTHON) $(WHEEL_DIR)/smoke_wheel.py
 	@ls -l dist
@@ -197,7 +198,7 @@ clean:
 
 # ---- set-up ----------------------------------------------------------------------------------------
 
-$(STAMPS)/venv: $(REQUIREMENTS)/build.txt
+$(STAMPS)/venv: requirements/build.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "$(PYTHON) does not run, or is older than Python 3.10: make PYTHON=python3.x"; exit 1; }
 	$(call say,1/5 virtual environment in $(VENV))
@@ -207,7 +208,7 @@ $(STAMPS)/venv: $(REQUIREMENTS)/build.txt
 	$(INSTALL) -r $<
 	@touch $@
 
-$(STAMPS)/torch: $(REQUIREMENTS)/torch.txt | $(STAMPS)/venv
+$(STAMPS)/torch: requirements/torch.txt | $(STAMPS)/venv
 	$(call say,2/5 PyTorch: a download of about 3 GB unless pip has it cached)
 	$(INSTALL) -r $<
 	@touch $@
@@ -234,7 +235,7 @@ $(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.tx
 # needs libGL; on a machine without it the headless build of the same version serves.
 $(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt $(STAMPS)/mmcv-$(MMCV)
 	$(call say,4/5 mmdet mmseg mmpretrain and the test tools)
-	$(INSTALL) -r $< -r requirements/test.txt -c $(REQUIREMENTS)/torch.txt
+	$(INSTALL) -r $< -r requirements/test.txt -c requirements/torch.txt
 	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \
 		echo "cv2 does not load here: opencv-python is replaced by opencv-python-headless"; \
 		version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('opencv-python'))") && \

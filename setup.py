@@ -10,7 +10,8 @@ Environment variables:
                         kernels, or without the extension.
     FORCE_CUDA          1 builds the CUDA kernels where no GPU is visible; failures are fatal. 0
                         never builds them.
-    TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "8.0;9.0+PTX"; by default all that nvcc knows.
+    TORCH_CUDA_ARCH_LIST  the GPU architectures, e.g. "8.0;9.0+PTX"; by default those of nvcc up to
+                        9.0, whose PTX later GPUs compile.
     MMVMAMBA_SANITIZE   1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
     MAX_JOBS            the number of compilers that run at a time.
 
@@ -28,14 +29,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel
-except ImportError:
+if int(setuptools.__version__.split('.')[0]) < 77:  # for the license in pyproject.toml
     raise SystemExit(
-        'mmvmamba needs setuptools 77 or newer: pip install "setuptools>=77"'
-    ) from None
+        f'mmvmamba needs setuptools 77 or newer, but {setuptools.__version__} is installed: '
+        'pip install "setuptools>=77"'
+    )
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -46,6 +47,9 @@ BUILD_COMMANDS = {
     'bdist', 'bdist_egg', 'bdist_wheel', 'build', 'build_ext', 'build_py', 'develop', 'dist_info',
     'editable_wheel', 'install', 'install_lib',
 }  # fmt: skip
+#: The newest architecture with code of its own: nvcc 13.0 is reported to compile kernels wrong for
+#: 10.3 (causal-conv1d, issue 119).
+NEWEST_ARCH = 90
 #: The oldest torch that the libraries run with, as (major, minor).
 OLDEST_TORCH = (2, 10)
 NO_TORCH = """
@@ -99,9 +103,10 @@ def toolkit_from_dryrun(text):
 def arch_list_from_nvcc(text):
     """Turn the output of ``nvcc --list-gpu-arch`` into an arch list, oldest first.
 
-    ``compute_75 compute_80 compute_120`` gives ``['7.5', '8.0', '12.0+PTX']``.
+    ``compute_75 compute_90 compute_120`` gives ``['7.5', '9.0+PTX']``.
     """
-    numbers = sorted({int(number) for number in re.findall(r'\bcompute_(\d+)\b', text)})
+    numbers = {int(number) for number in re.findall(r'\bcompute_(\d+)\b', text)}
+    numbers = sorted(number for number in numbers if number <= NEWEST_ARCH)
     archs = [f'{number // 10}.{number % 10}' for number in numbers]
     return archs[:-1] + [archs[-1] + '+PTX'] if archs else []
 
@@ -138,7 +143,7 @@ def find_cuda_home(environ=os.environ):
 
 
 def default_arch_list(cuda_home):
-    """Return all architectures that the toolkit's nvcc knows, PTX for the newest."""
+    """Return the architectures of the toolkit's nvcc up to NEWEST_ARCH, with PTX for the newest."""
     nvcc = Path(cuda_home) / 'bin' / 'nvcc'
     output = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True)
     archs = arch_list_from_nvcc(output.stdout)
@@ -209,7 +214,7 @@ def make_extensions(info):
     from torch.utils import cpp_extension
 
     sanitize = bool(env_flag('MMVMAMBA_SANITIZE'))
-    info.update(torch=torch.__version__, sources=source_digest(), sanitize=sanitize)
+    info.update(torch=torch.__version__, sources=source_digest())
     flags = {'cxx': host_flags(sanitize, sys.platform == 'win32')}
     link_flags = sanitizer_flags() if sanitize else []
     libraries = []
@@ -456,11 +461,11 @@ def extension_arguments(info, argv):
 def main():
     """Run setuptools."""
     logging.basicConfig(format='%(message)s')
-    info = {'torch': None, 'cuda': None, 'arch_list': [], 'sanitize': False, 'error': None}
+    info = {'torch': None, 'cuda': None, 'arch_list': [], 'error': None}
     arguments = extension_arguments(info, sys.argv[1:])
     commands = arguments.pop('cmdclass', {})
     commands['build_py'] = make_build_py(info, with_ext='ext_modules' in arguments)
-    setup(cmdclass=commands, **arguments)
+    setuptools.setup(cmdclass=commands, **arguments)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-// Constants and plain structures that all kernels share. No torch header: the kernels take raw
-// pointers and sizes, so that the same
-// code compiles for every kind of binding.
+// Constants and plain structures that all kernels share.
+// No torch header: the kernels take raw pointers and sizes, so that they also compile in the host
+// harness of the tests.
 #pragma once
 
 #include <cstdint>

@@ -2,10 +2,12 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import platform
 import re
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(device)
         machine |= dict(gpu=gpu.name, gpu_memory_gib=round(gpu.total_memory / 2**30, 1))
     return machine
+
+
+def mmcv_is_compiled() -> bool:
+    """Return True if the installed mmcv has its own compiled ops.
+
+    Looks at the files alone: the import of mmcv takes seconds and may fail.
+    """
+    mmcv = importlib.util.find_spec('mmcv')
+    folders = mmcv.submodule_search_locations if mmcv else None
+    return folders is not None and PathFinder.find_spec('mmcv._ext', folders) is not None
 
 
 def installed_version(distribution: str) -> str | None:

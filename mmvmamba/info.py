@@ -1,14 +1,12 @@
 """Installed versions and chosen backends: ``python -m mmvmamba.info``."""
 
-import importlib.util
 import platform
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
 
-from .environment import PACKAGES, describe_machine, installed_version
+from .environment import PACKAGES, describe_machine, installed_version, mmcv_is_compiled
 from .ops import extension_error, has_kernel
 from .ops.backend import NATIVE_DTYPES
 from .ops.extension import architecture_error, build_info
@@ -33,21 +31,14 @@ def versions() -> dict[str, str]:
         'python': platform.python_version(),
         'torch': f'{torch.__version__} (CUDA: {cuda})',
     }
+    ops = 'compiled ops' if mmcv_is_compiled() else 'without compiled ops'
     for package, names in PACKAGES.items():
-        notes = f', {_mmcv_ops()}' if package == 'mmcv' else ''
+        notes = f', {ops}' if package == 'mmcv' else ''
         installed = (
             f'{version} ({name}{notes})' for name in names if (version := installed_version(name))
         )
         found[package] = next(installed, 'not installed')
     return found
-
-
-def _mmcv_ops() -> str:
-    # Looks at the files alone: the import of mmcv takes seconds and may fail.
-    mmcv = importlib.util.find_spec('mmcv')
-    folders = mmcv.submodule_search_locations if mmcv else None
-    compiled = PathFinder.find_spec('mmcv._ext', folders) if folders else None
-    return 'compiled ops' if compiled else 'without compiled ops'
 
 
 def extension() -> dict[str, str]:

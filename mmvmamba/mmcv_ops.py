@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .environment import PACKAGES, installed_version
+from .environment import PACKAGES, installed_version, mmcv_is_compiled
 
 # Arguments have the names and the order of mmcv's, and results go into the tensors given for them.
 # Buffers that only mmcv's kernels need stay unused.
@@ -499,11 +499,6 @@ class StandInLoader(Loader):
         vars(module)['__getattr__'] = missing
 
 
-def is_stand_in(extension: types.ModuleType) -> bool:
-    """Return True if ``mmcv._ext`` is the stand-in and not mmcv's own."""
-    return extension.__spec__ is not None and extension.__spec__.origin == 'mmvmamba.mmcv_ops'
-
-
 def _not_available(name: str, *args: Any, **kwargs: Any) -> NoReturn:
     raise NotImplementedError(
         f'{name} needs mmcv with compiled ops. The installed mmcv has none, and mmvmamba has no '
@@ -545,7 +540,7 @@ def report() -> str:
         return f'{name}, whose ops cannot be imported: {error}'
     extension = sys.modules['mmcv._ext']
     ops = sorted(op for op in vars(extension) if not op.startswith('_'))
-    if not is_stand_in(extension):
+    if mmcv_is_compiled():
         return _paragraphs(f'{name}, with compiled ops', {'compiled': ops})
     groups = {source: [op.__name__ for op in ops] for source, ops in _BACKENDS.items()}
     known = {op.__name__ for op in itertools.chain(_INFO, *_BACKENDS.values())}

@@ -1,10 +1,16 @@
 """Child registries of MMEngine's, so that ``type='mmvmamba.X'`` resolves in any config."""
 
 import importlib.util
+from typing import Any
 
+import mmengine
 import mmengine.registry as root
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
+from mmengine.utils import digit_version
+
+#: Addresses of Ceph in MMEngine, which may begin with the name of a cluster.
+CEPH = (r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
 def _child(parent: Registry, location: str = 'mmvmamba.engine') -> Registry:
@@ -36,4 +42,24 @@ def register_config_packages() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def replace_checkpoint_reader() -> None:
+    """Make mmengine up to 0.10.7 read files with this package's reader.
+
+    These releases leave ``weights_only`` to :func:`torch.load`, which refuses their checkpoints
+    since torch 2.6. They unpickle what a URL returns, which stays as it is without
+    :func:`mmvmamba.models.loading.use_safe_loader`.
+    """
+    if digit_version(mmengine.__version__) > digit_version('0.10.7'):
+        return
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        from .models.loading import load_from_local  # which needs the registries
+
+        return load_from_local(filename, map_location)
+
+    CheckpointLoader.register_scheme(('', *CEPH), load_from_local, force=True)
+
+
 register_config_packages()
+replace_checkpoint_reader()

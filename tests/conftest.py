@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import shutil
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 import torch
+
+from mmvmamba.environment import mmcv_is_compiled
 
 
 def _globals():
@@ -62,19 +63,14 @@ def globals_of_its_own():
 def compiled_mmcv():
     """Skip a test where mmcv has no compiled ops."""
     pytest.importorskip('mmcv')
-    if not has_compiled_ops():
+    if not mmcv_is_compiled():
         pytest.skip('mmcv is installed without compiled ops')
 
 
 @pytest.fixture(scope='session')
 def stock_launcher():
     """Options of Python that run a tool of mmdet or mmseg, whatever mmcv is installed."""
-    return () if has_compiled_ops() else ('-m', 'mmvmamba.mmcv_ops')
-
-
-def has_compiled_ops():
-    locations = importlib.util.find_spec('mmcv').submodule_search_locations
-    return PathFinder.find_spec('mmcv._ext', locations) is not None
+    return () if mmcv_is_compiled() else ('-m', 'mmvmamba.mmcv_ops')
 
 
 @pytest.fixture(scope='session')

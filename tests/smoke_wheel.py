@@ -15,6 +15,7 @@ import torch
 
 import mmvmamba
 from mmvmamba.ops import extension_error, has_kernel, ss2d_scan
+from mmvmamba.ops.extension import build_info
 
 
 def parse_args():
@@ -75,6 +76,10 @@ def main():
     args = parse_args()
     print(f'mmvmamba {mmvmamba.__version__} from {Path(mmvmamba.__file__).parent}')
     assert has_kernel('ss2d_scan', 'cpu'), extension_error()
+    built, found = build_info().get('cuda') or 'none', torch.version.cuda or ''
+    if built.split('.')[0] == found.split('.')[0]:
+        # The CUDA library loads without a GPU as well.
+        assert has_kernel('ss2d_scan', 'cuda'), extension_error('cuda')
     checks = [check_op, check_classifier] + ([] if args.skip_detector else [check_detector])
     for device in ['cpu'] + (['cuda'] if torch.cuda.is_available() else []):
         for check in checks:

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import mmengine
 import mmengine.registry as root
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
 
 import mmvmamba
 from mmvmamba import registry
@@ -76,3 +80,22 @@ def test_bases_resolve(package, base, monkeypatch, tmp_path):
     registry.register_config_packages()
     (tmp_path / 'own.py').write_text(f"_base_ = '{base}'")
     assert Config.fromfile(tmp_path / 'own.py').optim_wrapper.optimizer
+
+
+# ---- checkpoints of old MMEngine ----
+
+
+@pytest.mark.parametrize('version', ['0.10.7', '0.10.12'])
+def test_old_mmengine_reads_its_checkpoints(monkeypatch, tmp_path, version):
+    """A detector of other networks reads its file before anything of `mmvmamba.models` is used."""
+    stock = {'': lambda filename, map_location: 'read by MMEngine'}
+    monkeypatch.setattr(CheckpointLoader, '_schemes', stock)
+    monkeypatch.setattr(mmengine, '__version__', version)
+    registry.replace_checkpoint_reader()
+    saved = {'message_hub': HistoryBuffer([1.0], [1])}
+    torch.save(saved, tmp_path / 'x.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))
+    if version == '0.10.7':
+        assert loaded['message_hub'].current() == 1.0
+    else:
+        assert loaded == 'read by MMEngine'

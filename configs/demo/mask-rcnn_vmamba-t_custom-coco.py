@@ -1,4 +1,4 @@
-# A template: fine-tunes a published Mask R-CNN on a data set of one's own in COCO's format, on one
+# A template: fine-tunes a published Mask R-CNN on your own data set in COCO's format, on one
 # GPU. Copy it, and change what stands above the line; docs/custom_data.md walks through it.
 _base_ = 'mmvmamba::mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py'
 

@@ -1,4 +1,4 @@
-# A template: fine-tunes a published UperNet on a segmentation data set of one's own, on one GPU.
+# A template: fine-tunes a published UperNet on your own segmentation data set, on one GPU.
 # Copy it, and change what stands above the line; docs/custom_data.md walks through it.
 _base_ = 'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
 

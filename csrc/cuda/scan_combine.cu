@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "scan_block.h"
-#include "scan_kernels.h"
+#include "kernel_launch.h"
 
 namespace mmvmamba {
 

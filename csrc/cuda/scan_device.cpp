@@ -5,7 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "scan_kernels.h"
+#include "kernel_launch.h"
 
 namespace mmvmamba {
 namespace {

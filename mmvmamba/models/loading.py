@@ -9,14 +9,12 @@ from os import PathLike
 from typing import Any
 from urllib.parse import urlparse
 
-import mmengine
 import torch
 from mmengine import fileio
 from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmvmamba.checkpoint.keys import (
@@ -35,10 +33,9 @@ from mmvmamba.checkpoint.matching import (
 )
 from mmvmamba.checkpoint.reader import as_filename, read_local_checkpoint, state_dict_of
 from mmvmamba.nn import VMambaNet
+from mmvmamba.registry import CEPH
 
 _HTTP = ('http://', 'https://')
-#: Addresses of Ceph in MMEngine, which may begin with the name of a cluster.
-_CEPH = (r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
 def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
@@ -72,7 +69,7 @@ def is_local(filename: str | PathLike) -> bool:
     filename = as_filename(filename)
     if '://' not in filename:
         return True
-    if not filename.startswith(_HTTP) and not any(re.match(p, filename) for p in _CEPH):
+    if not filename.startswith(_HTTP) and not any(re.match(p, filename) for p in CEPH):
         raise ValueError(
             f'checkpoint {filename!r} must be a path or begin with http://, https://, s3:// or '
             'petrel://'
@@ -122,13 +119,7 @@ def use_safe_loader() -> None:
 
     MMEngine itself still reads its names of other networks' weights, such as ``torchvision://``.
     """
-    CheckpointLoader.register_scheme(['', *_HTTP, *_CEPH], load_from_local, force=True)
-
-
-if digit_version(mmengine.__version__) <= digit_version('0.10.7'):
-    # These releases leave weights_only to torch.load, which refuses their checkpoints since
-    # torch 2.6. They unpickle what a URL returns, which stays as it is without use_safe_loader.
-    CheckpointLoader.register_scheme(['', *_CEPH], load_from_local, force=True)
+    CheckpointLoader.register_scheme(['', *_HTTP, *CEPH], load_from_local, force=True)
 
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:

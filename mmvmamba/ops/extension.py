@@ -20,7 +20,10 @@ class ExtensionUnavailableWarning(UserWarning):
 
 
 def build_info() -> dict[str, Any]:
-    """Return the build's record: torch, cuda, arch_list, error, cuda_error; {} if there is none."""
+    """Return the build's record, {} if there is none.
+
+    Keys are torch, cuda, arch_list, sources (a hash), error and cuda_error.
+    """
     if importlib.util.find_spec('mmvmamba._build_info') is None:
         return {}
     return getattr(importlib.import_module('mmvmamba._build_info'), 'BUILD_INFO', {})

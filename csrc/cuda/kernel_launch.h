@@ -1,4 +1,4 @@
-// The launches that scan_{forward,backward,combine}.cu define. A status is returned and not thrown:
+// The launches that scan_combine.cu defines. A status is returned and not thrown:
 // nvcc need not see torch.
 #pragma once
 

@@ -2,10 +2,10 @@
 
 import functools
 import importlib
-import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def build_info() -> dict[str, Any]:
 
     Keys are torch, cuda, arch_list, sources (a hash), error and cuda_error.
     """
-    if importlib.util.find_spec('mmvmamba._build_info') is None:
+    # An editable installation's finder would find its record for any other copy of the package.
+    if PathFinder.find_spec('mmvmamba._build_info', [str(_PACKAGE)]) is None:
         return {}
     return getattr(importlib.import_module('mmvmamba._build_info'), 'BUILD_INFO', {})
 

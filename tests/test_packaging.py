@@ -366,7 +366,7 @@ def make(*arguments):
         pytest.skip('make is not installed')
     command = ['make', 'VENV=no-such-folder', *arguments]
     # The choices of the `make test` around this one are not those of the test.
-    choices = ('MAKEFLAGS', 'MAKEOVERRIDES', 'WHEEL', 'MMCV', 'STACK')
+    choices = ('MAKELEVEL', 'MAKEFLAGS', 'MAKEOVERRIDES', 'WHEEL', 'MMCV', 'STACK')
     env = {name: value for name, value in os.environ.items() if name not in choices}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     return done.stdout + done.stderr, done.returncode

@@ -42,6 +42,13 @@ def register_config_packages() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Read a checkpoint for MMEngine, whose log names the backend by the end of this name."""
+    from .models.loading import read_checkpoint  # which needs the registries
+
+    return read_checkpoint(filename, map_location)
+
+
 def replace_checkpoint_reader() -> None:
     """Make mmengine up to 0.10.7 read files with this package's reader.
 
@@ -52,11 +59,6 @@ def replace_checkpoint_reader() -> None:
     if digit_version(mmengine.__version__) > digit_version('0.10.7'):
         return
     from mmengine.runner.checkpoint import CheckpointLoader
-
-    def load_from_local(filename: str, map_location: Any = None) -> Any:
-        from .models.loading import load_from_local  # which needs the registries
-
-        return load_from_local(filename, map_location)
 
     CheckpointLoader.register_scheme(('', *CEPH), load_from_local, force=True)
 

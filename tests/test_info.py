@@ -34,8 +34,9 @@ def test_versions_name_the_distribution(monkeypatch):
         return installed[name]
 
     monkeypatch.setattr(importlib.metadata, 'version', version)
+    monkeypatch.setattr(info, 'mmcv_is_compiled', lambda: True)
     versions = info.versions()
-    assert versions['mmcv'] in ('2.1.0 (mmcv, compiled ops)', '2.1.0 (mmcv, without compiled ops)')
+    assert versions['mmcv'] == '2.1.0 (mmcv, compiled ops)'
     assert versions['mmdet'] == 'not installed'
     recorded = environment.describe_run(torch.device('cpu'))['versions']
     assert recorded['mmcv'] == '2.1.0' and recorded['torch'] == torch.__version__

@@ -33,7 +33,7 @@ from mmvmamba.checkpoint.matching import (
 )
 from mmvmamba.checkpoint.reader import as_filename, read_local_checkpoint, state_dict_of
 from mmvmamba.nn import VMambaNet
-from mmvmamba.registry import CEPH
+from mmvmamba.registry import CEPH, load_from_local
 
 _HTTP = ('http://', 'https://')
 
@@ -107,11 +107,6 @@ def _download_to(url: str, path: str, progress: bool = True) -> None:
         torch.hub.download_url_to_file(url, path, progress=progress)
     except (OSError, ValueError, HTTPException) as error:
         raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
-
-
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a checkpoint for MMEngine, whose log names the backend by the end of this name."""
-    return read_checkpoint(filename, map_location)
 
 
 def use_safe_loader() -> None:

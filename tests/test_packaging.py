@@ -46,7 +46,7 @@ def make_script(path, text):
 
 
 def make_toolkit(path):
-    """A folder that looks like a CUDA toolkit."""
+    """A folder with the layout of a CUDA toolkit."""
     (path / 'include').mkdir(parents=True)
     (path / 'include' / 'cuda_runtime.h').touch()
     make_script(

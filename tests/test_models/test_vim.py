@@ -98,7 +98,7 @@ def test_any_size_of_image(size, grid):
 
 
 def test_map_and_class_token_are_parts_of_one_sequence():
-    """A position that a token of the map sees, the class token sees too."""
+    """A class token with a view of every position that a token of the map sees."""
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     (token,) = thin(out_type='cls_token')(images)
     assert token.shape == (1, 12)

@@ -134,7 +134,7 @@ def test_activation_takes_the_memory_of_a_result_that_nobody_keeps(act):
 
 
 class KeepingLinear(nn.Linear):
-    """A layer that keeps what it returned."""
+    """A layer that stores its output."""
 
     def forward(self, x):
         self.result = super().forward(x)
@@ -142,7 +142,7 @@ class KeepingLinear(nn.Linear):
 
 
 def hook(*_):
-    """A hook that changes nothing, but could keep what it sees."""
+    """A hook that has no effect, but could store its input."""
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_small_map_is_no_slab(small_slabs, monkeypatch):
 
 
 class Mixing(Mlp):
-    """An MLP that is none: each position sees the mean of all."""
+    """A replacement of the MLP: each position receives the mean of all."""
 
     def forward(self, x):
         return super().forward(x - x.mean((0, 1, 2)))

@@ -29,7 +29,7 @@ def image():
 
 
 def noisy_state(**kwargs):
-    """The state dict of a network of which nothing is left at its initial value."""
+    """The state dict of a network with every initial value changed."""
     state = thin(seed=3, **kwargs).state_dict()
     return {key: value + 0.1 * torch.randn_like(value) for key, value in state.items()}
 

@@ -19,7 +19,7 @@ CHUNKED = {'ss2d_scan': ss2d.chunked, 'selective_scan': selective.chunked}
     'sizes', [{'channels': 40}, {'d_state': 3, 'channels': 40, 'batch': 5}], ids=['small', 'large']
 )
 def test_results_are_finite_and_equal_to_themselves(op, dtype, sizes):
-    """A scan that explodes gives NaN, which is not even equal to itself."""
+    """A scan that overflows gives NaN, which is not equal to itself."""
     function, make = OPS[op]
     options = {name: value for name, value in function.keywords.items() if name != 'backend'}
     chunked = functools.partial(CHUNKED[op], **options)

@@ -45,7 +45,7 @@ class Flipped(Plain):
 
 
 class Managed(BaseModule):
-    """A network that MMEngine initializes after it was built."""
+    """A network that MMEngine initializes after construction."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +163,7 @@ def test_what_the_weights_are_called(tmp_path, config):
 
 
 def test_channels_come_in_the_order_of_the_mean(tmp_path):
-    """A preprocessor that converts nothing has its mean as B, G and R, and so has the network."""
+    """Image mean and network input are in B, G, R order if nothing converts them."""
     model = load_model('regnetx-400mf_8xb128_in1k')
     bgr = torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1)
     assert model.bgr and model.normalize(bgr.flip(1).expand(1, 3, 2, 2)).abs().max() < 1e-5

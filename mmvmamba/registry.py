@@ -50,17 +50,19 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def replace_checkpoint_reader() -> None:
-    """Make mmengine up to 0.10.7 read files with this package's reader.
+    """Make MMEngine read files that it does not read itself with this package's reader.
 
-    These releases leave ``weights_only`` to :func:`torch.load`, which refuses their checkpoints
-    since torch 2.6. They unpickle what a URL returns, which stays as it is without
+    These are safetensors files and, up to mmengine 0.10.7, all local files: it leaves
+    ``weights_only`` to :func:`torch.load`, which refuses its checkpoints since torch 2.6. MMEngine
+    unpickles what a URL returns, which stays as it is without
     :func:`mmvmamba.models.loading.use_safe_loader`.
     """
-    if digit_version(mmengine.__version__) > digit_version('0.10.7'):
-        return
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    CheckpointLoader.register_scheme(('', *CEPH), load_from_local, force=True)
+    schemes: tuple[str, ...] = (r'.*\.safetensors$', r'https?://.*\.safetensors(\?.*)?$')
+    if digit_version(mmengine.__version__) <= digit_version('0.10.7'):
+        schemes += ('', *CEPH)
+    CheckpointLoader.register_scheme(schemes, load_from_local, force=True)
 
 
 register_config_packages()

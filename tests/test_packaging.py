@@ -72,8 +72,8 @@ def test_metadata(metadata):
     assert metadata['Name'] == 'mmvmamba'
     assert 'Apache-2.0' in (metadata.get('License-Expression'), metadata.get('License'))
     assert metadata['Requires-Python'] == '>=3.10'
-    requirements = metadata.get_all('Requires-Dist')
-    assert {r for r in requirements if 'extra ==' not in r} == {'torch>=2.10', 'numpy'}
+    requirements = {r for r in metadata.get_all('Requires-Dist') if 'extra ==' not in r}
+    assert requirements == {'torch>=2.10', 'numpy', 'safetensors'}
     assert {'openmmlab', 'onedl', 'test', 'dev'} <= set(metadata.get_all('Provides-Extra'))
 
 

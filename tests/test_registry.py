@@ -82,7 +82,19 @@ def test_bases_resolve(package, base, monkeypatch, tmp_path):
     assert Config.fromfile(tmp_path / 'own.py').optim_wrapper.optimizer
 
 
-# ---- checkpoints of old MMEngine ----
+# ---- checkpoints that MMEngine does not read ----
+
+
+@pytest.mark.parametrize(
+    'name', ['x.safetensors', 'http://a.b/x.safetensors', 'https://a.b/x.safetensors?token=1']
+)
+def test_mmengine_reads_safetensors_with_our_reader(name):
+    assert CheckpointLoader._get_checkpoint_loader(name) is registry.load_from_local
+
+
+@pytest.mark.parametrize('name', ['http://a.b/x.pth', 'torchvision://x.safetensors'])
+def test_mmengine_reads_other_addresses_itself(name):
+    assert CheckpointLoader._get_checkpoint_loader(name) is not registry.load_from_local
 
 
 @pytest.mark.parametrize('version', ['0.10.7', '0.10.12'])

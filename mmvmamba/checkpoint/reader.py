@@ -1,35 +1,33 @@
 """Reading of checkpoint files that executes none of their content."""
 
-import argparse
+import contextlib
+import hashlib
+import io
+import logging
 import os
-import pickle
 import re
-import struct
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import torch
 from torch import Tensor
-from torch.serialization import safe_globals
 
-_DTYPES = ('float16', 'float32', 'float64', 'int32', 'int64', 'uint8', 'uint32', 'bool')
+from .unpickling import ForeignNameError, Rebuilder, RefusedError, check_pickle, stand_ins
 
-#: Errors of torch.load for truncated and empty files, and for pickles of other things.
-_READ_ERRORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    LookupError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OSError,
-)
+_logger = logging.getLogger(__name__)
+#: `-<hash>` at the end of a name, as of torch.hub and of publish_model.py. A date is not a hash.
+_HASH = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
+_ZIP = b'PK\x03\x04'
+#: The first pickle of a file that torch.save wrote before it wrote zip files.
+_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+#: Limit for the bytes of the content, as a multiple of the file's size, and for small files.
+_MAX_GROWTH, _MIN_LIMIT = 10, 1 << 20
+_CHUNK = 1 << 20
 
 
-#: The yacs node in the authors' full training files, and the name by which a file asks for it. It
-#: is read as a plain dictionary, so that yacs need not be installed.
-YACS_NODE: tuple[Callable[..., Any], str] = (OrderedDict, 'yacs.config.CfgNode')
+class _DamagedError(Exception):
+    """Raised for a file whose content does not match its checksums or the hash in its name."""
 
 
 def read_local_checkpoint(
@@ -37,50 +35,186 @@ def read_local_checkpoint(
     map_location: Any = 'cpu',
     *,
     name: str | None = None,
-    history_buffer: type = OrderedDict,
-    config_dict: type = OrderedDict,
+    history_buffer: type | None = None,
+    config_dict: type = dict,
 ) -> Any:
-    """Read a checkpoint file of the authors, of MMEngine or of timm's train script.
+    """Read a checkpoint of the authors, of MMEngine or of timm, or a safetensors file.
 
     Only tensors, numbers, containers and what MMEngine's runner saves are built, and classes that
-    :func:`torch.serialization.add_safe_globals` allows.
+    :func:`torch.serialization.add_safe_globals` allows. Checksums are verified: a file that ends in
+    ``-<hash>`` is compared with the first digits of its SHA-256, any other zip file with its own
+    checksums. For a file that has neither, a warning is logged.
 
     Args:
-        file (str | PathLike | IO): A path, or an open file.
-        map_location (Any): As in :func:`torch.load`. Defaults to 'cpu'.
+        file (str | PathLike | IO): A path, or an open file, which is read from its beginning.
+        map_location (Any): As in :func:`torch.load`; a safetensors file takes a device or its name
+            and is read into the memory of the CPU otherwise. Defaults to 'cpu'.
         name (str, optional): The name of an open file in messages. Defaults to None.
-        history_buffer (type): MMEngine's HistoryBuffer, to read its content. Defaults to a
-            dictionary in its place.
+        history_buffer (type, optional): MMEngine's HistoryBuffer, to read its content. Defaults to
+            None, a dictionary in its place.
         config_dict (type): MMEngine's ConfigDict, likewise.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         TypeError: If ``file`` is neither a path nor an open file.
-        ValueError: If the file is truncated, is not a checkpoint or needs another class.
+        ValueError: If the file is truncated or damaged, is not a checkpoint or needs another class.
     """
-    if hasattr(file, 'read'):
+    if not isinstance(file, str | os.PathLike) and hasattr(file, 'read'):
         name = name or str(getattr(file, 'name', 'the open file'))
-    else:
-        name = as_filename(file)
-        file = os.path.expanduser(name)
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
+        with _explained(name):
+            opened = file if file.seekable() else io.BytesIO(file.read())
+            return _read(opened, name, map_location, history_buffer, config_dict)
+    name = name or as_filename(file)
+    path = os.path.expanduser(as_filename(file))
+    if not os.path.isfile(path):  # a folder, or a pipe, which would be waited for
+        raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
+    with _explained(name), open(path, 'rb') as opened:
+        return _read(opened, path, map_location, history_buffer, config_dict)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn any error into a ValueError that names the checkpoint."""
     try:
-        with safe_globals(_allowed(history_buffer, config_dict)):
-            return torch.load(file, map_location=map_location, weights_only=True)
-    except torch.cuda.OutOfMemoryError:
+        yield
+    except torch.OutOfMemoryError:  # of a GPU
         raise
-    except _READ_ERRORS as error:
-        foreign = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if isinstance(error, pickle.UnpicklingError) and foreign is not None:
-            raise ValueError(
-                f'checkpoint {name!r} needs {foreign[1]}, which is not loaded from files. If you '
-                'trust the file, allow the class with torch.serialization.add_safe_globals first'
-            ) from error
-        reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0].split('. ')[0]
+    except ForeignNameError as error:
         raise ValueError(
-            f'checkpoint {name!r} cannot be read; it may be truncated or not a checkpoint: {reason}'
+            f'checkpoint {name!r} needs {error.name}, which is not loaded from files. If you trust '
+            'the file, allow the class with torch.serialization.add_safe_globals first'
         ) from error
+    except _DamagedError as error:
+        raise ValueError(f'checkpoint {name!r} is damaged: {error}') from error
+    except Exception as error:  # a file can make torch.load and NumPy raise anything
+        raise ValueError(
+            f'checkpoint {name!r} cannot be read; it may be truncated or not a checkpoint: '
+            f'{_reason(error)}'
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error; torch.load puts a page in front of its own."""
+    text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
+    if not isinstance(error, RefusedError):
+        text = f'{type(error).__name__}: {text}'
+    return ascii(text.splitlines()[0].split('. ')[0])[1:-1][:200]
+
+
+def _read(
+    file: IO[bytes],
+    filename: str,
+    map_location: Any,
+    history_buffer: type | None,
+    config_dict: type,
+) -> Any:
+    is_verified = _verify_hash(file, filename)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(len(_LEGACY))
+    file.seek(0)
+    if start.startswith(_ZIP):
+        pickled, has_checksums = _verify_zip(file, size, skip_checksums=is_verified)
+        trusted = check_pickle(io.BytesIO(pickled)).trusted
+    elif start == _LEGACY:
+        has_checksums = False
+        trusted = _verify_legacy(file, size)
+    elif start[7:9] == b'\0{':  # the end of the header's size, and its beginning
+        has_checksums = False
+    else:
+        raise RefusedError('unknown format')
+    if not is_verified and not has_checksums:
+        _logger.warning(
+            'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '
+            '-<the first 8 digits of its SHA-256> is verified',
+            os.path.basename(filename),
+        )
+    file.seek(0)
+    if start[7:9] == b'\0{':
+        return _load_safetensors(file, map_location)
+    with stand_ins():
+        content = torch.load(file, map_location, weights_only=True, mmap=False)
+    limit = max(_MAX_GROWTH * size, _MIN_LIMIT)
+    return Rebuilder(limit, history_buffer, config_dict, bool(trusted)).rebuild(content)
+
+
+def _verify_hash(file: IO[bytes], filename: str) -> bool:
+    """Compare a file with the hash in its name; return False if there is none."""
+    expected = _HASH.search(filename)
+    if expected is None:
+        return False
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    if not digest.hexdigest().startswith(expected[1]):
+        raise _DamagedError(
+            f'its SHA-256 begins with {digest.hexdigest()[:8]}, but its name says {expected[1]}. '
+            'Download it again, or rename it if it was changed on purpose'
+        )
+    return True
+
+
+def _verify_zip(file: IO[bytes], size: int, skip_checksums: bool) -> tuple[bytes, bool]:
+    """Verify the structure and checksums of a zip file.
+
+    Returns:
+        tuple[bytes, bool]: The pickle, and whether the file has checksums;
+        :func:`torch.serialization.set_crc32_options` turns them off.
+    """
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        # torch.load's own zip reader ignores case. It must not find another file than this one.
+        names = {record.orig_filename.lower() for record in records}
+        if len(names) < len(records) or len({name.partition('/')[0] for name in names}) != 1:
+            raise zipfile.BadZipFile('names of records are not unique or not in one folder')
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise zipfile.BadZipFile('a record is compressed')
+        if archive.comment or sum(record.file_size for record in records) > size:
+            raise zipfile.BadZipFile('records overlap, or there is a comment')
+        pickles = [r for r in records if r.orig_filename.partition('/')[2] == 'data.pkl']
+        if len(pickles) != 1 or any(name.endswith('/constants.pkl') for name in names):
+            raise zipfile.BadZipFile('data.pkl is missing, or this is a TorchScript archive')
+        has_checksums = any(record.CRC for record in records)
+        if not has_checksums:
+            for record in records:
+                del record.CRC
+        elif not skip_checksums:
+            for record in records:
+                _verify_record(archive, record)
+        return archive.read(pickles[0]), has_checksums
+
+
+def _verify_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(record) as content:
+            while content.read(_CHUNK):
+                pass
+    except zipfile.BadZipFile as error:
+        raise _DamagedError(f'{str(error)[:80]}. Download or copy it again') from error
+
+
+def _verify_legacy(file: IO[bytes], size: int) -> set[str]:
+    """Verify the pickles of a file of before 2020 and return the names that the user allowed.
+
+    After the first, which is the same in all files, they are a version, the sizes of types, the
+    content, and the keys of the storages that follow. The memory of a storage that does not follow
+    would stay uninitialized.
+    """
+    file.seek(len(_LEGACY))
+    *_, content, keys = (check_pickle(file) for _ in range(4))
+    if not content.storages.keys() <= keys.texts or sum(map(abs, content.storages.values())) > size:
+        raise RefusedError('tensors without data')
+    return content.trusted
+
+
+def _load_safetensors(file: IO[bytes], map_location: Any) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load  # torch alone does not need it
+    except ImportError as error:
+        raise ImportError('this is a safetensors file; install safetensors to read it') from error
+    device = map_location if isinstance(map_location, str | torch.device) else 'cpu'
+    return {name: tensor.to(device) for name, tensor in load(file.read()).items()}
 
 
 def as_filename(filename: Any) -> str:
@@ -111,44 +245,3 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
     if not tensors:
         raise ValueError(f'{checkpoint} holds no tensors')
     return tensors
-
-
-def _allowed(history_buffer: type, config_dict: type) -> list[Any]:
-    """Return what training runs save, as pairs of an object and the name that a file asks for."""
-    pairs = {
-        YACS_NODE,
-        (argparse.Namespace, 'argparse.Namespace'),
-        (config_dict, 'mmengine.config.config.ConfigDict'),
-        (history_buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (_getattr_of(history_buffer), 'builtins.getattr'),
-        *_numpy_pairs(),
-    }
-    # safe_globals forgets its pairs afterwards, those that were allowed before it too.
-    return list(pairs.difference(torch.serialization.get_safe_globals()))
-
-
-def _getattr_of(history_buffer: type) -> Callable[..., Any]:
-    """Stand-in for getattr: MMEngine's checkpoints look up methods of its HistoryBuffer."""
-
-    def method(owner: Any, name: str) -> Any:
-        if owner is not history_buffer or name.startswith('_'):
-            raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
-        return getattr(owner, name, None)
-
-    return method
-
-
-def _numpy_pairs() -> list[tuple[Callable[..., Any], str]]:
-    try:
-        import numpy as np
-    except ImportError:
-        return []  # files with arrays are refused, files with tensors are read
-    classes: list[type] = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in _DTYPES)]
-    reconstruct: Any = np.ndarray(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    pairs = [
-        (function, f'numpy.{core}.multiarray.{name}')
-        for core in ('core', '_core')  # numpy 1 and 2
-        for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
-    ]
-    return [*pairs, *((c, f'{c.__module__}.{c.__qualname__}') for c in classes)]

@@ -8,7 +8,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
-from mmvmamba.checkpoint.reader import YACS_NODE, state_dict_of
+from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.checkpoint.unpickling import YACS_NODE
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.settings import check_choice

@@ -2,18 +2,20 @@
 
 import argparse
 import fractions
+import hashlib
 import io
-import pickle
+import logging
+import os
 import subprocess
 import sys
 import types
+import zipfile
 
-import numpy as np
 import pytest
 import torch
 
 from mmvmamba.checkpoint import read_local_checkpoint, state_dict_of
-from mmvmamba.checkpoint.reader import YACS_NODE
+from mmvmamba.checkpoint.unpickling import YACS_NODE
 
 STATE = {'a.weight': torch.arange(600.0).view(20, 30), 'a.bias': torch.ones(20)}
 
@@ -141,72 +143,6 @@ def test_nothing_is_executed(tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
-class Asks:
-    """A pickle of it asks getattr, which MMEngine's files use for their HistoryBuffer."""
-
-    def __init__(self, owner, name):
-        self.arguments = owner, name
-
-    def __reduce__(self):
-        return getattr, self.arguments
-
-
-class HistoryBuffer:
-    """As MMEngine's, for files written here."""
-
-    __module__ = 'mmengine.logging.history_buffer'
-
-    def mean(self):
-        return 0
-
-
-@pytest.fixture
-def history_buffer(monkeypatch):
-    """The class, where a pickle looks for MMEngine's, which need not be installed."""
-    for name in ('mmengine', 'mmengine.logging', HistoryBuffer.__module__):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
-    return HistoryBuffer
-
-
-@pytest.mark.parametrize(
-    ('owner', 'name', 'words'),
-    [
-        (np.ndarray, 'tofile', 'needs ndarray.tofile'),
-        (HistoryBuffer, '__init__', 'needs HistoryBuffer.__init__'),
-    ],
-)
-def test_no_attribute_of_anything_else_is_read(tmp_path, history_buffer, owner, name, words):
-    allowed = save(tmp_path, {'extra': Asks(history_buffer, 'mean')})
-    content = read_local_checkpoint(allowed, history_buffer=history_buffer)
-    assert content['extra'] is history_buffer.mean
-    path = save(tmp_path, {'extra': Asks(owner, name)})
-    with pytest.raises(ValueError, match=words):
-        read_local_checkpoint(path, history_buffer=history_buffer)
-
-
-def test_arrays_and_numbers_of_numpy(tmp_path):
-    values = [np.arange(6.0).reshape(2, 3), np.float32(0.5), np.int64(3), np.array([True])]
-    content = read_local_checkpoint(save(tmp_path, values))
-    for value, expected in zip(content, values, strict=True):
-        np.testing.assert_array_equal(value, expected)
-        assert value.dtype == expected.dtype
-
-
-def test_dictionaries_of_a_config(tmp_path):
-    """The meta information of a data set in a file of MMEngine, which need not be installed."""
-    config = pytest.importorskip('mmengine.config')
-    meta = dict(
-        classes=('a',), skeleton=config.ConfigDict({0: dict(swap=[config.ConfigDict(y=1)])})
-    )
-    path = save(tmp_path, dict(meta=meta))
-    content = read_local_checkpoint(path)['meta']
-    assert content == meta
-    assert not isinstance(content['skeleton'], config.ConfigDict)
-    content = read_local_checkpoint(path, config_dict=config.ConfigDict)['meta']
-    assert pickle.dumps(content) == pickle.dumps(meta)
-
-
 def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
     """A yacs node is read as a plain dictionary, and yacs need not be installed."""
     node_class = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
@@ -224,6 +160,176 @@ def test_full_training_file_with_yacs_node(tmp_path, monkeypatch):
     assert content['model'].keys() == STATE.keys()
     torch.serialization.add_safe_globals([YACS_NODE])
     assert torch.load(path, weights_only=True)['config'] == content['config']
+
+
+# ---- damage ----
+
+
+def save_legacy(path):
+    torch.save({'model': STATE}, path, _use_new_zipfile_serialization=False)
+
+
+def save_safetensors(path):
+    pytest.importorskip('safetensors.torch').save_file(STATE, path)
+
+
+def save_without_checksums(path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'model': STATE}, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+FORMATS = [save_legacy, save_safetensors, save_without_checksums]
+
+
+def flipped(path, name, needle):
+    """Write a copy in which the lowest bit of the first byte of ``needle`` differs."""
+    data = bytearray(path.read_bytes())
+    assert data.count(needle) == 1
+    data[data.index(needle)] ^= 1
+    new = path.parent / name
+    new.write_bytes(data)
+    return new
+
+
+def with_hash(path):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.parent / f'x-{digest[:8]}{path.suffix}'
+
+
+NEEDLE = bytes(STATE['a.weight'][7, :2].numpy())
+
+
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
+    path = flipped(save(tmp_path, {'model': STATE}), 'x.pth', NEEDLE)
+    torch.load(path, weights_only=True)  # does not see it
+    with pytest.raises(ValueError, match=r"x.pth' is damaged: Bad CRC-32 .*Download or copy it"):
+        read_local_checkpoint(path)
+
+
+@pytest.mark.parametrize('save_as', FORMATS)
+def test_formats_without_checksums_get_a_warning(tmp_path, caplog, save_as):
+    save_as(tmp_path / 'x.pth')
+    content = read_local_checkpoint(tmp_path / 'x.pth')
+    assert torch.equal(state_dict_of(content)['a.weight'], STATE['a.weight'])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "'x.pth' has no checksums" in record.getMessage()
+
+
+@pytest.mark.parametrize('save_as', [lambda path: torch.save({'model': STATE}, path), *FORMATS])
+def test_the_hash_in_a_name_is_verified(tmp_path, caplog, save_as):
+    save_as(tmp_path / 'x.pth')
+    path = with_hash(tmp_path / 'x.pth')
+    os.rename(tmp_path / 'x.pth', path)
+    for file in (path, io.BytesIO(path.read_bytes())):
+        content = read_local_checkpoint(file, name=str(path))
+        assert torch.equal(state_dict_of(content)['a.weight'], STATE['a.weight'])
+    assert not caplog.records
+    flipped(path, path.name, NEEDLE)
+    with pytest.raises(ValueError, match=r'is damaged: its SHA-256 begins with .* its name says'):
+        read_local_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    'name', ['x-20240115.pth', 'x-deadbee.pth', 'x-01234567', 'x_01234567.pth']
+)
+def test_dates_and_other_names_are_not_hashes(tmp_path, name):
+    torch.save(STATE, tmp_path / name)
+    assert read_local_checkpoint(tmp_path / name).keys() == STATE.keys()
+
+
+def test_safetensors(tmp_path):
+    save_safetensors(tmp_path / 'x.safetensors')
+    for file in (tmp_path / 'x.safetensors', as_open_file(tmp_path / 'x.safetensors')):
+        content = read_local_checkpoint(file, 'meta')
+        assert content.keys() == STATE.keys()
+        assert content['a.bias'].is_meta
+    with pytest.raises(ValueError, match=r"'y' cannot be read"):
+        read_local_checkpoint(io.BytesIO((tmp_path / 'x.safetensors').read_bytes()[:-9]), name='y')
+
+
+def test_safetensors_must_be_installed(tmp_path, monkeypatch):
+    save_safetensors(tmp_path / 'x.safetensors')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(ValueError, match=r'install safetensors to read it'):
+        read_local_checkpoint(tmp_path / 'x.safetensors')
+
+
+def rewritten(path, change):
+    """Write the records of a zip file anew after a change to their list of (name, content)."""
+    with zipfile.ZipFile(path) as archive:
+        records = [(name, archive.read(name)) for name in archive.namelist()]
+    compression = change(records) or zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        for name, content in records:
+            archive.writestr(name, content)
+    return path
+
+
+def find(records, name):
+    return next(content for n, content in records if n == f'file/{name}')
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda records: zipfile.ZIP_DEFLATED, 'a record is compressed'),
+        (lambda records: records.append(records[0]), 'not unique'),
+        (lambda records: records.append(('file/DATA.pkl', b'x')), 'not unique'),
+        (lambda records: records.append(('other/data.pkl', b'x')), 'not in one folder'),
+        (lambda records: records.append(('file/constants.pkl', b'x')), 'TorchScript'),
+        (lambda records: records.remove(('file/data.pkl', find(records, 'data.pkl'))), 'data.pkl'),
+        (lambda records: records.remove(('file/data/0', find(records, 'data/0'))), 'data/0'),
+    ],
+    ids=['compressed', 'twice', 'case', 'folders', 'script', 'no pickle', 'no tensor'],
+)
+def test_strange_zip_files_are_refused(tmp_path, change, words):
+    path = rewritten(save(tmp_path, {'model': STATE}), change)
+    with pytest.raises(ValueError, match=f'cannot be read.*{words}'):
+        read_local_checkpoint(path)
+
+
+def test_records_that_overlap_are_refused(tmp_path):
+    """Many entries of the directory with the same data would take more memory than the file."""
+    path = save(tmp_path, {'model': STATE})
+    with zipfile.ZipFile(path, 'a') as archive:
+        for i in range(3):
+            record = zipfile.ZipInfo(f'file/data/{i + 2}')
+            first = archive.getinfo('file/data/0')
+            record.header_offset, record.CRC = first.header_offset, first.CRC
+            record.file_size = record.compress_size = first.file_size
+            archive.filelist.append(record)
+        archive._didModify = True
+    with pytest.raises(ValueError, match='cannot be read.*records overlap'):
+        read_local_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [lambda keys: keys[:-1], lambda keys: []],
+    ids=['one', 'all'],
+)
+def test_legacy_tensors_without_data_are_refused(tmp_path, monkeypatch, change):
+    """Their memory would stay uninitialized."""
+    dump = torch.serialization.pickle.dump
+
+    def dump_fewer_keys(obj, file, **arguments):
+        is_keys = type(obj) is list and all(type(key) is str for key in obj)
+        dump(change(obj) if is_keys else obj, file, **arguments)
+
+    monkeypatch.setattr(torch.serialization.pickle, 'dump', dump_fewer_keys)
+    save_legacy(tmp_path / 'x.pth')
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='tensors without data'):
+        read_local_checkpoint(tmp_path / 'x.pth')
+
+
+# ---- the state dict ----
 
 
 @pytest.mark.parametrize(

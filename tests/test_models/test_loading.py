@@ -115,6 +115,19 @@ def test_older_schemes(tmp_path, arch, scheme):
     assert_same(loaded(save(tmp_path, {'model': old}), arch), state)
 
 
+def test_safetensors_load_everywhere(tmp_path):
+    """In a backbone, and in a whole model in a program that names no loader."""
+    safetensors = pytest.importorskip('safetensors.torch')
+    state = classifier_state()
+    safetensors.save_file(state, tmp_path / 'x.safetensors')
+    assert_same(loaded(tmp_path / 'x.safetensors'), state)
+    detector = Detector()
+    state = {key: value + 1 for key, value in detector.state_dict().items()}
+    safetensors.save_file(state, tmp_path / 'y.safetensors')
+    load_checkpoint(detector, str(tmp_path / 'y.safetensors'))
+    assert_same(detector.state_dict(), state)
+
+
 def test_fewer_outputs_than_the_file_has(tmp_path):
     path = save(tmp_path, {'model': backbone_state()})
     model = VMamba(THIN, out_indices=(3,), init_cfg=dict(type='Pretrained', checkpoint=str(path)))

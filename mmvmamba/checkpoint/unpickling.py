@@ -1,0 +1,454 @@
+"""Safe unpickling of checkpoints with :func:`torch.load`.
+
+With ``weights_only=True`` it still calls the functions on its list with any argument, and nests
+objects as deeply as a file asks. Here the pickle is checked before it is loaded, objects of
+MMEngine, NumPy and argparse are loaded as inert stand-ins, and the content is copied afterwards.
+"""
+
+import argparse
+import contextlib
+import math
+import pickletools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+#: The yacs node in the authors' full training files, and the name by which a file asks for it. It
+#: is read as a plain dictionary, so that yacs need not be installed.
+YACS_NODE: tuple[Callable[..., Any], str] = (OrderedDict, 'yacs.config.CfgNode')
+
+_ENCODE = '_codecs.encode'
+#: Opcodes that change the object below their operands.
+_CHANGES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
+#: Functions and classes of torch.load's own list. Those for sparse, quantized, nested and meta
+#: tensors and for subclasses of Tensor are left out.
+_OF_TORCH = {
+    _ENCODE,
+    'builtins.complex',
+    'builtins.set',
+    'collections.OrderedDict',
+    'torch.Size',
+    'torch.device',
+    'torch.storage.UntypedStorage',
+    'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor',
+    'torch._utils._rebuild_tensor_v2',
+    'torch._utils._rebuild_tensor_v3',
+}
+#: The dtypes and storages of dense tensors.
+_DENSE = re.compile(
+    r'torch\.(bool|bfloat16|complex(32|64|128)|u?int(8|16|32|64)|float(16|32|64|8_\w+)|'
+    r'(Bool|Byte|Char|Short|Int|Long|Half|BFloat16|Float|Double|Complex(Half|Float|Double))Storage)'
+)
+#: Opcodes that torch.load reads. Others would name classes in ways that are not checked here.
+_OPCODES = set(
+    'PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE '
+    'SHORT_BINSTRING EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND '
+    'APPENDS SETITEM SETITEMS GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT '
+    'LONG_BINPUT'.split()
+)
+_MAX_DEPTH = 100
+#: Names of modules in Python 2, which files keep.
+_PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
+_SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
+#: NumPy's codes of the types that checkpoints hold, and the sizes of their items in bytes.
+_ITEM_SIZES = {f'{kind}{size}': size for kind in 'iuf' for size in (1, 2, 4, 8)} | {'b1': 1}
+del _ITEM_SIZES['f1']
+
+
+class RefusedError(Exception):
+    """Raised for a pickle that is not loaded."""
+
+
+class ForeignNameError(RefusedError):
+    """Raised for a pickle that needs a class or function that is not allowed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name if len(name) < 100 and name.isprintable() else ascii(name)[:100]
+        super().__init__(f'needs {self.name}')
+
+
+# ---- the pickle ----
+
+
+@dataclass
+class Pickle:
+    """Summary of a pickle.
+
+    Attributes:
+        trusted (set[str]): The names in it that the user allowed with
+            :func:`torch.serialization.add_safe_globals`.
+        storages (dict[str, int]): Numbers of elements of the tensors' storages by key.
+        texts (set[str]): Its strings.
+    """
+
+    trusted: set[str] = field(default_factory=set)
+    storages: dict[str, int] = field(default_factory=dict)
+    texts: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Value:
+    """Value on the stack of a pickle.
+
+    Attributes:
+        depth (int): Levels of nesting.
+        constant (str | int, optional): Its value, or the name of a class or function.
+        items (list[_Value]): Items of a tuple.
+    """
+
+    depth: int = 0
+    constant: Any = None
+    items: list['_Value'] = field(default_factory=list)
+
+
+def check_pickle(file: IO[bytes]) -> Pickle:
+    """Check one pickle without building its objects, and leave the file at its end.
+
+    Raises:
+        ForeignNameError: If the pickle holds a name that is not allowed.
+        RefusedError: If it holds something that :func:`torch.save` does not write. Among this
+            are tuples that are nested so deeply that Python crashes when it hashes them, and keys
+            with equal hashes, of which a dictionary of n keys takes n^2 steps.
+    """
+    allowed = {_name_of(pair) for pair in get_safe_globals()}
+    result = Pickle()
+    stack: list[_Value] = []
+    marks: list[int] = []
+    memo: dict[int, _Value] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name not in _OPCODES:
+            raise RefusedError(f'opcode {opcode.name} is not allowed')
+        if opcode.name == 'MARK':
+            marks.append(len(stack))
+        elif opcode.name in ('BINPUT', 'LONG_BINPUT'):
+            memo[argument] = stack[-1]
+        elif opcode.name in ('BINGET', 'LONG_BINGET'):
+            stack.append(memo[argument])
+        elif opcode.name == 'GLOBAL':
+            name = _python_3(argument)
+            if name in allowed and name not in _STAND_INS:
+                result.trusted.add(name)
+            elif not _is_known(name):
+                raise ForeignNameError(name)
+            stack.append(_Value(constant=name))
+        else:
+            _apply(opcode, argument, stack, marks)
+        if opcode.name == 'BINUNICODE':
+            result.texts.add(argument)
+        elif opcode.name == 'LONG1' and argument.bit_length() > 64:
+            raise RefusedError('integer of more than 64 bits')
+        elif opcode.name == 'BINPERSID':
+            _, _, key, _, numel, *_ = (item.constant for item in stack[-1].items)
+            result.storages[key] = numel
+    return result
+
+
+def _apply(
+    opcode: pickletools.OpcodeInfo, argument: Any, stack: list[_Value], marks: list[int]
+) -> None:
+    """Replace the operands of an opcode by its result."""
+    operands: list[_Value] = []
+    count = len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:
+        start = marks.pop()
+        operands = stack[start:]
+        del stack[start:]
+        count -= 2  # the mark and the values above it
+    if count:
+        operands = stack[-count:] + operands
+        del stack[-count:]
+    if opcode.name in _CHANGES:
+        value = operands.pop(0)
+        if opcode.name.startswith('SETITEM') and any(key.depth for key in operands[::2]):
+            raise RefusedError('keys must be strings or numbers')
+    else:
+        value = _Value(constant=argument)
+        if opcode.name == 'REDUCE':
+            _check_call(*operands)
+        elif opcode.name.startswith('TUPLE') or opcode.name == 'BINPERSID':
+            value.items = operands[0].items if opcode.name == 'BINPERSID' else operands
+    value.depth = max([value.depth] + [1 + operand.depth for operand in operands])
+    if value.depth > _MAX_DEPTH:
+        raise RefusedError(f'nested more than {_MAX_DEPTH} levels deep')
+    stack.extend(value for _ in opcode.stack_after)
+
+
+def _check_call(function: _Value, arguments: _Value) -> None:
+    """Check the calls that take long, or whose result hides keys from :func:`_apply`."""
+    name, items = function.constant, arguments.items
+    if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
+        raise RefusedError('bytes must be encoded as latin1')
+    if name == 'builtins.set' and arguments.depth > 2:
+        raise RefusedError('items of a set must be strings or numbers')
+    if name in (YACS_NODE[1], 'collections.OrderedDict') and (items or arguments.depth):
+        raise RefusedError('OrderedDict must be called without arguments')
+
+
+def _python_3(argument: str) -> str:
+    module, _, name = argument.partition(' ')
+    return f'{_PYTHON_2.get(module, module)}.{name}'
+
+
+def _is_known(name: str) -> bool:
+    """Return True for names that torch.load reads and for those with stand-ins."""
+    return name in _OF_TORCH or name in _STAND_INS or _DENSE.fullmatch(name) is not None
+
+
+# ---- stand-ins ----
+
+
+class _State:
+    """Stand-in for an object that gets its state after its creation. It keeps the state alone."""
+
+    __slots__ = ('state',)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Namespace(_State):
+    __slots__ = ()
+
+
+class _HistoryBuffer(_State):
+    __slots__ = ()
+
+
+class _ConfigDict(dict[Any, Any]):
+    __slots__ = ()
+
+
+class _Dtype(_State):
+    """Stand-in for numpy.dtype: a code and a byte order."""
+
+    __slots__ = ('code',)
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
+        if type(code) is not str or code not in _ITEM_SIZES:
+            raise RefusedError(f'dtype {code!r:.40} of NumPy is not allowed')
+        self.code = code
+        self.state = (3, '<')
+
+    def spelled(self) -> str:
+        """Return the code with its byte order, e.g. '<f4'."""
+        _, order, *fields = self.state
+        if order not in ('<', '>', '|', '=') or any(fields[:3]):  # subarray, names, fields
+            raise RefusedError('dtype of NumPy with fields')
+        return order + self.code
+
+
+class _Array(_State):
+    """Stand-in for the empty array that numpy's _reconstruct returns."""
+
+    __slots__ = ()
+
+    def __init__(self, kind: Any, shape: Any, code: Any) -> None:
+        if kind is not _ndarray:
+            raise RefusedError('an array of NumPy must be an ndarray')
+
+
+@dataclass
+class _Scalar:
+    """Stand-in for a scalar of NumPy: its dtype and the bytes of its value."""
+
+    dtype: Any
+    data: Any
+
+
+def _ndarray(*args: Any) -> Any:
+    """Stand-in for numpy.ndarray, which files name and never call."""
+    raise ForeignNameError('a call of numpy.ndarray')
+
+
+def _bytes(*args: Any) -> bytes:
+    """Stand-in for bytes, which files call for b'' alone."""
+    if args:
+        raise ForeignNameError('a call of bytes')
+    return b''
+
+
+def _getattr(owner: Any, name: Any) -> None:
+    """Stand-in for getattr, by which MMEngine's files look up methods of HistoryBuffer."""
+    if owner is not _HistoryBuffer:
+        raise ForeignNameError('builtins.getattr')
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    YACS_NODE[1]: YACS_NODE[0],
+    'argparse.Namespace': _Namespace,
+    'builtins.bytes': _bytes,
+    'builtins.getattr': _getattr,
+    'mmengine.config.config.ConfigDict': _ConfigDict,
+    'mmengine.logging.history_buffer.HistoryBuffer': _HistoryBuffer,
+    'numpy.dtype': _Dtype,
+    'numpy.ndarray': _ndarray,
+    'numpy.core.multiarray._reconstruct': _Array,
+    'numpy.core.multiarray.scalar': _Scalar,
+    'numpy._core.multiarray._reconstruct': _Array,
+    'numpy._core.multiarray.scalar': _Scalar,
+}
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Allow the stand-ins in :func:`torch.load`, in place of allowed classes of the same names."""
+    before = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([pair for pair in before if _name_of(pair) not in _STAND_INS])
+    add_safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()])
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+def _name_of(pair: Any) -> str:
+    return pair[1] if isinstance(pair, tuple) else f'{pair.__module__}.{pair.__qualname__}'
+
+
+# ---- the content ----
+
+
+class Rebuilder:
+    """Copy what :func:`torch.load` has built into new objects.
+
+    Tensors lose hooks and attributes, dictionaries their attributes, so that nothing from the file
+    stands in front of a method.
+
+    Args:
+        max_bytes (int): Limit for the content when everything is copied. Shared objects and
+            overlapping tensors let a small file fill the memory.
+        history_buffer (type, optional): MMEngine's HistoryBuffer. Defaults to None, a dictionary.
+        config_dict (type): MMEngine's ConfigDict, or a dictionary in its place.
+        keeps_unknown (bool): Whether objects of other classes stay as they are, because the user
+            allowed names in this file.
+    """
+
+    def __init__(
+        self, max_bytes: int, history_buffer: type | None, config_dict: type, keeps_unknown: bool
+    ) -> None:
+        self._bytes_left = max_bytes
+        self._history_buffer = history_buffer
+        self._config_dict = config_dict
+        self._keeps_unknown = keeps_unknown
+        self._done: dict[int, tuple[Any, int]] = {}  # copies and their bytes by id of the original
+        self._parents: set[int] = set()
+
+    def rebuild(self, value: Any) -> Any:
+        """Return the copy of a value.
+
+        Raises:
+            RefusedError: If it is of a kind that checkpoints do not hold.
+        """
+        if isinstance(value, _SCALARS):
+            self._spend(len(value) if isinstance(value, str | bytes) else 1)
+            return value
+        if id(value) in self._done:
+            copied, size = self._done[id(value)]
+            self._spend(size)
+            return copied
+        if id(value) in self._parents or len(self._parents) > _MAX_DEPTH:
+            raise RefusedError('an object holds itself, or is nested too deeply')
+        before = self._bytes_left
+        self._parents.add(id(value))
+        copied = self._rebuilt(value)
+        self._parents.remove(id(value))
+        self._spend(1)
+        self._done[id(value)] = copied, before - self._bytes_left
+        return copied
+
+    def _spend(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise RefusedError('the content is many times larger than the file')
+
+    def _rebuilt(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in (dict, OrderedDict, _ConfigDict):
+            return self._dictionary(value)
+        if kind in (list, tuple, set):
+            return kind(self.rebuild(item) for item in value)
+        if kind in (torch.Size, torch.device):
+            return value
+        if kind in (Tensor, torch.nn.Parameter):
+            return self._tensor(value)
+        if kind in (_Array, _Scalar, _Dtype):
+            return _to_numpy(value)
+        if kind is _Namespace:
+            return argparse.Namespace(**self._attributes(value))
+        if kind is _HistoryBuffer:
+            return self._buffer(value)
+        if self._keeps_unknown:
+            attributes = getattr(value, '__dict__', None)
+            if type(attributes) is dict:
+                attributes.update({key: self.rebuild(item) for key, item in attributes.items()})
+            return value
+        name = value.__name__ if callable(value) and hasattr(value, '__name__') else kind.__name__
+        raise RefusedError(f'{name} among the values')
+
+    def _dictionary(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        kind = self._config_dict if type(value) is _ConfigDict else type(value)
+        new = kind()
+        # ConfigDict copies what is assigned, which takes for ever if parts are shared many times.
+        assign = OrderedDict.__setitem__ if kind is OrderedDict else dict.__setitem__
+        for key, item in type(value).items(value):
+            assign(new, self.rebuild(key), self.rebuild(item))
+        metadata = getattr(value, '__dict__', {}).get('_metadata')
+        if metadata is not None:  # the versions of modules in a state dict
+            new._metadata = self.rebuild(metadata)
+            if not all(type(module.get('version', 1)) is int for module in new._metadata.values()):
+                raise RefusedError('_metadata of a state dict must hold versions')
+        return new
+
+    def _tensor(self, value: Tensor) -> Tensor:
+        tensor = Tensor.detach(value)
+        if tensor.is_neg() or tensor.is_conj():  # by the metadata in the file
+            raise RefusedError('a tensor that is negated or conjugated lazily')
+        self._spend(tensor.numel() * tensor.element_size())
+        return tensor
+
+    def _buffer(self, value: _HistoryBuffer) -> Any:
+        state = self._attributes(value)
+        if self._history_buffer is None:
+            return state
+        logs, counts = state['_log_history'], state['_count_history']
+        if not logs.ndim == counts.ndim == 1 or logs.dtype.kind == 'b':
+            raise RefusedError('a HistoryBuffer must hold two rows of numbers')
+        return self._history_buffer(logs, counts, int(state['max_length']))
+
+    def _attributes(self, value: _State) -> dict[str, Any]:
+        state = getattr(value, 'state', {})
+        if type(state) is not dict or not all(type(key) is str for key in state):
+            raise RefusedError('attributes must be a dictionary of names')
+        return self.rebuild(state)
+
+
+def _to_numpy(value: _Array | _Scalar | _Dtype) -> Any:
+    import numpy as np  # torch alone does not need it
+
+    if isinstance(value, _Dtype):
+        return np.dtype(value.spelled())
+    if isinstance(value, _Scalar):
+        return _array(np, (), value.dtype, value.data)[()]
+    _, shape, dtype, is_fortran, data = value.state
+    return _array(np, shape, dtype, data, 'F' if is_fortran else 'C')
+
+
+def _array(np: Any, shape: Any, dtype: Any, data: Any, order: str = 'C') -> Any:
+    """Build an array from bytes after a check of their number."""
+    if type(dtype) is not _Dtype or type(data) is not bytes or type(shape) is not tuple:
+        raise RefusedError('an array of NumPy needs a dtype, a shape and bytes')
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise RefusedError(f'shape {shape!r:.40} of an array of NumPy')
+    if len(data) != math.prod(shape) * _ITEM_SIZES[dtype.code]:
+        raise RefusedError(f'{len(data)} bytes for an array of NumPy of shape {shape}')
+    return np.frombuffer(data, dtype.spelled()).reshape(shape, order=order).copy(order=order)

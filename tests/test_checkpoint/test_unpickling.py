@@ -1,0 +1,361 @@
+"""Checks of pickles, and the objects that are built of them."""
+
+import argparse
+import collections
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from mmvmamba.checkpoint import read_local_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def safe_globals_of_its_own():
+    before = torch.serialization.get_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+def read(content, **arguments):
+    """Read what torch.save writes of ``content``."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return read_local_checkpoint(file, **arguments)
+
+
+def read_pickle(pickled):
+    """Read a checkpoint with this pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as archive:
+        for name, data in (('data.pkl', pickled), ('byteorder', b'little'), ('version', b'3')):
+            archive.writestr(f'archive/{name}', data)
+    return read_local_checkpoint(file)
+
+
+class Reduced:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def text(value):
+    data = value.encode()
+    return b'X' + struct.pack('<I', len(data)) + data
+
+
+def called(name, *arguments):
+    """Assemble the call of a function by its name, e.g. 'os system'."""
+    return b'c' + name.replace(' ', '\n').encode() + b'\n(' + b''.join(arguments) + b'tR'
+
+
+def program(*parts):
+    return b'\x80\x02' + b''.join(parts) + b'.'
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'os system',
+        'builtins eval',
+        '__builtin__ open',
+        'builtins bytearray',
+        'numpy.ndarray tofile',
+        'collections Counter',
+        'torch FloatTensor',
+        'torch Tensor',
+        'torch._tensor _rebuild_from_type_v2',
+        'torch._utils _rebuild_sparse_tensor',
+        'torch._utils _rebuild_qtensor',
+        'torch._utils _rebuild_nested_tensor',
+        'torch._utils _rebuild_meta_tensor_no_storage',
+        'torch._utils _rebuild_wrapper_subclass',
+        'torch qint8',
+        'torch QInt8Storage',
+    ],
+)
+def test_names_that_are_not_on_the_list_are_refused(name):
+    expected = name.replace(' ', '.').replace('__builtin__', 'builtins')
+    with pytest.raises(ValueError, match=f'needs {expected}, which is not loaded from files'):
+        read_pickle(program(called(name, text('id'))))
+
+
+def test_names_are_printed_without_control_characters():
+    with pytest.raises(ValueError, match=r'needs .*x1b\[31m.*, which') as raised:
+        read_pickle(program(called('os \x1b[31m')))
+    assert '\x1b' not in str(raised.value)
+
+
+@pytest.mark.parametrize('opcode', [b'\x93', b'\x95' + b'\0' * 8, b'\x82\x01', b'(ios\nsystem\n'])
+def test_other_ways_to_name_a_class_are_refused(opcode):
+    with pytest.raises(ValueError, match=r'opcode \w+ is not allowed'):
+        read_pickle(program(text('os'), text('system'), opcode))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        torch.ones(3, device='meta'),
+    ],
+    ids=['coo', 'csr', 'quantized', 'meta'],
+)
+@pytest.mark.filterwarnings('ignore:Sparse CSR tensor support')
+def test_tensors_that_are_not_dense_are_refused(content):
+    with pytest.raises(ValueError, match=r'needs torch\._utils\._rebuild_\w+, which is not'):
+        read({'model': {'a': content}})
+
+
+@pytest.mark.parametrize(
+    'dtype',
+    [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.int8, torch.uint16]
+    + [torch.bool, torch.float8_e4m3fn],
+)
+def test_dense_tensors_of_every_dtype(dtype):
+    tensor = torch.tensor([[0.0, 1.0, 0.5]]).to(dtype).T
+    new = read({'a': tensor, 'p': torch.nn.Parameter(torch.ones(2))})
+    assert new['a'].dtype == dtype
+    assert new['a'].stride() == tensor.stride()
+    assert torch.equal(new['a'].T.view(torch.uint8), tensor.T.view(torch.uint8))
+    assert not new['p'].requires_grad
+
+
+# ---- NumPy ----
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6, dtype='>i4').reshape(2, 3)),
+        np.array([True]),
+        np.array(3, dtype=np.uint8),
+        np.zeros((0, 2), dtype=np.float16),
+        np.float32(0.5),
+        np.int64(3),
+        np.dtype('float16'),
+    ],
+    ids=repr,
+)
+def test_arrays_and_numbers_of_numpy(value):
+    new = read({'x': (value, value)})['x'][0]
+    assert type(new) is type(value)
+    np.testing.assert_array_equal(new, value)
+    if not isinstance(value, np.dtype):
+        assert new.dtype == value.dtype
+        assert getattr(new, 'flags', value.flags).writeable == value.flags.writeable
+
+
+def array(shape, dtype, data):
+    """A pickle of NumPy with this state."""
+    reduced = np.ndarray(0).__reduce__()
+    return Reduced(*reduced[:2], (1, shape, dtype, False, data))
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'),
+    [
+        (Reduced(np.ndarray, ((1,), 'O', b'A' * 8)), r'needs a call of numpy\.ndarray'),
+        (np.array([None]), "dtype 'O8' of NumPy"),
+        (np.array(['text']), "dtype 'U4' of NumPy"),
+        (np.zeros(1, dtype=[('a', 'f4')]), "dtype 'V4' of NumPy"),
+        (array((2,), np.dtype('f4'), b'A' * 4), r'4 bytes for an array of NumPy of shape \(2,\)'),
+        (array((-1,), np.dtype('f4'), b''), r'shape \(-1,\) of an array'),
+        (array((1 << 62, 8), np.dtype('f4'), b''), r'0 bytes for an array of NumPy'),
+        (array((1,), 'f4', b'A' * 4), r'needs a dtype, a shape and bytes'),
+        (array((1,), np.dtype('f4'), [1.0]), r'needs a dtype, a shape and bytes'),
+        (Reduced(np.float64(0).__reduce__()[0], (np.dtype('f8'), b'A')), '1 bytes for an array'),
+    ],
+)
+def test_memory_and_dtypes_from_the_file_are_checked(value, words):
+    with pytest.raises(ValueError, match=words):
+        read({'x': value})
+
+
+def test_pointers_from_the_file_are_not_followed():
+    """OrderedDict would iterate over an array of eight bytes that are taken for an object."""
+    pointers = called('numpy ndarray', b'K\x01\x85', text('O'), text('A' * 8))
+    with pytest.raises(ValueError, match='OrderedDict must be called without arguments'):
+        read_pickle(program(called('collections OrderedDict', pointers)))
+
+
+# ---- MMEngine and argparse ----
+
+
+@pytest.fixture
+def history_buffer():
+    return pytest.importorskip('mmengine.logging').HistoryBuffer
+
+
+def test_history_buffers(history_buffer):
+    buffer = history_buffer([1.0, 2.0], [1, 1], max_length=9)
+    new = read({'x': buffer, 'y': history_buffer()}, history_buffer=history_buffer)
+    assert new['x'].mean() == 1.5
+    assert vars(new['x']).keys() == vars(history_buffer([1.0], [1])).keys()
+    assert (new['x'].max_length, len(new['y'].data[0])) == (9, 0)
+    state = read({'x': buffer})['x']  # without MMEngine
+    np.testing.assert_array_equal(state['_log_history'], [1.0, 2.0])
+
+
+def test_a_file_does_not_change_the_statistics_of_history_buffers(history_buffer):
+    buffer = history_buffer([1.0], [1])
+    buffer.__dict__['_statistics_methods'] = {'mean': history_buffer.max}
+    before = dict(history_buffer._statistics_methods)
+    new = read({'x': buffer}, history_buffer=history_buffer)['x']
+    assert history_buffer._statistics_methods == before
+    assert '_statistics_methods' not in vars(new)
+
+
+@pytest.mark.parametrize(
+    'logs', [np.ones((1, 1)), np.array(1.0), np.array([True]), [1.0], None], ids=repr
+)
+def test_history_buffers_hold_rows_of_numbers(history_buffer, logs):
+    buffer = history_buffer([1.0], [1])
+    buffer._log_history = logs
+    with pytest.raises(ValueError, match='cannot be read'):
+        read({'x': buffer}, history_buffer=history_buffer)
+
+
+def test_no_attribute_of_anything_else_is_looked_up():
+    for owner in (np.ndarray, argparse.Namespace):
+        with pytest.raises(ValueError, match=r'needs builtins\.getattr'):
+            read({'x': Reduced(getattr, (owner, '__init__'))})
+
+
+def test_dictionaries_of_a_config():
+    """The meta information of a data set in a file of MMEngine, which need not be installed."""
+    config = pytest.importorskip('mmengine.config')
+    meta = dict(
+        classes=('a',), skeleton=config.ConfigDict({0: dict(swap=[config.ConfigDict(y=1)])})
+    )
+    content = read(dict(meta=meta))['meta']
+    assert content == meta
+    assert not isinstance(content['skeleton'], config.ConfigDict)
+    content = read(dict(meta=meta), config_dict=config.ConfigDict)['meta']
+    assert pickle.dumps(content) == pickle.dumps(meta)
+
+
+def test_namespaces():
+    new = read({'args': argparse.Namespace(lr=0.1, sizes=[1, 2]), 'empty': argparse.Namespace()})
+    assert new == {'args': argparse.Namespace(lr=0.1, sizes=[1, 2]), 'empty': argparse.Namespace()}
+
+
+# ---- containers and their attributes ----
+
+
+def test_containers():
+    content = {
+        'a': [1, 2.5, None, True, 3j, 'x', b'y', b''],
+        1: collections.OrderedDict(b=(1, (2,))),
+        None: {1, 2},
+        'torch': (torch.float16, torch.Size([1, 2]), torch.device('cpu')),
+    }
+    shared = [1]
+    new = read({**content, 'shared': (shared, shared)})
+    assert new['shared'][0] is new['shared'][1]
+    del new['shared']
+    assert new == content
+
+
+def test_versions_of_a_state_dict():
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    assert read(state)._metadata == state._metadata
+    state._metadata = {'': {'version': 'two'}}
+    with pytest.raises(ValueError, match='_metadata of a state dict must hold versions'):
+        read(state)
+
+
+def test_attributes_of_the_file_do_not_hide_methods():
+    empty = b'ccollections\nOrderedDict\n)R'
+    pickled = program(empty, b'}', text('items'), b'K\x05s', b'b', text('a'), b'K\x01s')
+    assert list(read_pickle(pickled).items()) == [('a', 1)]
+
+
+def test_hooks_of_a_tensor_are_dropped():
+    tensor = torch.ones(2, requires_grad=True)
+    tensor._backward_hooks = collections.OrderedDict({0: torch.device})
+    new = read({'a': Reduced(*tensor.detach().__reduce_ex__(2)[:1], hooked(tensor))})['a']
+    assert new._backward_hooks is None
+    assert not new.requires_grad
+
+
+def hooked(tensor):
+    storage, offset, size, stride, *_ = tensor.detach().__reduce_ex__(2)[1]
+    return storage, offset, size, stride, True, collections.OrderedDict({0: torch.device})
+
+
+def test_classes_and_functions_are_not_values():
+    for name in ('collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'numpy ndarray'):
+        with pytest.raises(ValueError, match='among the values'):
+            read_pickle(program(b'c', name.replace(' ', '\n').encode(), b'\n'))
+
+
+class Trusted:
+    def __init__(self, value):
+        self.value = value
+
+
+def test_classes_that_the_user_allows_hold_what_is_read():
+    torch.serialization.add_safe_globals([Trusted])
+    new = read({'x': Trusted([np.float64(1.5)])})['x']
+    assert type(new) is Trusted
+    assert type(new.value[0]) is np.float64
+
+
+def test_stand_ins_come_before_classes_that_were_allowed():
+    """Allowing numpy.ndarray is a common advice; it would let a file choose its memory."""
+    reconstruct = np.ndarray(0).__reduce__()[0]
+    torch.serialization.add_safe_globals([np.ndarray, np.dtype, reconstruct, getattr])
+    with pytest.raises(ValueError, match=r'needs a call of numpy\.ndarray'):
+        read({'x': Reduced(np.ndarray, ((1,), 'O', b'A' * 8))})
+    with pytest.raises(ValueError, match=r'needs builtins\.getattr'):
+        read({'x': Reduced(getattr, (np.ndarray, 'tofile'))})
+
+
+# ---- time and memory ----
+
+
+@pytest.mark.parametrize(
+    ('parts', 'words'),
+    [
+        ([b')' + b'\x85' * 300_000], 'nested more than 100 levels deep'),
+        ([b'}', b')' + b'\x85' * 300_000, b'Ns'], 'nested more than 100 levels deep'),
+        ([b']' * 300_000, b'a' * 299_999], 'nested more than 100 levels deep'),
+        ([b'}', b'K\x01\x85', b'Ns'], 'keys must be strings or numbers'),
+        ([called('builtins set', b'](', b'K\x01\x85', b'e')], 'items of a set'),
+        ([called('collections OrderedDict', b'](', b'K\x01N\x86', b'e')], 'without arguments'),
+        ([b'\x8a\x09' + b'\xff' * 8 + b'\x01'], 'integer of more than 64 bits'),
+        ([called('_codecs encode', text('x'), text('punycode'))], 'encoded as latin1'),
+        ([called('builtins bytes', b'J' + b'\xff\xff\xff\x7f')], 'needs a call of bytes'),
+        ([b']q\x00h\x00a'], 'an object holds itself'),
+    ],
+)
+def test_pickles_that_crash_or_stall_python_are_refused(parts, words):
+    with pytest.raises(ValueError, match=words):
+        read_pickle(program(*parts))
+
+
+def test_content_that_grows_when_it_is_copied_is_refused():
+    laughs = ['ha'] * 10
+    for _ in range(8):
+        laughs = [laughs] * 10
+    with pytest.raises(ValueError, match='many times larger than the file'):
+        read({'x': laughs})
+    with pytest.raises(ValueError, match='many times larger than the file'):
+        read({'x': torch.ones(1).expand(1 << 40)})
+    tied = torch.ones(1000)
+    assert len(read({str(i): tied.view(1000) for i in range(9)})) == 9

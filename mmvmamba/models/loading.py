@@ -59,9 +59,14 @@ def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
         file = _download(filename)
     else:
         file = io.BytesIO(fileio.get(filename, backend_args=dict(backend='petrel')))
-    return read_local_checkpoint(
+    content = read_local_checkpoint(
         file, map_location, name=filename, history_buffer=HistoryBuffer, config_dict=ConfigDict
     )
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict):
+        # Written by mmcv until 2022. MMEngine's runners execute its code when they resume.
+        meta.pop('config', None)
+    return content
 
 
 def is_local(filename: str | PathLike) -> bool:

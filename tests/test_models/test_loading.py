@@ -440,13 +440,25 @@ def test_stock_runner(tmp_path):
     assert_equal(loaded.model.state_dict(), saved['state_dict'])
 
 
-# ---- addresses ----
-
-
 @pytest.fixture
 def safe_loader(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loader()
+
+
+def test_code_in_a_file_is_not_executed_on_resume(tmp_path, safe_loader):
+    stock_runner(tmp_path, 1).train()
+    path = tmp_path / 'epoch_1.pth'
+    content = torch.load(path, weights_only=False)
+    content['meta']['config'] = f'file = open({str(tmp_path / "made")!r}, "w").name'
+    torch.save(content, path)
+    resumed = stock_runner(tmp_path, 2, resume=True)
+    resumed.train()
+    assert resumed.epoch == 2
+    assert not (tmp_path / 'made').exists()
+
+
+# ---- addresses ----
 
 
 class Opens:

@@ -9,8 +9,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import FlexibleRunner
 
+from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.engine.runner.distributed import runs_on_cpu
-from mmvmamba.models.loading import is_local, use_safe_loader
+from mmvmamba.models.loading import local_path, use_safe_loader
 from mmvmamba.nn.settings import did_you_mean
 
 from .errors import UserError, as_user_error
@@ -100,16 +101,17 @@ def task_of(cfg: Config) -> str | None:
 
 
 def check_checkpoint(cfg: Config, whole: bool) -> None:
-    """Check that ``load_from`` exists, and add the hook that compares it with the model.
+    """Find or download ``load_from``, and add the hook that compares it with the model.
 
     Raises:
-        UserError: If the file does not exist or its URL scheme is not supported.
+        UserError: If the file does not exist or cannot be downloaded, or its URL scheme is not
+            supported.
     """
-    path = cfg.get('load_from')
-    with as_user_error(ValueError, TypeError):
-        missing = path and is_local(path) and not os.path.isfile(os.path.expanduser(path))
-    if missing:
-        raise UserError(f'checkpoint {path!r} does not exist')
+    if path := cfg.get('load_from'):
+        with as_user_error(ValueError, TypeError):
+            path = local_path(path)
+        if path is not None and not os.path.isfile(os.path.expanduser(path)):
+            raise UserError(f'checkpoint {redacted(path)!r} does not exist')
     _add_hook(cfg, dict(type='mmvmamba.CheckpointMatchingHook', whole=whole))
 
 

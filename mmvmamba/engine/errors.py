@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from mmengine.registry import Registry
 
+from mmvmamba.checkpoint.redaction import redacted
+
 _TRACEBACK_VARIABLE = 'MMVMAMBA_TRACEBACK'
 _FILE_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError)
@@ -55,7 +57,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
             raise
         sys.stderr.write(
-            f'{os.path.basename(sys.argv[0])}: error: {message}\n'
+            f'{os.path.basename(sys.argv[0])}: error: {redacted(message)}\n'
             f'({_TRACEBACK_VARIABLE}=1 shows where it was raised)\n'
         )
         sys.exit(2)

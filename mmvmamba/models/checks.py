@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.nn.settings import check_choice
 
 
@@ -11,12 +12,14 @@ def check_init_cfg(init_cfg: Any) -> None:
     """Check that an ``init_cfg`` is one or several dicts with a type, and names its checkpoint."""
     for cfg in init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg or {}]:
         if not isinstance(cfg, Mapping):
-            raise TypeError(f'init_cfg must be a dict or a list of dict, but got {init_cfg!r}')
+            got = redacted(repr(init_cfg))
+            raise TypeError(f'init_cfg must be a dict or a list of dict, but got {got}')
+        got = redacted(str(cfg))
         if cfg and not cfg.get('type'):
-            raise ValueError(f"init_cfg must have a type, e.g. 'Pretrained', but got {cfg}")
+            raise ValueError(f"init_cfg must have a type, e.g. 'Pretrained', but got {got}")
         is_path = isinstance(cfg.get('checkpoint'), str | PathLike)
         if cfg.get('type') == 'Pretrained' and not is_path:
-            raise TypeError(f'checkpoint in init_cfg must be a path or a URL, but got {cfg}')
+            raise TypeError(f'checkpoint in init_cfg must be a path or a URL, but got {got}')
 
 
 def resolve_settings(

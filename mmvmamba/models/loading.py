@@ -1,22 +1,20 @@
 """Loading of checkpoints into OpenMMLab's models, from files, URLs and Ceph."""
 
 import io
-import os
 import re
 from collections.abc import Mapping
-from http.client import HTTPException
 from os import PathLike
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
+import mmengine.runner.checkpoint
 from mmengine import fileio
 from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmvmamba.checkpoint.download import download
 from mmvmamba.checkpoint.keys import (
     convert_state_dict,
     rename_tensors,
@@ -32,6 +30,7 @@ from mmvmamba.checkpoint.matching import (
     with_resized_pos_embed,
 )
 from mmvmamba.checkpoint.reader import as_filename, read_local_checkpoint, state_dict_of
+from mmvmamba.checkpoint.redaction import redacted, redacted_url
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import CEPH, load_from_local
 
@@ -53,14 +52,14 @@ def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
             address is of another kind.
     """
     filename = as_filename(filename)
-    if is_local(filename):
-        file = filename
-    elif filename.startswith(_HTTP):
-        file = _download(filename)
-    else:
+    file: Any = local_path(filename)
+    name = redacted(filename)
+    if file is None:
         file = io.BytesIO(fileio.get(filename, backend_args=dict(backend='petrel')))
+    elif file != filename:
+        name = f'{name}, cached in {file}'
     content = read_local_checkpoint(
-        file, map_location, name=filename, history_buffer=HistoryBuffer, config_dict=ConfigDict
+        file, map_location, name=name, history_buffer=HistoryBuffer, config_dict=ConfigDict
     )
     meta = content.get('meta') if isinstance(content, dict) else None
     if isinstance(meta, dict):
@@ -69,49 +68,43 @@ def read_checkpoint(filename: str | PathLike, map_location: Any = 'cpu') -> Any:
     return content
 
 
-def is_local(filename: str | PathLike) -> bool:
-    """Return True if a checkpoint is a path; an address of an unknown kind is an error."""
+def local_path(filename: str | PathLike) -> str | None:
+    """Return the path of a checkpoint, and download it first from a URL; None stands for Ceph.
+
+    Raises:
+        ValueError: If the file cannot be downloaded, or its address is of another kind.
+    """
     filename = as_filename(filename)
     if '://' not in filename:
-        return True
-    if not filename.startswith(_HTTP) and not any(re.match(p, filename) for p in CEPH):
+        return filename
+    if filename.startswith(_HTTP):
+        return _download(filename)
+    if not any(re.match(pattern, filename) for pattern in CEPH):
+        name = redacted_url(filename)
         raise ValueError(
-            f'checkpoint {filename!r} must be a path or begin with http://, https://, s3:// or '
-            'petrel://'
+            f'checkpoint {name!r} must be a path or begin with http://, https://, s3:// or petrel://'
         )
-    return False
+    return None
 
 
 def _download(url: str) -> str:
-    """Download into torch.hub's cache, in the first process before all others.
+    """Download into the cache, in the first process before all others, and return the path.
 
     If the download fails in the first process, all processes raise its error. Without that they
     would wait until the process group times out.
     """
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
+    log = MMLogger.get_current_instance().info
     failure: list[str | None] = [None]
     if get_rank() == 0:
         try:
-            _download_to(url, path)
+            download(url, log=log)
         except ValueError as error:
             failure[0] = str(error)
     broadcast_object_list(failure)
     if failure[0] is not None:
         raise ValueError(failure[0])
-    # Processes on another machine may lack the file; each downloads it to a temporary name first.
-    _download_to(url, path, progress=False)
-    return path
-
-
-def _download_to(url: str, path: str, progress: bool = True) -> None:
-    if os.path.isfile(path):
-        return
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.hub.download_url_to_file(url, path, progress=progress)
-    except (OSError, ValueError, HTTPException) as error:
-        raise ValueError(f'checkpoint {url!r} cannot be downloaded: {error}') from error
+    # Processes on another machine may lack the file.
+    return download(url, log=log)
 
 
 def use_safe_loader() -> None:
@@ -120,12 +113,19 @@ def use_safe_loader() -> None:
     MMEngine itself still reads its names of other networks' weights, such as ``torchvision://``.
     """
     CheckpointLoader.register_scheme(['', *_HTTP, *CEPH], load_from_local, force=True)
+    # Its loader prints or logs the address of each file.
+    mmengine.runner.checkpoint.print_log = _print_redacted
+
+
+def _print_redacted(msg: Any, *args: Any, **kwargs: Any) -> None:
+    print_log(redacted(str(msg)), *args, **kwargs)
 
 
 def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
     """Load a file, or the part of it with a prefix, into a backbone; an error changes nothing."""
-    filename = as_filename(filename)
-    tensors = state_dict_of(read_checkpoint(filename), filename)
+    content = read_checkpoint(filename)
+    filename = redacted(as_filename(filename))
+    tensors = state_dict_of(content, filename)
     if prefix is not None:
         start = prefix.rstrip('.') + '.'
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

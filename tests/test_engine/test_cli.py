@@ -121,7 +121,7 @@ def test_mixed_precision_of_another_wrapper():
 
 def test_checkpoints_that_exist(tmp_path):
     (tmp_path / 'a.pth').write_bytes(b'')
-    for path in (str(tmp_path / 'a.pth'), 'https://host/a.pth', None):
+    for path in (str(tmp_path / 'a.pth'), 's3://bucket/a.pth', None):
         cfg = Config(dict(load_from=path))
         cli.check_checkpoint(cfg, whole=True)
         assert cfg.custom_hooks == [dict(type='mmvmamba.CheckpointMatchingHook', whole=True)]

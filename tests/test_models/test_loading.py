@@ -2,11 +2,14 @@
 
 import functools
 import http.server
+import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch.utils.data import DataLoader
 
+from mmvmamba.checkpoint.download import cached_path
 from mmvmamba.engine.cli import check_checkpoint
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba, loading
@@ -443,6 +448,7 @@ def test_stock_runner(tmp_path):
 @pytest.fixture
 def safe_loader(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(mmengine_checkpoint, 'print_log', mmengine_checkpoint.print_log)
     use_safe_loader()
 
 
@@ -517,20 +523,25 @@ def test_only_paths_and_urls_are_read(name):
 
 
 PROCESS = """
-import datetime, sys, time
+import datetime, os, sys, time
 import torch
-from mmvmamba.models.loading import read_checkpoint
+from mmvmamba.checkpoint import download as module
+from mmvmamba.models import loading
 
 rank, fails = int(sys.argv[1]), sys.argv[2] == 'fails'
 
-def download(url, path, progress):
+def fetch(url, path, name, log):
     assert rank == 0, 'a second download'
     if fails:
-        raise OSError('no such host')
-    time.sleep(0.5)  # a process that did not wait would download too
+        raise module.RequestError('no such host')
+    time.sleep(0.5)  # a process that did not wait would ask too
     torch.save({'a': torch.ones(1)}, path)
 
-torch.hub.download_url_to_file = download
+def download(url, log):
+    assert rank == 0 or os.path.isfile(module.cached_path(url)), 'asked too early'
+    return module.download(url, log=log)
+
+module._fetch, loading.download = fetch, download
 torch.distributed.init_process_group(
     'gloo',
     init_method='file://' + sys.argv[3],
@@ -539,7 +550,7 @@ torch.distributed.init_process_group(
     timeout=datetime.timedelta(seconds=240),
 )
 try:
-    print('read', sorted(read_checkpoint('http://host.invalid/x.pth')))
+    print('read', sorted(loading.read_checkpoint('http://host.invalid/x.pth')))
 except ValueError as error:
     print('refused', error)
 """
@@ -579,6 +590,90 @@ def test_url(tmp_path, monkeypatch):
     assert_same(loaded(f'{address}/%23v2cls/tiny.pth'), state)
     with pytest.raises(ValueError, match='/other.pth. cannot be downloaded'):
         loaded(f'{address}/other.pth')
+
+
+@pytest.fixture
+def secret_url(tmp_path, monkeypatch):
+    """The URL of a backbone's file with a password and a token, and the form in messages."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    save(tmp_path, {'model': classifier_state()})
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'127.0.0.1:{server.server_port}/file.pth'
+        yield f'http://user:pa55@{address}?token=pa55', f'http://{address}?...'
+        server.shutdown()
+
+
+def test_no_secret_in_the_log(secret_url, monkeypatch):
+    url, shown = secret_url
+    lines = log_lines(monkeypatch)
+    assert_same(loaded(url), classifier_state())
+    count = len(VMamba(THIN).state_dict())
+    assert [line.replace(shown, 'URL').split(' (')[0] for line in lines[:1]] == ['downloading URL']
+    assert lines[1].startswith(f'downloaded {shown} to ')
+    assert lines[2].startswith(f'{shown}: {count - 8} of {count} tensors found')
+    assert 'pa55' not in ''.join(lines)
+
+
+def traceback_of(raised):
+    return ''.join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize('content', [[1], {'model': {'conv1.weight': torch.ones(1)}}])
+def test_no_secret_in_tracebacks(content, secret_url, tmp_path):
+    url, shown = secret_url
+    save(tmp_path, content)
+    for load in (loaded, functools.partial(loaded, prefix='encoder')):
+        with pytest.raises(ValueError, match=re.escape(f"'{shown}")) as raised:
+            load(url)
+        assert 'pa55' not in traceback_of(raised)
+
+
+def test_a_damaged_file_in_the_cache_is_named(secret_url, tmp_path):
+    url, shown = secret_url
+    path = loading.local_path(url)
+    assert os.path.dirname(os.path.dirname(path)).endswith('cache/hub/checkpoints/mmvmamba')
+    with open(path, 'r+b') as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match=re.escape(f"'{shown}, cached in {path}' ")) as raised:
+        read_checkpoint(url)
+    assert 'pa55' not in traceback_of(raised)
+    os.remove(path)
+    assert read_checkpoint(url).keys() == {'model'}
+
+
+@pytest.mark.parametrize(
+    'address',
+    ['htps://user:pa55@host/x.pth', 'http://u:pa55 /@h/?pa55', 'http://u:pa/55@h'],
+)
+def test_no_secret_of_a_malformed_address(address, safe_loader):
+    for load in LOADERS:
+        with pytest.raises(ValueError, match="checkpoint 'h") as raised:
+            load(address)
+        assert not re.search('55', str(raised.value))
+
+
+def test_mmengines_loader_prints_no_secret(secret_url, safe_loader, capsys):
+    url, shown = secret_url
+    assert CheckpointLoader.load_checkpoint(url, logger=None).keys() == {'model'}
+    out = capsys.readouterr().out
+    assert f'from path: {shown}\n' in out
+    assert 'pa55' not in out
+
+
+def test_load_from_is_downloaded_at_once(secret_url):
+    url, shown = secret_url
+    cfg = Config(dict(load_from=url))
+    check_checkpoint(cfg, whole=False)
+    assert cfg.load_from == url
+    assert os.path.isfile(cached_path(url))
+    with pytest.raises(
+        UserError, match=f'{re.escape(shown.replace("file", "other"))}. cannot be downloaded: .*404'
+    ) as raised:
+        check_checkpoint(Config(dict(load_from=url.replace('file', 'other'))), whole=False)
+    assert 'pa55' not in traceback_of(raised)
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

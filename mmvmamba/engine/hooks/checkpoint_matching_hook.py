@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.models.loading import adapt_state_dict, check_model
 from mmvmamba.registry import HOOKS
 
@@ -34,7 +35,7 @@ class CheckpointMatchingHook(Hook):
         Raises:
             ValueError: If the checkpoint does not match, or holds no state to resume from.
         """
-        filename = str(runner._load_from or runner.work_dir)
+        filename = redacted(str(runner._load_from or runner.work_dir))
         tensors = state_dict_of(checkpoint, filename)
         if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise ValueError(

@@ -10,6 +10,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmvmamba.checkpoint.redaction import redact_record
 from mmvmamba.engine.checks.channels import check_feature_maps
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
@@ -20,7 +21,15 @@ from mmvmamba.engine.hooks.utils import optim_wrappers
 from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu, use_cpu_strategy
 
 
-class ToolRunnerMixin:
+class RedactedLogMixin:
+    """Log messages without the passwords and tokens in the URLs of a config."""
+
+    def _log_env(self, *args: Any) -> None:
+        self.logger.addFilter(redact_record)
+        super()._log_env(*args)
+
+
+class ToolRunnerMixin(RedactedLogMixin):
     """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -106,7 +115,7 @@ class ToolRunnerMixin:
             super().load_or_resume()
 
 
-class FlexibleRunnerMixin:
+class FlexibleRunnerMixin(RedactedLogMixin):
     """Additions of the tools to :class:`mmengine.runner.FlexibleRunner`."""
 
     def load_or_resume(self) -> None:

@@ -1,11 +1,13 @@
 """Map the parameter names of released files to this package's and mmpretrain's."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .tensors import shown, unusable
 
 #: Names of January 2024 and of the authors' one-file version, and their replacements, in order.
 _RENAMES = (
@@ -45,13 +47,43 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         dict[str, Tensor]: The tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
+
+    Raises:
+        ValueError: If two names, such as ``module.a`` and ``a``, mean the same tensor.
     """
     return rename_tensors(split_backbone(state_dict)[0])
 
 
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Return tensors by their new names.
+
+    Every renaming of this package goes through here, for two tensors that get one name would
+    otherwise mean that the last one is loaded.
+
+    Raises:
+        ValueError: If two tensors get the same name.
+    """
+    result: dict[str, Tensor] = {}
+    old_names: dict[str, str] = {}
+    for key, value in tensors.items():
+        name = rename(key)
+        if name in result:
+            raise ValueError(
+                f"the tensors '{shown(old_names[name])}' and '{shown(key)}' are both "
+                f"'{shown(name)}' of the model; remove one of them from the file"
+            )
+        result[name], old_names[name] = value, key
+    return result
+
+
+def without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefix ``module.`` of a distributed run."""
+    return renamed(tensors, lambda key: key.removeprefix('module.'))
+
+
 def split_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split off the tensors under ``backbone.`` without the prefix; if there are none, take all."""
-    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    tensors = without_module(tensors)
     inside = {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
     if not inside:
         return tensors, {}
@@ -62,16 +94,22 @@ def split_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     """Split the tensors of any file into those of the backbone and those of necks and heads.
 
     Those of the backbone, and of a classifier as ``classifier.*``, get the names of
-    :class:`mmvmamba.nn.VMambaNet`; the others keep theirs.
+    :class:`mmvmamba.nn.VMambaNet`; the others keep theirs. A file of mmpretrain's ImageClassifier
+    with a ``classifier.norm`` besides the last stage's norm is an error.
     """
     inside, others = split_backbone(tensors)
     inside = rename_tensors(inside)
     if f'{_IMAGE_CLASSIFIER_HEAD}weight' in others:
         # In mmpretrain's ImageClassifier the classifier's norm is the last stage's output norm.
         norm = f'outnorm{last_stage(inside)}.'
-        inside = {key.replace(norm, CLASSIFIER_NORM): value for key, value in inside.items()}
         for key in [key for key in others if key.startswith(_IMAGE_CLASSIFIER_HEAD)]:
-            inside[key.replace(_IMAGE_CLASSIFIER_HEAD, CLASSIFIER_HEAD)] = others.pop(key)
+            inside[key] = others.pop(key)
+        inside = renamed(
+            inside,
+            lambda key: key.replace(norm, CLASSIFIER_NORM).replace(
+                _IMAGE_CLASSIFIER_HEAD, CLASSIFIER_HEAD
+            ),
+        )
     return inside, others
 
 
@@ -79,16 +117,15 @@ def to_image_classifier(tensors: Mapping[str, Tensor], stage: int) -> dict[str, 
     """Rename the tensors of a classifier for mmpretrain's ImageClassifier.
 
     There the classifier's norm is that of the backbone's last ``stage``, and the pooling between it
-    and the linear layer is a neck.
+    and the linear layer is a neck. Tensors with both norms are an error: neither is preferred.
     """
-    result = {}
-    for key, value in tensors.items():
+
+    def rename(key: str) -> str:
         if key.startswith(CLASSIFIER_HEAD):
-            key = key.replace(CLASSIFIER_HEAD, _IMAGE_CLASSIFIER_HEAD)
-        else:
-            key = BACKBONE + key.replace(CLASSIFIER_NORM, f'outnorm{stage}.')
-        result[key] = value
-    return result
+            return key.replace(CLASSIFIER_HEAD, _IMAGE_CLASSIFIER_HEAD)
+        return BACKBONE + key.replace(CLASSIFIER_NORM, f'outnorm{stage}.')
+
+    return renamed(tensors, rename)
 
 
 def last_stage(tensors: Mapping[str, Tensor]) -> int:
@@ -101,12 +138,13 @@ def rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape the tensors of a backbone or classifier that have no prefix."""
     has_merging = any(re.match(r'layers\.\d+\.downsample\.2\.weight$', key) for key in tensors)
     renames = _RENAMES + _MERGING_RENAMES if has_merging else _RENAMES
-    result = {}
-    for key, value in tensors.items():
+
+    def rename(key: str) -> str:
         for pattern, replacement in renames:
             key = re.sub(pattern, replacement, key)
-        result[key] = _reshape(key, value)
-    return result
+        return key
+
+    return {key: _reshape(key, value) for key, value in renamed(tensors, rename).items()}
 
 
 def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
@@ -118,6 +156,8 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _reshape(key: str, value: Tensor) -> Tensor:
+    if unusable(value):
+        return value  # the comparison with the model names it
     is_flat_weight = key.endswith(('.op.x_proj_weight', '.op.dt_projs_weight')) and value.dim() == 2
     is_flat_bias = key.endswith('.op.dt_projs_bias') and value.dim() == 1
     if is_flat_weight or is_flat_bias:

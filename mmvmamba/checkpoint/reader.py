@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from .tensors import shown, unusable
 from .unpickling import ForeignNameError, Rebuilder, RefusedError, check_pickle, stand_ins
 
 _logger = logging.getLogger(__name__)
@@ -224,6 +225,10 @@ def as_filename(filename: Any) -> str:
     return os.fsdecode(filename)
 
 
+#: Where programs keep the weights; a file has one of them on each level.
+_WRAPPINGS = ('state_dict', 'model')
+
+
 def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint: those of its ``state_dict`` or ``model``, or its own.
 
@@ -232,16 +237,39 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
         filename (str, optional): The file in messages. Defaults to None.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, if both ``state_dict`` and ``model`` could be meant, or if a
+            tensor has no name, no data or is not dense.
     """
     checkpoint = 'the checkpoint' if filename is None else f'checkpoint {filename!r}'
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    for key in _WRAPPINGS:
+        level = content if isinstance(content, Mapping) else {}
+        if all(isinstance(level.get(name), Mapping) for name in _WRAPPINGS):
+            raise ValueError(
+                f"{checkpoint} holds both a 'state_dict' and a 'model', and only one of them can "
+                'be loaded; save the one that is meant in a file of its own'
+            )
+        if isinstance(level.get(key), Mapping):
+            content = level[key]
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise ValueError(f'{checkpoint} must hold a state dict, but holds a {kind}')
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f'{checkpoint} holds no tensors')
+    for key, value in tensors.items():
+        _check_tensor(checkpoint, key, value)
     return tensors
+
+
+def _check_tensor(checkpoint: str, key: Any, value: Tensor) -> None:
+    if not isinstance(key, str):
+        raise ValueError(
+            f"{checkpoint} holds a tensor by the key '{shown(str(key))}', but the name of a tensor "
+            f'must be a str, not a {type(key).__name__}'
+        )
+    if kind := unusable(value):
+        raise ValueError(
+            f"{checkpoint} cannot be loaded: tensor '{shown(key)}' is {kind}, but must be dense, "
+            'strided and hold its data. Convert it before it is saved, for example with '
+            'to_dense() or dequantize()'
+        )

@@ -20,13 +20,15 @@ from mmvmamba.checkpoint.keys import (
     rename_tensors,
     split_backbone,
     to_image_classifier,
+    without_module,
 )
 from mmvmamba.checkpoint.matching import (
     STAGE_NORMS,
     Matching,
-    load_tensors,
+    checked_tensors,
     match_tensors,
     missing_in_classifier,
+    naming_file,
     with_resized_pos_embed,
 )
 from mmvmamba.checkpoint.reader import as_filename, read_local_checkpoint, state_dict_of
@@ -121,8 +123,15 @@ def _print_redacted(msg: Any, *args: Any, **kwargs: Any) -> None:
     print_log(redacted(str(msg)), *args, **kwargs)
 
 
-def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | None = None) -> None:
-    """Load a file, or the part of it with a prefix, into a backbone; an error changes nothing."""
+def read_pretrained(
+    model: nn.Module, filename: str | PathLike, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of a file, or of the part with a prefix, that a backbone is loaded from.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read or does not match the backbone.
+    """
     content = read_checkpoint(filename)
     filename = redacted(as_filename(filename))
     tensors = state_dict_of(content, filename)
@@ -131,20 +140,34 @@ def load_pretrained(model: nn.Module, filename: str | PathLike, prefix: str | No
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if not tensors:
             raise ValueError(f'checkpoint {filename!r} holds nothing with the prefix {prefix!r}')
-    matching = load_tensors(model, tensors, filename)
+    tensors, matching = checked_tensors(model, tensors, filename)
     MMLogger.get_current_instance().info(f'{filename}: {matching}')
+    return tensors
 
 
 def load_whole(model: nn.Module, checkpoint: Any, filename: str) -> None:
-    """Load a whole detector, segmentor or classifier from what :func:`read_checkpoint` returned."""
-    tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename))
+    """Load a whole detector, segmentor or classifier from what :func:`read_checkpoint` returned.
+
+    An error changes nothing.
+    """
+    tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename), filename)
     check_model(model, tensors, filename, whole=True)
     model.load_state_dict(tensors, strict=False)
 
 
-def adapt_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a file for a whole model, if its ``backbone`` is a VMamba."""
-    tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+def adapt_state_dict(
+    model: nn.Module, tensors: Mapping[str, Tensor], filename: str
+) -> dict[str, Tensor]:
+    """Rename the tensors of a file for a whole model, if its ``backbone`` is a VMamba.
+
+    Raises:
+        ValueError: If two names mean the same tensor.
+    """
+    with naming_file(f'checkpoint {filename!r}'):
+        return _adapt(model, without_module(tensors))
+
+
+def _adapt(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not isinstance(getattr(model, 'backbone', None), VMambaNet):
         return tensors
     inside, others = split_backbone(tensors)
@@ -168,8 +191,9 @@ def check_model(
     With ``whole``, as for a test, the whole model is required. Otherwise a VMamba backbone is
     required without its output norms; for any other model one tensor suffices.
     """
-    matching = match_tensors(model.state_dict(), tensors)
     names = f'checkpoint {filename!r}', type(model).__name__
+    with naming_file(names[0]):
+        matching = match_tensors(model.state_dict(), tensors)
     if whole:
         matching.check(*names)
     elif isinstance(getattr(model, 'backbone', None), VMambaNet):
@@ -179,18 +203,29 @@ def check_model(
     return matching
 
 
-def check_backbone(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Check the tensors that a backbone is loaded from, by its own names."""
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
-        return  # FSDP has other names and shapes than a file
+def check_values(model: nn.Module, tensors: Mapping[str, Tensor], filename: str) -> None:
+    """Check the values of adapted tensors for a model that FSDP has sharded.
+
+    Its parameters have other names and shapes than those of a file; its buffers do not.
+    """
+    buffers = {k.replace('_fsdp_wrapped_module.', ''): v for k, v in model.named_buffers()}
+    own = {key: buffers.get(key, value.to('meta')) for key, value in tensors.items()}
+    matching = match_tensors(own, tensors, assign=True)
+    matching.check(f'checkpoint {filename!r}', type(model).__name__, required=())
+
+
+def check_backbone(
+    model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], assign: bool
+) -> None:
+    """Check the tensors that a backbone is loaded from, by the names of its own ones."""
     name = type(model).__name__
     if not tensors:
         raise ValueError(
             f'the state dict does not match {name}: no key has the prefix of this backbone; '
             'tools/model_converters/convert_vmamba.py gives a file the names of a whole model'
         )
-    match_tensors(own, tensors).check('the state dict', name, allow_missing=STAGE_NORMS)
+    matching = match_tensors(own, tensors, assign)
+    matching.check('the state dict', name, allow_missing=STAGE_NORMS)
 
 
 def rename_for_image_classifier(
@@ -203,7 +238,8 @@ def rename_for_image_classifier(
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     content = inside.get('model', inside)
-    tensors = {k.removeprefix('module.'): v for k, v in content.items() if isinstance(v, Tensor)}
+    content = content if isinstance(content, Mapping) else inside
+    tensors = without_module({k: v for k, v in content.items() if isinstance(v, Tensor)})
     if not any(key.startswith('layers.') for key in tensors):
         return
     tensors = convert_state_dict(tensors)

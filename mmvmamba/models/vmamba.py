@@ -6,11 +6,12 @@ from typing import Any
 from mmengine.model import BaseModule, initialize
 from torch import Tensor
 
+from mmvmamba.checkpoint.matching import copy_tensors
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
 from .checks import check_init_cfg
-from .loading import check_backbone, load_pretrained, rename_for_image_classifier
+from .loading import check_backbone, read_pretrained, rename_for_image_classifier
 
 #: Arguments of other backbones, and what to do instead.
 _HINTS = {
@@ -121,11 +122,11 @@ class VMamba(VMambaNet, BaseModule):
             return sum(depths[:stage]) + block + 1, num_layers
         return num_layers - 1, num_layers
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def check_tensors(
+        self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], assign: bool
+    ) -> None:
         """Refuse a state dict that MMEngine would load in part or not at all."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        check_backbone(self, inside)
+        check_backbone(self, own, tensors, assign)
 
     def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
         """Rename a released classifier; mmpretrain's ImageClassifier calls this before loading."""
@@ -136,14 +137,17 @@ class VMamba(VMambaNet, BaseModule):
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If the file is not a checkpoint, is truncated or does not match.
+            ValueError: If the file is not a checkpoint, is truncated, does not match or holds NaN
+                or Inf.
         """
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
         if self.is_init or not files:
             super().init_weights()
             return
+        # All files are read and checked first, so that an error changes nothing.
+        pretrained = [read_pretrained(self, cfg['checkpoint'], cfg.get('prefix')) for cfg in files]
         initialize(self, [cfg for cfg in cfgs if cfg['type'] != 'Pretrained'])
-        for cfg in files:
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+        for tensors in pretrained:
+            copy_tensors(self, tensors)
         self._is_init = True

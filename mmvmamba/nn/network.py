@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvmamba.checkpoint.keys import rename_tensors, resize_pos_embed
-from mmvmamba.checkpoint.matching import with_resized_pos_embed
+from mmvmamba.checkpoint.matching import match_tensors, with_resized_pos_embed
+from mmvmamba.checkpoint.tensors import same_shape, unusable
 
 from .arch import Arch, check_known, resolve_arch
 from .cpu_inference import add_mlp_in_slabs, runs_in_slabs
@@ -227,15 +228,63 @@ class VMambaNet(TimmMethods):
         self._freeze_stages()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the tensors of every released naming scheme."""
-        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load the tensors of any released naming scheme.
+
+        As in :class:`torch.nn.Module`, but an error changes nothing, unless ``assign`` is set.
+
+        Raises:
+            RuntimeError: As in torch, if names or shapes differ.
+            ValueError: If two names mean the same tensor, or a tensor is of another kind or holds
+                NaN or Inf that the network's own does not.
+        """
+        if isinstance(state_dict, Mapping) and not assign:
+            self._try_load(state_dict, strict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _try_load(self, state_dict: Mapping[str, Any], strict: bool) -> None:
+        """Raise torch's error by copying the network's own values; torch raises after copying."""
+        own, renamed = self.state_dict(), self.renamed(state_dict)
+        same = {key for key, value in renamed.items() if key in own and same_shape(value, own[key])}
+        if same != own.keys() or same != renamed.keys():
+            trial = OrderedDict((k, own[k] if k in same else v) for k, v in renamed.items())
+            trial._metadata = getattr(state_dict, '_metadata', None)  # type: ignore[attr-defined]
+            super().load_state_dict(trial, strict)
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of any released naming scheme by the names of this network."""
         own = {} if self.pos_embed is None else {'pos_embed': self.pos_embed}
-        renamed = with_resized_pos_embed(rename_tensors(inside), own)
+        return with_resized_pos_embed(rename_tensors(tensors), own)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Rename the tensors, and check them before the first is copied."""
+        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        renamed = self.renamed(inside)
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        # FSDP has other names and shapes than a file.
+        if not any('_fsdp_wrapped_module' in key or '_flat_param' in key for key in own):
+            self.check_tensors(own, renamed, metadata.get('assign_to_params_buffers', False))
         for key in inside:
             del state_dict[prefix + key]
         state_dict.update({prefix + key: value for key, value in renamed.items()})
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+    def check_tensors(
+        self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], assign: bool
+    ) -> None:
+        """Refuse tensors of another kind, and NaN and Inf; torch compares names and shapes."""
+        common = {
+            key: value
+            for key, value in tensors.items()
+            if key in own and (unusable(value) or value.shape == own[key].shape)
+        }
+        if common:
+            matching = match_tensors({key: own[key] for key in common}, common, assign)
+            matching.check('the state dict', type(self).__name__)
 
     def stem(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> the first stage's input (N, H/4, W/4, d0), position added."""

@@ -7,8 +7,9 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors
+from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors, naming_file
 from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.checkpoint.tensors import same_shape
 from mmvmamba.checkpoint.unpickling import YACS_NODE
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
@@ -66,16 +67,25 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
     if the number of classes differs. Without this check it would load an incomplete file.
 
     Raises:
-        ValueError: If a tensor in front of the classifier is missing or has another shape.
+        ValueError: If a tensor in front of the classifier is missing or has another shape, if one
+            holds NaN or Inf, or if the model is on the meta device.
     """
-    own = model.state_dict()
-    tensors = adapt_tensors(model, state_dict_of(content))
-    changed_by_timm = (f'{_FIRST_CONV}.weight', _HEAD)
-    adapted = {k: v for k, v in tensors.items() if k in own and k.startswith(changed_by_timm)}
-    matching = match_tensors(own | adapted, tensors)
-    # timm's own load is strict about the classifier.
+    tensors = state_dict_of(content)
+    with naming_file('the checkpoint'):
+        tensors = adapt_tensors(model, tensors)
+        own = model.state_dict()
+        conv = f'{_FIRST_CONV}.weight'
+        if conv in tensors:
+            own[conv] = own[conv].new_zeros(tensors[conv].shape)
+        # timm drops a last layer of another shape, and its own load is strict about the classifier.
+        is_other = {k for k in (f'{_HEAD}.weight', f'{_HEAD}.bias') if _differs(k, own, tensors)}
+        matching = match_tensors(own, {k: v for k, v in tensors.items() if k not in is_other})
     matching.check('the checkpoint', type(model).__name__, allow_missing=('classifier.',))
     return {key: value for key, value in tensors.items() if key in own}
+
+
+def _differs(key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    return key in own and key in tensors and not same_shape(tensors[key], own[key])
 
 
 def _register(model_name: str, arch: str) -> None:

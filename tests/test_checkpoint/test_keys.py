@@ -1,11 +1,15 @@
 """Every naming scheme that was released gives the same network."""
 
+import re
+
 import pytest
 import torch
 
 from mmvmamba.checkpoint.keys import (
     last_stage,
+    rename_tensors,
     resize_pos_embed,
+    split_backbone,
     split_state_dict,
     to_image_classifier,
 )
@@ -104,6 +108,67 @@ def test_split_of_a_classifier_of_mmpretrain(prefix):
     assert inside.keys() == state.keys()
     assert all(torch.equal(inside[key], value) for key, value in state.items())
     assert list(others) == ['data_preprocessor.mean']
+
+
+HEAD_OF_MMPRETRAIN = {'head.fc.weight': torch.zeros(5, 32)}
+WHOLE = 'layers.3.blocks.0.op.Ds'
+
+
+@pytest.mark.parametrize(
+    ('function', 'first', 'second', 'name'),
+    [
+        (split_backbone, 'a', 'module.a', 'a'),
+        (split_backbone, 'module.backbone.a', 'backbone.a', 'backbone.a'),
+        (split_state_dict, 'module.a', 'a', 'a'),
+        (convert_state_dict, 'module.a', 'a', 'a'),
+        (rename_tensors, 'head.weight', 'classifier.head.weight', 'classifier.head.weight'),
+        (rename_tensors, 'classifier.norm.bias', 'norm.bias', 'classifier.norm.bias'),
+        (rename_tensors, 'patch_embed.0.bias', 'patch_embed.proj.bias', 'patch_embed.0.bias'),
+        (
+            rename_tensors,
+            'layers.0.blocks.1.self_attention.Ds',
+            'layers.0.blocks.1.op.Ds',
+            'layers.0.blocks.1.op.Ds',
+        ),
+        (
+            rename_tensors,
+            'layers.1.downsample.2.weight',
+            'layers.1.downsample.reduction.weight',
+            'layers.1.downsample.reduction.weight',
+        ),
+        (
+            lambda state: to_image_classifier(state, 3),
+            'classifier.norm.weight',
+            'outnorm3.weight',
+            'backbone.outnorm3.weight',
+        ),
+    ],
+)
+def test_two_names_of_one_tensor(function, first, second, name):
+    """Either alone is fine, and the order does not matter."""
+    state = {WHOLE: torch.zeros(1), first: torch.zeros(2), second: torch.ones(2)}
+    for names in ((first, second), (second, first)):
+        words = f"tensors '{names[0]}' and '{names[1]}' are both '{name}' of the model; remove one"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            function({WHOLE: state[WHOLE], **{key: state[key] for key in names}})
+        function({key: state[key] for key in (WHOLE, names[0])})
+
+
+@pytest.mark.parametrize(
+    ('inside', 'outside', 'name'),
+    [
+        ('classifier.norm.weight', 'outnorm3.weight', 'classifier.norm.weight'),
+        ('classifier.head.weight', 'head.fc.weight', 'classifier.head.weight'),
+    ],
+)
+def test_two_norms_or_heads_in_a_file_of_mmpretrain(inside, outside, name):
+    prefix = '' if outside.startswith('head') else 'backbone.'
+    file = {f'backbone.{key}': torch.zeros(2) for key in (WHOLE, inside)} | HEAD_OF_MMPRETRAIN
+    file[f'{prefix}{outside}'] = torch.zeros(2)
+    with pytest.raises(ValueError, match=f"'{inside}'.*'{outside}'|'{outside}'.*'{inside}'"):
+        split_state_dict(file)
+    del file[f'backbone.{inside}']
+    assert name in split_state_dict(file)[0]
 
 
 def test_split_of_a_detector_and_of_a_classifier():

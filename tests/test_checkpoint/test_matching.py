@@ -1,5 +1,7 @@
 """Matching of files with models, and loading by it."""
 
+import re
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from mmvmamba.checkpoint.matching import (
 from mmvmamba.nn import VMambaNet
 
 from ..naming_schemes import january_names
+from .test_tensors import UNUSABLE
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
 STAGES = (0, 1, 2, 3)
@@ -168,6 +171,193 @@ def test_a_position_embedding_of_tokens_does_not_match():
         load_tensors(net_of(2, pos_embed_size=64), file, 'x.pth')
 
 
+@pytest.mark.parametrize(
+    'value', [torch.zeros(1, 8, 4, 4, dtype=torch.int64), torch.zeros(1, 8, 0, 4)]
+)
+def test_a_position_embedding_that_cannot_be_resized(value):
+    file = file_of(pos_embed_size=32)
+    file['pos_embed'] = value
+    with pytest.raises(ValueError, match=r'mismatch: pos_embed \(1, 8, \d, 4\) instead of'):
+        load_tensors(net_of(2, pos_embed_size=64), file, 'x.pth')
+
+
+def cast(key, dtype):
+    return lambda state: {**state, key: torch.ones_like(state[key], dtype=dtype)}
+
+
+STEM = 'patch_embed.0.bias'
+COUNTER = 'patch_embed.2.num_batches_tracked'
+
+
+@pytest.mark.parametrize(
+    ('key', 'dtype', 'words'),
+    [
+        (STEM, torch.int8, 'int8 instead of float32'),
+        (STEM, torch.bool, 'bool instead of float32'),
+        (STEM, torch.complex64, 'complex64 instead of float32'),
+        (COUNTER, torch.float32, 'float32 instead of int64'),
+        (COUNTER, torch.bool, 'bool instead of int64'),
+    ],
+)
+@pytest.mark.parametrize('model', [CLASSIFIER, BACKBONE])
+def test_another_kind_of_dtype_changes_nothing(model, key, dtype, words):
+    net = net_of(2, norm='bn', **model)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    file = file_of(cast(key, dtype), norm='bn', **model)
+    with pytest.raises(ValueError, match=f'mismatch: {key} {words}; '):
+        load_tensors(net, file, 'x.pth', new_head=True)
+    with pytest.raises(ValueError, match=f'mismatch: {key} {words}; '):
+        net.load_state_dict(file)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('key', 'dtype'),
+    [
+        (STEM, torch.float16),
+        (STEM, torch.bfloat16),
+        (STEM, torch.float8_e4m3fn),
+        (COUNTER, torch.int32),
+    ],
+)
+def test_another_width_of_the_dtype_is_cast(key, dtype):
+    net = net_of(2, **BATCHNORM)
+    load_tensors(net, file_of(cast(key, dtype), **BATCHNORM), 'x.pth')
+    assert net.state_dict()[key].eq(1).all()
+    assert net.state_dict()[key].dtype != dtype
+
+
+@pytest.mark.parametrize('words', list(UNUSABLE))
+def test_tensors_without_plain_data_do_not_match(words):
+    matching = match_tensors({'a': torch.zeros(3)}, {'a': UNUSABLE[words]})
+    assert matching.mismatched == {'a': f'{words} instead of a dense one'}
+
+
+def broken(value, *keys):
+    """Put a value into the first place of tensors."""
+
+    def change(state):
+        state = {key: tensor.clone() for key, tensor in state.items()}
+        for key in keys:
+            state[key].view(-1)[0] = value
+        return state
+
+    return change
+
+
+NAN, INF = float('nan'), float('inf')
+DIVERGED = 'The run that saved it has probably diverged'
+
+
+@pytest.mark.parametrize('value', [NAN, INF, -INF])
+@pytest.mark.parametrize(
+    ('model', 'new_head', 'keys'),
+    [
+        (CLASSIFIER, True, ['patch_embed.0.bias']),
+        (CLASSIFIER, False, ['classifier.head.bias']),
+        (BACKBONE, False, ['patch_embed.2.bias', 'outnorm3.weight']),
+        (BATCHNORM, False, ['patch_embed.2.running_var']),
+    ],
+)
+def test_values_that_are_not_finite_change_nothing(value, model, new_head, keys):
+    net = net_of(2, **model)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    file = file_of(broken(value, *keys), **model)
+    listed = ', '.join(f'{key} (1 of {file[key].numel()} values)' for key in keys)
+    words = re.escape(f' holds NaN or Inf for VMambaNet: {listed}. {DIVERGED}')
+    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth'{words}"):
+        load_tensors(net, file, 'x.pth', new_head)
+    with pytest.raises(ValueError, match=f'^the state dict{words}'):
+        net.load_state_dict(file)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('model', 'file', 'new_head'),
+    [
+        (CLASSIFIER, file_of(broken(NAN, 'classifier.head.bias'), **OTHER_HEAD), True),
+        (dict(num_classes=0), file_of(broken(NAN, 'classifier.head.bias'), **CLASSIFIER), False),
+        (dict(out_indices=(3,)), file_of(broken(NAN, 'outnorm0.bias'), **BACKBONE), False),
+    ],
+    ids=['other head', 'no head', 'unused norm'],
+)
+def test_values_that_are_not_loaded_may_be_anything(model, file, new_head):
+    net = net_of(2, **model)
+    load_tensors(net, file, 'x.pth', new_head)
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+def test_deliberate_values_that_are_not_finite():
+    mask = {'mask': torch.tensor([0.0, -INF]), 'a': torch.zeros(2)}
+    assert match_tensors(mask, mask).non_finite == {}
+    other = {'mask': torch.tensor([NAN, NAN]), 'a': torch.tensor([0.0, -INF])}
+    assert match_tensors(mask, other).non_finite == {'a': '(1 of 2 values)'}
+
+
+def test_values_that_overflow_in_the_model():
+    net = net_of(2).half()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    words = r'patch_embed.0.bias \(1 of 4 values, some too large for float16\)'
+    with pytest.raises(ValueError, match=words):
+        load_tensors(net, file_of(broken(1e5, STEM)), 'x.pth')
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('change', 'strict', 'error', 'words'),
+    [
+        (without('outnorm3'), True, RuntimeError, r'Missing key.*outnorm3\.weight'),
+        (extended, True, RuntimeError, r'Unexpected key.*neck\.weight'),
+        (wide, True, RuntimeError, r'size mismatch for patch_embed\.0\.bias'),
+        (wide, False, RuntimeError, r'size mismatch for patch_embed\.0\.bias'),
+        (
+            lambda state: {**state, 'patch_embed.proj.bias': torch.zeros(4)},
+            False,
+            ValueError,
+            "'patch_embed.0.bias' and 'patch_embed.proj.bias' are both",
+        ),
+    ],
+    ids=['missing', 'unexpected', 'shape', 'shape, not strict', 'two names'],
+)
+def test_a_failed_load_by_torch_changes_nothing(change, strict, error, words):
+    net = net_of(2, **BACKBONE)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(error, match=words):
+        net.load_state_dict(file_of(change, **BACKBONE), strict)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_load_by_torch_returns_what_torch_does():
+    net, file = net_of(2, **BACKBONE), file_of(without('outnorm3'), **BACKBONE)
+    result = net.load_state_dict(extended(file), strict=False)
+    assert set(result.missing_keys) == norms(3)
+    assert result.unexpected_keys == ['neck.weight']
+    assert torch.equal(net.patch_embed[0].weight, file['patch_embed.0.weight'])
+
+
+def test_models_on_the_meta_device():
+    with torch.device('meta'):
+        net = VMambaNet(THIN, num_classes=5)
+    file = file_of(**CLASSIFIER)
+    for load in (lambda: load_tensors(net, file, 'x.pth'), lambda: net.load_state_dict(file)):
+        with pytest.raises(ValueError, match=r'is on the meta device.*to_empty'):
+            load()
+    net.load_state_dict(file, assign=True)
+    assert torch.equal(net.patch_embed[0].weight, file['patch_embed.0.weight'])
+    with torch.device('meta'):
+        net = VMambaNet(THIN, num_classes=5)
+    with pytest.raises(ValueError, match=DIVERGED):
+        net.load_state_dict(broken(NAN, STEM)(file), assign=True)
+
+
+def test_two_names_of_one_tensor():
+    file = file_of(**CLASSIFIER)
+    file['head.bias'] = file['classifier.head.bias']
+    words = "'x.pth' cannot be loaded: the tensors 'classifier.head.bias' and 'head.bias' are both"
+    with pytest.raises(ValueError, match=words):
+        load_tensors(net_of(2, **CLASSIFIER), file, 'x.pth')
+
+
 FILE = {'backbone.a': 2, 'backbone.outnorm0.weight': 2, 'head.b': 2}
 
 
@@ -214,7 +404,8 @@ def test_every_tensor_is_listed_once():
     matching = match_tensors(own, tensors)
     assert matching == Matching(4, ['a'], ['c'], {'b': '(2, 1) instead of (2,)'}, ['e'])
     assert str(matching) == (
-        '1 of 4 tensors found; missing: c; shape mismatch: b (2, 1) instead of (2,); unexpected: e'
+        '1 of 4 tensors found; missing: c; shape or dtype mismatch: b (2, 1) instead of (2,); '
+        'unexpected: e'
     )
 
 
@@ -223,7 +414,7 @@ def test_every_tensor_is_listed_once():
 )
 def test_long_lists_are_cut(count, ending):
     text = str(Matching(20, missing=[f'k{i}' for i in range(count)]))
-    assert f'{ending}; shape mismatch: none; unexpected: none' in text
+    assert f'{ending}; shape or dtype mismatch: none; unexpected: none' in text
 
 
 def test_names_of_a_classifier():

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -16,6 +17,8 @@ import torch
 
 from mmvmamba.checkpoint import read_local_checkpoint, state_dict_of
 from mmvmamba.checkpoint.unpickling import YACS_NODE
+
+from .test_tensors import UNUSABLE
 
 STATE = {'a.weight': torch.arange(600.0).view(20, 30), 'a.bias': torch.ones(20)}
 
@@ -360,6 +363,30 @@ def test_no_state_dict(content, words):
         state_dict_of(content, 'x.pth')
     with pytest.raises(ValueError, match=words.replace("'x.pth'", '^the checkpoint')):
         state_dict_of(content)
+
+
+@pytest.mark.parametrize('words', [words for words in UNUSABLE if words != 'a list'])
+def test_tensors_without_plain_data(words):
+    content = {'model': {**STATE, 'odd': UNUSABLE[words]}}
+    sentence = f"tensor 'odd' is {words}, but must be dense, strided and hold its data. Convert it"
+    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' .*{re.escape(sentence)}"):
+        state_dict_of(content, 'x.pth')
+
+
+@pytest.mark.parametrize('key', [0, None, b'a', ('a', 'b')])
+def test_names_are_text(key):
+    words = rf'by the key .*, but the name of a tensor must be a str, not a {type(key).__name__}'
+    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' holds a tensor {words}"):
+        state_dict_of({**STATE, key: torch.zeros(1)}, 'x.pth')
+    assert state_dict_of({**STATE, key: 'no tensor'}, 'x.pth') == STATE
+
+
+@pytest.mark.parametrize('wrap', [dict, lambda content: {'state_dict': content}])
+def test_two_state_dicts_on_one_level(wrap):
+    content = wrap({'state_dict': STATE, 'model': STATE})
+    with pytest.raises(ValueError, match="x.pth' holds both a 'state_dict' and a 'model'"):
+        state_dict_of(content, 'x.pth')
+    assert state_dict_of({'state_dict': STATE, 'model': 'vmamba_tiny'}, 'x.pth') == STATE
 
 
 def test_torch_is_enough(tmp_path):

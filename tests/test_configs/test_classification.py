@@ -130,7 +130,7 @@ def test_a_released_file_gives_the_same_scores(name, size):
     net = VMambaNet(CONFIGS[name], **THIN).eval()
     torch.nn.init.normal_(net.classifier.norm.weight)
     _, model = thin_model(name)
-    tensors = adapt_state_dict(model, net.state_dict())
+    tensors = adapt_state_dict(model, net.state_dict(), 'file.pth')
     matching = check_model(model, tensors, 'released.pth', whole=True)
     assert (matching.missing, matching.unexpected) == ([], [])
     model.load_state_dict(tensors)

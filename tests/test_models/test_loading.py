@@ -170,7 +170,7 @@ def test_other_depth_and_width(tmp_path):
     path = save(tmp_path, {'model': classifier_state()})
     with pytest.raises(ValueError, match=r'layers\.3\.blocks\.1\.'):
         loaded(path, dict(THIN, depths=(1, 1, 2, 2)))
-    with pytest.raises(ValueError, match=r'shape mismatch: patch_embed.0.weight \(4, .* \(8, '):
+    with pytest.raises(ValueError, match=r'dtype mismatch: patch_embed.0.weight \(4, .* \(8, '):
         loaded(path, dict(THIN, dims=(16, 32, 48, 64)))
 
 
@@ -188,6 +188,42 @@ def test_a_failed_load_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match='missing'):
         model.init_weights()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+NAN = float('nan')
+DIVERGED = 'The run that saved it has probably diverged'
+
+
+def with_nan(state, key):
+    return {**state, key: torch.full_like(state[key], NAN)}
+
+
+@pytest.mark.parametrize(
+    ('second', 'words'),
+    [
+        ('nowhere.pth', 'does not exist'),
+        ('nan.pth', DIVERGED),
+        ('short.pth', r'missing: layers\.2'),
+        (
+            'twice.pth',
+            "'norm.weight' and 'classifier.norm.weight' are both 'classifier.norm.weight'",
+        ),
+    ],
+)
+def test_all_files_are_checked_before_anything_is_initialized(tmp_path, second, words):
+    state = classifier_state()
+    torch.save(state, tmp_path / 'good.pth')
+    torch.save(with_nan(state, 'patch_embed.0.bias'), tmp_path / 'nan.pth')
+    short = {key: value for key, value in state.items() if 'layers.2.' not in key}
+    torch.save(short, tmp_path / 'short.pth')
+    torch.save({'norm.weight': torch.zeros(32), **state}, tmp_path / 'twice.pth')
+    files = [dict(type='Pretrained', checkpoint=str(tmp_path / f)) for f in ('good.pth', second)]
+    model = VMamba(THIN, init_cfg=[dict(type='Constant', layer='Conv2d', val=3.0), *files])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in range(2):  # nor is it taken for initialized
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            model.init_weights()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_weights_are_not_initialized_twice(tmp_path):
@@ -211,7 +247,7 @@ def test_names_of_a_detector(tmp_path):
     detector = Detector()
     file = {f'backbone.{k}': v for k, v in january_names(classifier_state()).items()}
     file['head.weight'] = torch.zeros(2, 4)
-    tensors = adapt_state_dict(detector, file)
+    tensors = adapt_state_dict(detector, file, 'file.pth')
     matching = check_model(detector, tensors, 'file.pth', whole=False)
     assert set(matching.missing) == {
         'head.bias',
@@ -223,7 +259,7 @@ def test_names_of_a_detector(tmp_path):
 
 def test_classifier_file_for_a_detector():
     detector = Detector()
-    tensors = adapt_state_dict(detector, classifier_state())
+    tensors = adapt_state_dict(detector, classifier_state(), 'file.pth')
     matching = check_model(detector, tensors, 'file.pth', whole=False)
     assert 'backbone.layers.3.blocks.0.op.Ds' in matching.found
     assert matching.unexpected == []
@@ -232,7 +268,10 @@ def test_classifier_file_for_a_detector():
 def test_tensors_without_a_backbone_keep_their_names():
     """A file of the heads alone must not be taken for one of a backbone."""
     heads = {'neck.conv.weight': torch.zeros(2), 'module.head.bias': torch.zeros(3)}
-    assert adapt_state_dict(Detector(), heads).keys() == {'neck.conv.weight', 'head.bias'}
+    assert adapt_state_dict(Detector(), heads, 'file.pth').keys() == {
+        'neck.conv.weight',
+        'head.bias',
+    }
 
 
 def test_a_whole_model_is_loaded_or_nothing():
@@ -261,6 +300,104 @@ def test_a_failed_load_by_torch_changes_nothing_of_the_backbone():
         with pytest.raises(ValueError, match=r'does not match VMamba.*missing: layers\.3'):
             model.load_state_dict(state, strict=False)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('load', ['torch', 'mmengine', 'load_whole'])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda s: with_nan(s, 'backbone.pos_embed'), 'NaN or Inf for .*pos_embed'),
+        (lambda s: with_nan(s, 'backbone.outnorm3.bias'), 'NaN or Inf for .*outnorm3.bias'),
+        (
+            lambda s: {**s, 'backbone.outnorm3.bias': s['backbone.outnorm3.bias'].to(torch.int8)},
+            'outnorm3.bias int8 instead of float32',
+        ),
+        (
+            lambda s: {**s, 'backbone.patch_embed.proj.bias': torch.zeros(4)},
+            "patch_embed.0.bias' and .*patch_embed.proj.bias' are both",
+        ),
+        (
+            lambda s: {**s, 'backbone.outnorm3.bias': torch.zeros(32).to_sparse()},
+            'outnorm3.bias.* is a sparse|outnorm3.bias a sparse tensor',
+        ),
+    ],
+    ids=['position embedding', 'norm', 'kind', 'two names', 'sparse'],
+)
+def test_a_failed_load_of_a_detector_changes_nothing_of_the_backbone(tmp_path, load, change, words):
+    detector = Detector(dict(THIN, pos_embed_size=64))
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    file = change({key: value + 1 for key, value in before.items()})
+    with pytest.raises(ValueError, match=words):
+        if load == 'torch':
+            detector.load_state_dict(file)
+        elif load == 'mmengine':
+            load_checkpoint(detector, str(save(tmp_path, {'state_dict': file})))
+        else:
+            load_whole(detector, {'state_dict': file}, 'x.pth')
+    assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+
+
+def test_a_whole_model_needs_finite_values_and_memory():
+    detector = Detector()
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    file = with_nan(detector.state_dict(), 'head.bias')
+    with pytest.raises(ValueError, match=rf'Detector: head\.bias \(2 of 2 values\)\. {DIVERGED}'):
+        load_whole(detector, {'state_dict': file}, 'x.pth')
+    assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+    with torch.device('meta'):
+        detector = Detector()
+    with pytest.raises(ValueError, match=r"checkpoint 'x.pth' cannot be loaded: .* meta device"):
+        load_whole(detector, {'state_dict': before}, 'x.pth')
+
+
+def image_classifier():
+    """A classifier of mmpretrain, which renames through the backbone's filter."""
+    torch.manual_seed(5)
+    models = pytest.importorskip('mmpretrain.models')
+    return models.ImageClassifier(
+        dict(type='mmvmamba.VMamba', arch=THIN, out_indices=(3,)),
+        dict(type='GlobalAveragePooling'),
+        dict(type='LinearClsHead', num_classes=5, in_channels=32),
+    )
+
+
+def test_released_file_for_an_image_classifier(tmp_path):
+    model, state = image_classifier(), classifier_state(seed=3)
+    load_checkpoint(model, str(save(tmp_path, {'model': state})))
+    assert torch.equal(model.head.fc.weight, state['classifier.head.weight'])
+    assert torch.equal(model.backbone.outnorm3.bias, state['classifier.norm.bias'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda s: with_nan(s, 'classifier.norm.bias'), r'outnorm3\.bias \(32 of 32 values\)'),
+        (
+            lambda s: {**s, 'norm.bias': torch.zeros(32)},
+            "'classifier.norm.bias' and 'norm.bias' are",
+        ),
+        (lambda s: {**s, 'module.norm.bias': torch.zeros(32)}, "' and 'norm.bias' are both"),
+        (lambda s: {**s, 'outnorm3.bias': torch.zeros(32)}, "'outnorm3.bias' are both"),
+        (
+            lambda s: {**s, 'patch_embed.0.bias': torch.zeros(4, dtype=torch.int8)},
+            r'patch_embed\.0\.bias int8 instead of float32',
+        ),
+        (lambda s: {k: v for k, v in s.items() if 'head' not in k}, 'lacks classifier.head'),
+    ],
+    ids=['NaN', 'two names', 'two names with a prefix', 'two norms', 'kind', 'no head'],
+)
+@pytest.mark.parametrize('load', ['mmengine', 'load_whole'])
+def test_a_failed_load_of_an_image_classifier_changes_nothing(tmp_path, change, words, load):
+    model = image_classifier()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    file = {'model': change(classifier_state(seed=3))}
+    words = f'{words}|missing: head.fc' if load == 'load_whole' else words
+    with pytest.raises(ValueError, match=words):
+        if load == 'mmengine':
+            load_checkpoint(model, str(save(tmp_path, file)))
+        else:
+            load_whole(model, file, 'x.pth')
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_detector_refuses_half_a_backbone_and_another_width():
@@ -309,7 +446,7 @@ def test_inferencers_refuse_files_that_do_not_match(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         load_checkpoint(Detector(), str(path), map_location='cpu')
     wide = Detector(dict(THIN, dims=(16, 32, 48, 64))).state_dict()
-    with pytest.raises(ValueError, match='shape mismatch: patch_embed'):
+    with pytest.raises(ValueError, match='dtype mismatch: patch_embed'):
         load_checkpoint(Detector(), str(save(tmp_path, {'state_dict': wide})))
 
 

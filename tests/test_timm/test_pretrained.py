@@ -126,8 +126,64 @@ def test_another_width(tmp_path):
     path = save(
         tmp_path, {'model': VMambaNet(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1)).state_dict()}
     )
-    with pytest.raises(ValueError, match=r'shape mismatch: patch_embed.0.bias \(8,\) instead of'):
+    with pytest.raises(ValueError, match=r'dtype mismatch: patch_embed.0.bias \(8,\) instead of'):
         loaded(path, num_classes=5)
+
+
+def with_nan(state, *keys):
+    return {**state, **{key: torch.full_like(state[key], float('nan')) for key in keys}}
+
+
+HEAD = 'classifier.head.bias'
+NON_FINITE = r'^(the checkpoint|the state dict) holds NaN or Inf for VMambaNet: '
+
+
+@pytest.mark.parametrize(
+    ('key', 'kwargs'),
+    [
+        ('patch_embed.0.weight', {}),
+        ('patch_embed.0.weight', dict(in_chans=1)),
+        ('layers.0.blocks.0.op.Ds', dict(num_classes=5)),
+        ('layers.0.blocks.0.op.Ds', dict(features_only=True)),
+        (HEAD, {}),
+    ],
+)
+def test_values_that_are_not_finite(key, kwargs, tmp_path):
+    path = save(tmp_path, {'model': with_nan(state_of(), key)})
+    with pytest.raises(ValueError, match=f'{NON_FINITE}{key} .*probably diverged'):
+        loaded(path, **kwargs)
+    if not kwargs:
+        with pytest.raises(ValueError, match=f'{NON_FINITE}{key} .*probably diverged'):
+            timm.create_model('vmamba_tiny', checkpoint_path=str(path), **THIN)
+
+
+def test_values_of_a_dropped_head_do_not_matter(tmp_path):
+    model = loaded(save(tmp_path, {'model': with_nan(state_of(), HEAD)}), num_classes=5)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (
+            lambda state: {**state, 'head.bias': state[HEAD]},
+            "'classifier.head.bias' and 'head.bias'",
+        ),
+        (
+            lambda state: {**state, 'patch_embed.0.weight': torch.ones(4, 3, 3, 3).to(torch.int8)},
+            'patch_embed.0.weight int8 instead of float32',
+        ),
+        (
+            lambda state: {**state, 'patch_embed.0.bias': torch.ones(4).to_sparse()},
+            "tensor 'patch_embed.0.bias' is a sparse tensor",
+        ),
+    ],
+    ids=['two names', 'kind', 'sparse'],
+)
+def test_tensors_that_are_refused(change, words, tmp_path):
+    path = save(tmp_path, {'model': change(state_of())})
+    with pytest.raises(ValueError, match=words):
+        loaded(path)
 
 
 def test_backbone_for_a_classifier(tmp_path):

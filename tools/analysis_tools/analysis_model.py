@@ -244,7 +244,8 @@ def load_weights(model: AnalysisModel, checkpoint: str, needs_head: bool) -> Non
     if isinstance(net, VMambaNet):
         tensors, head = convert_state_dict(tensors), ('classifier.head.',)
     else:
-        tensors = resize_position_tensors(adapt_state_dict(net, tensors), net)
+        tensors = adapt_state_dict(net, tensors, checkpoint)
+        tensors = resize_position_tensors(tensors, net)
         names = [name for name, _ in net.named_children() if name != 'backbone']
         head = tuple(f'{name}.' for name in names) if hasattr(net, 'backbone') else ()
     head = () if needs_head else head

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.checkpoint.redaction import redacted
-from mmvmamba.models.loading import adapt_state_dict, check_model
+from mmvmamba.models.loading import adapt_state_dict, check_model, check_values
 from mmvmamba.registry import HOOKS
 
 from .utils import unwrapped
@@ -33,7 +33,8 @@ class CheckpointMatchingHook(Hook):
         """Replace ``state_dict`` in place.
 
         Raises:
-            ValueError: If the checkpoint does not match, or holds no state to resume from.
+            ValueError: If the checkpoint does not match, holds NaN or Inf, or holds no state to
+                resume from.
         """
         filename = redacted(str(runner._load_from or runner.work_dir))
         tensors = state_dict_of(checkpoint, filename)
@@ -43,9 +44,12 @@ class CheckpointMatchingHook(Hook):
                 'from these weights, use --cfg-options load_from=...'
             )
         model = unwrapped(runner.model)
-        tensors = adapt_state_dict(model, tensors)
-        # FSDP's shards have other names and shapes than a file.
-        if not any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
+        tensors = adapt_state_dict(model, tensors, filename)
+        if any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
+            check_values(model, tensors, filename)
+        else:
             matching = check_model(model, tensors, filename, self.whole or runner._resume)
             runner.logger.info(f'{filename}: {matching}')
+            # torch would cast a tensor of another kind.
+            tensors = {k: v for k, v in tensors.items() if k not in matching.mismatched}
         checkpoint['state_dict'] = tensors

@@ -132,3 +132,31 @@ def test_a_sharded_model_is_not_compared(monkeypatch):
     checkpoint = detector_file()
     assert run_hook(checkpoint, whole=True) == []
     assert not any('self_attention' in key for key in checkpoint['state_dict'])
+    checkpoint['state_dict']['head.bias'] = torch.full((2,), float('nan'))
+    with pytest.raises(ValueError, match=r'NaN or Inf for Detector: head.bias \(2 of 2 values\)'):
+        run_hook(checkpoint)
+
+
+@pytest.mark.parametrize('options', [{}, dict(whole=True), dict(resume=True)])
+@pytest.mark.parametrize('key', ['head.bias', 'backbone.outnorm0.bias'])
+def test_values_that_are_not_finite(key, options):
+    checkpoint = {**detector_file(), **STATE_OF_A_RUN}
+    checkpoint['state_dict'][key] = torch.full_like(checkpoint['state_dict'][key], float('nan'))
+    before = dict(checkpoint)
+    words = rf'holds NaN or Inf for Detector: {key} \((\d) of \1 values\)\. The run that'
+    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' {words}"):
+        run_hook(checkpoint, **options)
+    assert checkpoint == before
+
+
+def test_another_kind_of_dtype_in_a_head():
+    """A head of another kind starts from random weights, as one of another shape does."""
+    checkpoint = detector_file()
+    checkpoint['state_dict']['head.bias'] = torch.ones(2, dtype=torch.int8)
+    (line,) = run_hook(checkpoint)
+    assert 'head.bias int8 instead of float32' in line
+    assert 'head.bias' not in checkpoint['state_dict']
+    checkpoint = detector_file()
+    checkpoint['state_dict']['head.bias'] = torch.ones(2, dtype=torch.int8)
+    with pytest.raises(ValueError, match='head.bias int8 instead of float32'):
+        run_hook(checkpoint, whole=True)

@@ -107,7 +107,8 @@ def match_tensors(
     Raises:
         ValueError: If the model is on the meta device, where a load has no effect.
     """
-    if not assign and any(value.is_meta for value in own.values()):
+    # The state dict of a module with extra state holds other objects too.
+    if not assign and any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError(
             'the model must be on a device with memory, but is on the meta device, where nothing '
             "can be loaded; call model.to_empty(device='cpu') first"

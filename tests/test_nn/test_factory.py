@@ -188,6 +188,48 @@ def test_what_does_not_fit(change, words, classes, tmp_path):
         thin(pretrained=path, num_classes=classes)
 
 
+def first_value(key, value):
+    def change(state):
+        tensor = state[key].clone()
+        tensor.view(-1)[0] = value
+        return {**state, key: tensor}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (first_value('layers.1.blocks.0.op.Ds', float('nan')), r'NaN or Inf for .*Ds \(1 of \d+ '),
+        (first_value('classifier.head.bias', float('-inf')), r'head\.bias \(1 of 5 values\)\. The'),
+        (
+            lambda state: {**state, 'head.bias': torch.ones(5)},
+            "head.bias' and 'head.bias' are both",
+        ),
+        (lambda state: {**state, 'module.norm.bias': torch.ones(32)}, "and 'norm.bias' are both"),
+        (
+            lambda state: {**state, 'patch_embed.0.bias': torch.ones(4, dtype=torch.int8)},
+            r'patch_embed\.0\.bias int8 instead of float32',
+        ),
+        (
+            lambda state: {**state, 'patch_embed.0.bias': torch.ones(4, dtype=torch.complex64)},
+            r'patch_embed\.0\.bias complex64 instead of float32',
+        ),
+    ],
+)
+def test_values_and_names_that_do_not_fit(change, words, tmp_path):
+    path = save(tmp_path, {'model': change(noisy_state(num_classes=5))})
+    with pytest.raises(ValueError, match=f"^checkpoint '.*file.pth' .*{words}"):
+        thin(pretrained=path, num_classes=5)
+
+
+def test_a_model_and_a_state_dict(tmp_path):
+    state = noisy_state(num_classes=5)
+    path = save(tmp_path, {'model': state, 'state_dict': state})
+    with pytest.raises(ValueError, match="holds both a 'state_dict' and a 'model'"):
+        thin(pretrained=path, num_classes=5)
+
+
 def test_files_of_other_train_scripts(tmp_path):
     """timm's saves its arguments; MMEngine's runner its losses."""
     state = noisy_state(num_classes=5)

@@ -50,6 +50,9 @@ class CheckpointMatchingHook(Hook):
         else:
             matching = check_model(model, tensors, filename, self.whole or runner._resume)
             runner.logger.info(f'{filename}: {matching}')
-            # torch would cast a tensor of another kind.
-            tensors = {k: v for k, v in tensors.items() if k not in matching.mismatched}
+            # torch would cast a tensor of another kind; it leaves those of another shape out.
+            own = model.state_dict()
+            for key in matching.mismatched:
+                if tensors[key].shape == own[key].shape:
+                    del tensors[key]
         checkpoint['state_dict'] = tensors

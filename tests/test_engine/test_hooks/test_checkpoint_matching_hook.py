@@ -157,6 +157,11 @@ def test_another_kind_of_dtype_in_a_head():
     assert 'head.bias int8 instead of float32' in line
     assert 'head.bias' not in checkpoint['state_dict']
     checkpoint = detector_file()
+    checkpoint['state_dict']['head.bias'] = torch.ones(3)  # a backbone may resize it in its own way
+    (line,) = run_hook(checkpoint)
+    assert 'head.bias (3,) instead of (2,)' in line
+    assert 'head.bias' in checkpoint['state_dict']
+    checkpoint = detector_file()
     checkpoint['state_dict']['head.bias'] = torch.ones(2, dtype=torch.int8)
     with pytest.raises(ValueError, match='head.bias int8 instead of float32'):
         run_hook(checkpoint, whole=True)

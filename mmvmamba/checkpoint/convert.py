@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .keys import BACKBONE, CLASSIFIER, last_stage, split_state_dict, to_image_classifier
 from .matching import missing_in_classifier
+from .redaction import redacted
 
 TARGETS = ('mmvmamba', 'authors')
 KINDS = ('backbone', 'classifier', 'detector', 'segmentor')
@@ -66,6 +67,8 @@ def convert(
 def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Keep the weights and ``meta`` of a checkpoint and drop the training state.
 
+    The text of the config in ``meta`` loses passwords and queries of URLs.
+
     Args:
         content (Any): The content of the file.
         tensors (Mapping[str, Tensor]): Its tensors.
@@ -78,7 +81,8 @@ def strip_checkpoint(content: Any, tensors: Mapping[str, Tensor]) -> dict[str, A
     if 'state_dict' not in content and 'model' in content:
         return {'model': weights}
     meta = content.get('meta') if 'state_dict' in content else None
-    return {'meta': dict(meta or {}), 'state_dict': weights}
+    meta = {k: redacted(v) if isinstance(v, str) else v for k, v in (meta or {}).items()}
+    return {'meta': meta, 'state_dict': weights}
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:

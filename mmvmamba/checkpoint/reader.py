@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from .redaction import redacted
 from .tensors import shown, unusable
 from .unpickling import ForeignNameError, Rebuilder, RefusedError, check_pickle, stand_ins
 
@@ -65,7 +66,7 @@ def read_local_checkpoint(
         with _explained(name):
             opened = file if file.seekable() else io.BytesIO(file.read())
             return _read(opened, name, map_location, history_buffer, config_dict)
-    name = name or as_filename(file)
+    name = name or redacted(as_filename(file))
     path = os.path.expanduser(as_filename(file))
     if not os.path.isfile(path):  # a folder, or a pipe, which would be waited for
         raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
@@ -221,7 +222,7 @@ def _load_safetensors(file: IO[bytes], map_location: Any) -> dict[str, Tensor]:
 def as_filename(filename: Any) -> str:
     """Return a path or a URL as text."""
     if not isinstance(filename, str | os.PathLike):
-        raise TypeError(f'checkpoint must be a path or a URL, but got {filename!r}')
+        raise TypeError(f'checkpoint must be a path or a URL, but got {redacted(repr(filename))}')
     return os.fsdecode(filename)
 
 

@@ -107,12 +107,25 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
         UserError: If the file does not exist or cannot be downloaded, or its URL scheme is not
             supported.
     """
-    if path := cfg.get('load_from'):
+    if path := _first_weights(cfg):
         with as_user_error(ValueError, TypeError):
             path = local_path(path)
         if path is not None and not os.path.isfile(os.path.expanduser(path)):
             raise UserError(f'checkpoint {redacted(path)!r} does not exist')
     _add_hook(cfg, dict(type='mmvmamba.CheckpointMatchingHook', whole=whole))
+
+
+def _first_weights(cfg: Config) -> str | None:
+    """Return the file that a run begins with, if it does not resume from its work folder."""
+    hooks = cfg.get('default_hooks') or {}
+    start = (hooks.get('resume') or {}).get('load_from')
+    if cfg.get('load_from') or not start:
+        return cfg.get('load_from')
+    name = os.path.basename(cfg.work_dir.rstrip(os.sep))
+    out_dir = (hooks.get('checkpoint') or {}).get('out_dir')
+    folders = [cfg.work_dir, *([os.path.join(out_dir, name)] if out_dir else [])]
+    is_resumed = any(glob.glob(os.path.join(glob.escape(f), '*.pth')) for f in folders)
+    return None if is_resumed else start
 
 
 def resume_from(cfg: Config, path: str) -> None:

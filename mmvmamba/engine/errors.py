@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from traceback import format_exception
+from types import TracebackType
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -55,6 +57,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
             sys.exit(130)
         message = explain(error)
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
+            sys.excepthook = _show_traceback
             raise
         sys.stderr.write(
             f'{os.path.basename(sys.argv[0])}: error: {redacted(message)}\n'
@@ -63,6 +66,13 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
         sys.exit(2)
     _end_process_group()
     sys.exit(code)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Print a traceback as Python does, without the secrets in URLs."""
+    sys.stderr.write(redacted(''.join(format_exception(kind, error, traceback))))
 
 
 def explain(error: BaseException) -> str | None:

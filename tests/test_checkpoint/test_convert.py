@@ -99,3 +99,10 @@ def test_strip_keeps_weights_and_meta():
         assert torch.equal(weights['a'], whole[:2]) and not weights['a'].requires_grad
         assert weights['a'].untyped_storage().nbytes() == 2 * 8 * 4
     assert to_bytes(content) == to_bytes(content)
+
+
+def test_strip_removes_passwords_and_tokens():
+    meta = {'iter': 3, 'cfg': "load_from = 'https://user:pa55@host/x.pth?token=pa55'\n"}
+    new = strip_checkpoint({'state_dict': {}, 'meta': meta}, {})
+    assert new['meta'] == {'iter': 3, 'cfg': "load_from = 'https://host/x.pth?...'\n"}
+    assert 'pa55' in meta['cfg']

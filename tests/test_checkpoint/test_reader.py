@@ -399,3 +399,10 @@ print(sorted(read_local_checkpoint({str(path)!r})['model']))
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.stdout.strip() == "['a.bias', 'a.weight']", result.stderr
+
+
+def test_no_secret_of_a_url_that_is_not_read():
+    with pytest.raises(FileNotFoundError, match=r"'http://host/x.pth\?...' does not exist"):
+        read_local_checkpoint('http://user:pa55@host/x.pth?pa55')
+    with pytest.raises(TypeError, match=r"but got b'http://host/x.pth'"):
+        read_local_checkpoint(b'http://user:pa55@host/x.pth')

@@ -127,3 +127,17 @@ def test_checkpoints_that_exist(tmp_path):
         assert cfg.custom_hooks == [dict(type='mmvmamba.CheckpointMatchingHook', whole=True)]
     with pytest.raises(UserError, match="checkpoint 'no.pth' does not exist"):
         cli.check_checkpoint(Config(dict(load_from='no.pth')), whole=True)
+
+
+@pytest.mark.parametrize('out_dir', [None, 'out'])
+def test_the_file_that_a_run_begins_with_unless_it_resumes(out_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hooks = dict(checkpoint=dict(out_dir=out_dir))
+    cfg = Config(dict(load_from='no.pth', work_dir='runs/x', default_hooks=hooks))
+    cli.resume_from(cfg, 'auto')
+    with pytest.raises(UserError, match="checkpoint 'no.pth' does not exist"):
+        cli.check_checkpoint(cfg, whole=False)
+    folder = tmp_path / ('runs/x' if out_dir is None else 'out/x')
+    folder.mkdir(parents=True)
+    (folder / 'iter_1.pth').touch()
+    cli.check_checkpoint(cfg, whole=False)

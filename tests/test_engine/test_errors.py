@@ -172,3 +172,19 @@ def test_the_error_of_a_data_loading_process():
     assert errors.explain(errors.UserError(f'{text} a:\n> line two')) == 'bad sample a:\n> line two'
     text = text.replace('mmvmamba.engine.errors.UserError', 'FileNotFoundError')
     assert errors.explain(FileNotFoundError(text)) == 'bad sample'
+
+
+def test_no_secret_in_messages_and_tracebacks(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    url, shown = 'http://user:pa55@host/x.pth?pa55', 'http://host/x.pth?...'
+    assert message_of(tool_that_raises(errors.UserError(f'no {url}')), capsys) == f'no {shown}'
+    monkeypatch.setenv('MMVMAMBA_TRACEBACK', '1')
+    for error in (errors.UserError(url), RuntimeError(url)):
+        error.__cause__ = ValueError(url)
+        with pytest.raises(type(error)) as raised:
+            errors.run(tool_that_raises(error))
+        sys.excepthook(raised.type, raised.value, raised.tb)
+        lines = capsys.readouterr().err.splitlines()
+        assert f'ValueError: {shown}' in lines
+        assert lines[-1].endswith(f'{type(error).__name__}: {shown}')
+        assert 'pa55@' not in '\n'.join(lines)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmvmamba.models.checks import resolve_settings
+from mmvmamba.models.checks import check_init_cfg, resolve_settings
 
 ARCHS = {'tiny': dict(width=8, depth=1), 'small': dict(width=8, depth=2)}
 
@@ -31,3 +31,12 @@ def test_settings_by_name_or_dict():
 def test_wrong_settings(arch, error, words):
     with pytest.raises(error, match=words):
         resolve_settings(arch, ARCHS, d_state=16)
+
+
+@pytest.mark.parametrize(
+    'init_cfg', [dict(checkpoint='http://user:pa55@host/'), ['http://user:pa55@host/']]
+)
+def test_no_secret_of_a_url(init_cfg):
+    with pytest.raises((TypeError, ValueError), match='http://host/') as raised:
+        check_init_cfg(init_cfg)
+    assert 'pa55' not in str(raised.value)

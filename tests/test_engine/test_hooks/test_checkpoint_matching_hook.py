@@ -42,14 +42,14 @@ def detector_file():
     return {'state_dict': january_names(Detector().state_dict())}
 
 
-def run_hook(checkpoint, whole=False, resume=False, model=None):
+def run_hook(checkpoint, whole=False, resume=False, model=None, load_from='x.pth'):
     """Call the hook of a run; return the lines that it logged."""
     lines = []
     runner = types.SimpleNamespace(
         model=model or Detector(),
         logger=types.SimpleNamespace(info=lines.append),
         work_dir='work',
-        _load_from='x.pth',
+        _load_from=load_from,
         _resume=resume,
     )
     CheckpointMatchingHook(whole).after_load_checkpoint(runner, checkpoint)
@@ -165,3 +165,11 @@ def test_another_kind_of_dtype_in_a_head():
     checkpoint['state_dict']['head.bias'] = torch.ones(2, dtype=torch.int8)
     with pytest.raises(ValueError, match='head.bias int8 instead of float32'):
         run_hook(checkpoint, whole=True)
+
+
+def test_no_secret_of_a_url():
+    url = 'http://user:pa55@host/x.pth?pa55'
+    (line,) = run_hook(detector_file(), load_from=url)
+    assert line.startswith('http://host/x.pth?...: ')
+    with pytest.raises(ValueError, match=r"checkpoint 'http://host/x.pth\?...' does not match"):
+        run_hook({'state_dict': {'bias': torch.zeros(2)}}, load_from=url)

@@ -113,3 +113,26 @@ def test_boxes_of_a_panoptic_data_set_are_of_things(monkeypatch, caplog):
     monkeypatch.setattr(Base, 'metainfo', panoptic)
     Mixed(roi_head=dict(bbox_head=dict(num_classes=2))).build_train_loop('loop')
     assert not caplog.text
+
+
+@pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
+def test_no_secret_in_the_log(runner_type, tmp_path, capsys):
+    url = 'http://user:pa55@host/x.pth?token=pa55'
+    backbone = dict(type='mmvmamba.VMamba', init_cfg=dict(type='Pretrained', checkpoint=url))
+    cfg = Config(
+        dict(
+            model=backbone,
+            load_from=url,
+            work_dir=str(tmp_path),
+            runner_type=runner_type,
+            env_cfg={},
+            experiment_name=f'test_no_secret_in_the_log_{runner_type}',
+        )
+    )
+    built = build_runner(cfg)
+    built.logger.warning(f'Load checkpoint from {url}')
+    log = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert "load_from = 'http://host/x.pth?...'" in log
+    assert 'Load checkpoint from http://host/x.pth?...' in log
+    assert 'pa55' not in log + capsys.readouterr().out
+    assert url in built.cfg.pretty_text

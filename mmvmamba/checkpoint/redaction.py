@@ -22,7 +22,8 @@ def redacted(text: str) -> str:
         port = _HOST_AND_PORT.fullmatch(host)
         if port is None or (port[2] and '@' in path + rest):  # perhaps a password with a slash
             return f'{scheme}...'
-        return f'{scheme}{host}{path}' + ('?...' if rest.startswith('?') else '')
+        end = rest[len(rest.rstrip(':,;)]}')) :]  # of the text; what is redacted stays as it is
+        return f'{scheme}{host}{path}' + ('?...' if rest.startswith('?') else '') + end
 
     return _URL.sub(shown, text)
 

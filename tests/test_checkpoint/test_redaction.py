@@ -50,6 +50,13 @@ def test_urls_within_a_text():
     assert redacted(text) == shown
 
 
+@pytest.mark.parametrize('end', ['', ':', ': 3 found', ')', '),', '], x', "'", '\n'])
+def test_what_is_redacted_stays_as_it_is(end):
+    shown = f'see (https://host/x.pth?...{end}'
+    assert redacted(f'see (https://user:secret@host/x.pth?secret{end}') == shown
+    assert redacted(shown) == shown
+
+
 def test_long_texts_take_no_time():
     text = 'a' * 1_000_000 + ' http://' + 'b' * 1_000_000 + ' ' + 'http:/' * 100_000
     assert redacted(text) == text

@@ -1,8 +1,10 @@
 """Files in the published naming schemes through tools/train.py and tools/test.py."""
 
 import fractions
+import io
 import sys
 import types
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import MODELS
 
 from ..naming_schemes import convolution_weights, january_names
+from ..servers import response, serve
 
 pytest.importorskip('mmseg')
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
@@ -136,3 +139,32 @@ def test_a_foreign_class_is_refused(segmentation_config, tmp_path, run_here):
     assert status == 2
     assert 'needs fractions.Fraction' in errors
     assert 'torch.serialization.add_safe_globals' in errors
+
+
+def test_no_output_has_the_secrets_of_a_url(segmentation_config, tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    cfg = Config.fromfile(segmentation_config)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'x.pth')
+    out, config, work = io.StringIO(), tmp_path / 'config.py', ('--work-dir', tmp_path / 'work')
+    with serve(response((tmp_path / 'x.pth').read_bytes())) as server, redirect_stdout(out):
+        url = f'http://user:pa55@{server.address}/x.pth?token=pa55'
+        config.write_text(
+            f'_base_ = {str(segmentation_config)!r}\nload_from = {url!r}\n'
+            "init_cfg = dict(type='Pretrained', _delete_=True, checkpoint=load_from)\n"
+            'model = dict(backbone=dict(init_cfg=init_cfg))\ntrain_cfg = dict(max_iters=1)\n'
+        )
+        status, errors = run_here('train.py', config, '--no-validate', *work)
+        assert status == 0, errors
+        assert run_here('test.py', config, url, *work)[0] == 0
+        config.write_text(config.read_text() + "model['backbone']['depths'] = (2, 1, 1, 1)\n")
+        status, errors = run_here('train.py', config, '--no-validate', *work)
+    assert len(server.requests) == 1
+    assert status == 2
+    text = out.getvalue() + ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    shown = f'http://{server.address}/x.pth?...'
+    for line in ('Load checkpoint from {}', 'from path: {}', "load_from = '{}'", '{}: '):
+        assert line.format(shown) in text, line
+    assert f"checkpoint '{shown}' does not match" in errors
+    assert 'pa55' not in text + errors

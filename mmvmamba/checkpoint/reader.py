@@ -241,7 +241,7 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
         ValueError: If there are none, if both ``state_dict`` and ``model`` could be meant, or if a
             tensor has no name, no data or is not dense.
     """
-    checkpoint = 'the checkpoint' if filename is None else f'checkpoint {filename!r}'
+    checkpoint = 'the checkpoint' if filename is None else f'checkpoint {redacted(filename)!r}'
     for key in _WRAPPINGS:
         level = content if isinstance(content, Mapping) else {}
         if all(isinstance(level.get(name), Mapping) for name in _WRAPPINGS):

@@ -150,6 +150,7 @@ def load_whole(model: nn.Module, checkpoint: Any, filename: str) -> None:
 
     An error changes nothing.
     """
+    filename = redacted(filename)
     tensors = adapt_state_dict(model, state_dict_of(checkpoint, filename), filename)
     check_model(model, tensors, filename, whole=True)
     model.load_state_dict(tensors, strict=False)

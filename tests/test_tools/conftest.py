@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.runner import checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +220,9 @@ def run_here(monkeypatch, tmp_path, capfd):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         script = ROOT / 'tools' / name
         monkeypatch.syspath_prepend(str(script.parent))
+        # Tools replace MMEngine's loader for their process.
+        monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+        monkeypatch.setattr(checkpoint, 'print_log', checkpoint.print_log)
         try:
             runpy.run_path(str(script), run_name='__main__')
         except SystemExit as stop:

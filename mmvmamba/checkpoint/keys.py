@@ -130,7 +130,7 @@ def to_image_classifier(tensors: Mapping[str, Tensor], stage: int) -> dict[str, 
 
 def last_stage(tensors: Mapping[str, Tensor]) -> int:
     """Return the index of the last stage among the tensors of a backbone or classifier."""
-    stages = [int(m[1]) for key in tensors if (m := re.match(r'layers\.(\d+)\.', key))]
+    stages = [int(m[1]) for key in tensors if (m := re.match(r'layers\.(\d{1,9})\.', key))]
     return max(stages, default=0)
 
 
@@ -156,11 +156,11 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _reshape(key: str, value: Tensor) -> Tensor:
-    if unusable(value):
+    if unusable(value) or not value.numel():
         return value  # the comparison with the model names it
     is_flat_weight = key.endswith(('.op.x_proj_weight', '.op.dt_projs_weight')) and value.dim() == 2
     is_flat_bias = key.endswith('.op.dt_projs_bias') and value.dim() == 1
-    if is_flat_weight or is_flat_bias:
+    if (is_flat_weight or is_flat_bias) and value.shape[0] % _DIRECTIONS == 0:
         return value.reshape(_DIRECTIONS, -1, *value.shape[1:])  # (4 * n, ...) -> (4, n, ...)
     if key.endswith('.weight') and value.dim() == 4 and value.shape[2:] == (1, 1):
         return value.flatten(1)  # a 1x1 convolution; depthwise kernels are 3x3

@@ -87,6 +87,28 @@ def test_depthwise_kernels_are_left_alone():
     assert convert_state_dict(state)[key].shape == (8, 1, 3, 3)
 
 
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [
+        ('x_proj.weight', (6, 2)),
+        ('x_proj.weight', (4, 0)),
+        ('dt_projs.bias', (6,)),
+        ('dt_projs.bias', (0,)),
+        ('dt_projs.bias', ()),
+        ('in_proj.weight', (0, 2, 1, 1)),
+    ],
+)
+def test_shapes_that_are_not_those_of_a_scheme(name, shape):
+    """They stay as they are, so that the comparison with the model names them."""
+    value = torch.zeros(shape)
+    (converted,) = rename_tensors({f'layers.0.blocks.0.op.{name}': value}).values()
+    assert converted is value
+
+
+def test_a_stage_of_a_hostile_name():
+    assert last_stage({f'layers.{"9" * 5000}.a': torch.zeros(1), 'layers.2.a': torch.zeros(1)}) == 2
+
+
 def test_position_embedding_is_resized_bicubically():
     embedding = torch.randn(1, 2, 8, 8, dtype=torch.float64)
     assert resize_pos_embed(embedding, (8, 8)) is embedding

@@ -168,3 +168,34 @@ def test_no_output_has_the_secrets_of_a_url(segmentation_config, tmp_path, run_h
         assert line.format(shown) in text, line
     assert f"checkpoint '{shown}' does not match" in errors
     assert 'pa55' not in text + errors
+
+
+@pytest.mark.parametrize('way', ['init_cfg', 'load_from', 'resume', 'test'])
+def test_the_weights_of_a_diverged_run_are_refused(way, segmentation_config, tmp_path, run_here):
+    cfg = Config.fromfile(segmentation_config)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state = MODELS.build(cfg.model).state_dict()
+    key = 'backbone.layers.1.blocks.0.op.Ds' if way == 'init_cfg' else 'decode_head.conv_seg.bias'
+    state[key] = torch.full_like(state[key], float('nan'))
+    path = tmp_path / 'diverged.pth'
+    torch.save({'meta': {}, 'message_hub': {}, 'state_dict': state}, path)
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=str(path))
+    config = f'_base_ = [{str(segmentation_config)!r}]\n'
+    if way == 'init_cfg':
+        config += f'model = dict(backbone=dict(init_cfg={init_cfg}))\n'
+    (tmp_path / 'config.py').write_text(config)
+    options = {
+        'init_cfg': [],
+        'load_from': ['--cfg-options', f'load_from={path}'],
+        'resume': ['--resume', path],
+        'test': [path],
+    }
+    tool = 'test.py' if way == 'test' else 'train.py'
+    work = ('--work-dir', tmp_path / 'work')
+    status, errors = run_here(tool, tmp_path / 'config.py', *options[way], *work)
+    assert status == 2
+    name = key.removeprefix('backbone.')
+    assert f"diverged.pth' holds NaN or Inf for {'VMamba' if way == 'init_cfg' else ''}" in errors
+    assert f'{name} (' in errors
+    assert 'The run that saved it has probably diverged' in errors
+    assert not list(tmp_path.glob('work/*.pth'))

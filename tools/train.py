@@ -9,6 +9,7 @@ from mmvmamba.engine.checks.configs import check_data
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
 from mmvmamba.engine.runner.distributed import runs_on_cpu
+from mmvmamba.engine.work_dir import locked
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,10 +54,11 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
-    apply_args(cfg, args)
-    check_data(cfg, 'train', *([] if args.no_validate else ['val']))
-    cli.check_checkpoint(cfg, whole=False)
-    build_runner(cfg).train()
+    with locked(cfg.work_dir, cfg.launcher):
+        apply_args(cfg, args)
+        check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+        cli.check_checkpoint(cfg, whole=False)
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -39,6 +39,7 @@ def read_local_checkpoint(
     name: str | None = None,
     history_buffer: type | None = None,
     config_dict: type = dict,
+    skip_data: bool = False,
 ) -> Any:
     """Read a checkpoint of the authors, of MMEngine or of timm, or a safetensors file.
 
@@ -55,6 +56,8 @@ def read_local_checkpoint(
         history_buffer (type, optional): MMEngine's HistoryBuffer, to read its content. Defaults to
             None, a dictionary in its place.
         config_dict (type): MMEngine's ConfigDict, likewise.
+        skip_data (bool): Whether to leave the values of tensors uninitialized and to verify no
+            checksums, which is fast where only the other content is of interest. Defaults to False.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -65,13 +68,13 @@ def read_local_checkpoint(
         name = name or str(getattr(file, 'name', 'the open file'))
         with _explained(name):
             opened = file if file.seekable() else io.BytesIO(file.read())
-            return _read(opened, name, map_location, history_buffer, config_dict)
+            return _read(opened, name, map_location, history_buffer, config_dict, skip_data)
     name = name or redacted(as_filename(file))
     path = os.path.expanduser(as_filename(file))
     if not os.path.isfile(path):  # a folder, or a pipe, which would be waited for
         raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
     with _explained(name), open(path, 'rb') as opened:
-        return _read(opened, path, map_location, history_buffer, config_dict)
+        return _read(opened, path, map_location, history_buffer, config_dict, skip_data)
 
 
 @contextlib.contextmanager
@@ -109,8 +112,9 @@ def _read(
     map_location: Any,
     history_buffer: type | None,
     config_dict: type,
+    skip_data: bool,
 ) -> Any:
-    is_verified = _verify_hash(file, filename)
+    is_verified = skip_data or _verify_hash(file, filename)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(len(_LEGACY))
@@ -134,7 +138,7 @@ def _read(
     file.seek(0)
     if start[7:9] == b'\0{':
         return _load_safetensors(file, map_location)
-    with stand_ins():
+    with stand_ins(), torch.serialization.skip_data() if skip_data else contextlib.nullcontext():
         content = torch.load(file, map_location, weights_only=True, mmap=False)
     limit = max(_MAX_GROWTH * size, _MIN_LIMIT)
     return Rebuilder(limit, history_buffer, config_dict, bool(trusted)).rebuild(content)

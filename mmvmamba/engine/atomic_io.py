@@ -1,15 +1,12 @@
-"""Crash-safe files, and the search for the checkpoint to resume from."""
+"""Crash-safe files."""
 
 import contextlib
 import glob
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
-
-from mmvmamba.models.loading import read_checkpoint
 
 from .errors import UserError
 
@@ -74,55 +71,3 @@ def remove_parts(folder: str) -> None:
     """Remove the unfinished checkpoints of a process that was killed while it wrote them."""
     for path in glob.glob(os.path.join(glob.escape(folder), f'.*.pth{_WRITING}')):
         os.remove(path)
-
-
-def is_complete(path: str) -> bool:
-    """Check that a checkpoint file is complete and that its checksums match."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
-        return False
-
-
-def last_complete_checkpoint(folder: str, *others: str) -> str | None:
-    """Return the checkpoint in the work folder or others to resume a run from, or None.
-
-    It is the one that ``last_checkpoint`` names, unless that file is truncated or missing, or a
-    newer one of the same run is complete: a process may be killed between the two writes. A folder,
-    which some of MMEngine's strategies write as a checkpoint, is not checked.
-    """
-    named = _named_checkpoint(folder, *others)
-    if named is not None and os.path.isdir(named):
-        return named
-    if named is not None and not is_complete(named):
-        named = None
-    folders = {folder, *others, os.path.dirname(named) if named else folder}
-    paths = [p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))]
-    done = 0 if named is None else _iterations(named)
-    for path in sorted(paths, key=os.path.getmtime, reverse=True):
-        if named is not None and os.path.getmtime(path) <= os.path.getmtime(named):
-            break
-        with contextlib.suppress(ValueError):  # an unreadable file is not of this run
-            if is_complete(path) and _iterations(path) > done:
-                return path
-    return named
-
-
-def _named_checkpoint(*folders: str) -> str | None:
-    """Return the file that the first folder's ``last_checkpoint`` names, even if it was moved."""
-    pointer = Path(folders[0], 'last_checkpoint')
-    path = pointer.read_text().strip() if pointer.is_file() else ''
-    if not path:
-        return None
-    moved = [os.path.join(folder, os.path.basename(path)) for folder in folders]
-    return next((p for p in (path, *moved) if os.path.exists(p)), None)
-
-
-def _iterations(path: str) -> int:
-    """Return the iterations that a run had done, or 0 for a file that holds only weights."""
-    content = read_checkpoint(path)
-    keys = content.keys() if isinstance(content, dict) else set()
-    if {'meta', 'message_hub'} <= keys and {'optimizer', 'param_schedulers'} & keys:
-        return int(content['meta'].get('iter', 0))
-    return 0

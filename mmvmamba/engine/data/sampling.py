@@ -200,6 +200,13 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     name = ', '.join(map(repr, paths)) or f'number {index}'
     if isinstance(error, UserError):
         return f'bad sample {name}: {error}'
-    truncated = [repr(path) for path in paths if os.path.isfile(path) and is_truncated(path)]
+    truncated = [repr(path) for path in paths if _is_known_to_be_truncated(path)]
     reason = f'{" and ".join(truncated)} is truncated: ' if truncated else ''
     return f'bad sample {name}: {reason}{type(error).__name__}: {error}'
+
+
+def _is_known_to_be_truncated(path: str) -> bool:
+    try:
+        return os.path.isfile(path) and is_truncated(path)
+    except OSError:  # it cannot be opened, which is the error to describe
+        return False

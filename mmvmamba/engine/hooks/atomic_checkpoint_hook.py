@@ -1,6 +1,8 @@
 """Crash-safe checkpoint saving."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 
 from mmvmamba.engine.atomic_io import ATOMIC, AtomicBackend, remove_parts
+from mmvmamba.engine.work_dir import saved_progress
 from mmvmamba.registry import HOOKS
+
+from .resume_hook import ResumeHook
 
 _INTERRUPTED = 'interrupted.pth'
 
@@ -39,6 +44,8 @@ class AtomicCheckpointHook(CheckpointHook):
             # Otherwise MMEngine would not save the best score of a repeated validation.
             last = runner.message_hub.runtime_info.get('last_ckpt')
             self.last_ckpt = last or runner._load_from
+            if local and self.max_keep_ckpts > 0 and is_main_process():
+                self._remove_left_over(runner)
 
     def before_val_epoch(self, runner: Any) -> None:
         self._validating = True
@@ -75,6 +82,20 @@ class AtomicCheckpointHook(CheckpointHook):
         _write_last_checkpoint(runner, self.last_ckpt)
         self._remove(_INTERRUPTED)
         self._remove_outdated()
+
+    def _remove_left_over(self, runner: Any) -> None:
+        """Mark what a killed process did not come to remove; the next save removes it."""
+        runs = [hook.run for hook in runner.hooks if isinstance(hook, ResumeHook)]
+        name = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
+        done = runner.epoch if self.by_epoch else runner.iter
+        for match in filter(None, map(name.fullmatch, os.listdir(self.out_dir))):
+            if int(match[1]) in self.keep_ckpt_ids or int(match[1]) >= done:
+                continue
+            # The folder may hold checkpoints of an older run.
+            with contextlib.suppress(OSError, ValueError):
+                progress = saved_progress(os.path.join(self.out_dir, match[0]))
+                if progress is not None and progress.run in runs:
+                    self._remove(match[0])
 
     def _save(self, runner: Any, name: str, meta: dict[str, int], by_epoch: bool) -> str:
         runner.save_checkpoint(

@@ -107,4 +107,8 @@ def _advice(runner: Any) -> str:
     pointer = Path(runner.work_dir, 'last_checkpoint')
     last = pointer.read_text() if pointer.is_file() else None
     kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
-    return f'{kept}; inspect the data, lower the learning rate or clip gradients'
+    lower = 'optim_wrapper.optimizer.lr=LR default_hooks.resume.override=lr'
+    return (
+        f'{kept}; inspect the data, clip gradients, or continue with a lower learning rate by '
+        f'--resume --cfg-options {lower}'
+    )

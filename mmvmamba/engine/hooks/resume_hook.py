@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
@@ -13,7 +14,6 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmvmamba.engine.atomic_io import last_complete_checkpoint
 from mmvmamba.engine.data.sampling import (
     PositionedBatchSampler,
     can_be_positioned,
@@ -22,10 +22,11 @@ from mmvmamba.engine.data.sampling import (
     reader_of,
     seed_all,
 )
-from mmvmamba.engine.errors import as_user_error
+from mmvmamba.engine.work_dir import last_complete_checkpoint
 from mmvmamba.registry import HOOKS
 
-from .utils import unwrapped
+from .resumed_settings import OVERRIDES, ResumedHyperParameters, check_optimizers
+from .utils import optim_wrappers, unwrapped
 
 
 @HOOKS.register_module()
@@ -40,39 +41,62 @@ class ResumeHook(Hook):
     Args:
         load_from (str, optional): Weights to start from if there is no checkpoint to resume from;
             the training tool passes the config's ``load_from``. Defaults to None.
+        override (str | Sequence[str]): Hyper-parameters of the optimizer, 'lr' and 'weight_decay',
+            that a resumed run takes from its config instead of the checkpoint. Defaults to ().
+
+    Raises:
+        ValueError: If ``override`` holds another name.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, load_from: str | None = None) -> None:
+    def __init__(self, load_from: str | None = None, override: str | Sequence[str] = ()) -> None:
+        names = (override,) if isinstance(override, str) else tuple(override)
+        if not set(names) <= OVERRIDES.keys():
+            raise ValueError(f'override must be among {list(OVERRIDES)}, but got {override!r}')
         self.load_from = load_from
+        self.override = names
+        # Identifies the run in its checkpoints. A run from a checkpoint that the user names is
+        # another one, as later checkpoints may lie beside it.
+        self.run = uuid.uuid4().hex
+        self._finds_checkpoint = False
         self._seed = 0
         self._epoch = 0  # of the batches, also in an iteration-based loop
         self._batches = 0  # done in that epoch
         self._saved: dict[str, int] | None = None
         self._gradients: dict[str, Tensor] = {}
+        self._hyper_parameters: ResumedHyperParameters | None = None
 
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint to resume from, the same one on all ranks."""
         if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
-        with as_user_error(ValueError):
-            found = [last_complete_checkpoint(*_folders(runner)) if is_main_process() else None]
+        self._finds_checkpoint = True
+        found: list[Any] = [None, []]
+        if is_main_process():
+            found = list(last_complete_checkpoint(*_folders(runner)))
         broadcast_object_list(found)
-        runner._load_from = found[0]
-        if found[0] is None:
+        runner._load_from, skipped = found
+        for reason in skipped:
+            runner.logger.warning(f'skipped in the search for a checkpoint: {reason}')
+        if runner._load_from is None:
             runner._resume = False
             runner._load_from = self.load_from
             runner.logger.warning(f'no checkpoint to resume from in {runner.work_dir!r}')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Add the position and the accumulated gradients."""
-        checkpoint['meta']['position'] = dict(
-            seed=self._seed,
-            epoch=self._epoch,
-            batches=self._batches,
-            batch_size=_batch_size(runner),
-            world_size=get_world_size(),
+        """Add the identity of the run, its position and the accumulated gradients."""
+        checkpoint['meta'].update(
+            run=self.run,
+            optimizers=[type(w.optimizer).__name__ for w in optim_wrappers(runner.optim_wrapper)],
+            position=dict(
+                seed=self._seed,
+                epoch=self._epoch,
+                batches=self._batches,
+                batch_size=_batch_size(runner),
+                world_size=get_world_size(),
+                samples=_length(runner.train_dataloader.dataset),
+            ),
         )
         parameters = unwrapped(runner.model).named_parameters()
         gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
@@ -80,13 +104,32 @@ class ResumeHook(Hook):
             checkpoint['gradients'] = gradients
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Read the position of a resumed run."""
-        if runner._resume:
-            self._saved = checkpoint.get('meta', {}).get('position')
-            self._gradients = checkpoint.get('gradients', {})
+        """Read the position of a resumed run, and compare its settings with the config's."""
+        meta = checkpoint.get('meta')
+        if not runner._resume or not isinstance(meta, dict):
+            return
+        position = meta.get('position')
+        self._saved = position if isinstance(position, dict) else None
+        if self._finds_checkpoint:
+            self.run = meta.get('run') or self.run
+        self._gradients = checkpoint.get('gradients', {})
+        check_optimizers(runner.optim_wrapper, checkpoint)
+        self._hyper_parameters = ResumedHyperParameters(
+            runner.optim_wrapper, checkpoint, self.override
+        )
+        for text in self._hyper_parameters.changes():
+            runner.logger.warning(text)
+        seeds = meta.get('seed'), (runner.cfg.get('randomness') or {}).get('seed')
+        if None not in seeds and seeds[0] != seeds[1]:
+            runner.logger.warning(
+                f'the seed is {seeds[0]} in the checkpoint and {seeds[1]} in the config; a run '
+                'keeps its seed. To use another one, start a new run'
+            )
 
     def before_train(self, runner: Any) -> None:
         """Restore the position of the data loader and the accumulated gradients."""
+        if self._hyper_parameters is not None:
+            self._hyper_parameters.apply(runner.param_schedulers)
         loop = runner.train_loop
         loader = loop.dataloader
         if not can_be_positioned(loader):
@@ -124,6 +167,15 @@ class ResumeHook(Hook):
                 f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
                 f' this run has {now[0]} and {now[1]}: training continues at the same sample, but '
                 'not bit for bit'
+            )
+        samples = _length(runner.train_dataloader.dataset)
+        if saved.get('samples', samples) != samples:
+            left = max(len(loop.dataloader.batch_sampler) - self._batches, 0)
+            runner.logger.warning(
+                f'the training data set had {saved["samples"]} samples and now has {samples}: '
+                f'{left} batches are left of epoch {self._epoch + 1}, and later epochs have all '
+                'samples. To count epochs anew, start a new run from the weights with '
+                '--cfg-options load_from=CHECKPOINT without --resume'
             )
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -197,6 +249,10 @@ def _position_from_counts(loop: Any) -> tuple[int, int]:
     if is_endless(loop.dataloader.batch_sampler.sampler):
         return 0, loop.iter
     return divmod(loop.iter, len(loop.dataloader))
+
+
+def _length(dataset: Any) -> int:
+    return len(dataset) if hasattr(dataset, '__len__') else 0
 
 
 def _batch_size(runner: Any) -> int:

@@ -269,6 +269,130 @@ def test_other_processes_and_batches(train, monkeypatch):
     assert words in train(options, stop=dict(train=3)).said.getvalue()
 
 
+# ---- settings that differ from those of the checkpoint ----
+
+ADAMW = {'optim_wrapper.optimizer': dict(_delete_=True, type='AdamW', lr=0.1, weight_decay=0.2)}
+WARM_UP = dict(param_scheduler=[dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=3)])
+
+
+def groups(runner):
+    return runner.optim_wrapper.optimizer.param_groups
+
+
+@RUNNERS
+@pytest.mark.parametrize('named', [False, True], ids=['auto', 'named'])
+def test_changed_hyper_parameters_are_said(runner, named, train, tmp_path):
+    train(runner, ADAMW, stop=dict(train=3))
+    resumed = str(tmp_path / 'run' / 'epoch_1.pth') if named else 'auto'
+    same = train(runner, ADAMW, resumed=resumed, stop=dict(train=3))
+    assert 'in the config' not in same.said.getvalue()
+    changes = {'optim_wrapper.optimizer.lr': 0.05, 'optim_wrapper.optimizer.weight_decay': 0.0}
+    other = train(runner, ADAMW, changes, resumed=resumed, stop=dict(train=3))
+    for words in (
+        'the learning rate is 0.1 in the checkpoint and 0.05 in the config; the checkpoint',
+        'the weight decay is 0.2 in the checkpoint and 0 in the config; the checkpoint',
+        'add --cfg-options default_hooks.resume.override=lr',
+    ):
+        assert words in other.said.getvalue()
+    assert (groups(other)[0]['lr'], groups(other)[0]['weight_decay']) == (0.1, 0.2)
+
+
+@RUNNERS
+@pytest.mark.parametrize('override', ['lr', ['lr', 'weight_decay']])
+def test_the_schedule_goes_on_from_the_new_learning_rate(runner, override, train):
+    """As NonFiniteLossHook advises."""
+    train(runner, ADAMW, WARM_UP, stop=dict(train=3))
+    changes = {
+        'optim_wrapper.optimizer.lr': 0.01,
+        'optim_wrapper.optimizer.weight_decay': 0.0,
+        'default_hooks.resume.override': override,
+    }
+    other = train(runner, ADAMW, WARM_UP, changes, stop=dict(train=4))
+    assert "and 0.01 in the config; the config's is used" in other.said.getvalue()
+    group = groups(other)[0]
+    assert group['initial_lr'] == 0.01
+    assert group['weight_decay'] == (0.2 if override == 'lr' else 0.0)
+    end = train(runner, ADAMW, WARM_UP, changes)
+    assert groups(end)[0]['lr'] == pytest.approx(0.01)  # the warm-up has ended
+
+
+def test_unknown_overrides_are_refused():
+    with pytest.raises(
+        ValueError, match=r"override must be among \['lr', 'weight_decay'\], but got"
+    ):
+        resume_hook.ResumeHook(override=['lr', 'betas'])
+
+
+@RUNNERS
+@pytest.mark.parametrize('is_old', [False, True])
+def test_another_optimizer_is_refused(runner, is_old, train, tmp_path):
+    train(runner, ADAMW, stop=dict(train=3))
+    path = named(tmp_path / 'run')
+    if is_old:  # saved by MMEngine alone
+        saved = content(path)
+        del saved['meta']['optimizers']
+        torch.save(saved, path)
+    name = 'another optimizer' if is_old else 'AdamW'
+    with pytest.raises(UserError, match=f'was saved with {name}, and the config has SGD; .*load_'):
+        train(runner)
+
+
+@RUNNERS
+def test_another_seed_is_said(runner, train):
+    train(runner, dict(randomness=dict(seed=3)), stop=dict(train=3))
+    other = train(runner, dict(randomness=dict(seed=4)), stop=dict(train=3))
+    words = 'the seed is 3 in the checkpoint and 4 in the config; a run keeps its seed'
+    assert words in other.said.getvalue()
+    same = train(runner, dict(randomness=dict(seed=3)), stop=dict(train=3))
+    assert 'the seed is' not in same.said.getvalue()
+
+
+@RUNNERS
+def test_another_number_of_samples_is_said(runner, train, monkeypatch):
+    options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
+    train(runner, options, stop=dict(train=1))
+    monkeypatch.setattr(ResumedNumbers, '__len__', lambda self: 2)
+    words = 'had 4 samples and now has 2: 0 batches are left of epoch 1, and later epochs have all'
+    assert words in train(runner, options, stop=dict(train=2)).said.getvalue()
+
+
+BY_ITERATION_HOOK = dict(type='mmvmamba.AtomicCheckpointHook', by_epoch=False, interval=1)
+
+
+# ---- the work folder ----
+
+
+@RUNNERS
+def test_what_a_kill_left_over_is_removed_at_the_next_save(runner, train, tmp_path):
+    options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
+    folder = tmp_path / 'run'
+    train(runner, options, stop=dict(train=2))
+    own = content(folder / 'iter_2.pth')
+    own['meta']['iter'] = 1
+    torch.save(own, folder / 'iter_1.pth')  # killed before its removal
+    own['meta']['run'] = 'another one'
+    torch.save(own, folder / 'iter_0.pth')
+    (folder / 'iter_00.pth').write_text('no checkpoint')
+    train(runner, options, stop=dict(train=3))
+    names = sorted(path.name for path in folder.glob('*.pth'))
+    assert names == ['iter_0.pth', 'iter_00.pth', 'iter_3.pth']
+
+
+@RUNNERS
+def test_a_run_from_a_named_checkpoint_is_another_run(runner, train, tmp_path):
+    """Checkpoints beside it have more iterations, but are not of this run."""
+    train(runner)
+    folder = tmp_path / 'run'
+    train(runner, resumed=str(folder / 'epoch_1.pth'), stop=dict(train=4))
+    assert named(folder).name == 'epoch_2.pth'
+    assert train(runner, stop=dict(train=4))._load_from == str(folder / 'epoch_2.pth')
+    (folder / 'foreign.pth').write_text('no checkpoint')
+    again = train(runner, stop=dict(train=4))
+    assert again._load_from == str(folder / 'epoch_2.pth')
+    assert "skipped in the search for a checkpoint: checkpoint '" in again.said.getvalue()
+    assert 'foreign.pth' in again.said.getvalue()
+
+
 def test_hooks_that_are_turned_off(tmp_path):
     """MMEngine accepts None for its own hooks only; resuming needs ResumeHook."""
     hooks = dict(SAFETY, bad_data=None, resume=None, timer=None)

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,25 @@ def segmentation_run(segmentation_config, run_script, tmp_path_factory):
 
 
 # ---- training ----
+
+HOLDER = """
+import sys, time
+from mmvmamba.engine.work_dir import locked
+with locked(sys.argv[1]):
+    print('locked', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_work_folder_is_refused(detection_config, run_here, tmp_path):
+    command = [sys.executable, '-c', HOLDER, str(tmp_path / 'run')]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'locked\n'
+        code, err = run_here('train.py', detection_config, '--work-dir', tmp_path / 'run')
+        process.kill()
+    assert code == 2
+    assert f'in use by process {process.pid}' in err
+    assert os.listdir(tmp_path / 'run') == ['.lock']
 
 
 def test_train_detector(detection_run):

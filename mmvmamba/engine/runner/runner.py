@@ -1,5 +1,7 @@
 """MMEngine's runners with checks of the config and support for processes without a GPU."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -10,7 +12,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmvmamba.checkpoint.redaction import redact_record
+from mmvmamba.checkpoint.redaction import redact_record, redacted
 from mmvmamba.engine.checks.channels import check_feature_maps
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
@@ -111,7 +113,7 @@ class ToolRunnerMixin(RedactedLogMixin):
 
     def load_or_resume(self) -> None:
         """Load a checkpoint, and raise a UserError if it does not match the model."""
-        with as_user_error(ValueError):
+        with named_checkpoint(self):
             super().load_or_resume()
 
 
@@ -120,11 +122,27 @@ class FlexibleRunnerMixin(RedactedLogMixin):
 
     def load_or_resume(self) -> None:
         """Let ResumeHook choose the file first; FlexibleRunner loads it before ``before_run``."""
-        with as_user_error(ValueError):
+        with named_checkpoint(self):
             for hook in self.hooks:
                 if isinstance(hook, ResumeHook):
                     hook.before_run(self)
             super().load_or_resume()
+
+
+@contextlib.contextmanager
+def named_checkpoint(runner: Runner | FlexibleRunner) -> Iterator[None]:
+    """Turn the errors of loading and resuming into a UserError that names the checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        if not runner._resume:
+            raise
+        name = redacted(str(runner._load_from))
+        raise UserError(
+            f'checkpoint {name!r} cannot be resumed from: {type(error).__name__}: {error}'
+        ) from error
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

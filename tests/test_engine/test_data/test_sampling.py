@@ -9,10 +9,11 @@ import pytest
 import torch
 from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.structures import BaseDataElement
 from mmpretrain.datasets.samplers import RepeatAugSampler
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 
-from mmvmamba.engine.data import sampling
+from mmvmamba.engine.data import sample_check, sampling
 from mmvmamba.engine.data.sampling import (
     PositionedBatchSampler,
     SampleIndex,
@@ -236,6 +237,32 @@ def test_stop(workers):
         read(Samples(), False, workers, [1, 4])
     words = "bad sample 'images/4.jpg': OSError: cannot be decoded"
     assert explain(caught.value) == words
+
+
+@pytest.mark.parametrize('skip', [True, False])
+def test_files_that_cannot_be_opened(tmp_path, monkeypatch, skip):
+    """They are not opened again to look for their end."""
+
+    def refuse(file, *args):
+        raise PermissionError(13, 'Permission denied', str(file))
+
+    path = tmp_path / '3.jpg'
+    path.touch()
+    monkeypatch.setattr(Samples, 'get_data_info', lambda self, index: dict(img_path=str(path)))
+    monkeypatch.setattr(Samples, '__getitem__', lambda self, index: good(index) or refuse(path))
+    monkeypatch.setattr(sample_check, 'open', refuse, raising=False)
+    words = f"bad sample '{path}': PermissionError: [Errno 13] Permission denied: '{path}'"
+    if skip:
+        (sample,) = read(Samples(), True, 0, [3])
+        assert words in sample['data_samples'].metainfo['bad_samples']
+    else:
+        with pytest.raises(UserError) as caught:
+            read(Samples(), False, 0, [3])
+        assert str(caught.value) == words
+
+
+def good(index):
+    return None if index == 3 else dict(inputs=index, data_samples=BaseDataElement())
 
 
 @pytest.mark.parametrize('failures', [20, 21])

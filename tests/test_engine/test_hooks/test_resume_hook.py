@@ -359,6 +359,31 @@ def test_another_number_of_samples_is_said(runner, train, monkeypatch):
 BY_ITERATION_HOOK = dict(type='mmvmamba.AtomicCheckpointHook', by_epoch=False, interval=1)
 
 
+@RUNNERS
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda saved: saved['meta'].pop('epoch'),
+        lambda saved: saved.update(meta=5),
+        lambda saved: saved.update(message_hub=5),
+        lambda saved: saved.update(optimizer=[]),
+        lambda saved: saved['optimizer'].pop('param_groups'),
+        lambda saved: saved['meta'].update(position=5),
+    ],
+    ids=['epoch', 'meta', 'message_hub', 'optimizer', 'groups', 'position'],
+)
+def test_a_named_checkpoint_with_another_content(runner, change, train, tmp_path):
+    train(runner, ADAMW, stop=dict(train=3))
+    saved = content(named(tmp_path / 'run'))
+    change(saved)
+    torch.save(saved, tmp_path / 'x.pth')
+    if saved['meta'] != 5 and saved['meta'].get('position') == 5:
+        train(runner, ADAMW, resumed=str(tmp_path / 'x.pth'), stop=dict(train=3))
+        return
+    with pytest.raises(UserError, match=r'checkpoint .*x\.pth. (cannot be resumed from|.* must)'):
+        train(runner, ADAMW, resumed=str(tmp_path / 'x.pth'))
+
+
 # ---- the work folder ----
 
 

@@ -54,6 +54,9 @@ _OPCODES = set(
     'LONG_BINPUT'.split()
 )
 _MAX_DEPTH = 100
+#: Limit for the items and characters that calls copy, as a multiple of the bytes read so far. Each
+#: is in the file once, unless a call takes the same object again.
+_MAX_COPIES, _MIN_LIMIT = 2, 1024
 #: Names of modules in Python 2, which files keep.
 _PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
@@ -101,9 +104,11 @@ class _Value:
         depth (int): Levels of nesting.
         constant (str | int, optional): Its value, or the name of a class or function.
         items (list[_Value]): Items of a tuple.
+        size (int): Number of items or characters.
     """
 
     depth: int = 0
+    size: int = 0
     constant: Any = None
     items: list['_Value'] = field(default_factory=list)
 
@@ -122,8 +127,9 @@ def check_pickle(file: IO[bytes]) -> Pickle:
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
+    start, copied = file.tell(), 0
     argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
+    for opcode, argument, position in pickletools.genops(file):
         if opcode.name not in _OPCODES:
             raise RefusedError(f'opcode {opcode.name} is not allowed')
         if opcode.name == 'MARK':
@@ -140,7 +146,9 @@ def check_pickle(file: IO[bytes]) -> Pickle:
                 raise ForeignNameError(name)
             stack.append(_Value(constant=name))
         else:
-            _apply(opcode, argument, stack, marks)
+            copied += _apply(opcode, argument, stack, marks)
+            if copied > _MAX_COPIES * (position - start) + _MIN_LIMIT:
+                raise RefusedError('the content is many times larger than the file')
         if opcode.name == 'BINUNICODE':
             result.texts.add(argument)
         elif opcode.name == 'LONG1' and argument.bit_length() > 64:
@@ -153,9 +161,10 @@ def check_pickle(file: IO[bytes]) -> Pickle:
 
 def _apply(
     opcode: pickletools.OpcodeInfo, argument: Any, stack: list[_Value], marks: list[int]
-) -> None:
-    """Replace the operands of an opcode by its result."""
+) -> int:
+    """Replace the operands of an opcode by its result; return the size of what it copies."""
     operands: list[_Value] = []
+    copies = 0
     count = len(opcode.stack_before)
     if pickletools.markobject in opcode.stack_before:
         start = marks.pop()
@@ -167,18 +176,23 @@ def _apply(
         del stack[-count:]
     if opcode.name in _CHANGES:
         value = operands.pop(0)
+        value.size += len(operands)
         if opcode.name.startswith('SETITEM') and any(key.depth for key in operands[::2]):
             raise RefusedError('keys must be strings or numbers')
     else:
         value = _Value(constant=argument)
+        if isinstance(argument, str):
+            value.size = len(argument)
         if opcode.name == 'REDUCE':
             _check_call(*operands)
+            copies = sum(item.size for item in operands[1].items)
         elif opcode.name.startswith('TUPLE') or opcode.name == 'BINPERSID':
             value.items = operands[0].items if opcode.name == 'BINPERSID' else operands
     value.depth = max([value.depth] + [1 + operand.depth for operand in operands])
     if value.depth > _MAX_DEPTH:
         raise RefusedError(f'nested more than {_MAX_DEPTH} levels deep')
     stack.extend(value for _ in opcode.stack_after)
+    return copies
 
 
 def _check_call(function: _Value, arguments: _Value) -> None:
@@ -342,6 +356,7 @@ class Rebuilder:
         self._keeps_unknown = keeps_unknown
         self._done: dict[int, tuple[Any, int]] = {}  # copies and their bytes by id of the original
         self._parents: set[int] = set()
+        self._dtypes: dict[int, torch.dtype] = {}  # by the address of a storage
 
     def rebuild(self, value: Any) -> Any:
         """Return the copy of a value.
@@ -382,7 +397,9 @@ class Rebuilder:
         if kind in (Tensor, torch.nn.Parameter):
             return self._tensor(value)
         if kind in (_Array, _Scalar, _Dtype):
-            return _to_numpy(value)
+            new = _to_numpy(value)
+            self._spend(getattr(new, 'nbytes', 1))
+            return new
         if kind is _Namespace:
             return argparse.Namespace(**self._attributes(value))
         if kind is _HistoryBuffer:
@@ -414,6 +431,10 @@ class Rebuilder:
         if tensor.is_neg() or tensor.is_conj():  # by the metadata in the file
             raise RefusedError('a tensor that is negated or conjugated lazily')
         self._spend(tensor.numel() * tensor.element_size())
+        # torch.save writes a storage for one dtype alone, and would refuse this content.
+        address = tensor.untyped_storage().data_ptr()
+        if address and self._dtypes.setdefault(address, tensor.dtype) != tensor.dtype:
+            raise RefusedError('two dtypes share the memory of a tensor')
         return tensor
 
     def _buffer(self, value: _HistoryBuffer) -> Any:

@@ -349,6 +349,33 @@ def test_pickles_that_crash_or_stall_python_are_refused(parts, words):
         read_pickle(program(*parts))
 
 
+LARGE = b']q\x00(' + b'K\x01' * 5000 + b'e'
+
+
+@pytest.mark.parametrize(
+    'parts',
+    [
+        (LARGE, called('builtins set', b'h\x00') * 20),
+        (text('a' * 5000), b'q\x00', called('_codecs encode', b'h\x00', text('latin1')) * 20),
+        (b'}q\x00(' + b''.join(b'M' + struct.pack('<H', i) + b'N' for i in range(5000)) + b'u',)
+        + (called('mmengine.config.config ConfigDict', b'h\x00') * 20,),
+    ],
+    ids=['set', 'bytes', 'ConfigDict'],
+)
+def test_calls_that_copy_the_same_object_again_are_refused(parts):
+    with pytest.raises(ValueError, match='many times larger than the file'):
+        read_pickle(program(b'(', *parts, b't'))
+
+
+def test_two_dtypes_of_one_memory_are_refused():
+    tensor = torch.ones(4)
+    storage, *arguments = tensor.__reduce_ex__(2)[1]
+    other = torch._utils._rebuild_tensor_v3
+    same = Reduced(other, (storage, 0, (4,), (1,), False, {}, torch.int32))
+    with pytest.raises(ValueError, match='two dtypes share the memory'):
+        read({'a': tensor, 'b': same})
+
+
 def test_content_that_grows_when_it_is_copied_is_refused():
     laughs = ['ha'] * 10
     for _ in range(8):

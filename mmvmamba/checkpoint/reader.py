@@ -89,21 +89,22 @@ def _explained(name: str) -> Iterator[None]:
             f'checkpoint {name!r} needs {error.name}, which is not loaded from files. If you trust '
             'the file, allow the class with torch.serialization.add_safe_globals first'
         ) from error
+    except RefusedError as error:
+        raise ValueError(f'checkpoint {name!r} is refused: {_printable(str(error))}') from error
     except _DamagedError as error:
         raise ValueError(f'checkpoint {name!r} is damaged: {error}') from error
     except Exception as error:  # a file can make torch.load and NumPy raise anything
+        # torch.load puts a page in front of its own message.
+        text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
+        reason = f'{type(error).__name__}: {text}'.splitlines()[0].split('. ')[0]
         raise ValueError(
             f'checkpoint {name!r} cannot be read; it may be truncated or not a checkpoint: '
-            f'{_reason(error)}'
+            f'{_printable(reason)}'
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an error; torch.load puts a page in front of its own."""
-    text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
-    if not isinstance(error, RefusedError):
-        text = f'{type(error).__name__}: {text}'
-    return ascii(text.splitlines()[0].split('. ')[0])[1:-1][:200]
+def _printable(text: str) -> str:
+    return ascii(text)[1:-1][:200]
 
 
 def _read(
@@ -128,7 +129,7 @@ def _read(
     elif start[7:9] == b'\0{':  # the end of the header's size, and its beginning
         has_checksums = False
     else:
-        raise RefusedError('unknown format')
+        raise ValueError('it begins like no format of checkpoints')
     if not is_verified and not has_checksums:
         _logger.warning(
             'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '

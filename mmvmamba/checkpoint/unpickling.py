@@ -10,7 +10,7 @@ import contextlib
 import math
 import pickletools
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -26,12 +26,12 @@ YACS_NODE: tuple[Callable[..., Any], str] = (OrderedDict, 'yacs.config.CfgNode')
 _ENCODE = '_codecs.encode'
 #: Opcodes that change the object below their operands.
 _CHANGES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
-#: Functions and classes of torch.load's own list. Those for sparse, quantized, nested and meta
-#: tensors and for subclasses of Tensor are left out.
+#: Functions and classes of torch.load's own list, without those of ``_NOT_DENSE``.
 _OF_TORCH = {
     _ENCODE,
     'builtins.complex',
     'builtins.set',
+    'collections.Counter',
     'collections.OrderedDict',
     'torch.Size',
     'torch.device',
@@ -40,6 +40,14 @@ _OF_TORCH = {
     'torch._utils._rebuild_tensor',
     'torch._utils._rebuild_tensor_v2',
     'torch._utils._rebuild_tensor_v3',
+}
+_NOT_DENSE = {
+    'torch._utils._rebuild_sparse_tensor': 'a sparse tensor',
+    'torch._utils._rebuild_qtensor': 'a quantized tensor',
+    'torch._utils._rebuild_nested_tensor': 'a nested tensor',
+    'torch._utils._rebuild_meta_tensor_no_storage': 'a tensor on the meta device',
+    'torch._utils._rebuild_wrapper_subclass': 'a subclass of Tensor',
+    'torch._tensor._rebuild_from_type_v2': 'a subclass of Tensor, or a tensor with attributes',
 }
 #: The dtypes and storages of dense tensors.
 _DENSE = re.compile(
@@ -129,6 +137,7 @@ def check_pickle(file: IO[bytes]) -> Pickle:
     memo: dict[int, _Value] = {}
     start, copied = file.tell(), 0
     argument: Any
+    position: Any
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name not in _OPCODES:
             raise RefusedError(f'opcode {opcode.name} is not allowed')
@@ -142,6 +151,8 @@ def check_pickle(file: IO[bytes]) -> Pickle:
             name = _python_3(argument)
             if name in allowed and name not in _STAND_INS:
                 result.trusted.add(name)
+            elif name in _NOT_DENSE:
+                raise RefusedError(f'it holds {_NOT_DENSE[name]}, and tensors must be dense')
             elif not _is_known(name):
                 raise ForeignNameError(name)
             stack.append(_Value(constant=name))
@@ -200,7 +211,7 @@ def _check_call(function: _Value, arguments: _Value) -> None:
     name, items = function.constant, arguments.items
     if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
         raise RefusedError('bytes must be encoded as latin1')
-    if name == 'builtins.set' and arguments.depth > 2:
+    if name in ('builtins.set', 'collections.Counter') and arguments.depth > 2:
         raise RefusedError('items of a set must be strings or numbers')
     if name in (YACS_NODE[1], 'collections.OrderedDict') and (items or arguments.depth):
         raise RefusedError('OrderedDict must be called without arguments')
@@ -388,7 +399,7 @@ class Rebuilder:
 
     def _rebuilt(self, value: Any) -> Any:
         kind = type(value)
-        if kind in (dict, OrderedDict, _ConfigDict):
+        if kind in (dict, OrderedDict, Counter, _ConfigDict):
             return self._dictionary(value)
         if kind in (list, tuple, set):
             return kind(self.rebuild(item) for item in value)

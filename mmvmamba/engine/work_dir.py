@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_LOCK = '.lock'
+_LOCK = 'run.lock'
 _POINTER = 'last_checkpoint'
 _MAX_POINTER = 4096  # bytes, the longest path of Linux
 #: Ranks by the launchers of OpenMMLab.

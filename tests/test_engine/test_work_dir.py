@@ -241,7 +241,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path, holder, mon
     os.kill(holder.pid, signal.SIGKILL)  # its worker outlives it
     holder.wait()
     with locked(folder):
-        assert (tmp_path / 'run' / '.lock').read_text().startswith(f'process {os.getpid()} on ')
+        assert (tmp_path / 'run' / 'run.lock').read_text().startswith(f'process {os.getpid()} on ')
 
 
 @pytest.mark.parametrize('path', ['file', 'file/run'])
@@ -258,4 +258,4 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr('fcntl.lockf', refuse)
     with locked(str(tmp_path)):
-        assert (tmp_path / '.lock').read_text() == ''
+        assert (tmp_path / 'run.lock').read_text() == ''

@@ -55,7 +55,7 @@ def test_a_second_run_in_a_work_folder_is_refused(detection_config, run_here, tm
         process.kill()
     assert code == 2
     assert f'in use by process {process.pid}' in err
-    assert os.listdir(tmp_path / 'run') == ['.lock']
+    assert os.listdir(tmp_path / 'run') == ['run.lock']
 
 
 def test_train_detector(detection_run):

@@ -1,0 +1,64 @@
+"""Problems of data sets, grouped and counted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+#: 'error': training or evaluation would fail, or would silently give wrong results. 'warning': some
+#: samples are not used, or something looks wrong. 'note': for information.
+SEVERITIES = ('error', 'warning', 'note')
+_SHOWN = 5  # of the items of a group, of which there can be many thousands
+
+
+@dataclass
+class Group:
+    """Problems of one kind in one file.
+
+    Attributes:
+        severity (str): One of ``SEVERITIES``.
+        path (str): The annotation file or folder.
+        kind (str): The problem in plain words, with the field, e.g. '`bbox` has no area'.
+        hint (str): The likely cause and the remedy, if known.
+        count (int): Number of problems.
+        items (list[str]): The first items that have it, e.g. "annotation 12 of 'a.jpg'".
+    """
+
+    severity: str
+    path: str
+    kind: str
+    hint: str = ''
+    count: int = 0
+    items: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        more = f' and {self.count - len(self.items)} more' if self.count > len(self.items) else ''
+        items = f': {", ".join(self.items)}{more}' if self.items else ''
+        count = f' ({self.count} times)' if self.count > 1 else ''
+        hint = f'. {self.hint}' if self.hint else ''
+        return f'{self.path}: {self.kind}{count}{items}{hint}'
+
+
+class Report:
+    """Problems by severity, file and kind."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str, str], Group] = {}
+
+    def add(
+        self, severity: str, path: str, kind: str, item: str = '', hint: str = '', count: int = 1
+    ) -> None:
+        """Count a problem; see :class:`Group` for the arguments.
+
+        Raises:
+            ValueError: If ``severity`` is unknown.
+        """
+        if severity not in SEVERITIES:
+            raise ValueError(f'severity must be one of {SEVERITIES}, but got {severity!r}')
+        group = self._groups.setdefault((severity, path, kind), Group(severity, path, kind, hint))
+        group.count += count
+        if item and len(group.items) < _SHOWN:
+            group.items.append(item)
+
+    def groups(self, *severities: str) -> Iterator[Group]:
+        """Yield the groups of the given severities, or all, the most severe first."""
+        for severity in severities or SEVERITIES:
+            yield from (g for g in self._groups.values() if g.severity == severity)

@@ -188,17 +188,21 @@ def _apply(
     if opcode.name in _CHANGES:
         value = operands.pop(0)
         value.size += len(operands)
+        if opcode.name == 'BUILD':
+            copies = operands[0].size
         if opcode.name.startswith('SETITEM') and any(key.depth for key in operands[::2]):
             raise RefusedError('keys must be strings or numbers')
     else:
         value = _Value(constant=argument)
         if isinstance(argument, str):
             value.size = len(argument)
-        if opcode.name == 'REDUCE':
+        if opcode.name in ('REDUCE', 'NEWOBJ'):
             _check_call(*operands)
             copies = sum(item.size for item in operands[1].items)
-        elif opcode.name.startswith('TUPLE') or opcode.name == 'BINPERSID':
-            value.items = operands[0].items if opcode.name == 'BINPERSID' else operands
+        elif opcode.name == 'BINPERSID':
+            value.items = operands[0].items
+        elif opcode.name.startswith('TUPLE'):
+            value.items, value.size = operands, len(operands)
     value.depth = max([value.depth] + [1 + operand.depth for operand in operands])
     if value.depth > _MAX_DEPTH:
         raise RefusedError(f'nested more than {_MAX_DEPTH} levels deep')
@@ -209,6 +213,8 @@ def _apply(
 def _check_call(function: _Value, arguments: _Value) -> None:
     """Check the calls that take long, or whose result hides keys from :func:`_apply`."""
     name, items = function.constant, arguments.items
+    if function.depth or (arguments.depth and not items):
+        raise RefusedError('a call must have a name and a tuple of arguments')
     if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
         raise RefusedError('bytes must be encoded as latin1')
     if name in ('builtins.set', 'collections.Counter') and arguments.depth > 2:
@@ -404,6 +410,7 @@ class Rebuilder:
         if kind in (list, tuple, set):
             return kind(self.rebuild(item) for item in value)
         if kind in (torch.Size, torch.device):
+            self._spend(len(value) if kind is torch.Size else 1)
             return value
         if kind in (Tensor, torch.nn.Parameter):
             return self._tensor(value)

@@ -342,6 +342,8 @@ def test_stand_ins_come_before_classes_that_were_allowed():
         ([called('_codecs encode', text('x'), text('punycode'))], 'encoded as latin1'),
         ([called('builtins bytes', b'J' + b'\xff\xff\xff\x7f')], 'needs a call of bytes'),
         ([b']q\x00h\x00a'], 'an object holds itself'),
+        ([b'K\x01\x85', b'K\x02\x85', b'R'], 'must have a name and a tuple'),
+        ([b'ctorch\nSize\n', b']K\x02a', b'R'], 'must have a name and a tuple'),
     ],
 )
 def test_pickles_that_crash_or_stall_python_are_refused(parts, words):
@@ -359,8 +361,11 @@ LARGE = b']q\x00(' + b'K\x01' * 5000 + b'e'
         (text('a' * 5000), b'q\x00', called('_codecs encode', b'h\x00', text('latin1')) * 20),
         (b'}q\x00(' + b''.join(b'M' + struct.pack('<H', i) + b'N' for i in range(5000)) + b'u',)
         + (called('mmengine.config.config ConfigDict', b'h\x00') * 20,),
+        (b'(' + b'K\x01' * 5000 + b'tq\x00', called('torch Size', b'h\x00') * 20),
+        (b'}q\x00(' + b''.join(text(f'{i:04}') + b'N' for i in range(5000)) + b'u',)
+        + (b'ccollections\nOrderedDict\n)Rh\x00b' * 20,),
     ],
-    ids=['set', 'bytes', 'ConfigDict'],
+    ids=['set', 'bytes', 'ConfigDict', 'Size', 'state'],
 )
 def test_calls_that_copy_the_same_object_again_are_refused(parts):
     with pytest.raises(ValueError, match='many times larger than the file'):

@@ -43,6 +43,18 @@ def test_round_trip_is_exact(arch, kind, tmp_path, run_here):
     assert 'state_dict' in ours
 
 
+def test_safetensors_are_converted_and_published(tmp_path, run_here):
+    safetensors = pytest.importorskip('safetensors.torch')
+    content = authors_file(THIN, 'classifier')
+    safetensors.save_file(content['model'], tmp_path / 'a.safetensors')
+    assert run_here(CONVERT, 'a.safetensors', 'b.pth', '--to', 'authors')[0] == 0
+    assert_same_content(read_checkpoint(str(tmp_path / 'b.pth')), content)
+    assert run_here(PUBLISH, 'a.safetensors', 'c.pth')[0] == 0
+    (path,) = tmp_path.glob('c-*.pth')
+    published = read_checkpoint(str(path))['state_dict']
+    assert_same_content({'model': published}, content)
+
+
 @pytest.mark.parametrize(
     ('content', 'arguments', 'words'),
     [

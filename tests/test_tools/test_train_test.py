@@ -136,6 +136,17 @@ def test_test_detector(detection_run, detection_config, run_script, tmp_path):
     assert set(predictions[0]['pred_instances']) >= {'bboxes', 'labels', 'scores', 'masks'}
 
 
+def test_test_detector_from_safetensors(detection_run, detection_config, run_here, tmp_path):
+    """The weights alone are in such a file, so that no run can be resumed from it."""
+    safetensors = pytest.importorskip('safetensors.torch')
+    state = torch.load(detection_run[0] / 'epoch_1.pth', weights_only=False)['state_dict']
+    safetensors.save_file(dict(state), tmp_path / 'x.safetensors')
+    assert run_here('test.py', detection_config, 'x.safetensors')[0] == 0
+    code, err = run_here('train.py', detection_config, '--resume', 'x.safetensors')
+    assert code == 2
+    assert 'holds weights, but not the state of a run' in err
+
+
 def test_test_segmentor_with_tta(segmentation_run, segmentation_config, run_script, tmp_path):
     result = run_script(
         TEST,

@@ -1,0 +1,703 @@
+"""Generator of checkpoint files that attack: valid ones of each format, mutated at each level.
+
+A file depends on the seed of the campaign and its number alone.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import pickletools
+import random
+import struct
+import zipfile
+import zlib
+
+import torch
+
+from mmvmamba.nn import VMambaNet
+
+from .archives import Record, safetensors_of, zip_of
+from .pickle_assembler import Call, Name, Persistent, assemble, at, named, paths, replaced, text
+from .pickle_structures import STRUCTURES
+from .pickle_values import (
+    ARRAYS,
+    FLOATS,
+    INTEGERS,
+    NAMES,
+    OTHERS,
+    STORAGE_SIZE,
+    TENSORS,
+    TEXTS,
+    VALUES,
+    random_call,
+    random_name,
+    random_value,
+    tensor,
+)
+
+#: The network that the worker loads the files into.
+THIN = dict(arch=dict(dims=(4, 8), depths=(1, 1)), num_classes=2)
+#: Storages of float32 and of int64.
+STORAGES = {'0': bytes(range(4 * STORAGE_SIZE)), '1': struct.pack('<4q', 0, 1, 0, 2)}
+ITEM_SIZES = {'0': 4, '1': 8}
+DTYPES = ['F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL', 'F8_E4M3', 'X']
+
+
+@dataclasses.dataclass(frozen=True)
+class FuzzedFile:
+    """A file: its name, the kind of its mutation and its content."""
+
+    name: str
+    kind: str
+    data: bytes
+
+
+# ---- valid files ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def state():
+    """Return tensors that fit the network of the worker."""
+    generator = torch.Generator().manual_seed(0)
+    own = VMambaNet(**THIN).state_dict()
+    return {key: torch.randn(value.shape, generator=generator) for key, value in own.items()}
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def saved_without_checksums():
+    torch.serialization.set_crc32_options(False)
+    try:
+        return saved({'model': state()})
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def in_zip(code, storages=STORAGES):
+    """Return a zip archive as torch.save writes it, around a pickle."""
+    return zip_of(zip_records(code, storages))
+
+
+def zip_records(code, storages=STORAGES):
+    texts = {'.format_version': '1', '.storage_alignment': '64', 'byteorder': 'little'}
+    records = [Record('archive/data.pkl', code)]
+    records += [Record(f'archive/{name}', value.encode()) for name, value in texts.items()]
+    records += [Record(f'archive/data/{key}', value) for key, value in storages.items()]
+    records += [Record('archive/version', b'3\n')]
+    return records + [Record('archive/.data/serialization_id', b'0' * 40)]
+
+
+def legacy_parts(value):
+    """Return the pickles of a file before torch 1.6, and its storages, with a value inside."""
+    code = value if isinstance(value, bytes) else assemble(value)
+    used = [key for key in STORAGES if text(key) + text('cpu') in code]
+    code = code.replace(b'tQ', b'NtQ')  # identities of storages have a sixth part: no view
+    start = [0x1950A86A20F9469CFC6C, 1001, dict(protocol_version=1001, little_endian=True)]
+    storages = {key: (len(STORAGES[key]) // ITEM_SIZES[key], STORAGES[key]) for key in used}
+    return [*map(assemble, start), code, assemble(used)], storages
+
+
+def in_legacy(value):
+    pickles, storages = legacy_parts(value)
+    return legacy_of(pickles, storages)
+
+
+def legacy_of(pickles, storages):
+    raw = b''.join(struct.pack('<q', count) + data for count, data in storages.values())
+    return b''.join(pickles) + raw
+
+
+def training_content():
+    """Return what MMEngine's runner saves, as a value of the assembler."""
+    optimizer = {'state': {0: {'step': tensor(size=(), stride=()), 'exp_avg': tensor()}}}
+    return {
+        'meta': {
+            'epoch': 3,
+            'seed': 0,
+            'cfg': 'model = dict()',
+            'dataset_meta': OTHERS['config'],
+        },
+        'state_dict': {'backbone.norm.weight': tensor(), 'backbone.norm.bias': tensor(key='0')},
+        'message_hub': {
+            'log_scalars': {'train/loss': OTHERS['history']},
+            'runtime_info': {'iter': 12, 'loss': ARRAYS['float32'], 'best': ARRAYS['scalar']},
+            'resumed_keys': {'train/loss': True},
+        },
+        'optimizer': optimizer,
+        'param_schedulers': [{'base_lrs': [0.1], 'last_step': 12}],
+    }
+
+
+def authors_content():
+    return {
+        'model': {'layers.0.blocks.0.norm.weight': tensor(), 'b': TENSORS['half']},
+        'config': OTHERS['node'],
+        'args': OTHERS['arguments'],
+        'epoch': 2,
+        'max_accuracy': 0.5,
+    }
+
+
+@functools.cache
+def safetensors_parts():
+    """Return the header and the data of a file of the format safetensors."""
+    header, data = {'__metadata__': {'format': 'pt'}}, b''
+    for key, value in state().items():
+        raw = value.numpy().tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        header[key] = dict(dtype='F32', shape=list(value.shape), data_offsets=offsets)
+        data += raw
+    return header, data
+
+
+#: A valid file of each format and content: the end of its name, and its bytes.
+VALID = {
+    'zip': ('.pth', lambda: saved({'model': state(), 'epoch': 1})),
+    'zip without checksums': ('.pth', saved_without_checksums),
+    'legacy': ('.pth', lambda: saved({'model': state()}, _use_new_zipfile_serialization=False)),
+    'safetensors': ('.safetensors', lambda: safetensors_of(*safetensors_parts())),
+    'MMEngine': ('.pth', lambda: in_zip(assemble(training_content()))),
+    'MMEngine, legacy': ('.pth', lambda: in_legacy(training_content())),
+    'authors': ('.pth', lambda: in_zip(assemble(authors_content()))),
+}
+
+
+@functools.cache
+def valid_file(name):
+    ending, build = VALID[name]
+    return ending, build()
+
+
+def as_it_is(rng):
+    name = rng.choice(list(VALID))
+    return name, *valid_file(name)
+
+
+# ---- bytes ---------------------------------------------------------------------------------------
+
+
+def flip(rng, data):
+    i = rng.randrange(len(data))
+    return data[:i] + bytes([data[i] ^ (1 << rng.randrange(8))]) + data[i + 1 :]
+
+
+def cut(rng, data):
+    return data[: rng.randrange(len(data))]
+
+
+def cut_out(rng, data):
+    i = rng.randrange(len(data))
+    return data[:i] + data[i + rng.choice([1, 2, 8, 100]) :]
+
+
+def insert(rng, data):
+    i = rng.randrange(len(data))
+    return data[:i] + rng.randbytes(rng.choice([1, 2, 8, 100])) + data[i:]
+
+
+def duplicate(rng, data):
+    i, length = rng.randrange(len(data)), rng.choice([1, 8, 64, 1000])
+    return data[:i] + data[i : i + length] * 2 + data[i + length :]
+
+
+def overwrite(rng, data):
+    i = rng.randrange(len(data))
+    new = rng.choice([bytes(8), b'\xff' * 8, struct.pack('<q', rng.choice(INTEGERS[:12]))])
+    return data[:i] + new + data[i + len(new) :]
+
+
+BYTES = dict(
+    flip=flip, cut=cut, cut_out=cut_out, insert=insert, duplicate=duplicate, overwrite=overwrite
+)
+
+
+def mutated_bytes(rng):
+    ending, data = valid_file(rng.choice(list(VALID)))
+    kind = rng.choice(list(BYTES))
+    for _ in range(rng.choice([1, 1, 1, 4])):
+        data = BYTES[kind](rng, data) or b'\0'
+    return kind, ending, data
+
+
+# ---- zip -----------------------------------------------------------------------------------------
+
+
+def other_text(rng, record):
+    choices = ['', 'big', 'little', 'x', '0', '-1', '1', '99999999999999999999', 'é', '\0', ' 3 ']
+    record.data = rng.choice(choices).encode()
+
+
+def rename(rng, record):
+    names = ['../../x', '/etc/passwd', 'archive/constants.pkl', 'data.pkl', 'archive/DATA.PKL', '']
+    names += ['other/data.pkl', 'archive\\data.pkl', 'archive/data/0', 'archive/data/0/', 'a\0b']
+    record.name = rng.choice(names)
+
+
+def wrong_name(rng, record):
+    rng.choice([record.local, record.central])['name'] = b'archive/other'
+
+
+def compress(rng, record):
+    record.method = 8
+
+
+def wrong_checksum(rng, record):
+    record.central['crc'] = rng.getrandbits(32)
+    if rng.random() < 0.5:
+        record.local['crc'] = record.central['crc']
+
+
+def no_checksum(rng, record):
+    record.central['crc'] = record.local['crc'] = 0
+
+
+def wrong_size(rng, record):
+    size = rng.choice([0, 1, len(record.data) + 1, len(record.data) - 1, 2**31, 2**32 - 1, 2**30])
+    size = max(size, 0)
+    for fields in rng.choice([(record.central,), (record.local,), (record.central, record.local)]):
+        fields.update(dict.fromkeys(rng.choice([['size'], ['packed'], ['size', 'packed']]), size))
+
+
+def wrong_offset(rng, record):
+    record.central['offset'] = rng.choice([0, 1, 64, 2**31, 2**32 - 1])
+
+
+def encrypted(rng, record):
+    record.central['flags'] = record.local['flags'] = 0x801
+
+
+def other_flags(rng, record):
+    rng.choice([record.central, record.local])['flags'] = rng.getrandbits(16)
+
+
+def other_method(rng, record):
+    rng.choice([record.central, record.local])['method'] = rng.choice([1, 8, 9, 12, 14, 93, 99])
+
+
+def zip64(rng, record):
+    sizes = [rng.choice([len(record.data), 2**40, 2**64 - 1, 0]) for _ in range(3)]
+    length = rng.choice([8, 16, 24, 25, 0])
+    record.extra = struct.pack('<HH', 1, length) + struct.pack('<3Q', *sizes)[:length]
+    record.central['size'] = record.central['packed'] = 2**32 - 1
+
+
+def other_extra(rng, record):
+    record.extra = rng.randbytes(rng.choice([1, 3, 4, 60]))
+
+
+def short_data(rng, record):
+    record.data = record.data[: rng.randrange(len(record.data) + 1)]
+
+
+def long_data(rng, record):
+    record.data += bytes(rng.choice([1, 8, 10000]))
+
+
+RECORDS = (rename, wrong_name, compress, wrong_checksum, no_checksum, wrong_size, wrong_offset)
+RECORDS += (encrypted, other_flags, other_method, zip64, other_extra, short_data, long_data)
+RECORDS += (other_text,)
+
+
+def mutated_record(rng, records):
+    mutation = rng.choice(RECORDS)
+    mutation(rng, rng.choice(records))
+    return mutation.__name__, zip_of(records)
+
+
+def missing_record(rng, records):
+    del records[rng.randrange(len(records))]
+    return 'missing', zip_of(records)
+
+
+def repeated_record(rng, records):
+    record = dataclasses.replace(rng.choice([records[0], rng.choice(records)]))
+    if rng.random() < 0.5:
+        record.data = rng.choice([b'', b'\x80\2N.', record.data[::-1]])
+    records.insert(rng.randrange(len(records) + 1), record)
+    return 'repeated', zip_of(records)
+
+
+def other_order(rng, records):
+    rng.shuffle(records)
+    return 'order', zip_of(records)
+
+
+def added_record(rng, records):
+    names = ['constants.pkl', 'code/a.py', 'data/2', '.data/x', 'data.pkl/x', 'byteorder']
+    name = rng.choice(['archive/', 'other/', '']) + rng.choice(names)
+    record = Record(name, rng.choice([b'', b'\x80\2N.']))
+    records.insert(rng.choice([0, len(records)]), record)
+    return 'added', zip_of(records)
+
+
+def other_directory(rng, records):
+    field = rng.choice(['count', 'size', 'offset', 'disk'])
+    value = rng.getrandbits(31)
+    if field in ('count', 'disk'):
+        value = rng.choice([0, 1, 3, 1000, 65535])
+    return f'directory {field}', zip_of(records, **{field: value})
+
+
+def surrounded(rng, records):
+    before, after = (rng.choice([b'', b'\0' * 8, b'PK\3\4', b'\x80\2N.']) for _ in range(2))
+    comment = rng.choice([b'', b'x' * 300, b'PK\5\6' + bytes(18)])
+    return 'surrounded', before + zip_of(records, comment) + after
+
+
+@functools.cache
+def compressed_repetition(byte, count):
+    compress = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = byte * 2**20
+    return b''.join(compress.compress(block) for _ in range(count)) + compress.flush()
+
+
+def bomb(rng, records):
+    """A record that is a thousand times larger once it is read."""
+    megabytes = rng.choice([1, 200])
+    record = records[rng.choice([0, 0, 4])]
+    byte = b'N' if record.name.endswith('pkl') else b'\0'
+    record.data = compressed_repetition(byte, megabytes)
+    sizes = dict(method=8, size=megabytes * 2**20)
+    record.central, record.local = dict(sizes), dict(sizes)
+    return 'bomb', zip_of(records)
+
+
+def overlapping(rng, records):
+    return 'overlapping', overlapping_storages(*rng.choice([(3, 64), (3000, 400000)]))
+
+
+@functools.cache
+def overlapping_storages(count, size):
+    """Return a file with many storages that are the same bytes of it."""
+    data = bytes(size)
+    tensors = {str(i): tensor(str(i), (1,), (1,), numbers=size // 4) for i in range(count)}
+    records = zip_records(assemble({'model': tensors}), {'0': data})
+    offset = zip_of(records).index(b'archive/data/0') - 30
+    fields = dict(offset=offset, size=size, packed=size, crc=zlib.crc32(data))
+    others = [Record(f'archive/data/{i}', b'', central=fields) for i in range(1, count)]
+    return zip_of([*records, *others])
+
+
+ARCHIVES = [mutated_record] * 8 + [missing_record, repeated_record, other_order, added_record]
+ARCHIVES += [other_directory, surrounded, bomb, overlapping]
+
+
+def mutated_zip(rng):
+    name = rng.choice(['zip', 'MMEngine', 'authors'])
+    archive = zipfile.ZipFile(io.BytesIO(valid_file(name)[1]))
+    records = [Record(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    kind, data = rng.choice(ARCHIVES)(rng, records)
+    return kind, '.pth', data
+
+
+# ---- pickles -------------------------------------------------------------------------------------
+
+
+def packed(rng, value):
+    """Return a file with a value or a pickle inside: mostly a zip."""
+    if rng.random() < 0.2:
+        return in_legacy(value)
+    return in_zip(value if isinstance(value, bytes) else assemble(value))
+
+
+@functools.cache
+def instructions(name):
+    """Return the instructions of a valid pickle."""
+    content = dict(training=training_content, authors=authors_content)[name]()
+    code = assemble(content)
+    starts = [position for _, _, position in pickletools.genops(code)]
+    return [code[a:b] for a, b in zip(starts, [*starts[1:], len(code)], strict=True)]
+
+
+def mutated_instructions(rng):
+    code = list(instructions(rng.choice(['training', 'authors'])))
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        i, j = rng.randrange(len(code)), rng.randrange(len(code))
+        kind = rng.choice(['removed', 'repeated', 'swapped', 'inserted', 'renamed', 'moved'])
+        if kind == 'removed':
+            code[i] = b''
+        elif kind == 'repeated':
+            code[i] *= rng.choice([2, 2, 100])
+        elif kind == 'swapped':
+            code[i], code[j] = code[j], code[i]
+        elif kind == 'inserted':
+            code[i] += code[j] if rng.random() < 0.5 else bytes([rng.randrange(256)])
+        elif kind == 'renamed':
+            places = [k for k, part in enumerate(code) if part.startswith(b'c')]
+            code[rng.choice(places)] = named(rng.choice(NAMES))
+        else:
+            code[i:i], code[j : j + 5] = code[j : j + 5], []
+        code = [part for part in code if part] or [b'.']
+    return kind, '.pth', packed(rng, b''.join(code))
+
+
+def inside_content(rng, value):
+    """Return the value in some place of a checkpoint."""
+    good = {f'layers.{i}.weight': tensor() for i in range(2)}
+    return rng.choice(
+        [
+            {'model': good, 'extra': value},
+            {'model': {**good, 'x': value}},
+            {'state_dict': value},
+            {'meta': [value, value], 'state_dict': good},
+            {'optimizer': {'state': {0: {'step': value}}}, 'state_dict': good},
+            value,
+        ]
+    )
+
+
+def similar(rng, value):
+    """Return another value of the same kind, or any."""
+    if rng.random() < 0.2:
+        return random_value(rng)
+    match value:
+        case bool() | None:
+            return rng.choice([True, False, None, 0])
+        case Name():
+            return random_name(rng)
+        case int():
+            return rng.choice([*INTEGERS, value + 1, value - 1, -value])
+        case float():
+            return rng.choice(FLOATS)
+        case str():
+            return rng.choice([*TEXTS, value + 'x', value[1:]])
+        case tuple() | list():
+            return type(value)([*value, *value][: rng.randrange(2 * len(value) + 1)])
+        case bytes():
+            return rng.choice([b'', value[1:], value + b'\0', bytes(100)])
+    return random_value(rng)
+
+
+def mutated_value(rng, values):
+    kind = rng.choice(list(values))
+    value = values[kind]
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        places = list(paths(value))
+        place = rng.choice(places)
+        value = replaced(value, place, similar(rng, at(value, place)))
+    return kind, '.pth', packed(rng, inside_content(rng, value))
+
+
+def mutated_content(rng):
+    """Return a whole checkpoint of a training program with a part replaced."""
+    value = rng.choice([training_content, authors_content])()
+    places = list(paths(value))
+    place = rng.choice(places)
+    new = similar(rng, at(value, place))
+    return type(at(value, place)).__name__, '.pth', packed(rng, replaced(value, place, new))
+
+
+def hostile_call(rng):
+    return 'call', '.pth', packed(rng, inside_content(rng, random_call(rng)))
+
+
+def hostile_structure(rng):
+    kind = rng.choice(list(STRUCTURES))
+    return kind, '.pth', packed(rng, STRUCTURES[kind](rng))
+
+
+# ---- the old format ------------------------------------------------------------------------------
+
+
+def mutated_legacy(rng):
+    pickles, storages = legacy_parts(training_content())
+    kinds = ['removed', 'repeated', 'replaced', 'count', 'keys', 'short', 'order', 'size']
+    kind = rng.choice(kinds)
+    i = rng.randrange(len(pickles))
+    if kind == 'removed':
+        del pickles[i]
+    elif kind == 'repeated':
+        pickles.insert(i, pickles[i])
+    elif kind == 'replaced':
+        pickles[i] = assemble(random_value(rng))
+    elif kind == 'count':
+        storages['0'] = (rng.choice(INTEGERS[:12]), storages['0'][1])
+    elif kind == 'keys':
+        keys = rng.choice([[], ['1'], ['1', '0'], ['0', '0'], ['2'], [0], [[]], '01', None, {}])
+        pickles[4] = assemble(keys)
+    elif kind == 'short':
+        storages['0'] = (storages['0'][0], storages['0'][1][: rng.randrange(32)])
+    elif kind == 'order':
+        rng.shuffle(pickles)
+    else:  # the pickle asks for other sizes than the storages have
+        view = rng.choice([None, ('v', 0, 4), ('v', -1, 4), ('v', 2**40, 4), (), 3])
+        identity = ('storage', Name('torch.FloatStorage'), '0', 'cpu', rng.choice(INTEGERS), view)
+        arguments = Persistent(identity), 0, (2, 3), (3, 1), False, None
+        pickles[3] = assemble({'a': Call(Name('torch._utils._rebuild_tensor_v2'), arguments)})
+    return kind, '.pth', legacy_of(pickles, storages)
+
+
+# ---- safetensors ---------------------------------------------------------------------------------
+
+
+def random_json(rng):
+    values = [None, True, -1, 0, 1.5, 10**30, '', 'F32', [], {}, [[]], [-1], [2**63], {'a': 1}]
+    return rng.choice(values)
+
+
+def mutated_safetensors(rng):
+    header, data = safetensors_parts()
+    header = json.loads(json.dumps(header))
+    key = rng.choice(list(header)[1:])
+    entry = header[key]
+    length = None
+    kind = rng.choice(
+        ['dtype', 'shape', 'offsets', 'field', 'entry', 'key', 'metadata', 'length', 'data', 'text']
+    )
+    if kind == 'dtype':
+        entry['dtype'] = rng.choice([*DTYPES, random_json(rng)])
+    elif kind == 'shape':
+        shape = entry['shape']
+        shapes = [[], [0], [-1], [2**62, 4], [1, *shape], shape[::-1], ['1'], [1.0], [True]]
+        entry['shape'] = rng.choice([*shapes, random_json(rng)])
+    elif kind == 'offsets':
+        end = len(data)
+        offsets = [[0, end], [end, end + 1], [1, 0], [-4, 0], [0, 2**64], [0.0, 4.0], [0]]
+        entry['data_offsets'] = rng.choice([*offsets, [0, 1, 2], random_json(rng)])
+    elif kind == 'field':
+        entry.pop(rng.choice(list(entry)))
+    elif kind == 'entry':
+        header[key] = random_json(rng)
+    elif kind == 'key':
+        header[rng.choice(TEXTS)] = header.pop(key)
+    elif kind == 'metadata':
+        header['__metadata__'] = rng.choice([random_json(rng), {'a': random_json(rng)}, {'a': 'b'}])
+    elif kind == 'length':
+        length = rng.choice([0, 1, 7, 10**6, 10**8 + 1, 2**31, 2**63, 2**64 - 1])
+    elif kind == 'data':
+        data = rng.choice([b'', data[:-1], data + b'\0', data[: len(data) // 2]])
+    else:
+        return odd_header(rng, header, data)
+    return kind, '.safetensors', safetensors_of(header, data, length)
+
+
+def odd_header(rng, header, data):
+    """Return a file whose header is odd as a text."""
+    whole = json.dumps(header)
+    twice = whole[:-1] + ', ' + whole[1:]
+    entry = dict(dtype='U8', shape=[len(data)], data_offsets=[0, len(data)])
+    overlap = {f'k{i}': entry for i in range(9)}
+    odd = rng.choice(
+        [whole + '   ', ' ' + whole, '\ufeff' + whole, twice, whole[:-1], '', '{}', '[]', 'null']
+        + ['[' * 9, '[' * 100000, '{"a":' * 100000, whole.replace('F32', 'F32\\u0000')]
+        + [whole + '\0', '1' * 6000]
+        + [whole.replace('4', 'NaN', 1), whole.replace('4', '4' * 6000, 1), whole.encode('utf-16')]
+        + [json.dumps(overlap), whole.replace('layers', '\ud800'), b'\xff\xfe' + whole.encode()]
+    )
+    return 'text', '.safetensors', safetensors_of(odd, data)
+
+
+# ---- state dictionaries --------------------------------------------------------------------------
+
+
+@functools.cache
+def odd_tensors():
+    """Return tensors that a network cannot take, or takes by mistake."""
+    values = torch.arange(6.0)
+    return [
+        values,
+        values.view(2, 3).t(),
+        torch.zeros(0),
+        torch.zeros(()),
+        torch.full((4,), float('nan')),
+        torch.full((4,), float('inf')),
+        values.to(torch.complex64).conj(),
+        values.to(torch.complex64).conj().imag,
+        values.to(torch.float16),
+        values.to(torch.float8_e4m3fn),
+        values.long(),
+        values.bool(),
+        values.to(torch.uint16),
+        torch.zeros(1).expand(100),
+        torch.zeros(1).expand(1000, 10**9),
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(values, 0.1, 0, torch.qint8),
+        torch.empty(3, device='meta'),
+        torch.nn.Parameter(values),
+    ]
+
+
+def odd_state(rng):
+    """Return a state dictionary with an odd tensor or key, as torch.save writes it."""
+    new = dict(state())
+    key = rng.choice(list(new))
+    kind = rng.choice(['tensor', 'shape', 'key', 'missing', 'value', 'prefix', 'wrapping', 'clash'])
+    keys = [0, -1, 1.5, float('nan'), None, True, b'a', (1, 2), ('a', ('b',)), *TEXTS]
+    if kind == 'tensor':
+        new[key] = rng.choice(odd_tensors())
+    elif kind == 'shape':
+        new[key] = torch.zeros([rng.choice([0, 1, 2, 3, 4]) for _ in range(rng.randrange(6))])
+    elif kind == 'key':
+        new[rng.choice(keys)] = new.pop(key)
+    elif kind == 'missing':
+        del new[key]
+    elif kind == 'value':
+        new[key] = rng.choice([None, 1, 'a', [new[key]], {'a': new[key]}, new])
+    elif kind == 'clash':
+        new[f'module.{key}'] = new[f'backbone.{key}'] = new[key] + 1
+    prefix = rng.choice(['module.', 'backbone.', 'module.backbone.', 'model.', 'encoder.', '.', ''])
+    if kind == 'prefix':
+        new = {f'{prefix}{k}': value for k, value in new.items()}
+    wrapped = [new, [new], {'state_dict': {'model': new}}, {'model': [new]}, {'state_dict': None}]
+    wrapped += [{'state_dict': {}, 'model': new}, {'model': {1: new}}]
+    wrapped += [{'meta': 3, 'state_dict': new}]
+    content = rng.choice(wrapped) if kind == 'wrapping' else {'model': new}
+    return kind, '.pth', saved(content, _use_new_zipfile_serialization=rng.random() < 0.8)
+
+
+# ---- all -----------------------------------------------------------------------------------------
+
+#: Kinds of mutations, and how often each occurs.
+KINDS = {
+    'valid': (as_it_is, 2),
+    'bytes': (mutated_bytes, 10),
+    'zip': (mutated_zip, 14),
+    'instructions': (mutated_instructions, 12),
+    'tensors': (functools.partial(mutated_value, values=TENSORS), 10),
+    'arrays': (functools.partial(mutated_value, values=ARRAYS), 10),
+    'values': (functools.partial(mutated_value, values=OTHERS), 8),
+    'contents': (mutated_content, 8),
+    'calls': (hostile_call, 8),
+    'structures': (hostile_structure, 8),
+    'legacy': (mutated_legacy, 6),
+    'safetensors': (mutated_safetensors, 8),
+    'states': (odd_state, 8),
+}
+#: Those that change a pickle in a container that is as it should be.
+PICKLES = ('instructions', 'tensors', 'arrays', 'values', 'contents', 'calls', 'structures')
+
+
+def known_files():
+    """Yield files with all values and, as large as they come, all structures."""
+    for kind, value in VALUES.items():
+        yield FuzzedFile('value.pth', kind, in_zip(assemble({'model': {'a': value}})))
+        yield FuzzedFile('legacy.pth', kind, in_legacy({'model': {'a': value}}))
+    for kind, build in STRUCTURES.items():
+        for number in range(8):
+            data = in_zip(build(Largest(number)))
+            yield FuzzedFile('structure.pth', kind, data)
+    for count, size in ((3, 64), (3000, 400000)):
+        yield FuzzedFile('zip.pth', 'overlapping', overlapping_storages(count, size))
+
+
+class Largest(random.Random):
+    """Random numbers that choose the last of three, four or six sizes."""
+
+    def choice(self, seq):
+        if all(isinstance(item, int) and item < 2**31 for item in seq):
+            return seq[-1]
+        return super().choice(seq)
+
+
+def fuzzed_file(seed, number):
+    """Return a file of a campaign."""
+    rng = random.Random(f'{seed}/{number}')
+    weights = [weight for _, weight in KINDS.values()]
+    (kind,) = rng.choices(list(KINDS), weights)
+    mutation, ending, data = KINDS[kind][0](rng)
+    return FuzzedFile(f'{number}{ending}', f'{kind}: {mutation}', data)

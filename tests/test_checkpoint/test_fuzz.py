@@ -1,0 +1,163 @@
+"""Files that attack: none crashes, hangs or runs anything, and each is read or refused in one line.
+
+``FUZZ_FILES`` sets the number of generated files, ``FUZZ_SEED`` the campaign and ``FUZZ_FIRST`` the
+number of its first file (``make fuzz``).
+"""
+
+import collections
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .fuzzed_files import PICKLES, VALID, fuzzed_file, known_files, valid_file
+
+FILES = int(os.environ.get('FUZZ_FILES', '500'))
+SEED = int(os.environ.get('FUZZ_SEED', '0'))
+FIRST = int(os.environ.get('FUZZ_FIRST', '0'))
+#: Seconds for a file.
+PATIENCE = 20
+#: Refusals of the first check of a pickle: an instruction or a name that no checkpoint has.
+FIRST_CHECK = re.compile('is not loaded from files|opcode')
+
+
+class Worker:
+    """Process that reads files, started again after each crash."""
+
+    def __init__(self, folder):
+        self.valid = [folder / f'valid{i}{valid_file(name)[0]}' for i, name in enumerate(VALID)]
+        for path, name in zip(self.valid, VALID, strict=True):
+            path.write_bytes(valid_file(name)[1])
+        self.errors = folder / 'stderr'
+        self.process = None
+
+    def start(self):
+        # Relative paths keep the messages short.
+        self.process = subprocess.Popen(
+            [sys.executable, '-X', 'faulthandler', str(Path(__file__).with_name('fuzz_worker.py'))]
+            + [path.name for path in self.valid],
+            cwd=self.valid[0].parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors.open('w'),
+            env=dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1'),
+        )
+        assert self.process.stdout.readline() == b'ready\n', self.errors.read_text()
+
+    def read(self, path, real):
+        """Return what a file did to the process that read it."""
+        if self.process is None:
+            self.start()
+        request = json.dumps(dict(path=path.name, real=real)) + '\n'
+        self.process.stdin.write(request.encode())
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.stop()
+            return dict(stage='fault', message='', warnings=[], fault=f'more than {PATIENCE} s')
+        answer = self.process.stdout.readline()
+        if answer:
+            return json.loads(answer)
+        status = self.process.wait()
+        self.process = None
+        lines = self.errors.read_text().splitlines()
+        where = next((line for line in lines if 'File' in line), '')
+        fault = f'the process ended with status {status} {where}'
+        return dict(stage='fault', message='', warnings=[], fault=fault)
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+@pytest.fixture
+def worker(tmp_path):
+    worker = Worker(tmp_path)
+    yield worker
+    worker.stop()
+
+
+class Summary:
+    """Counts of what the files of a campaign did."""
+
+    def __init__(self):
+        self.stages = collections.defaultdict(collections.Counter)
+        self.messages = collections.Counter()
+        self.warnings = collections.Counter()
+        self.first_check = collections.Counter()
+        self.faults = []
+
+    def add(self, file, report):
+        """Count what a file did and return True if it must not do that."""
+        kind = file.kind.split(':')[0]
+        self.stages[kind]['fault' if report['fault'] else report['stage']] += 1
+        self.messages[general(report['message'])] += 1
+        self.warnings.update(map(general, report['warnings']))
+        if kind in PICKLES and not report['fault']:
+            self.first_check[bool(FIRST_CHECK.search(report['message']))] += 1
+        fault = report['fault']
+        if kind == 'valid' and report['stage'] == 'read':
+            fault = f'refused: {report["message"]}'
+        if fault:
+            self.faults.append(f'{file.name} ({file.kind}): {fault}')
+        return bool(fault)
+
+    def share_past_first_check(self):
+        return self.first_check[False] / max(1, self.first_check.total())
+
+    def __str__(self):
+        stages = ('loaded', 'match', 'state', 'read', 'fault')
+        lines = [' ' * 14 + ''.join(f'{stage:>8}' for stage in stages)]
+        for kind, counts in sorted(self.stages.items()):
+            lines.append(f'{kind:14}' + ''.join(f'{counts[stage]:8}' for stage in stages))
+        total = sum(self.stages.values(), collections.Counter())
+        lines.append(f'{"all":14}' + ''.join(f'{total[stage]:8}' for stage in stages))
+        lines.append(f'{self.share_past_first_check():.0%} of the pickles pass the first check')
+        lines += [f'{count:6} {message}' for message, count in self.messages.most_common(80)]
+        lines += [f'{count:6} warning {text}' for text, count in self.warnings.most_common()]
+        return '\n'.join(lines)
+
+
+def general(message):
+    """Return a message without what is special to one file."""
+    message = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", message)
+    return re.sub(r'\d+', '#', message)[:140]
+
+
+def summary_of(worker, files, folder):
+    """Let a worker read files, with MMEngine's classes every other time; keep those that failed."""
+    summary = Summary()
+    failures = folder / 'failures'
+    failures.mkdir()
+    for i, file in enumerate(files):
+        path = folder / file.name
+        path.write_bytes(file.data)
+        if summary.add(file, worker.read(path, real=i % 2 == 1)):
+            path.rename(failures / f'{i}-{file.name}')
+        else:
+            path.unlink()
+    return summary
+
+
+def check_faults(summary, folder):
+    text = '\n'.join(summary.faults)
+    if summary.faults:
+        pytest.fail(f'{len(summary.faults)} files in {folder / "failures"}:\n{text}', pytrace=False)
+
+
+def test_known_attacks(worker, tmp_path):
+    check_faults(summary_of(worker, known_files(), tmp_path), tmp_path)
+
+
+def test_campaign(worker, tmp_path):
+    files = (fuzzed_file(SEED, number) for number in range(FIRST, FIRST + FILES))
+    summary = summary_of(worker, files, tmp_path)
+    print(f'\n{FILES} files of seed {SEED} from number {FIRST}\n{summary}')
+    check_faults(summary, tmp_path)
+    assert FILES < 100 or summary.share_past_first_check() >= 0.25

@@ -7,6 +7,7 @@
 #   make lint      style, types and schemas  make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
+#   make fuzz      read FUZZ_FILES generated checkpoint files that attack, seeded by FUZZ_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
@@ -30,6 +31,10 @@ PYTEST_ARGS ?=
 TEST_JOBS ?= logical
 CHAOS_KILLS ?= 200
 CHAOS_SEED ?= 0
+FUZZ_FILES ?= 20000
+FUZZ_SEED ?= 0
+# The number of the first file: a file depends on the seed and its number alone.
+FUZZ_FIRST ?= 0
 WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
 DOCS_DIR ?= build/docs
@@ -70,11 +75,11 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all coverage chaos lint format bench docs linkcheck sanitize gpu-check \
+.PHONY: help setup demo test test-all coverage chaos fuzz lint format bench docs linkcheck sanitize gpu-check \
 	sanitize-cuda wheel clean
 
 help:
-	@sed -n '2,16s/^# *//p' Makefile
+	@sed -n '2,17s/^# *//p' Makefile
 
 setup: $(READY)
 	$(call say,$(VENV) is ready)
@@ -100,6 +105,12 @@ coverage: $(READY)
 chaos: $(READY)
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_SEED=$(CHAOS_SEED) \
 		$(BIN)/pytest tests/test_tools/test_faults.py -m "" $(PYTEST_ARGS)
+
+# Files that fail stay in build/fuzz/test_campaign0/failures.
+fuzz: $(READY)
+	mkdir -p build
+	FUZZ_FILES=$(FUZZ_FILES) FUZZ_SEED=$(FUZZ_SEED) FUZZ_FIRST=$(FUZZ_FIRST) OMP_NUM_THREADS=1 \
+		$(BIN)/pytest tests/test_checkpoint/test_fuzz.py --capture=no --basetemp=build/fuzz $(PYTEST_ARGS)
 
 # mypy reads the types of the installed torch.
 lint: $(STAMPS)/lint $(STAMPS)/torch

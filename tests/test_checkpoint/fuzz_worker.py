@@ -31,8 +31,9 @@ except ImportError:  # files of MMEngine are read without it
 ERRORS = (FileNotFoundError, TypeError, ValueError)
 #: Messages are single lines. That of a file that does not match the network lists tensors.
 LENGTH = dict(read=600, state=600, match=2500)
-#: A file of less than a megabyte may take this much memory, in kilobytes.
-MEMORY = 2**20
+IS_LINUX = sys.platform == 'linux'
+#: Memory that a file may take, in the unit of ru_maxrss; no file is larger than a few megabytes.
+MEMORY = 2**20 if IS_LINUX else 2**30
 ADDRESS_SPACE = 8 * 2**30
 
 # ---- what must not happen during a read ----------------------------------------------------------
@@ -159,7 +160,7 @@ class Reader:
             limit=sys.getrecursionlimit(),
             seed=torch.initial_seed(),
             history=history,
-            files=len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0,
+            files=len(os.listdir('/proc/self/fd')) if IS_LINUX else 0,
         )
 
     def check_process(self):
@@ -216,7 +217,7 @@ class Reader:
                 fault = str(error) if isinstance(error, Fault) else f'{type(error)}: {error}'
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if grown > MEMORY:
-            fault = fault or f'{grown // 1024} MB of memory'
+            fault = fault or f'{grown / MEMORY:.1f} GB of memory'
         if events:
             fault = f'{fault} foreign: {events[:3]}'
         warned = collections.Counter(f'{w.category.__name__}: {w.message}'[:200] for w in warned)
@@ -236,8 +237,9 @@ def main():
     if HistoryBuffer:
         HistoryBuffer()
     reader.process = reader.state_of_process()
-    limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (limit + ADDRESS_SPACE,) * 2)
+    if IS_LINUX:
+        used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE,) * 2)
     sys.addaudithook(listen)
     print('ready', flush=True)
     for line in sys.stdin:

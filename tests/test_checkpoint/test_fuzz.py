@@ -5,6 +5,7 @@ number of its first file (``make fuzz``).
 """
 
 import collections
+import hashlib
 import json
 import os
 import re
@@ -14,8 +15,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from .fuzzed_files import PICKLES, VALID, fuzzed_file, known_files, valid_file
+from mmvmamba.checkpoint import read_local_checkpoint
+
+from .archives import safetensors_of
+from .fuzzed_files import (
+    PICKLES,
+    VALID,
+    fuzzed_file,
+    known_files,
+    saved,
+    saved_without_checksums,
+    valid_file,
+)
 
 FILES = int(os.environ.get('FUZZ_FILES', '500'))
 SEED = int(os.environ.get('FUZZ_SEED', '0'))
@@ -161,3 +174,59 @@ def test_campaign(worker, tmp_path):
     print(f'\n{FILES} files of seed {SEED} from number {FIRST}\n{summary}')
     check_faults(summary, tmp_path)
     assert FILES < 100 or summary.share_past_first_check() >= 0.25
+
+
+# ---- damage ----
+
+NUMBERS = torch.arange(1.0, 9)
+BITS = 8 * NUMBERS.nbytes
+
+
+def small_safetensors():
+    entry = dict(dtype='F32', shape=[8], data_offsets=[0, NUMBERS.nbytes])
+    return safetensors_of({'a': entry}, NUMBERS.numpy().tobytes())
+
+
+#: Files of one tensor: the end of the name, and the content.
+SMALL = {
+    'zip': ('.pth', lambda: saved({'a': NUMBERS})),
+    'zip without checksums': ('.pth', lambda: saved_without_checksums({'a': NUMBERS})),
+    'legacy': ('.pth', lambda: saved({'a': NUMBERS}, _use_new_zipfile_serialization=False)),
+    'safetensors': ('.safetensors', small_safetensors),
+}
+WITHOUT_CHECKSUMS = ('zip without checksums', 'legacy', 'safetensors')
+
+
+def save_small(folder, kind, hashed):
+    """Save one of the small files, with its hash in its name or without."""
+    ending, build = SMALL[kind]
+    data = build()
+    name = f'x-{hashlib.sha256(data).hexdigest()[:8]}{ending}' if hashed else f'x{ending}'
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ('kind', 'hashed'), [('zip', False), *((kind, True) for kind in SMALL)], ids=str
+)
+def test_every_flipped_bit_of_a_tensor_is_refused(tmp_path, kind, hashed):
+    path = save_small(tmp_path, kind, hashed)
+    assert torch.equal(read_local_checkpoint(path)['a'], NUMBERS)
+    data = bytearray(path.read_bytes())
+    start = data.index(NUMBERS.numpy().tobytes())
+    for bit in range(BITS):
+        data[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^checkpoint '.*{path.name}' is damaged: "):
+            read_local_checkpoint(path)
+        data[start + bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize('hashed', [True, False])
+@pytest.mark.parametrize('kind', list(SMALL))
+def test_one_warning_where_nothing_vouches_for_a_file(tmp_path, caplog, kind, hashed):
+    path = save_small(tmp_path, kind, hashed)
+    read_local_checkpoint(path)
+    expected = not hashed and kind in WITHOUT_CHECKSUMS
+    assert [record.levelname for record in caplog.records] == ['WARNING'] * expected
+    assert all(path.name in record.getMessage() for record in caplog.records)

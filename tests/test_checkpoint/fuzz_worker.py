@@ -174,12 +174,12 @@ class Reader:
         if not all(torch.equal(tensors[key], value) for key, value in self.expected.items()):
             raise Fault('a valid file loads other values')
 
-    def read(self, path, options, events):
+    def read(self, path, opened, options, events):
         """Return the stage that a file reached, and its error."""
         stage, content, message = 'read', None, ''
         try:
             with listening(events):
-                content = read_local_checkpoint(path, **options)
+                content = read_local_checkpoint(opened or path, name=path, **options)
                 stage = 'state'
                 tensors = state_dict_of(content, path)
                 stage = 'match'
@@ -201,9 +201,12 @@ class Reader:
                 self.net.load_state_dict(self.own)
                 raise Fault(f'{key} of the network changed before the error')
 
-    def report(self, path, real_classes):
+    def report(self, path, is_open, real_classes):
         """Read a file and return all that can be told of it."""
-        options = {}
+        options, opened = {}, None
+        if is_open:
+            with open(path, 'rb') as file:
+                opened = io.BytesIO(file.read())
         if real_classes and HistoryBuffer:
             options = dict(history_buffer=HistoryBuffer, config_dict=ConfigDict)
         events, fault, stage, message = [], '', 'fault', ''
@@ -211,7 +214,7 @@ class Reader:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
             try:
-                stage, message = self.read(path, options, events)
+                stage, message = self.read(path, opened, options, events)
                 self.check_process()
             except Exception as error:
                 fault = str(error) if isinstance(error, Fault) else f'{type(error)}: {error}'
@@ -231,9 +234,10 @@ def main():
     reader = Reader(valid)
     for path in others:  # what is imported when it is first needed
         with contextlib.suppress(Exception):
-            reader.read(path, {}, [])
+            reader.read(path, None, {}, [])
     # What is set or imported once, by whatever file comes first.
-    importlib.import_module('encodings.cp437')
+    for codec in ('cp437', 'raw_unicode_escape', 'unicode_escape'):  # of zipfile and pickletools
+        importlib.import_module(f'encodings.{codec}')
     if HistoryBuffer:
         HistoryBuffer()
     reader.process = reader.state_of_process()
@@ -243,8 +247,7 @@ def main():
     sys.addaudithook(listen)
     print('ready', flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(reader.report(request['path'], request['real'])), flush=True)
+        print(json.dumps(reader.report(**json.loads(line))), flush=True)
 
 
 if __name__ == '__main__':

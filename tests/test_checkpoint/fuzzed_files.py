@@ -436,6 +436,13 @@ def mutated_instructions(rng):
     return kind, '.pth', packed(rng, b''.join(code))
 
 
+def mutated_code(rng):
+    """Return a file whose checksums are those of a pickle with other bytes."""
+    code = assemble(rng.choice([training_content, authors_content])())
+    kind = rng.choice(list(BYTES))
+    return kind, '.pth', packed(rng, BYTES[kind](rng, code) or b'.')
+
+
 def inside_content(rng, value):
     """Return the value in some place of a checkpoint."""
     good = {f'layers.{i}.weight': tensor() for i in range(2)}
@@ -658,6 +665,7 @@ KINDS = {
     'bytes': (mutated_bytes, 10),
     'zip': (mutated_zip, 14),
     'instructions': (mutated_instructions, 12),
+    'code': (mutated_code, 6),
     'tensors': (functools.partial(mutated_value, values=TENSORS), 10),
     'arrays': (functools.partial(mutated_value, values=ARRAYS), 10),
     'values': (functools.partial(mutated_value, values=OTHERS), 8),
@@ -669,7 +677,7 @@ KINDS = {
     'states': (odd_state, 8),
 }
 #: Those that change a pickle in a container that is as it should be.
-PICKLES = ('instructions', 'tensors', 'arrays', 'values', 'contents', 'calls', 'structures')
+PICKLES = ('instructions', 'code', 'tensors', 'arrays', 'values', 'contents', 'calls', 'structures')
 
 
 def known_files():
@@ -700,4 +708,6 @@ def fuzzed_file(seed, number):
     weights = [weight for _, weight in KINDS.values()]
     (kind,) = rng.choices(list(KINDS), weights)
     mutation, ending, data = KINDS[kind][0](rng)
+    if rng.random() < 0.02:
+        ending = rng.choice(['.pth', '.pt', '.safetensors', '.zip', '.tar', ''])
     return FuzzedFile(f'{number}{ending}', f'{kind}: {mutation}', data)

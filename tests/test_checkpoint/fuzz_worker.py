@@ -36,7 +36,7 @@ IS_LINUX = sys.platform == 'linux'
 MEMORY = 2**20 if IS_LINUX else 2**30
 ADDRESS_SPACE = 8 * 2**30
 
-# ---- what must not happen during a read ----------------------------------------------------------
+# ---- what must not happen during a read ----
 
 #: Beginnings of the names of audit events: programs, networks, foreign code and memory.
 EVENTS = ('subprocess.', 'socket.', 'ctypes.', 'shutil.', 'tempfile.', 'urllib.', 'http.')
@@ -90,7 +90,7 @@ def canary():
     return module
 
 
-# ---- one file ------------------------------------------------------------------------------------
+# ---- one file ----
 
 
 class Fault(Exception):

@@ -5,20 +5,15 @@ A file depends on the seed of the campaign and its number alone.
 
 import dataclasses
 import functools
-import io
 import json
 import pickletools
 import random
 import struct
-import zipfile
-import zlib
 
 import torch
 
-from mmvmamba.nn import VMambaNet
-
-from .archives import Record, safetensors_of, zip_of
-from .pickle_assembler import Call, Name, Persistent, assemble, at, named, paths, replaced, text
+from .archives import safetensors_of
+from .pickle_assembler import Call, Name, Persistent, assemble, at, named, paths, replaced
 from .pickle_structures import STRUCTURES
 from .pickle_values import (
     ARRAYS,
@@ -26,7 +21,6 @@ from .pickle_values import (
     INTEGERS,
     NAMES,
     OTHERS,
-    STORAGE_SIZE,
     TENSORS,
     TEXTS,
     VALUES,
@@ -35,13 +29,20 @@ from .pickle_values import (
     random_value,
     tensor,
 )
-
-#: The network that the worker loads the files into.
-THIN = dict(arch=dict(dims=(4, 8), depths=(1, 1)), num_classes=2)
-#: Storages of float32 and of int64.
-STORAGES = {'0': bytes(range(4 * STORAGE_SIZE)), '1': struct.pack('<4q', 0, 1, 0, 2)}
-ITEM_SIZES = {'0': 4, '1': 8}
-DTYPES = ['F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL', 'F8_E4M3', 'X']
+from .valid_files import (
+    VALID,
+    authors_content,
+    in_legacy,
+    in_zip,
+    legacy_of,
+    legacy_parts,
+    safetensors_parts,
+    saved,
+    state,
+    training_content,
+    valid_file,
+)
+from .zip_mutations import mutated_zip, overlapping_storages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,124 +54,7 @@ class FuzzedFile:
     data: bytes
 
 
-# ---- valid files ---------------------------------------------------------------------------------
-
-
-@functools.cache
-def state():
-    """Return tensors that fit the network of the worker."""
-    generator = torch.Generator().manual_seed(0)
-    own = VMambaNet(**THIN).state_dict()
-    return {key: torch.randn(value.shape, generator=generator) for key, value in own.items()}
-
-
-def saved(content, **options):
-    buffer = io.BytesIO()
-    torch.save(content, buffer, **options)
-    return buffer.getvalue()
-
-
-def saved_without_checksums(content):
-    torch.serialization.set_crc32_options(False)
-    try:
-        return saved(content)
-    finally:
-        torch.serialization.set_crc32_options(True)
-
-
-def in_zip(code, storages=STORAGES):
-    """Return a zip archive as torch.save writes it, around a pickle."""
-    return zip_of(zip_records(code, storages))
-
-
-def zip_records(code, storages=STORAGES):
-    texts = {'.format_version': '1', '.storage_alignment': '64', 'byteorder': 'little'}
-    records = [Record('archive/data.pkl', code)]
-    records += [Record(f'archive/{name}', value.encode()) for name, value in texts.items()]
-    records += [Record(f'archive/data/{key}', value) for key, value in storages.items()]
-    records += [Record('archive/version', b'3\n')]
-    return records + [Record('archive/.data/serialization_id', b'0' * 40)]
-
-
-def legacy_parts(value):
-    """Return the pickles of a file before torch 1.6, and its storages, with a value inside."""
-    code = value if isinstance(value, bytes) else assemble(value)
-    used = [key for key in STORAGES if text(key) + text('cpu') in code]
-    code = code.replace(b'tQ', b'NtQ')  # identities of storages have a sixth part: no view
-    start = [0x1950A86A20F9469CFC6C, 1001, dict(protocol_version=1001, little_endian=True)]
-    storages = {key: (len(STORAGES[key]) // ITEM_SIZES[key], STORAGES[key]) for key in used}
-    return [*map(assemble, start), code, assemble(used)], storages
-
-
-def in_legacy(value):
-    pickles, storages = legacy_parts(value)
-    return legacy_of(pickles, storages)
-
-
-def legacy_of(pickles, storages):
-    raw = b''.join(struct.pack('<q', count) + data for count, data in storages.values())
-    return b''.join(pickles) + raw
-
-
-def training_content():
-    """Return what MMEngine's runner saves, as a value of the assembler."""
-    optimizer = {'state': {0: {'step': tensor(size=(), stride=()), 'exp_avg': tensor()}}}
-    return {
-        'meta': {
-            'epoch': 3,
-            'seed': 0,
-            'cfg': 'model = dict()',
-            'dataset_meta': OTHERS['config'],
-        },
-        'state_dict': {'backbone.norm.weight': tensor(), 'backbone.norm.bias': tensor(key='0')},
-        'message_hub': {
-            'log_scalars': {'train/loss': OTHERS['history']},
-            'runtime_info': {'iter': 12, 'loss': ARRAYS['float32'], 'best': ARRAYS['scalar']},
-            'resumed_keys': {'train/loss': True},
-        },
-        'optimizer': optimizer,
-        'param_schedulers': [{'base_lrs': [0.1], 'last_step': 12}],
-    }
-
-
-def authors_content():
-    return {
-        'model': {'layers.0.blocks.0.norm.weight': tensor(), 'b': TENSORS['half']},
-        'config': OTHERS['node'],
-        'args': OTHERS['arguments'],
-        'epoch': 2,
-        'max_accuracy': 0.5,
-    }
-
-
-@functools.cache
-def safetensors_parts():
-    """Return the header and the data of a file of the format safetensors."""
-    header, data = {'__metadata__': {'format': 'pt'}}, b''
-    for key, value in state().items():
-        raw = value.numpy().tobytes()
-        offsets = [len(data), len(data) + len(raw)]
-        header[key] = dict(dtype='F32', shape=list(value.shape), data_offsets=offsets)
-        data += raw
-    return header, data
-
-
-#: A valid file of each format and content: the end of its name, and its bytes.
-VALID = {
-    'zip': ('.pth', lambda: saved({'model': state(), 'epoch': 1})),
-    'zip without checksums': ('.pth', lambda: saved_without_checksums({'model': state()})),
-    'legacy': ('.pth', lambda: saved({'model': state()}, _use_new_zipfile_serialization=False)),
-    'safetensors': ('.safetensors', lambda: safetensors_of(*safetensors_parts())),
-    'MMEngine': ('.pth', lambda: in_zip(assemble(training_content()))),
-    'MMEngine, legacy': ('.pth', lambda: in_legacy(training_content())),
-    'authors': ('.pth', lambda: in_zip(assemble(authors_content()))),
-}
-
-
-@functools.cache
-def valid_file(name):
-    ending, build = VALID[name]
-    return ending, build()
+# ---- valid files ----
 
 
 def as_it_is(rng):
@@ -178,7 +62,7 @@ def as_it_is(rng):
     return name, *valid_file(name)
 
 
-# ---- bytes ---------------------------------------------------------------------------------------
+# ---- bytes ----
 
 
 def flip(rng, data):
@@ -224,178 +108,7 @@ def mutated_bytes(rng):
     return kind, ending, data
 
 
-# ---- zip -----------------------------------------------------------------------------------------
-
-
-def other_text(rng, record):
-    choices = ['', 'big', 'little', 'x', '0', '-1', '1', '99999999999999999999', 'é', '\0', ' 3 ']
-    record.data = rng.choice(choices).encode()
-
-
-def rename(rng, record):
-    names = ['../../x', '/etc/passwd', 'archive/constants.pkl', 'data.pkl', 'archive/DATA.PKL', '']
-    names += ['other/data.pkl', 'archive\\data.pkl', 'archive/data/0', 'archive/data/0/', 'a\0b']
-    record.name = rng.choice(names)
-
-
-def wrong_name(rng, record):
-    rng.choice([record.local, record.central])['name'] = b'archive/other'
-
-
-def compress(rng, record):
-    record.method = 8
-
-
-def wrong_checksum(rng, record):
-    record.central['crc'] = rng.getrandbits(32)
-    if rng.random() < 0.5:
-        record.local['crc'] = record.central['crc']
-
-
-def no_checksum(rng, record):
-    record.central['crc'] = record.local['crc'] = 0
-
-
-def wrong_size(rng, record):
-    size = rng.choice([0, 1, len(record.data) + 1, len(record.data) - 1, 2**31, 2**32 - 1, 2**30])
-    size = max(size, 0)
-    for fields in rng.choice([(record.central,), (record.local,), (record.central, record.local)]):
-        fields.update(dict.fromkeys(rng.choice([['size'], ['packed'], ['size', 'packed']]), size))
-
-
-def wrong_offset(rng, record):
-    record.central['offset'] = rng.choice([0, 1, 64, 2**31, 2**32 - 1])
-
-
-def encrypted(rng, record):
-    record.central['flags'] = record.local['flags'] = 0x801
-
-
-def other_flags(rng, record):
-    rng.choice([record.central, record.local])['flags'] = rng.getrandbits(16)
-
-
-def other_method(rng, record):
-    rng.choice([record.central, record.local])['method'] = rng.choice([1, 8, 9, 12, 14, 93, 99])
-
-
-def zip64(rng, record):
-    sizes = [rng.choice([len(record.data), 2**40, 2**64 - 1, 0]) for _ in range(3)]
-    length = rng.choice([8, 16, 24, 25, 0])
-    record.extra = struct.pack('<HH', 1, length) + struct.pack('<3Q', *sizes)[:length]
-    record.central['size'] = record.central['packed'] = 2**32 - 1
-
-
-def other_extra(rng, record):
-    record.extra = rng.randbytes(rng.choice([1, 3, 4, 60]))
-
-
-def short_data(rng, record):
-    record.data = record.data[: rng.randrange(len(record.data) + 1)]
-
-
-def long_data(rng, record):
-    record.data += bytes(rng.choice([1, 8, 10000]))
-
-
-RECORDS = (rename, wrong_name, compress, wrong_checksum, no_checksum, wrong_size, wrong_offset)
-RECORDS += (encrypted, other_flags, other_method, zip64, other_extra, short_data, long_data)
-RECORDS += (other_text,)
-
-
-def mutated_record(rng, records):
-    mutation = rng.choice(RECORDS)
-    mutation(rng, rng.choice(records))
-    return mutation.__name__, zip_of(records)
-
-
-def missing_record(rng, records):
-    del records[rng.randrange(len(records))]
-    return 'missing', zip_of(records)
-
-
-def repeated_record(rng, records):
-    record = dataclasses.replace(rng.choice([records[0], rng.choice(records)]))
-    if rng.random() < 0.5:
-        record.data = rng.choice([b'', b'\x80\2N.', record.data[::-1]])
-    records.insert(rng.randrange(len(records) + 1), record)
-    return 'repeated', zip_of(records)
-
-
-def other_order(rng, records):
-    rng.shuffle(records)
-    return 'order', zip_of(records)
-
-
-def added_record(rng, records):
-    names = ['constants.pkl', 'code/a.py', 'data/2', '.data/x', 'data.pkl/x', 'byteorder']
-    name = rng.choice(['archive/', 'other/', '']) + rng.choice(names)
-    record = Record(name, rng.choice([b'', b'\x80\2N.']))
-    records.insert(rng.choice([0, len(records)]), record)
-    return 'added', zip_of(records)
-
-
-def other_directory(rng, records):
-    field = rng.choice(['count', 'size', 'offset', 'disk'])
-    value = rng.getrandbits(31)
-    if field in ('count', 'disk'):
-        value = rng.choice([0, 1, 3, 1000, 65535])
-    return f'directory {field}', zip_of(records, **{field: value})
-
-
-def surrounded(rng, records):
-    before, after = (rng.choice([b'', b'\0' * 8, b'PK\3\4', b'\x80\2N.']) for _ in range(2))
-    comment = rng.choice([b'', b'x' * 300, b'PK\5\6' + bytes(18)])
-    return 'surrounded', before + zip_of(records, comment) + after
-
-
-@functools.cache
-def compressed_repetition(byte, count):
-    compress = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = byte * 2**20
-    return b''.join(compress.compress(block) for _ in range(count)) + compress.flush()
-
-
-def bomb(rng, records):
-    """A record that is a thousand times larger once it is read."""
-    megabytes = rng.choice([1, 200])
-    record = records[rng.choice([0, 0, 4])]
-    byte = b'N' if record.name.endswith('pkl') else b'\0'
-    record.data = compressed_repetition(byte, megabytes)
-    sizes = dict(method=8, size=megabytes * 2**20)
-    record.central, record.local = dict(sizes), dict(sizes)
-    return 'bomb', zip_of(records)
-
-
-def overlapping(rng, records):
-    return 'overlapping', overlapping_storages(*rng.choice([(3, 64), (3000, 400000)]))
-
-
-@functools.cache
-def overlapping_storages(count, size):
-    """Return a file with many storages that are the same bytes of it."""
-    data = bytes(size)
-    tensors = {str(i): tensor(str(i), (1,), (1,), numbers=size // 4) for i in range(count)}
-    records = zip_records(assemble({'model': tensors}), {'0': data})
-    offset = zip_of(records).index(b'archive/data/0') - 30
-    fields = dict(offset=offset, size=size, packed=size, crc=zlib.crc32(data))
-    others = [Record(f'archive/data/{i}', b'', central=fields) for i in range(1, count)]
-    return zip_of([*records, *others])
-
-
-ARCHIVES = [mutated_record] * 8 + [missing_record, repeated_record, other_order, added_record]
-ARCHIVES += [other_directory, surrounded, bomb, overlapping]
-
-
-def mutated_zip(rng):
-    name = rng.choice(['zip', 'MMEngine', 'authors'])
-    archive = zipfile.ZipFile(io.BytesIO(valid_file(name)[1]))
-    records = [Record(entry.filename, archive.read(entry)) for entry in archive.infolist()]
-    kind, data = rng.choice(ARCHIVES)(rng, records)
-    return kind, '.pth', data
-
-
-# ---- pickles -------------------------------------------------------------------------------------
+# ---- pickles ----
 
 
 def packed(rng, value):
@@ -508,7 +221,7 @@ def hostile_structure(rng):
     return kind, '.pth', packed(rng, STRUCTURES[kind](rng))
 
 
-# ---- the old format ------------------------------------------------------------------------------
+# ---- the old format ----
 
 
 def mutated_legacy(rng):
@@ -539,7 +252,10 @@ def mutated_legacy(rng):
     return kind, '.pth', legacy_of(pickles, storages)
 
 
-# ---- safetensors ---------------------------------------------------------------------------------
+# ---- safetensors ----
+
+
+DTYPES = ['F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL', 'F8_E4M3', 'X']
 
 
 def random_json(rng):
@@ -599,7 +315,7 @@ def odd_header(rng, header, data):
     return 'text', '.safetensors', safetensors_of(odd, data)
 
 
-# ---- state dictionaries --------------------------------------------------------------------------
+# ---- state dictionaries ----
 
 
 @functools.cache
@@ -657,7 +373,7 @@ def odd_state(rng):
     return kind, '.pth', saved(content, _use_new_zipfile_serialization=rng.random() < 0.8)
 
 
-# ---- all -----------------------------------------------------------------------------------------
+# ---- all ----
 
 #: Kinds of mutations, and how often each occurs.
 KINDS = {

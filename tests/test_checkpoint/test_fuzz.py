@@ -20,15 +20,8 @@ import torch
 from mmvmamba.checkpoint import read_local_checkpoint
 
 from .archives import safetensors_of
-from .fuzzed_files import (
-    PICKLES,
-    VALID,
-    fuzzed_file,
-    known_files,
-    saved,
-    saved_without_checksums,
-    valid_file,
-)
+from .fuzzed_files import PICKLES, fuzzed_file, known_files
+from .valid_files import VALID, saved, saved_without_checksums, valid_file
 
 FILES = int(os.environ.get('FUZZ_FILES', '500'))
 SEED = int(os.environ.get('FUZZ_SEED', '0'))

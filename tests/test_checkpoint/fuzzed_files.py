@@ -402,7 +402,7 @@ def known_files():
         yield FuzzedFile('value.pth', kind, in_zip(assemble({'model': {'a': value}})))
         yield FuzzedFile('legacy.pth', kind, in_legacy({'model': {'a': value}}))
     for kind, build in STRUCTURES.items():
-        for number in range(4):
+        for number in range(12 if kind == 'copied' else 4):
             data = in_zip(build(Largest(number)))
             yield FuzzedFile('structure.pth', kind, data)
     for count, size in ((3, 64), (3000, 400000)):

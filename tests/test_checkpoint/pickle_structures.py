@@ -3,8 +3,8 @@
 import pickle
 import struct
 
-from .pickle_assembler import assemble, code, integer, named, text
-from .pickle_values import STORAGE_SIZE, TENSORS, VALUES, hooks, tensor
+from .pickle_assembler import Name, assemble, code, integer, named, text
+from .pickle_values import BUFFER, STORAGE_SIZE, TENSORS, VALUES, array, dtype, hooks, tensor
 
 PROTO = b'\x80\x02'
 #: A number of CPython: integers have the same hash if they differ by its multiples.
@@ -60,20 +60,41 @@ def shared(rng):
 
 
 def copied(rng):
-    """Large containers that every call copies."""
-    count, copies = rng.choice([(100, 10), (3000, 9000), (20000, 1500)])
-    name = rng.choice(
-        ['__builtin__.set', 'torch.Size', '__builtin__.bytearray', 'argparse.Namespace']
-        + ['collections.OrderedDict', 'collections.Counter', 'mmengine.config.config.ConfigDict']
+    """Large values that every call copies."""
+    count, copies = rng.choice([(100, 10), (3000, 9000), (20000, 1500), (300000, 9000)])
+    numbers = b'(' + b''.join(map(integer, range(min(count, 20000))))
+    pairs = numbers.replace(b'(', b'}(', 1) + b'u'
+    config = named('mmengine.config.config.ConfigDict')
+    bytes_of = named('_codecs.encode')
+    data = bytes_of + text('a' * count) + text('latin1')
+    call, change = b'h\0h\1R', b'h\0h\1b'
+    start, piece = rng.choice(
+        [
+            (config + put(0) + pairs + b'\x85' + put(1), call),
+            # The argument is small when the call takes it, and filled by the next.
+            (config + put(0) + b'}' + put(2) + b'\x85' + put(1) + b'h\2' + pairs[1:], call),
+            (named('__builtin__.set') + put(0) + b']' + numbers + b'e\x85' + put(1), call),
+            (named('torch.Size') + put(0) + numbers + b't\x85' + put(1), call),
+            (bytes_of + put(0) + data[len(bytes_of) :] + b'\x86' + put(1), call),
+            (code(hooks()) + put(0) + pairs + put(1), change),
+            array_state(data, count, b'(', b't'),
+            array_state(data, count, b'](', b'e'),
+        ]
     )
-    if name.endswith(('Dict', 'Counter', 'Namespace')):
-        source = b'}(' + b''.join(integer(i) + b'N' for i in range(count)) + b'u'
-    elif name.endswith('bytearray'):
-        source = code(bytes(9 * count))
-    else:
-        source = b'](' + b''.join(map(integer, range(count))) + b'e'
-    source = named(name) + put(0) + source + b'\x85' + put(1)
-    return PROTO + b'(' + source + b'(' + b'h\0h\1R' * copies + b'tt.'
+    return PROTO + b'(' + forgotten(start) + b'(' + piece * copies + b'tt.'
+
+
+def forgotten(instructions):
+    """Return code that leaves None in place of values, which remain in the memo."""
+    return code(Name('__builtin__.getattr')) + b'(' + code(BUFFER) + b'(' + instructions + b'ttR'
+
+
+def array_state(data, count, begin, end):
+    """Return what comes before arrays that share their bytes, and the code of one of them."""
+    empty = named('numpy._core.multiarray._reconstruct') + put(0) + code(array().instance.arguments)
+    values = integer(1) + integer(count) + b'\x85' + code(dtype('u1')) + b'\x89'
+    state = begin + values + data + b'\x86R' + end + put(2)
+    return empty + put(1) + state, b'h\0h\1Rh\2b'
 
 
 def equal_hashes(rng):

@@ -410,7 +410,7 @@ def known_files():
 
 
 class Largest(random.Random):
-    """Random numbers that choose the last of three, four or six sizes."""
+    """Random numbers that choose the last of several sizes."""
 
     def choice(self, seq):
         if all(isinstance(item, int) and item < 2**31 for item in seq):

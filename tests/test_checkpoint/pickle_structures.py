@@ -67,7 +67,7 @@ def copied(rng):
     config = named('mmengine.config.config.ConfigDict')
     bytes_of = named('_codecs.encode')
     data = bytes_of + text('a' * count) + text('latin1')
-    call, change = b'h\0h\1R', b'h\0h\1b'
+    call = b'h\0h\1R'
     start, piece = rng.choice(
         [
             (config + put(0) + pairs + b'\x85' + put(1), call),
@@ -76,7 +76,7 @@ def copied(rng):
             (named('__builtin__.set') + put(0) + b']' + numbers + b'e\x85' + put(1), call),
             (named('torch.Size') + put(0) + numbers + b't\x85' + put(1), call),
             (bytes_of + put(0) + data[len(bytes_of) :] + b'\x86' + put(1), call),
-            (code(hooks()) + put(0) + pairs + put(1), change),
+            (named('collections.OrderedDict') + put(0) + pairs + put(1), b'h\0)Rh\1b'),
             array_state(data, count, b'(', b't'),
             array_state(data, count, b'](', b'e'),
         ]

@@ -73,6 +73,7 @@ def copied(rng):
             (config + put(0) + pairs + b'\x85' + put(1), call),
             # The argument is small when the call takes it, and filled by the next.
             (config + put(0) + b'}' + put(2) + b'\x85' + put(1) + b'h\2' + pairs[1:], call),
+            (config + put(0) + b']' + pairs + b'a' + put(1), call),
             (named('__builtin__.set') + put(0) + b']' + numbers + b'e\x85' + put(1), call),
             (named('torch.Size') + put(0) + numbers + b't\x85' + put(1), call),
             (bytes_of + put(0) + data[len(bytes_of) :] + b'\x86' + put(1), call),

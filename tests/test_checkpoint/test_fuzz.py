@@ -28,8 +28,8 @@ SEED = int(os.environ.get('FUZZ_SEED', '0'))
 FIRST = int(os.environ.get('FUZZ_FIRST', '0'))
 #: Seconds for a file.
 PATIENCE = 20
-#: Refusals of the first check of a pickle: an instruction or a name that no checkpoint has.
-FIRST_CHECK = re.compile('is not loaded from files|opcode')
+#: Refusals by the first check of a pickle: an instruction or a name that is not allowed.
+FIRST_CHECK = re.compile('is not loaded from files|must be dense|opcode')
 
 
 class Worker:

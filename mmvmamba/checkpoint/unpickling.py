@@ -24,8 +24,14 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 YACS_NODE: tuple[Callable[..., Any], str] = (OrderedDict, 'yacs.config.CfgNode')
 
 _ENCODE = '_codecs.encode'
+#: Functions that set the attributes of a tensor, their last argument.
+_WITH_ATTRIBUTES = (
+    'torch._tensor._rebuild_from_type_v2',
+    'torch._utils._rebuild_parameter_with_state',
+)
 #: Opcodes that change the object below their operands.
 _CHANGES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
+_REBUILD = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3')
 #: Functions and classes of torch.load's own list, without those of ``_NOT_DENSE``.
 _OF_TORCH = {
     _ENCODE,
@@ -34,9 +40,12 @@ _OF_TORCH = {
     'collections.Counter',
     'collections.OrderedDict',
     'torch.Size',
+    'torch.Tensor',
     'torch.device',
     'torch.storage.UntypedStorage',
+    'torch._tensor._rebuild_from_type_v2',
     'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_parameter_with_state',
     'torch._utils._rebuild_tensor',
     'torch._utils._rebuild_tensor_v2',
     'torch._utils._rebuild_tensor_v3',
@@ -47,7 +56,6 @@ _NOT_DENSE = {
     'torch._utils._rebuild_nested_tensor': 'a nested tensor',
     'torch._utils._rebuild_meta_tensor_no_storage': 'a tensor on the meta device',
     'torch._utils._rebuild_wrapper_subclass': 'a subclass of Tensor',
-    'torch._tensor._rebuild_from_type_v2': 'a subclass of Tensor, or a tensor with attributes',
 }
 #: The dtypes and storages of dense tensors.
 _DENSE = re.compile(
@@ -215,6 +223,13 @@ def _check_call(function: _Value, arguments: _Value) -> None:
     name, items = function.constant, arguments.items
     if function.depth or (arguments.depth and not items):
         raise RefusedError('a call must have a name and a tuple of arguments')
+    if name == 'torch.Tensor':
+        raise RefusedError('a tensor without values')
+    if name in _WITH_ATTRIBUTES and (len(items) != 4 or items[3].depth > 1 or items[3].items):
+        raise RefusedError('attributes of a tensor must be strings or numbers')
+    if name == _WITH_ATTRIBUTES[0]:
+        if items[0].constant not in _REBUILD or items[1].constant != 'torch.Tensor':
+            raise RefusedError('it holds a subclass of Tensor, and tensors must be dense')
     if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
         raise RefusedError('bytes must be encoded as latin1')
     if name in ('builtins.set', 'collections.Counter') and arguments.depth > 2:

@@ -75,7 +75,6 @@ def program(*parts):
         'numpy.ndarray tofile',
         'collections defaultdict',
         'torch FloatTensor',
-        'torch Tensor',
         'torch qint8',
         'torch QInt8Storage',
     ],
@@ -98,6 +97,29 @@ def test_other_ways_to_name_a_class_are_refused(opcode):
         read_pickle(program(text('os'), text('system'), opcode))
 
 
+def test_attributes_of_tensors_are_dropped():
+    """FSDP's state dicts have some."""
+    tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.ones(2))
+    tensor._has_been_cloned = parameter._no_weight_decay = True
+    for new in read([tensor, parameter]):
+        assert torch.equal(new, torch.ones(2))
+        assert not vars(new)
+
+
+@pytest.mark.parametrize('value', [[1], torch.ones(1), collections.OrderedDict])
+def test_other_attributes_of_tensors_are_refused(value):
+    for tensor in (torch.ones(2), torch.nn.Parameter(torch.ones(2))):
+        tensor.data_ptr = value
+        with pytest.raises(ValueError, match=r'attributes of a tensor|among the values|TypeError'):
+            read({'a': tensor, 'b': value})
+
+
+def test_tensors_without_values_are_refused():
+    for opcode in (b'\x81', b'R'):
+        with pytest.raises(ValueError, match='a tensor without values'):
+            read_pickle(program(b'ctorch\nTensor\nK\x02\x85', opcode))
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -110,13 +132,23 @@ class Subclass(torch.Tensor):
         (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), 'quantized'),
         (torch.ones(3, device='meta'), 'meta'),
         (torch.nested.nested_tensor([torch.ones(2)]), 'nested'),
-        (torch.ones(3).as_subclass(Subclass), 'a subclass of'),
     ],
-    ids=['coo', 'csr', 'quantized', 'meta', 'nested', 'subclass'],
+    ids=['coo', 'csr', 'quantized', 'meta', 'nested'],
 )
 def test_tensors_that_are_not_dense_are_refused(content, kind):
     with pytest.raises(ValueError, match=f'is refused: it holds .*{kind}.*must be dense'):
         read({'model': {'a': content}})
+
+
+def test_subclasses_of_tensor_are_refused():
+    tensor = torch.ones(3).as_subclass(Subclass)
+    with pytest.raises(ValueError, match=r'needs .*\.Subclass, which is not loaded from files'):
+        read({'a': tensor})
+    torch.serialization.add_safe_globals([Subclass])
+    with pytest.raises(
+        ValueError, match='it holds a subclass of Tensor, and tensors must be dense'
+    ):
+        read({'a': tensor})
 
 
 @pytest.mark.parametrize(

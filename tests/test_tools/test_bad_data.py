@@ -15,10 +15,10 @@ from .test_faults import start_ranks
 DETECTION_FAULTS = {
     '1.png': r"bad sample '.*/1\.png': '.*1\.png' is truncated",
     '2.png': r"bad sample '.*/2\.png': FileNotFoundError: ",
-    '3.png': r'no annotation in 1 image\(s\): 3\.png',
-    '4.png': r'a box outside the image in 1 image\(s\): 4\.png',
+    '3.png': r"images without annotations: '3\.png'\. ",
+    '4.png': r"`bbox` is entirely outside the image: annotation \d+ of '4\.png'",
     '5.png': r"bad sample '.*/5\.png': ",
-    '6.png': r'class id 99, which the file does not define, in 1 image\(s\): 6\.png',
+    '6.png': r"`category_id` is not the `id` of any category: annotation \d+ of '6\.png'",
     '7.png': r'bad sample .*7\.png.*the image is 48 x 64 but its annotation says 64 x 64',
     '8.jpg': r"bad sample '.*/8\.jpg': '.*8\.jpg' is truncated",
 }
@@ -118,7 +118,8 @@ def test_too_many_are_skipped(server, segmentation, tmp_path):
 def test_stop_at_a_bad_annotation(server, detection, tmp_path):
     options = ('--cfg-options', 'default_hooks.bad_data.action=stop')
     assert server.run(detection, tmp_path / 'run', *options) == 2
-    words = r'error: .*instances\.json: a box outside the image in 1 image\(s\): 4\.png'
+    words = r'error: .*instances\.json: `segmentation` is RLE of another size.*: annotation \d+ of '
+    words += r"'5\.png'"
     assert re.search(words, output(tmp_path / 'run'))
 
 

@@ -1,36 +1,63 @@
 """Checks of COCO annotation files."""
 
 import functools
+import gc
 import json
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+from mmengine.logging import print_log
 
 from mmvmamba.engine.errors import UserError
 
+from .coco_annotations import (
+    AnnotationCheck,
+    ClassCounts,
+    Image,
+    Problem,
+    Problems,
+    check_categories,
+    check_images,
+)
+from .coco_rules import RULES
 from .configs import annotation_file, dataset_class, leaf_datasets
+from .report import Report
 
-#: The kind of images with background only, of which COCO has a thousand.
-HARMLESS = 'no annotation'
+STAGES = ('train', 'val', 'test')
 _LISTS = ('images', 'annotations', 'categories')
-_MARGIN = 1.0  # pixels by which the boxes of rounded polygons may exceed the image
+_LARGE = 50 * 2**20  # bytes of a file that takes long enough to say so
+_SHOWN = 5  # images that a note names
+#: Fields that the data sets of mmdet with a reader of their own, such as LVIS, do not need.
+_OF_COCO_ALONE = ('image.file_name', 'iscrowd.missing')
+_BOXES_ONLY = 'configs/retinanet/retinanet_vmamba-t_fpn_1x_coco.py'
 
 
 class CocoFile(NamedTuple):
-    """Summary of an annotation file, which may be too large to keep in memory."""
+    """Summary of an annotation file, which may be too large to keep in memory.
 
-    categories: tuple[str, ...]  # names in the order of the file
-    mistakes: Mapping[str, list[str]]  # file names of the images for each kind
-
-
-def read_coco(path: str) -> CocoFile:
-    """Read and check an annotation file, and cache the result until the file changes.
-
-    Raises:
-        UserError: If the file does not hold the ``images``, ``annotations`` and ``categories`` of
-            COCO.
+    Attributes:
+        categories (tuple[str, ...]): The names in the order of the file.
+        images (tuple[Image, ...]): File names and sizes.
+        classes (tuple[ClassCounts, ...]): Numbers of annotations of each category.
+        problems (Mapping[str, Problem]): The problems by their key in ``coco_rules.RULES``.
+        empty (Problem): The images without annotations.
+        annotations (int): The number of annotations.
+        is_panoptic (bool): True if the file has the segments of a panoptic file.
+        has_masks (bool): True if any annotation has a ``segmentation``.
     """
-    return _read(path, os.stat(path).st_mtime_ns)
+
+    categories: tuple[str, ...]
+    images: tuple[Image, ...]
+    classes: tuple[ClassCounts, ...]
+    problems: Mapping[str, Problem]
+    empty: Problem
+    annotations: int
+    is_panoptic: bool
+    has_masks: bool
 
 
 def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -43,66 +70,249 @@ def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any
                 yield leaf, path
 
 
+def check_coco(
+    leaf: Mapping[str, Any], report: Report, stage: str, needs_masks: bool = False
+) -> None:
+    """Check the annotation file of a data set that mmdet reads with the API of COCO.
+
+    Args:
+        leaf (Mapping): The config of the data set.
+        report (Report): The problems are added to it.
+        stage (str): One of ``STAGES``.
+        needs_masks (bool): True if the model learns masks or the evaluation compares them. Masks
+            that the data set's pipeline loads are checked in any case. Defaults to False.
+
+    Raises:
+        UserError: If the file cannot be read or is not COCO.
+        ValueError: If ``stage`` is unknown.
+    """
+    if stage not in STAGES:
+        raise ValueError(f'stage must be one of {STAGES}, but got {stage!r}')
+    path = annotation_file(leaf)
+    if path is None or not os.path.isfile(path):
+        return
+    found = Report()
+    _report_all(read_coco(path), leaf, found, path, stage, needs_masks or _loads_masks(leaf))
+    # Validation and test data are often the same file.
+    known = {(group.severity, group.kind) for group in report.groups() if group.path == path}
+    for group in found.groups():
+        if (group.severity, group.kind) not in known:
+            problem = Problem(group.count, group.items)
+            _add(report, group.severity, path, group.kind, problem, group.hint)
+
+
+def _report_all(
+    file: CocoFile, leaf: Mapping[str, Any], report: Report, path: str, stage: str, masks: bool
+) -> None:
+    skipped = () if _is_numbered_by_coco(leaf) else _OF_COCO_ALONE
+    lacks_masks = masks and file.annotations > 0 and not file.has_masks
+    if lacks_masks:
+        skipped += ('segmentation.missing',)
+    for key, problem in file.problems.items():
+        severity = _severity(key, stage, masks)
+        if severity and key not in skipped:
+            _add(report, severity, path, RULES[key].kind, problem, RULES[key].hint)
+    if file.is_panoptic:
+        return
+    if lacks_masks:
+        task = 'the model learns masks' if stage == 'train' else 'the evaluation compares masks'
+        hint = f'To learn boxes alone, inherit from a config without masks, such as {_BOXES_ONLY}'
+        report.add('error', path, f'no annotation has a `segmentation`, but {task}', '', hint)
+    if not file.annotations:
+        _report_no_annotation(report, path, stage)
+        return
+    _check_classes(file, leaf, report, path, stage, masks and not lacks_masks)
+    settings = leaf.get('filter_cfg') if stage == 'train' and not leaf.get('test_mode') else None
+    _report_empty(file, report, path, stage, settings or {})
+    _report_small(file, report, path, (settings or {}).get('min_size', 0))
+
+
+def _severity(key: str, stage: str, needs_masks: bool) -> str:
+    severity = RULES[key].train if stage == 'train' else RULES[key].evaluation
+    if key.startswith('segmentation.') and not needs_masks:
+        return '' if key == 'segmentation.missing' else 'note'
+    return severity
+
+
+def _add(
+    report: Report, severity: str, path: str, kind: str, problem: Problem, hint: str = ''
+) -> None:
+    """Add all entries that have a problem, of which only the first have a name."""
+    first, *others = problem.items or ['']
+    report.add(severity, path, kind, first, hint, problem.count - len(others))
+    for item in others:
+        report.add(severity, path, kind, item, hint)
+
+
+def _loads_masks(leaf: Mapping[str, Any]) -> bool:
+    steps = leaf.get('pipeline') or ()
+    return any(isinstance(step, Mapping) and step.get('with_mask') for step in steps)
+
+
+def _is_numbered_by_coco(leaf: Mapping[str, Any]) -> bool:
+    load = getattr(dataset_class(leaf), 'load_data_list', None)
+    return getattr(load, '__qualname__', '') == 'CocoDataset.load_data_list'
+
+
+def _check_classes(
+    file: CocoFile, leaf: Mapping[str, Any], report: Report, path: str, stage: str, masks: bool
+) -> None:
+    """Name the classes without any object that training or evaluation can use."""
+    used = _classes(leaf)
+    objects = 'object to find'  # evaluation counts boxes that training leaves out
+    if stage == 'train':
+        objects = 'object with a valid mask' if masks else 'valid box'
+    lacking = Problem()
+    total = 0
+    for name, counts in zip(file.categories, file.classes, strict=True):
+        if used is None or name in used:
+            total += 1
+            if not _usable(counts, stage, masks):
+                lacking.count += 1
+                lacking.items.append(f'{name!r} ({_cause(counts, masks)})')
+    if not total:
+        hint = f'The file has {list(file.categories[:12])}, the config {list(used or ())[:12]}'
+        report.add('error', path, '`categories` has none of the classes', '', hint)
+    elif lacking.count == total:
+        hint = 'There is nothing to learn' if stage == 'train' else 'All metrics would be -1'
+        _add(report, 'error', path, f'no class has a single {objects}', lacking, hint)
+    elif lacking.count:
+        _add(report, 'warning', path, f'classes without a single {objects}', lacking)
+
+
+def _usable(counts: ClassCounts, stage: str, masks: bool) -> int:
+    if stage != 'train':
+        return counts.annotations - counts.crowd
+    return counts.masks if masks else counts.boxes
+
+
+def _report_no_annotation(report: Report, path: str, stage: str) -> None:
+    hint = {
+        'train': 'There is nothing to learn',
+        'val': 'All metrics would be -1, and the first checkpoint would remain the best',
+        'test': 'All metrics would be -1; use `format_only=True` of the evaluator for test images',
+    }[stage]
+    severity = 'warning' if stage == 'test' else 'error'
+    report.add(severity, path, '`annotations` is empty', '', hint)
+
+
+def _cause(counts: ClassCounts, masks: bool) -> str:
+    if not counts.annotations:
+        return 'no annotation'
+    number = f'{counts.annotations} annotations'
+    if counts.crowd == counts.annotations:
+        return f'{number}, all with `iscrowd: 1`'
+    return f'{number}, none with a valid {"mask" if masks and counts.boxes else "box"}'
+
+
+def _classes(leaf: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the classes that the config chooses, or None for all of the file."""
+    classes = (leaf.get('metainfo') or {}).get('classes')
+    return None if classes is None or isinstance(classes, str) else tuple(classes)
+
+
+def _report_empty(
+    file: CocoFile, report: Report, path: str, stage: str, settings: Mapping[str, Any]
+) -> None:
+    """Report the images without annotations, which mmdet trains or leaves out."""
+    if not file.empty.count:
+        return
+    hint = ''
+    if stage == 'train':
+        hint = 'They are trained as background'
+    if settings.get('filter_empty_gt'):
+        remedy = 'set `filter_cfg.filter_empty_gt=False` to train them as background'
+        hint = f'Training leaves them out; {remedy}'
+    _add(report, 'note', path, 'images without annotations', file.empty, hint)
+
+
+def _report_small(file: CocoFile, report: Report, path: str, min_size: int) -> None:
+    """Report the images that mmdet leaves out of training for their size."""
+    small = [image for image in file.images if image.size and min(image.size) < min_size]
+    if small:
+        problem = Problem(len(small), [repr(image.file_name) for image in small[:_SHOWN]])
+        kind = f'images smaller than `filter_cfg.min_size={min_size}`'
+        _add(report, 'note', path, kind, problem, 'Training leaves them out')
+
+
+def read_coco(path: str) -> CocoFile:
+    """Read and check an annotation file, and cache the summary until the file changes.
+
+    Raises:
+        UserError: If the file cannot be read, or does not hold the ``images``, ``annotations``
+            and ``categories`` of COCO.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f'annotation file {path!r} cannot be read: {error.strerror}') from error
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
 @functools.lru_cache(maxsize=16)
-def _read(path: str, modified: int) -> CocoFile:
+def _read(path: str, modified: int, size: int) -> CocoFile:
+    large, start = size > _LARGE, time.monotonic()
+    if large:
+        print_log(f'reading annotation file {path!r} of {size / 2**20:.0f} MB ...', 'current')
+    with _without_garbage_collection():
+        summary = _summarize(_load(path))
+    if large:
+        seconds = time.monotonic() - start
+        print_log(f'read and checked {path!r} in {seconds:.0f} seconds', 'current')
+    return summary
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Save the time to search millions of new objects, which have no cycles, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(path: str) -> dict[str, list[Any]]:
+    """Return the three lists of a file."""
     try:
         with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except ValueError as error:
+            content = _parse(file.read())
+    except (ValueError, RecursionError) as error:
         raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
+    except OSError as error:
+        raise UserError(f'annotation file {path!r} cannot be read: {error.strerror}') from error
     # The files of test images have no annotations.
     lists = {'annotations': [], **content} if isinstance(content, dict) else {}
-    wrong = [name for name in _LISTS if not _is_list_of_objects(lists.get(name))]
+    wrong = [name for name in _LISTS if not isinstance(lists.get(name), list)]
     if wrong:
         raise UserError(
             f'annotation file {path!r} is not COCO: {wrong} must be lists of objects; the file has '
-            f'the keys {sorted(content) if lists else []}'
+            f'the keys {sorted(content)[:12] if lists else []}'
         )
-    names = tuple(category.get('name') for category in lists['categories'])
-    return CocoFile(names, _find_mistakes(lists))
+    return {name: lists[name] for name in _LISTS}
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+def _parse(text: str) -> Any:
+    """Parse JSON, with infinity in place of NaN, which comparisons would not find."""
+    return json.loads(text, parse_constant=lambda constant: math.inf)
 
 
-def _find_mistakes(content: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the file names of the images for each kind of unusable annotation."""
-    categories = {category.get('id') for category in content['categories']}
-    images = {image.get('id'): image for image in content['images']}
-    found: dict[str, dict[str, None]] = {}
-    empty = dict.fromkeys(images)
-    for annotation in content['annotations']:
-        image = images.get(annotation.get('image_id'))
-        empty.pop(annotation.get('image_id'), None)
-        if 'segments_info' in annotation:  # of a panoptic file
-            continue
-        name = f'annotation {annotation.get("id")}' if image is None else image.get('file_name')
-        for kind in _annotation_mistakes(annotation, image, categories):
-            found.setdefault(kind, {})[str(name)] = None
-    mistakes = {kind: list(files) for kind, files in sorted(found.items())}
-    if empty:
-        mistakes[HARMLESS] = [str(images[key].get('file_name')) for key in empty]
-    return mistakes
-
-
-def _annotation_mistakes(
-    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, categories: set[Any]
-) -> Iterator[str]:
-    if annotation.get('category_id') not in categories:
-        yield f'class id {annotation.get("category_id")}, which the file does not define,'
-    if image is None:
-        yield f'image id {annotation.get("image_id")}, which the file does not define,'
-        return
-    width, height = image.get('width'), image.get('height')
-    box = annotation.get('bbox')
-    valid = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not valid or min(box[2:]) <= 0:
-        yield f'box {box}, which is empty or not a box,'
-    elif isinstance(width, int | float) and isinstance(height, int | float):
-        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-        if min(left, top) < -_MARGIN or right > width + _MARGIN or bottom > height + _MARGIN:
-            yield 'a box outside the image'
-    mask = annotation.get('segmentation')
-    if isinstance(mask, dict) and mask.get('size') not in (None, [height, width]):
-        yield 'a mask of another size than the image'
+def _summarize(content: Mapping[str, list[Any]]) -> CocoFile:
+    problems = Problems()
+    images = check_images(content['images'], problems)
+    categories = check_categories(content['categories'], problems)
+    check = AnnotationCheck(images, categories, problems)
+    check.check(content['annotations'])
+    empty = [image.file_name for key, image in images.items() if key not in check.objects]
+    return CocoFile(
+        categories=tuple(categories.values()),
+        images=tuple(images.values()),
+        classes=tuple(check.classes.values()),
+        problems=problems,
+        empty=Problem(len(empty), [repr(name) for name in empty[:_SHOWN]]),
+        annotations=len(content['annotations']),
+        is_panoptic=check.is_panoptic,
+        has_masks=check.has_masks,
+    )

@@ -5,8 +5,9 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from mmvmamba.engine.checks.coco import HARMLESS, coco_files, read_coco
+from mmvmamba.engine.checks.coco import check_coco, coco_files
 from mmvmamba.engine.checks.configs import leaf_datasets
+from mmvmamba.engine.checks.report import Report
 from mmvmamba.engine.data.sample_check import CheckSample
 from mmvmamba.engine.data.sampling import reader_of, restart_workers
 from mmvmamba.engine.errors import UserError
@@ -15,7 +16,6 @@ from mmvmamba.registry import HOOKS
 from .utils import batch_metainfo
 
 _ACTIONS = ('skip', 'stop')
-_SHOWN = 5  # names of harmless images, of which there can be many thousands
 
 
 @HOOKS.register_module()
@@ -78,18 +78,15 @@ class BadDataHook(Hook):
             runner.logger.error(f'{count} bad samples were skipped in this run')
 
     def _check_annotations(self, runner: Any) -> None:
-        errors = []
+        report = Report()
         if is_main_process():
-            for _, path in coco_files(runner.cfg.train_dataloader.get('dataset')):
-                for kind, names in read_coco(path).mistakes.items():
-                    shown = names[:_SHOWN] if kind == HARMLESS else names
-                    more = ', ...' if len(shown) < len(names) else ''
-                    text = f'{path}: {kind} in {len(names)} image(s): {", ".join(shown)}{more}'
-                    if kind == HARMLESS:
-                        runner.logger.info(text)
-                    else:
-                        runner.logger.error(text)
-                        errors.append(text)
+            for leaf, _ in coco_files(runner.cfg.train_dataloader.get('dataset')):
+                check_coco(leaf, report, 'train')
+        for group in report.groups('note'):
+            runner.logger.info(str(group))
+        errors = [str(group) for group in report.groups('error', 'warning')]
+        for text in errors:
+            runner.logger.error(text)
         first = errors[:1] or [None]
         broadcast_object_list(first)
         if self.action == 'stop' and first[0] is not None:

@@ -40,7 +40,7 @@ def wrapped(dataset):
 def coco_file(tmp_path, **annotation):
     """A file with a good image, one with a changed annotation and one without any."""
     images = [dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in range(3)]
-    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], segmentation=[])
+    good = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 40, 30], area=1200, iscrowd=0)
     content = dict(
         images=images,
         annotations=[good, dict(good, id=2, image_id=1, **annotation)],

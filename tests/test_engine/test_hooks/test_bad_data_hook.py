@@ -72,13 +72,16 @@ def test_images_without_annotations_are_no_errors(tmp_path):
     ]
     content['annotations'][0]['category_id'] = 7
     (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(dict(type=CocoDataset, ann_file=path))
+    runner, messages = runner_of(
+        dict(type=CocoDataset, ann_file=path, metainfo=dict(classes=('cat',)))
+    )
     BadDataHook().before_train(runner)
-    names = '2.jpg, 3.jpg, 4.jpg, 5.jpg, 6.jpg, ...'
-    assert sorted(messages) == [
-        ('ERROR', f'{path}: class id 7, which the file does not define, in 1 image(s): 0.jpg'),
-        ('INFO', f'{path}: no annotation in 97 image(s): {names}'),
-    ]
+    names = "'2.jpg', '3.jpg', '4.jpg', '5.jpg', '6.jpg' and 92 more"
+    error, info = sorted(messages)
+    assert error[0] == 'ERROR'
+    assert "category_id` is not the `id` of any category: annotation 1 of '0.jpg'" in error[1]
+    text = f'{path}: images without annotations (97 times): {names}. They are trained as background'
+    assert info == ('INFO', text)
 
 
 @pytest.mark.parametrize('arguments', [dict(action='ignore'), dict(max_skipped=-1)])
@@ -115,15 +118,18 @@ def test_the_number_of_skipped_samples_is_logged():
     assert messages[-1] == ('ERROR', '2 bad samples were skipped in this run')
 
 
-@pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ', ...')])
+@pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ' and 1 more')])
 def test_the_names_of_harmless_images(images, more, tmp_path):
-    """Five names, and a sign of more."""
+    """Five names, and the number of others."""
     path = coco_file(tmp_path)
     content = json.loads(open(path).read())
     first = content['images'][0]
     content['images'] = [dict(first, id=i, file_name=f'{i}.jpg') for i in range(images + 2)]
     (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(dict(type=CocoDataset, ann_file=path))
+    runner, messages = runner_of(
+        dict(type=CocoDataset, ann_file=path, metainfo=dict(classes=('cat',)))
+    )
     BadDataHook(action='stop').before_train(runner)
-    names = '2.jpg, 3.jpg, 4.jpg, 5.jpg, 6.jpg'
-    assert messages == [('INFO', f'{path}: no annotation in {images} image(s): {names}{more}')]
+    names = "'2.jpg', '3.jpg', '4.jpg', '5.jpg', '6.jpg'"
+    text = f'{path}: images without annotations ({images} times): {names}{more}. '
+    assert messages == [('INFO', f'{text}They are trained as background')]

@@ -22,6 +22,7 @@ from mmvmamba.engine.data.sampling import (
     reader_of,
     seed_all,
 )
+from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.work_dir import last_complete_checkpoint
 from mmvmamba.registry import HOOKS
 
@@ -72,11 +73,16 @@ class ResumeHook(Hook):
         if not runner._resume or runner._load_from is not None or runner._has_loaded:
             return
         self._finds_checkpoint = True
-        found: list[Any] = [None, []]
+        found: list[Any] = [None, [], None]
         if is_main_process():
-            found = list(last_complete_checkpoint(*_folders(runner)))
+            try:
+                found[:2] = last_complete_checkpoint(*_folders(runner))
+            except UserError as error:
+                found[2] = str(error)
         broadcast_object_list(found)
-        runner._load_from, skipped = found
+        runner._load_from, skipped, failure = found
+        if failure is not None:  # on all ranks, which would otherwise wait for the first one
+            raise UserError(failure)
         for reason in skipped:
             runner.logger.warning(f'skipped in the search for a checkpoint: {reason}')
         if runner._load_from is None:

@@ -6,7 +6,7 @@ read as infinity.
 
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .coco_masks import NUMBERS, is_trained, mask_problems
 _SHOWN = 5  # items that are kept of each problem, as many as a report shows
 _MARGIN = 1  # pixels by which the boxes of rounded polygons may exceed the image
 _MAX_SIDE = 10**6  # pixels
-_IDS = frozenset((int, float, str))
+_MAX_ID = 2**53  # pycocotools stores ids as float
 _MIN_CORNERS = 3  # boxes beyond the image, of which fewer can be single mistakes
 
 
@@ -74,14 +74,13 @@ def check_images(entries: list[Any], problems: Problems) -> dict[Any, Image]:
         size = _size(entry.get('height'), entry.get('width'))
         if size is None:
             problems.add('image.size', item)
-        elif type(entry['height']) is float or type(entry['width']) is float:
-            problems.add('image.float_size', item)
-        if type(key) not in _IDS:
+        if not _is_id(key):
             problems.add('image.id', item)
         elif key in images:
             problems.add('image.same_id', f'id {_short(key)} of {item}')
         else:
             images[key] = Image(name, size)
+    _check_id_types('image.mixed_ids', images, problems)
     return images
 
 
@@ -90,6 +89,17 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
         if type(side) not in NUMBERS or not 0 < side <= _MAX_SIDE or side != int(side):
             return None
     return int(height), int(width)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is str or (type(value) in NUMBERS and -_MAX_ID <= value <= _MAX_ID)
+
+
+def _check_id_types(key: str, ids: Collection[Any], problems: Problems) -> None:
+    """Check that not some ids are numbers and others strings, which pycocotools cannot sort."""
+    texts = [_short(value) for value in ids if type(value) is str]
+    if texts and len(texts) < len(ids):
+        problems[key] = Problem(len(texts), [f'id {text}' for text in texts[:_SHOWN]])
 
 
 def check_categories(entries: list[Any], problems: Problems) -> dict[Any, str]:
@@ -112,12 +122,13 @@ def check_categories(entries: list[Any], problems: Problems) -> dict[Any, str]:
                 problems.add('category.same_name', item)
             elif other != name:
                 problems.add('category.similar_name', f'{other!r} and {item}')
-        if type(key) not in _IDS:
+        if not _is_id(key):
             problems.add('category.id', item)
         elif key in categories:
             problems.add('category.same_id', f'id {_short(key)} of {item}')
         else:
             categories[key] = name
+    _check_id_types('category.mixed_ids', categories, problems)
     return categories
 
 
@@ -150,7 +161,7 @@ class AnnotationCheck:
                 self._problems.add('entry', f'annotations[{i}]')
                 continue
             image_id = entry.get('image_id')
-            image = self._images.get(image_id) if type(image_id) in _IDS else None
+            image = self._images.get(image_id) if _is_id(image_id) else None
             if image is not None:
                 self.objects[image_id] += 1
             if 'segments_info' in entry:
@@ -173,7 +184,7 @@ class AnnotationCheck:
         elif crowd not in (0, 1):
             problems.append('iscrowd.type')
         category = entry.get('category_id')
-        counts = self.classes.get(category) if type(category) in _IDS else None
+        counts = self.classes.get(category) if _is_id(category) else None
         if counts is not None and image is not None:
             counts.annotations += 1
             counts.crowd += bool(crowd)
@@ -187,7 +198,7 @@ class AnnotationCheck:
 
     def _reference_problems(self, entry: Mapping[str, Any], image: Image | None) -> Iterator[str]:
         key = entry.get('id')
-        if type(key) not in _IDS:
+        if not _is_id(key):
             yield 'id.type'
         elif key in self._ids:
             yield 'id.repeated'
@@ -198,10 +209,10 @@ class AnnotationCheck:
             if type(key) is str:
                 yield 'id.text'
         if image is None:
-            known = type(entry.get('image_id')) in _IDS
+            known = _is_id(entry.get('image_id'))
             yield 'image_id.unknown' if known else 'image_id.type'
         category = entry.get('category_id')
-        if type(category) not in _IDS:
+        if not _is_id(category):
             yield 'category_id.type'
         elif category not in self.classes:
             yield 'category_id.unknown'
@@ -260,7 +271,7 @@ def _area_problems(entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _item(position: int, entry: Mapping[str, Any], image: Image | None, problem: str) -> str:
     key = entry.get('id')
-    item = f'annotation {_short(key)}' if type(key) in _IDS else f'annotations[{position}]'
+    item = f'annotation {_short(key)}' if _is_id(key) else f'annotations[{position}]'
     if image is not None:
         item += f' of {image.file_name!r}'
     name = problem.split('.')[0]

@@ -36,11 +36,11 @@ RULES = {
         'error',
         'Write the size of the image file in pixels',
     ),
-    'image.float_size': Rule(
-        '`width` or `height` of an image is not an integer',
+    'image.mixed_ids': Rule(
+        '`id` is a string in some images and a number in others',
         'warning',
         'error',
-        'The evaluation of masks fails; write 640 instead of 640.0',
+        'The evaluation cannot sort them; write numbers',
     ),
     'image.same_id': Rule('`id` is that of another image', 'error', 'error', _UNIQUE),
     'image.same_file_name': Rule(
@@ -54,6 +54,12 @@ RULES = {
         '`id` of a category is missing or is not a number or string', 'error', 'error', _UNIQUE
     ),
     'category.name': Rule('`name` of a category is missing or is not a string', 'error', 'error'),
+    'category.mixed_ids': Rule(
+        '`id` is a string in some categories and a number in others',
+        'warning',
+        'error',
+        'The evaluation cannot sort them; write numbers',
+    ),
     'category.same_id': Rule('`id` is that of another category', 'error', 'error', _UNIQUE),
     'category.same_name': Rule(
         '`name` is that of another category',

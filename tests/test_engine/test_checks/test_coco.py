@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+from mmdet.datasets import CocoDataset
 
 from mmvmamba.engine.checks import coco as checks
 from mmvmamba.engine.checks.coco import check_coco, read_coco
@@ -48,6 +49,7 @@ def groups(folder, content, stage='train', needs_masks=True, **settings):
 def test_a_valid_file(tmp_path, stage, mask):
     content = valid()
     content['annotations'][0].update(segmentation=mask, bbox=[2, 2, 38.5, 28.5])
+    content['images'][0]['height'] = 30.0
     assert groups(tmp_path, content, stage) == []
 
 
@@ -65,17 +67,20 @@ FAULTS = [
     ('image.size', 'images', 0, 'height', '30', "'1.jpg'"),
     ('image.size', 'images', 0, 'height', 0, "'1.jpg'"),
     ('image.size', 'images', 0, 'height', math.nan, "'1.jpg'"),
-    ('image.float_size', 'images', 0, 'height', 30.0, "'1.jpg'"),
+    ('image.id', 'images', 0, 'id', 10**400, "'1.jpg'"),
+    ('image.mixed_ids', 'images', 0, 'id', '1', "id '1'"),
     ('image.same_id', 'images', 1, 'id', 1, "id 1 of '2.jpg'"),
     ('image.same_file_name', 'images', 1, 'file_name', '1.jpg', "'1.jpg'"),
     ('category.id', 'categories', 0, 'id', None, "'cat'"),
     ('category.name', 'categories', 0, 'name', None, 'categories[0]'),
     ('category.name', 'categories', 0, 'name', 3, 'categories[0]'),
+    ('category.mixed_ids', 'categories', 0, 'id', '1', "id '1'"),
     ('category.same_id', 'categories', 1, 'id', 1, "id 1 of 'dog'"),
     ('category.same_name', 'categories', 1, 'name', 'cat', "'cat'"),
     ('category.similar_name', 'categories', 1, 'name', ' Cat', "'cat' and ' Cat'"),
     ('id.type', 'annotations', 0, 'id', None, "annotations[0] of '1.jpg'"),
     ('id.type', 'annotations', 0, 'id', {}, "annotations[0] of '1.jpg'"),
+    ('id.type', 'annotations', 0, 'id', math.inf, "annotations[0] of '1.jpg'"),
     ('id.text', 'annotations', 0, 'id', 'a', "annotation 'a' of '1.jpg'"),
     ('id.repeated', 'annotations', 1, 'id', 1, "annotation 1 of '2.jpg'"),
     ('id.zero', 'annotations', 0, 'id', 0, "annotation 0 of '1.jpg'"),
@@ -146,6 +151,18 @@ def test_faults(tmp_path, stage, key, name, index, field, value, item):
     (group,) = same
     assert (group.severity, group.hint, group.count) == (severity, rule.hint, 1)
     assert group.items[0].startswith(item) if '(bbox' in item else group.items == [item]
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+@pytest.mark.parametrize(('key', 'name', 'index', 'field', 'value', 'item'), FAULTS)
+def test_only_errors_make_mmdet_fail(tmp_path, test_mode, key, name, index, field, value, item):
+    settings = leaf_of(tmp_path, broken(name, index, field, value), test_mode=test_mode)
+    del settings['type']
+    severity = RULES[key].evaluation if test_mode else RULES[key].train
+    try:
+        CocoDataset(**settings)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        assert severity == 'error'
 
 
 def test_every_rule_has_a_fault():

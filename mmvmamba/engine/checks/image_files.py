@@ -1,0 +1,233 @@
+"""Checks of image files: whether they decode, and what loading makes of them."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import mmcv
+import numpy as np
+from PIL import ExifTags, Image
+
+from mmvmamba.engine.data.sample_check import is_truncated
+
+from .report import Report
+from .settings import Loader
+
+T = TypeVar('T')
+R = TypeVar('R')
+_PNG = b'\x89PNG\r\n\x1a\n'
+_EXIF_HINT = (
+    "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
+    '`LoadImageFromFile`, or turn the pixels, remove the tag and annotate the result'
+)
+
+
+class ImageFile(NamedTuple):
+    """Properties of an image file.
+
+    Attributes:
+        path (str): The file.
+        width (int): Width of the pixels in the file.
+        height (int): Height of the pixels in the file.
+        channels (int): Number of channels in the file; 3 for a palette.
+        bits (int): Bits of a channel.
+        alpha (bool): True if one of the channels is transparency.
+        orientation (int): The EXIF tag; 5 to 8 swap width and height.
+        problem (str): The reason if the file cannot be used; the other properties are then 0.
+        detail (str): The message of the reader.
+    """
+
+    path: str
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    bits: int = 0
+    alpha: bool = False
+    orientation: int = 1
+    problem: str = ''
+    detail: str = ''
+
+    def size(self, loader: Loader) -> tuple[int, int]:
+        """Return width and height of the loaded image."""
+        swapped = loader.rotates and self.orientation >= 5
+        return (self.height, self.width) if swapped else (self.width, self.height)
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """Return a sample of a sequence at equal distances, or all items if ``count`` is None."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(max(count, 0))]
+
+
+def read_all(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Apply a function that reads a file to each item, with a few threads."""
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        yield from pool.map(function, items)
+
+
+def read_image(path: str, loader: Loader) -> ImageFile:
+    """Decode an image and return its properties."""
+    content = read_bytes(path)
+    if isinstance(content, ImageFile):
+        return content
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return ImageFile(
+                path,
+                *image.size,
+                channels=3 if image.mode == 'P' else len(image.getbands()),
+                bits=_bits(image, content),
+                alpha=image.mode.endswith(('A', 'a')),
+                orientation=orientation if orientation in range(1, 9) else 1,
+            )
+    except Exception as error:  # readers raise all kinds of exceptions for broken files
+        return _read_with_mmcv(path, content, loader, error)
+
+
+def read_bytes(path: str) -> bytes | ImageFile:
+    """Return the content of a file, or the problem."""
+    try:
+        with open(path, 'rb') as file:
+            content = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or str(error)
+        return ImageFile(path, problem='cannot be read', detail=reason)
+    return content or ImageFile(path, problem='is an empty file')
+
+
+def undecodable(path: str, error: Exception) -> ImageFile:
+    """Return the problem of a file that a reader refuses."""
+    if is_truncated(path):
+        return ImageFile(path, problem='is truncated')
+    return ImageFile(path, problem='cannot be decoded', detail=str(error)[:80])
+
+
+def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception) -> ImageFile:
+    """Read an image that Pillow does not know, such as one of many channels, as training does."""
+    problem = undecodable(path, error)
+    if problem.problem == 'is truncated':
+        return problem
+    try:
+        array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
+    except Exception:  # of OpenCV, tifffile and others
+        return problem
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        return problem
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    bits = 8 * array.dtype.itemsize
+    return ImageFile(path, array.shape[1], array.shape[0], channels=channels, bits=bits)
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    if content.startswith(_PNG):  # Pillow reduces 16-bit colors to 8 bits
+        return content[24] if content[24] > 8 else 8
+    return 16 if image.mode.startswith('I;16') else 32 if image.mode in 'IF' else 8
+
+
+def report_images(
+    report: Report, folder: str, images: Iterable[ImageFile], loader: Loader
+) -> list[ImageFile]:
+    """Report what is wrong with images of a folder, and return those that can be used."""
+    usable = []
+    for image in images:
+        item = item_name(image.path, folder)
+        if not image.problem:
+            usable.append(image)
+        elif loader.is_stock or image.problem != 'cannot be decoded':
+            report_problem(report, folder, 'image', image)
+        else:
+            kind = f'image is not checked, because `{loader.name}` loads it'
+            report.add('note', folder, kind, item)
+    if loader.is_stock:
+        _report_formats(report, folder, usable, loader)
+    return usable
+
+
+def report_problem(report: Report, folder: str, kind: str, image: ImageFile) -> None:
+    """Report a file that cannot be used."""
+    item = item_name(image.path, folder) + (f' ({image.detail})' if image.detail else '')
+    hint = 'Copy the file from its source again, or remove it from the data set'
+    if image.problem == 'cannot be read':
+        hint = 'Give this user the permission to read the file'
+    report.add('error', folder, f'{kind} {image.problem}', item, hint)
+
+
+def item_name(path: str, folder: str) -> str:
+    """Return the quoted path of a file relative to its folder."""
+    return repr(os.path.relpath(path, folder) if path.startswith(folder) else path)
+
+
+def _report_formats(
+    report: Report, folder: str, images: Sequence[ImageFile], loader: Loader
+) -> None:
+    """Report channels and bits that loading drops, or that make batches impossible."""
+    unchanged = loader.flag == 'unchanged'
+    counts = sorted({image.channels for image in images})
+    if unchanged and len(counts) > 1:
+        kind = f"images have {counts} channels, and `color_type='unchanged'` keeps them"
+        hint = "A batch needs images of equal channels: convert them, or set `color_type='color'`"
+        report.add('error', folder, kind, hint=hint)
+    for image in images:
+        item = item_name(image.path, folder)
+        if loader.flag.startswith('color') and loader.backend != 'tifffile':
+            if image.bits > 8:
+                kind = f'image has {image.bits} bits a channel, of which loading keeps 8'
+                hint = (
+                    'Images that do not use all bits become dark. Scale them to 8 bits, or set '
+                    "`color_type='unchanged'` and `mean` and `std` of their range"
+                )
+                report.add('warning', folder, kind, item, hint)
+            if image.alpha:
+                hint = 'Transparent pixels show the color that is stored below'
+                report.add(
+                    'note', folder, 'image has transparency, which loading drops', item, hint
+                )
+            elif image.channels == 1:
+                report.add('note', folder, 'image is gray, and loads as three equal channels', item)
+
+
+def report_sizes(
+    report: Report,
+    folder: str,
+    other: str,
+    pairs: Iterable[tuple[ImageFile, tuple[int, int]]],
+    loader: Loader,
+) -> None:
+    """Compare the sizes of loaded images with those of annotations or label maps.
+
+    Args:
+        report (Report): Gets an error for sizes that differ.
+        folder (str): The folder of the images.
+        other (str): The name of the other size, such as 'label map'.
+        pairs (Iterable[tuple[ImageFile, tuple[int, int]]]): Images, and width and height of
+            the other.
+        loader (Loader): How the images are loaded.
+    """
+    for image, size in pairs:
+        loaded, raw = image.size(loader), (image.width, image.height)
+        item = item_name(image.path, folder)
+        tag = f'EXIF orientation {image.orientation}'
+        if loaded == size and raw == size and image.orientation != 1 and loader.rotates:
+            kind = f'image is turned by its EXIF orientation, and the {other} may not be'
+            report.add('warning', folder, kind, f'{item} ({tag})', _EXIF_HINT)
+        elif loaded == size or (not loader.is_stock and size in (raw, raw[::-1])):
+            continue
+        elif image.orientation >= 5:
+            kind = f'image has an EXIF orientation that does not agree with the {other}'
+            hint = _EXIF_HINT
+            if not loader.rotates:
+                hint = f"`color_type={loader.flag!r}` ignores the tag: set `color_type='color'`"
+            report.add('error', folder, kind, f'{item} ({tag})', hint)
+        else:
+            kind = f'image and {other} differ in size'
+            detail = f'{loaded[0]} x {loaded[1]} and {size[0]} x {size[1]}'
+            hint = (
+                'One of them was resized or belongs to another image, so its labels would be at '
+                'wrong places'
+            )
+            report.add('error', folder, kind, f'{item} ({detail})', hint)

@@ -1,0 +1,214 @@
+"""Image files that decode or do not, and what loading makes of them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmvmamba.engine.checks.image_files import (
+    ImageFile,
+    item_name,
+    read_all,
+    read_image,
+    report_images,
+    report_sizes,
+    spread,
+)
+from mmvmamba.engine.checks.report import Report
+from mmvmamba.engine.checks.settings import Loader
+
+from .images import groups, only, picture, truncate
+
+COLOR = Loader('LoadImageFromFile', 'color', 'cv2')
+UNCHANGED = COLOR._replace(flag='unchanged')
+OTHER = Loader('LoadOtherImage', 'color', 'cv2', is_stock=False)
+
+
+def read(paths, loader=COLOR):
+    folder = str(paths[0].parent)
+    images = [read_image(str(path), loader) for path in paths]
+    return groups(report_images, Report, folder, images, loader)
+
+
+@pytest.mark.parametrize(
+    ('name', 'mode'), [('a.jpg', 'RGB'), ('a.png', 'RGB'), ('b.png', 'P'), ('a.tif', 'CMYK')]
+)
+def test_images_without_problems(tmp_path, name, mode):
+    path = picture(tmp_path / name, mode=mode)
+    assert read([path]) == [] == read([path], UNCHANGED) == read([path], OTHER)
+    image = read_image(str(path), COLOR)
+    assert (image.width, image.height, image.bits, image.orientation) == (8, 6, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ('content', 'problem'),
+    [
+        (b'', 'image is an empty file'),
+        (b'GIF', 'image cannot be decoded'),
+        (b'<html>', 'image cannot be decoded'),
+        (b'\x89PNG\r\n\x1a\n', 'image is truncated'),
+        (b'\xff\xd8', 'image is truncated'),
+        (bytes(range(256)) * 20, 'image cannot be decoded'),
+    ],
+)
+def test_other_content(tmp_path, content, problem):
+    path = tmp_path / 'a.png'
+    path.write_bytes(content)
+    assert problem in only(read([path]), 'error', "'a.png'").kind
+
+
+def test_images_of_another_loader_are_not_judged(tmp_path):
+    path = tmp_path / 'a.npy'
+    path.write_bytes(b'\x93NUMPY')
+    only(read([path], OTHER), 'note', 'not checked, because `LoadOtherImage` loads it')
+    path.write_bytes(b'')
+    only(read([path], OTHER), 'error', 'is an empty file')
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif', 'webp', 'gif', 'ppm'])
+def test_damaged_files_never_raise(tmp_path, suffix):
+    content = picture(tmp_path / f'a.{suffix}', (40, 30)).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / f'b.{suffix}'
+    for length in range(0, len(content), max(1, len(content) // 30)):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] ^= 255
+        for data in (content[:length], bytes(damaged)):
+            path.write_bytes(data)
+            read([path])
+            read([path], UNCHANGED)
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+def test_truncated(tmp_path, suffix):
+    path = picture(tmp_path / f'a.{suffix}', (40, 30))
+    truncate(path)
+    group = only(read([path]), 'error', 'is truncated')
+    assert group.items == [f"'a.{suffix}'"] and 'Copy the file' in group.hint
+
+
+def test_permission(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    path = picture(tmp_path / 'a.png')
+    monkeypatch.setattr('builtins.open', refuse)
+    found = read([path])
+    monkeypatch.undo()
+    assert only(found, 'error', 'cannot be read').items == ["'a.png' (Permission denied)"]
+
+
+@pytest.mark.parametrize('name', ['no.png', 'a\0.png', '', '\ud800.png'])
+def test_missing_files(tmp_path, name):
+    assert read_image(str(tmp_path / name), COLOR).problem == 'cannot be read'
+
+
+@pytest.mark.parametrize(
+    ('mode', 'severity', 'words'),
+    [
+        ('L', 'note', 'gray'),
+        ('1', 'note', 'gray'),
+        ('RGBA', 'note', 'transparency'),
+        ('LA', 'note', 'transparency'),
+        ('I;16', 'warning', '16 bits a channel'),
+    ],
+)
+def test_formats(tmp_path, mode, severity, words):
+    path = picture(tmp_path / 'a.png', mode=mode)
+    assert words in read([path])[0].kind and read([path])[0].severity == severity
+    assert read([path], UNCHANGED) == [] == read([path], OTHER)
+    gray = COLOR._replace(flag='grayscale')
+    assert not any(g.severity == 'note' for g in read([path], gray))
+
+
+def test_16_bit_colors(tmp_path):
+    import cv2
+
+    path = tmp_path / 'a.png'
+    cv2.imwrite(str(path), np.zeros((6, 8, 3), np.uint16))
+    only(read([path]), 'warning', 'image has 16 bits a channel, of which loading keeps 8')
+
+
+def test_different_channels_in_a_batch(tmp_path):
+    paths = [picture(tmp_path / f'{mode}.png', mode=mode) for mode in ('RGB', 'RGBA', 'L')]
+    group = only(read(paths, UNCHANGED), 'error', 'images have [1, 3, 4] channels')
+    assert "`color_type='color'`" in group.hint
+
+
+def test_many_bands(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    path = tmp_path / 'a.tif'
+    tifffile.imwrite(path, np.zeros((6, 8, 12), np.uint16), planarconfig='contig')
+    image = read_image(str(path), Loader('LoadImageFromFile', 'unchanged', 'tifffile'))
+    assert (image.width, image.height, image.channels, image.bits) == (8, 6, 12, 16)
+
+
+# ---- sizes ----
+
+
+def compare(path, size, loader=COLOR):
+    image = read_image(str(path), loader)
+    folder = str(path.parent)
+    return groups(report_sizes, Report, folder, 'annotation', [(image, size)], loader)
+
+
+def test_size(tmp_path):
+    path = picture(tmp_path / 'a.jpg')
+    assert compare(path, (8, 6)) == []
+    group = only(compare(path, (6, 8)), 'error', 'image and annotation differ in size')
+    assert group.items == ["'a.jpg' (8 x 6 and 6 x 8)"]
+
+
+@pytest.mark.parametrize('orientation', range(2, 9))
+@pytest.mark.parametrize('flag', ['color', 'color_ignore_orientation', 'unchanged'])
+def test_orientation(tmp_path, orientation, flag):
+    import mmcv
+
+    loader = COLOR._replace(flag=flag)
+    path = picture(tmp_path / 'a.jpg', orientation=orientation)
+    height, width = mmcv.imread(str(path), flag=flag, backend='cv2').shape[:2]
+    loaded = (width, height)
+    found = compare(path, loaded, loader)
+    if orientation < 5 and flag == 'color':
+        group = only(found, 'warning', 'may not be')
+        assert 'color_ignore_orientation' in group.hint
+    else:
+        assert found == []
+    if orientation >= 5:
+        group = only(compare(path, loaded[::-1], loader), 'error', 'EXIF orientation that')
+        assert group.items == [f"'a.jpg' (EXIF orientation {orientation})"]
+        expected = 'color_ignore_orientation' if flag == 'color' else 'ignores the tag'
+        assert expected in group.hint
+
+
+def test_another_loader_may_turn_or_not(tmp_path):
+    path = picture(tmp_path / 'a.jpg', orientation=6)
+    assert compare(path, (8, 6), OTHER) == [] == compare(path, (6, 8), OTHER)
+
+
+@pytest.mark.parametrize('value', [0, 9, 77, 65535])
+def test_an_orientation_that_exif_does_not_have(tmp_path, value):
+    path = tmp_path / 'a.jpg'
+    image = Image.new('RGB', (8, 6))
+    exif = image.getexif()
+    exif[274] = value
+    image.save(path, exif=exif)
+    assert compare(path, (8, 6)) == []
+
+
+# ---- sample ----
+
+
+def test_spread():
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(3), 10) == spread(range(3), None) == [0, 1, 2]
+    assert spread(range(3), 0) == spread([], 3) == []
+
+
+def test_read_all_keeps_the_order():
+    assert list(read_all(lambda x: -x, range(50))) == [-x for x in range(50)]
+
+
+def test_item_name():
+    assert item_name('/a/b/c.png', '/a') == "'b/c.png'"
+    assert item_name('/x/c.png', '/a') == "'/x/c.png'"
+    assert ImageFile('a', 8, 6, orientation=6).size(COLOR) == (6, 8)

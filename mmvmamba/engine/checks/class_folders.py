@@ -5,7 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .folders import IMAGE_SUFFIXES, Folder, report_missing, report_unreadable
+from .folders import (
+    IMAGE_SUFFIXES,
+    Folder,
+    report_hidden_images,
+    report_missing,
+    report_unreadable,
+)
 from .image_files import read_all, read_image, report_images, spread
 from .report import Report
 from .segmentation import read_lines
@@ -135,12 +141,7 @@ def _report_hidden(
             kind = 'hidden folder counts as a class'
             hint = 'mmpretrain gives it label 0 and shifts the labels of all classes: remove it'
             report.add('error', folder.path, kind, repr(name), hint)
-    for name in images:
-        parts = os.path.dirname(name).split(os.sep)
-        if any(part.startswith('.') for part in parts[1:]):
-            kind = 'image in a hidden folder is used as well'
-            hint = 'Such copies of images are made by Jupyter, for example: remove the folder'
-            report.add('warning', folder.path, kind, repr(name), hint)
+    report_hidden_images(report, folder.path, [n for n in images if not n.startswith('.')])
 
 
 def _report_empty(

@@ -149,3 +149,12 @@ def report_unreadable(report: Report, folder: Folder) -> None:
         hint = 'Give this user the permission to read and enter the folder'
         report.add('error', path, f'the folder cannot be read ({reason})', hint=hint)
     folder.unreadable.clear()
+
+
+def report_hidden_images(report: Report, path: str, names: Iterable[str]) -> None:
+    """Report images in hidden folders, which MMEngine lists like all others."""
+    for name in names:
+        if any(part.startswith('.') for part in os.path.dirname(name).split(os.sep)):
+            kind = 'image in a hidden folder is used as well'
+            hint = 'Jupyter, for example, makes such copies of images: remove the folder'
+            report.add('warning', path, kind, repr(name), hint)

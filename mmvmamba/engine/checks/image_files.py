@@ -102,7 +102,11 @@ def read_bytes(path: str) -> bytes | ImageFile:
 
 def undecodable(path: str, error: Exception) -> ImageFile:
     """Return the problem of a file that a reader refuses."""
-    if is_truncated(path):
+    try:
+        truncated = is_truncated(path)
+    except Exception:  # of the reader, as above
+        truncated = False
+    if truncated:
         return ImageFile(path, problem='is truncated')
     return ImageFile(path, problem='cannot be decoded', detail=str(error)[:80])
 

@@ -60,6 +60,8 @@ def _check_coco(leaf: Mapping[str, Any], report: Report, sample: int | None, par
         except UserError:  # the check of the annotations reports it
             return
         if folder is None:
+            kind = 'the data set does not say where its images are'
+            report.add('error', path, kind, hint='Set `data_prefix.img` to their folder')
             return
         check_listed_images(images, folder, report, sample, image_loader(leaf))
         maps = data_folder(leaf, 'seg')

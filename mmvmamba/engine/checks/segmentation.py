@@ -4,7 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .folders import IMAGE_SUFFIXES, Folder, report_missing, report_unreadable
+from .folders import (
+    IMAGE_SUFFIXES,
+    Folder,
+    report_hidden_images,
+    report_missing,
+    report_unreadable,
+)
 from .image_files import read_all, read_image, report_images, report_sizes, spread
 from .label_maps import labels_of, read_label_map, report_labels
 from .report import Report
@@ -34,6 +40,7 @@ def check_segmentation(leaf: Mapping[str, Any], report: Report, sample: int | No
         names = [n[: -len(suffix) or None] for n in images.files() if n.endswith(suffix)]
         missing: set[str] = set()
         report_unreadable(report, images)
+        report_hidden_images(report, path, (name + suffix for name in names))
         _report_other_images(report, images, suffix, map_path, map_suffix)
         if not names:
             return

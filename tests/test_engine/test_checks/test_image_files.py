@@ -78,6 +78,16 @@ def test_damaged_files_never_raise(tmp_path, suffix):
             read([path], UNCHANGED)
 
 
+def test_exceptions_of_readers(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RecursionError('deep')
+
+    path = picture(tmp_path / 'a.png')
+    path.write_bytes(path.read_bytes()[:40])
+    monkeypatch.setattr(Image, 'open', fail)
+    assert only(read([path]), 'error', 'cannot be decoded').items == ["'a.png' (deep)"]
+
+
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
 def test_truncated(tmp_path, suffix):
     path = picture(tmp_path / f'a.{suffix}', (40, 30))

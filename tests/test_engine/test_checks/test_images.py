@@ -88,7 +88,11 @@ def test_a_file_that_is_not_coco(coco, tmp_path):
     (tmp_path / 'coco.json').write_text('[')
     assert check(coco) == []
     assert check(dict(coco, ann_file='no.json')) == []
-    assert check(dict(coco, data_prefix={})) == []
+
+
+def test_no_folder(coco):
+    for prefix in ({}, dict(img_path='images'), None, 3):
+        only(check(dict(coco, data_prefix=prefix)), 'error', 'Set `data_prefix.img`')
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,13 @@ def test_no_image_with_the_suffix(leaf):
     only(check(leaf, data_root='/nowhere'), 'error', words)
 
 
+def test_hidden_folder(leaf, tmp_path):
+    picture(tmp_path / 'images' / '.ipynb_checkpoints' / 'a.jpg')
+    hidden, missing = sorted(check(leaf), key=lambda group: group.path)
+    assert hidden.items == ["'.ipynb_checkpoints/a.jpg'"] and hidden.severity == 'warning'
+    assert missing.items == ["'.ipynb_checkpoints/a.png'"] and missing.severity == 'error'
+
+
 @pytest.mark.parametrize(
     ('fault', 'severity', 'words'),
     [

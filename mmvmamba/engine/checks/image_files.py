@@ -17,6 +17,8 @@ from .settings import Loader
 
 T = TypeVar('T')
 R = TypeVar('R')
+#: Formats of Pillow that the other readers know as well.
+_COMMON = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _PNG = b'\x89PNG\r\n\x1a\n'
 _EXIF_HINT = (
     "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
@@ -76,6 +78,9 @@ def read_image(path: str, loader: Loader) -> ImageFile:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
+            if loader.is_stock and image.format not in _COMMON and _load(content, loader) is None:
+                reason = f'{loader.backend} does not read {image.format} files'
+                return ImageFile(path, problem='cannot be decoded', detail=reason)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             return ImageFile(
                 path,
@@ -116,15 +121,20 @@ def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception)
     problem = undecodable(path, error)
     if problem.problem == 'is truncated':
         return problem
-    try:
-        array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
-    except Exception:  # of OpenCV, tifffile and others
-        return problem
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+    array = _load(content, loader)
+    if array is None:
         return problem
     channels = 1 if array.ndim == 2 else array.shape[2]
     bits = 8 * array.dtype.itemsize
     return ImageFile(path, array.shape[1], array.shape[0], channels=channels, bits=bits)
+
+
+def _load(content: bytes, loader: Loader) -> np.ndarray | None:
+    try:
+        array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
+    except Exception:  # of OpenCV, tifffile and others
+        return None
+    return array if isinstance(array, np.ndarray) and array.ndim in (2, 3) else None
 
 
 def _bits(image: Image.Image, content: bytes) -> int:

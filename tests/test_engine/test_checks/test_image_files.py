@@ -96,6 +96,13 @@ def test_truncated(tmp_path, suffix):
     assert group.items == [f"'a.{suffix}'"] and 'Copy the file' in group.hint
 
 
+def test_formats_that_only_pillow_reads(tmp_path):
+    picture(tmp_path / 'a.ico', (32, 32)).rename(tmp_path / 'a.png')
+    found = read([tmp_path / 'a.png'])
+    assert only(found, 'error', 'decoded').items == ["'a.png' (cv2 does not read ICO files)"]
+    assert read([tmp_path / 'a.png'], OTHER) == []
+
+
 def test_permission(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, 'Permission denied')

@@ -33,13 +33,14 @@ def is_trained(mask: Any, problems: set[str]) -> bool:
 
 def _polygon_problems(polygons: list[Any], size: tuple[int, int] | None) -> set[str]:
     found = set()
-    for polygon in polygons:
+    for i, polygon in enumerate(polygons):
         if type(polygon) is not list or not NUMBERS.issuperset(map(type, polygon)):
             found.add('segmentation.type')
-        elif len(polygon) < 6:
-            found.add('segmentation.short')
-        elif not -_HUGE < min(polygon) <= max(polygon) < _HUGE:
+        elif polygon and not -_HUGE < min(polygon) <= max(polygon) < _HUGE:
             found.add('segmentation.infinite')
+        elif len(polygon) < 6:
+            # pycocotools takes the first one for a box, or refuses it.
+            found.add('segmentation.short' if i == 0 and len(polygon) < 5 else 'segmentation.line')
         else:
             if len(polygon) % 2:
                 found.add('segmentation.odd')

@@ -182,10 +182,16 @@ RULES = {
         'A polygon is a list [x1, y1, x2, y2, ...] within the list of the parts of the object',
     ),
     'segmentation.short': Rule(
-        '`segmentation` has a polygon with fewer than three points',
+        '`segmentation` begins with a polygon of fewer than three points',
         'warning',
         'error',
         f'{_MASK_LEFT_OUT}; remove the polygon',
+    ),
+    'segmentation.line': Rule(
+        '`segmentation` has a part with fewer than three points',
+        'warning',
+        'warning',
+        'Training leaves out these parts; evaluation draws them as lines',
     ),
     'segmentation.odd': Rule(
         '`segmentation` has a polygon with an odd number of values',

@@ -111,6 +111,7 @@ FAULTS = [
     ('segmentation.missing', 'annotations', 0, 'segmentation', [], ANNOTATION),
     ('segmentation.short', 'annotations', 0, 'segmentation', [[]], ANNOTATION),
     ('segmentation.short', 'annotations', 0, 'segmentation', [[1, 1, 9, 9]], ANNOTATION),
+    ('segmentation.line', 'annotations', 0, 'segmentation', [*SQUARE, [1, 1, 9, 9]], ANNOTATION),
     ('segmentation.odd', 'annotations', 0, 'segmentation', [[1, 1, 9, 9, 1, 9, 5]], ANNOTATION),
     ('segmentation.type', 'annotations', 0, 'segmentation', SQUARE[0], ANNOTATION),
     ('segmentation.type', 'annotations', 0, 'segmentation', [['1'] * 8], ANNOTATION),
@@ -234,7 +235,7 @@ def test_one_class_without_objects(tmp_path):
 
 def test_a_polygon_that_is_left_out_beside_a_valid_one(tmp_path):
     content = changed(segmentation=[*SQUARE, [1, 2]])
-    assert [g.kind for g in groups(tmp_path, content)] == [RULES['segmentation.short'].kind]
+    assert [g.kind for g in groups(tmp_path, content)] == [RULES['segmentation.line'].kind]
 
 
 def test_classes_of_another_file(tmp_path):

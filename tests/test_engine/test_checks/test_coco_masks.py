@@ -55,3 +55,23 @@ def test_cut_counts_are_found():
 )
 def test_masks_that_are_trained(mask, trained):
     assert is_trained(mask, mask_problems(mask, None)) == trained
+
+
+@pytest.mark.parametrize(
+    ('mask', 'problem'),
+    [
+        ([[1, 2, 3, 4]], 'short'),
+        ([[1, 2, 3, 4, 5]], 'line'),
+        ([TRIANGLE, []], 'line'),
+        ([TRIANGLE, [float('inf')] * 2], 'infinite'),
+        ([[1, 1, 2e6, 1, 9, 9]], 'infinite'),
+    ],
+)
+def test_polygons(mask, problem):
+    assert mask_problems(mask, (30, 40)) == {f'segmentation.{problem}'}
+
+
+@pytest.mark.parametrize(('x', 'outside'), [(44, False), (44.1, True), (-4, False), (-4.1, True)])
+def test_a_tenth_of_the_image_is_far(x, outside):
+    found = mask_problems([[1, 1, x, 1, 9, 9]], (30, 40))
+    assert ('segmentation.outside' in found) == outside

@@ -7,7 +7,7 @@
 #   make lint      style, types and schemas  make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
-#   make fuzz      read FUZZ_FILES generated checkpoint files that attack, seeded by FUZZ_SEED
+#   make fuzz      read FUZZ_FILES generated malicious checkpoints, seeded by FUZZ_SEED
 #   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files that executes none of their content."""
+"""Safe reading of checkpoint files."""
 
 import contextlib
 import hashlib
@@ -18,13 +18,15 @@ from .tensors import shown, unusable
 from .unpickling import ForeignNameError, Rebuilder, RefusedError, check_pickle, stand_ins
 
 _logger = logging.getLogger(__name__)
-#: `-<hash>` at the end of a name, as of torch.hub and of publish_model.py. A date is not a hash.
-_HASH = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
+#: `-<hash>` at the end of a name, as of torch.hub and of publish_model.py, and the end of a UUID.
+_HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
+_UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\w+$')
 _ZIP = b'PK\x03\x04'
 #: The first pickle of a file that torch.save wrote before it wrote zip files.
 _LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 #: Limit for the bytes of the content, as a multiple of the file's size, and for small files.
 _MAX_GROWTH, _MIN_LIMIT = 10, 1 << 20
+_MAX_TENSOR_GROWTH, _MIN_TENSOR_LIMIT = 64, 1 << 30
 _CHUNK = 1 << 20
 
 
@@ -85,14 +87,18 @@ def _explained(name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:  # of a GPU
         raise
     except ForeignNameError as error:
+        advice = (
+            '. If you trust the file, allow the class with torch.serialization.add_safe_globals '
+            'first'
+        )
         raise ValueError(
-            f'checkpoint {name!r} needs {error.name}, which is not loaded from files. If you trust '
-            'the file, allow the class with torch.serialization.add_safe_globals first'
+            f'checkpoint {name!r} needs {error.name}, which is not loaded from files'
+            f'{"" if error.name.startswith("torch.") else advice}'
         ) from error
     except RefusedError as error:
         raise ValueError(f'checkpoint {name!r} is refused: {_printable(str(error))}') from error
     except _DamagedError as error:
-        raise ValueError(f'checkpoint {name!r} is damaged: {error}') from error
+        raise ValueError(f'checkpoint {name!r} {error}') from error
     except Exception as error:  # a file can make torch.load and NumPy raise anything
         # torch.load puts a page in front of its own message.
         text = str(error).rpartition('WeightsUnpickler error:')[2].strip()
@@ -122,10 +128,10 @@ def _read(
     file.seek(0)
     if start.startswith(_ZIP):
         pickled, has_checksums = _verify_zip(file, size, skip_checksums=is_verified)
-        trusted = check_pickle(io.BytesIO(pickled)).trusted
+        allowed_by_user = check_pickle(io.BytesIO(pickled)).allowed_by_user
     elif start == _LEGACY:
         has_checksums = False
-        trusted = _verify_legacy(file, size)
+        allowed_by_user = _verify_legacy(file, size)
     elif start[7:9] == b'\0{':  # the end of the header's size, and its beginning
         has_checksums = False
     else:
@@ -142,24 +148,31 @@ def _read(
     with stand_ins(), torch.serialization.skip_data() if skip_data else contextlib.nullcontext():
         content = torch.load(file, map_location, weights_only=True, mmap=False)
     limit = max(_MAX_GROWTH * size, _MIN_LIMIT)
-    return Rebuilder(limit, history_buffer, config_dict, bool(trusted)).rebuild(content)
+    tensor_limit = _MAX_TENSOR_GROWTH * size + _MIN_TENSOR_LIMIT
+    rebuilder = Rebuilder(limit, tensor_limit, history_buffer, config_dict, bool(allowed_by_user))
+    return rebuilder.rebuild(content)
 
 
 def _verify_hash(file: IO[bytes], filename: str) -> bool:
-    """Compare a file with the hash in its name; return False if there is none."""
+    """Compare a file with the hash in its name; return False if there is none.
+
+    Decimal digits alone may be a date or a number. They count as a hash if they are the file's.
+    """
     expected = _HASH.search(filename)
-    if expected is None:
+    if expected is None or _UUID.search(filename):
         return False
     digest = hashlib.sha256()
     file.seek(0)
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
-    if not digest.hexdigest().startswith(expected[1]):
+    is_equal = digest.hexdigest().startswith(expected[1])
+    if not is_equal and not expected[1].isdecimal():
         raise _DamagedError(
-            f'its SHA-256 begins with {digest.hexdigest()[:8]}, but its name says {expected[1]}. '
-            'Download it again, or rename it if it was changed on purpose'
+            f'is not the file that its name says: its SHA-256 begins with '
+            f'{digest.hexdigest()[:8]}, and the name ends in {expected[1]}. Download it again, or '
+            'rename it if the end of the name is not a hash'
         )
-    return True
+    return is_equal
 
 
 def _verify_zip(file: IO[bytes], size: int, skip_checksums: bool) -> tuple[bytes, bool]:
@@ -198,7 +211,7 @@ def _verify_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
             while content.read(_CHUNK):
                 pass
     except zipfile.BadZipFile as error:
-        raise _DamagedError(f'{str(error)[:80]}. Download or copy it again') from error
+        raise _DamagedError(f'is damaged: {str(error)[:80]}. Download or copy it again') from error
 
 
 def _verify_legacy(file: IO[bytes], size: int) -> set[str]:
@@ -212,14 +225,12 @@ def _verify_legacy(file: IO[bytes], size: int) -> set[str]:
     *_, content, keys = (check_pickle(file) for _ in range(4))
     if not content.storages.keys() <= keys.texts or sum(map(abs, content.storages.values())) > size:
         raise RefusedError('tensors without data')
-    return content.trusted
+    return content.allowed_by_user
 
 
 def _load_safetensors(file: IO[bytes], map_location: Any) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load  # torch alone does not need it
-    except ImportError as error:
-        raise ImportError('this is a safetensors file; install safetensors to read it') from error
+    from safetensors.torch import load
+
     device = map_location if isinstance(map_location, str | torch.device) else 'cpu'
     return {name: tensor.to(device) for name, tensor in load(file.read()).items()}
 

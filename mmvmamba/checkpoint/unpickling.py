@@ -10,6 +10,7 @@ import contextlib
 import math
 import pickletools
 import re
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ _WITH_ATTRIBUTES = (
     'torch._utils._rebuild_parameter_with_state',
 )
 #: Opcodes that change the object below their operands.
-_CHANGES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
+_MUTATING_OPCODES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
 _REBUILD = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3')
 #: Functions and classes of torch.load's own list, without those of ``_NOT_DENSE``.
 _OF_TORCH = {
@@ -73,6 +74,7 @@ _MAX_DEPTH = 100
 #: Limit for the items and characters that calls copy, as a multiple of the bytes read so far. Each
 #: is in the file once, unless a call takes the same object again.
 _MAX_COPIES, _MIN_LIMIT = 2, 1024
+_MAX_CHOSEN_KEYS = 10_000
 #: Names of modules in Python 2, which files keep.
 _PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
@@ -101,13 +103,13 @@ class Pickle:
     """Summary of a pickle.
 
     Attributes:
-        trusted (set[str]): The names in it that the user allowed with
+        allowed_by_user (set[str]): The names in it that the user allowed with
             :func:`torch.serialization.add_safe_globals`.
         storages (dict[str, int]): Numbers of elements of the tensors' storages by key.
         texts (set[str]): Its strings.
     """
 
-    trusted: set[str] = field(default_factory=set)
+    allowed_by_user: set[str] = field(default_factory=set)
     storages: dict[str, int] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
 
@@ -134,15 +136,15 @@ def check_pickle(file: IO[bytes]) -> Pickle:
 
     Raises:
         ForeignNameError: If the pickle holds a name that is not allowed.
-        RefusedError: If it holds something that :func:`torch.save` does not write. Among this
-            are tuples that are nested so deeply that Python crashes when it hashes them, and keys
-            with equal hashes, of which a dictionary of n keys takes n^2 steps.
+        RefusedError: If it holds something that :func:`torch.save` does not write, for example
+            tuples that are nested so deeply that Python crashes when it hashes them.
     """
-    allowed = {_name_of(pair) for pair in get_safe_globals()}
+    allowed = {_name_of(pair) for pair in get_safe_globals() if _is_of_user(pair)}
     result = Pickle()
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
+    keys = _Keys()
     start, copied = file.tell(), 0
     argument: Any
     position: Any
@@ -152,34 +154,62 @@ def check_pickle(file: IO[bytes]) -> Pickle:
         if opcode.name == 'MARK':
             marks.append(len(stack))
         elif opcode.name in ('BINPUT', 'LONG_BINPUT'):
+            if argument > len(memo):
+                raise RefusedError('indices of the memo must be consecutive')
             memo[argument] = stack[-1]
         elif opcode.name in ('BINGET', 'LONG_BINGET'):
             stack.append(memo[argument])
         elif opcode.name == 'GLOBAL':
             name = _python_3(argument)
-            if name in allowed and name not in _STAND_INS:
-                result.trusted.add(name)
+            if name in allowed:
+                result.allowed_by_user.add(name)
             elif name in _NOT_DENSE:
                 raise RefusedError(f'it holds {_NOT_DENSE[name]}, and tensors must be dense')
             elif not _is_known(name):
                 raise ForeignNameError(name)
             stack.append(_Value(constant=name))
         else:
-            copied += _apply(opcode, argument, stack, marks)
+            copied += _apply(opcode, argument, stack, marks, keys)
             if copied > _MAX_COPIES * (position - start) + _MIN_LIMIT:
                 raise RefusedError('the content is many times larger than the file')
-        if opcode.name == 'BINUNICODE':
+        if opcode.name in ('BINUNICODE', 'SHORT_BINSTRING'):
             result.texts.add(argument)
-        elif opcode.name == 'LONG1' and argument.bit_length() > 64:
-            raise RefusedError('integer of more than 64 bits')
         elif opcode.name == 'BINPERSID':
             _, _, key, _, numel, *_ = (item.constant for item in stack[-1].items)
             result.storages[key] = numel
     return result
 
 
+class _Keys:
+    """Limit for keys that may have been chosen for their hashes.
+
+    A dictionary of n keys with equal hashes takes n^2 steps. The hashes of strings are random.
+    """
+
+    def __init__(self) -> None:
+        self._left = _MAX_CHOSEN_KEYS
+        self._last: Any = None
+
+    def add(self, key: _Value) -> None:
+        if key.depth > 1 or (key.depth and not key.items):
+            raise RefusedError('keys must be strings, numbers or tuples of them')
+        is_next = isinstance(key.constant, int) and key.constant - 1 == self._last
+        self._last = key.constant if isinstance(key.constant, int) else None
+        if not isinstance(key.constant, str) and not is_next:
+            self.spend(1)
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise RefusedError(f'more than {_MAX_CHOSEN_KEYS} keys that are not strings')
+
+
 def _apply(
-    opcode: pickletools.OpcodeInfo, argument: Any, stack: list[_Value], marks: list[int]
+    opcode: pickletools.OpcodeInfo,
+    argument: Any,
+    stack: list[_Value],
+    marks: list[int],
+    keys: _Keys,
 ) -> int:
     """Replace the operands of an opcode by its result; return the size of what it copies."""
     operands: list[_Value] = []
@@ -193,20 +223,22 @@ def _apply(
     if count:
         operands = stack[-count:] + operands
         del stack[-count:]
-    if opcode.name in _CHANGES:
+    if opcode.name in _MUTATING_OPCODES:
         value = operands.pop(0)
         value.size += len(operands)
         if opcode.name == 'BUILD':
             copies = operands[0].size
-        if opcode.name.startswith('SETITEM') and any(key.depth for key in operands[::2]):
-            raise RefusedError('keys must be strings or numbers')
+        if opcode.name.startswith('SETITEM'):
+            for key in operands[::2]:
+                keys.add(key)
     else:
         value = _Value(constant=argument)
         if isinstance(argument, str):
             value.size = len(argument)
         if opcode.name in ('REDUCE', 'NEWOBJ'):
-            _check_call(*operands)
-            copies = sum(item.size for item in operands[1].items)
+            function, arguments = operands
+            _check_call(function, arguments, keys)
+            copies = sum(item.size for item in arguments.items)
         elif opcode.name == 'BINPERSID':
             value.items = operands[0].items
         elif opcode.name.startswith('TUPLE'):
@@ -218,7 +250,7 @@ def _apply(
     return copies
 
 
-def _check_call(function: _Value, arguments: _Value) -> None:
+def _check_call(function: _Value, arguments: _Value, keys: _Keys) -> None:
     """Check the calls that take long, or whose result hides keys from :func:`_apply`."""
     name, items = function.constant, arguments.items
     if function.depth or (arguments.depth and not items):
@@ -232,8 +264,10 @@ def _check_call(function: _Value, arguments: _Value) -> None:
             raise RefusedError('it holds a subclass of Tensor, and tensors must be dense')
     if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
         raise RefusedError('bytes must be encoded as latin1')
-    if name in ('builtins.set', 'collections.Counter') and arguments.depth > 2:
-        raise RefusedError('items of a set must be strings or numbers')
+    if name in ('builtins.set', 'collections.Counter'):
+        if arguments.depth > 3:
+            raise RefusedError('items of a set must be strings, numbers or tuples of them')
+        keys.spend(sum(item.size for item in items))
     if name in (YACS_NODE[1], 'collections.OrderedDict') and (items or arguments.depth):
         raise RefusedError('OrderedDict must be called without arguments')
 
@@ -283,7 +317,7 @@ class _Dtype(_State):
         self.code = code
         self.state = (3, '<')
 
-    def spelled(self) -> str:
+    def with_byte_order(self) -> str:
         """Return the code with its byte order, e.g. '<f4'."""
         _, order, *fields = self.state
         if order not in ('<', '>', '|', '=') or any(fields[:3]):  # subarray, names, fields
@@ -321,10 +355,21 @@ def _bytes(*args: Any) -> bytes:
     return b''
 
 
-def _getattr(owner: Any, name: Any) -> None:
-    """Stand-in for getattr, by which MMEngine's files look up methods of HistoryBuffer."""
-    if owner is not _HistoryBuffer:
+class _OneCycleParamScheduler(_State):
+    __slots__ = ()
+
+
+class _Method:
+    """Stand-in for a method that MMEngine's files hold. An object keeps the one of its class."""
+
+    __slots__ = ()
+
+
+def _getattr(owner: Any, name: Any) -> _Method:
+    """Stand-in for getattr, by which MMEngine's files look up methods."""
+    if owner not in (_HistoryBuffer, _OneCycleParamScheduler):
         raise ForeignNameError('builtins.getattr')
+    return _Method()
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
@@ -334,6 +379,7 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     'builtins.getattr': _getattr,
     'mmengine.config.config.ConfigDict': _ConfigDict,
     'mmengine.logging.history_buffer.HistoryBuffer': _HistoryBuffer,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _OneCycleParamScheduler,
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _ndarray,
     'numpy.core.multiarray._reconstruct': _Array,
@@ -343,18 +389,29 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
+#: The allowed classes are those of the whole process.
+_LOCK = threading.RLock()
+
+
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Allow the stand-ins in :func:`torch.load`, in place of allowed classes of the same names."""
-    before = get_safe_globals()
-    clear_safe_globals()
-    add_safe_globals([pair for pair in before if _name_of(pair) not in _STAND_INS])
-    add_safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()])
-    try:
-        yield
-    finally:
+    with _LOCK:
+        before = get_safe_globals()
         clear_safe_globals()
-        add_safe_globals(before)
+        add_safe_globals([pair for pair in before if _is_of_user(pair)])
+        add_safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()])
+        try:
+            yield
+        finally:
+            clear_safe_globals()
+            add_safe_globals(before)
+
+
+def _is_of_user(pair: Any) -> bool:
+    """Return True for a class that the user allowed; torch allows some of its own."""
+    name = _name_of(pair)
+    return name not in _STAND_INS and not name.startswith('torch.')
 
 
 def _name_of(pair: Any) -> str:
@@ -371,8 +428,9 @@ class Rebuilder:
     stands in front of a method.
 
     Args:
-        max_bytes (int): Limit for the content when everything is copied. Shared objects and
-            overlapping tensors let a small file fill the memory.
+        max_bytes (int): Limit for the content without tensors when everything is copied. Shared
+            objects let a small file fill the memory.
+        max_tensor_bytes (int): Limit for the tensors when everything is copied.
         history_buffer (type, optional): MMEngine's HistoryBuffer. Defaults to None, a dictionary.
         config_dict (type): MMEngine's ConfigDict, or a dictionary in its place.
         keeps_unknown (bool): Whether objects of other classes stay as they are, because the user
@@ -380,9 +438,15 @@ class Rebuilder:
     """
 
     def __init__(
-        self, max_bytes: int, history_buffer: type | None, config_dict: type, keeps_unknown: bool
+        self,
+        max_bytes: int,
+        max_tensor_bytes: int,
+        history_buffer: type | None,
+        config_dict: type,
+        keeps_unknown: bool,
     ) -> None:
         self._bytes_left = max_bytes
+        self._tensor_bytes_left = max_tensor_bytes
         self._history_buffer = history_buffer
         self._config_dict = config_dict
         self._keeps_unknown = keeps_unknown
@@ -448,9 +512,11 @@ class Rebuilder:
     def _dictionary(self, value: dict[Any, Any]) -> dict[Any, Any]:
         kind = self._config_dict if type(value) is _ConfigDict else type(value)
         new = kind()
-        # ConfigDict copies what is assigned, which takes for ever if parts are shared many times.
+        # ConfigDict copies what is assigned, in exponential time if parts are shared.
         assign = OrderedDict.__setitem__ if kind is OrderedDict else dict.__setitem__
         for key, item in type(value).items(value):
+            if type(item) is _Method:
+                continue
             assign(new, self.rebuild(key), self.rebuild(item))
         metadata = getattr(value, '__dict__', {}).get('_metadata')
         if metadata is not None:  # the versions of modules in a state dict
@@ -463,7 +529,10 @@ class Rebuilder:
         tensor = Tensor.detach(value)
         if tensor.is_neg() or tensor.is_conj():  # by the metadata in the file
             raise RefusedError('a tensor that is negated or conjugated lazily')
-        self._spend(tensor.numel() * tensor.element_size())
+        # Parts of a model may share memory, which copies do not.
+        self._tensor_bytes_left -= tensor.numel() * tensor.element_size()
+        if self._tensor_bytes_left < 0:
+            raise RefusedError('the tensors are many times larger than the file')
         # torch.save writes a storage for one dtype alone, and would refuse this content.
         address = tensor.untyped_storage().data_ptr()
         if address and self._dtypes.setdefault(address, tensor.dtype) != tensor.dtype:
@@ -490,7 +559,7 @@ def _to_numpy(value: _Array | _Scalar | _Dtype) -> Any:
     import numpy as np  # torch alone does not need it
 
     if isinstance(value, _Dtype):
-        return np.dtype(value.spelled())
+        return np.dtype(value.with_byte_order())
     if isinstance(value, _Scalar):
         return _array(np, (), value.dtype, value.data)[()]
     _, shape, dtype, is_fortran, data = value.state
@@ -505,4 +574,6 @@ def _array(np: Any, shape: Any, dtype: Any, data: Any, order: str = 'C') -> Any:
         raise RefusedError(f'shape {shape!r:.40} of an array of NumPy')
     if len(data) != math.prod(shape) * _ITEM_SIZES[dtype.code]:
         raise RefusedError(f'{len(data)} bytes for an array of NumPy of shape {shape}')
-    return np.frombuffer(data, dtype.spelled()).reshape(shape, order=order).copy(order=order)
+    return (
+        np.frombuffer(data, dtype.with_byte_order()).reshape(shape, order=order).copy(order=order)
+    )

@@ -1,4 +1,4 @@
-"""Generator of checkpoint files that attack: valid ones of each format, mutated at each level.
+"""Generator of malicious checkpoints: valid ones of each format, mutated at each level.
 
 A file depends on the seed of the campaign and its number alone.
 """

@@ -2,6 +2,8 @@
 
 import argparse
 import collections
+import concurrent.futures
+import fractions
 import io
 import pickle
 import struct
@@ -261,6 +263,20 @@ def test_history_buffers_hold_rows_of_numbers(history_buffer, logs):
         read({'x': buffer}, history_buffer=history_buffer)
 
 
+def test_methods_in_the_state_of_a_schedule():
+    """A scheduler that loads the state keeps its own method."""
+    optim = pytest.importorskip('mmengine.optim')
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = optim.OneCycleLR(optimizer, eta_max=1.0, total_steps=9)
+    for _ in range(3):
+        scheduler.step()
+    state = read(scheduler.state_dict())
+    assert 'anneal_func' not in state
+    other = optim.OneCycleLR(optimizer, eta_max=1.0, total_steps=9)
+    other.load_state_dict(state)
+    assert other.state_dict() == scheduler.state_dict()
+
+
 def test_no_attribute_of_anything_else_is_looked_up():
     for owner in (np.ndarray, argparse.Namespace):
         with pytest.raises(ValueError, match=r'needs builtins\.getattr'):
@@ -358,6 +374,23 @@ def test_stand_ins_come_before_classes_that_were_allowed():
         read({'x': Reduced(getattr, (np.ndarray, 'tofile'))})
 
 
+def test_classes_that_torch_allows_are_not_those_of_the_user():
+    """DeviceMesh would initialize the process group of a distributed run."""
+    torch.serialization.add_safe_globals([(fractions.Fraction, 'torch.distributed.DeviceMesh')])
+    pickled = program(called('torch.distributed DeviceMesh', text('cpu'), b']'))
+    with pytest.raises(ValueError, match=r'needs torch.distributed.DeviceMesh, .* files$'):
+        read_pickle(pickled)
+
+
+def test_threads():
+    """The allowed classes of the process are as before, and each thread reads its own file."""
+    before = set(torch.serialization.get_safe_globals())
+    contents = [{'x': np.float64(i), 'args': argparse.Namespace(i=i)} for i in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, contents * 20)) == contents * 20
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
 # ---- time and memory ----
 
 
@@ -367,10 +400,10 @@ def test_stand_ins_come_before_classes_that_were_allowed():
         ([b')' + b'\x85' * 300_000], 'nested more than 100 levels deep'),
         ([b'}', b')' + b'\x85' * 300_000, b'Ns'], 'nested more than 100 levels deep'),
         ([b']' * 300_000, b'a' * 299_999], 'nested more than 100 levels deep'),
-        ([b'}', b'K\x01\x85', b'Ns'], 'keys must be strings or numbers'),
-        ([called('builtins set', b'](', b'K\x01\x85', b'e')], 'items of a set'),
+        ([b'}', b'K\x01\x85\x85', b'Ns'], 'keys must be strings, numbers or tuples of them'),
+        ([called('builtins set', b'](', b'K\x01\x85\x85', b'e')], 'items of a set'),
+        ([b'K\x01', b'r\xff\xff\xff\x7f'], 'indices of the memo must be consecutive'),
         ([called('collections OrderedDict', b'](', b'K\x01N\x86', b'e')], 'without arguments'),
-        ([b'\x8a\x09' + b'\xff' * 8 + b'\x01'], 'integer of more than 64 bits'),
         ([called('_codecs encode', text('x'), text('punycode'))], 'encoded as latin1'),
         ([called('builtins bytes', b'J' + b'\xff\xff\xff\x7f')], 'needs a call of bytes'),
         ([b']q\x00h\x00a'], 'an object holds itself'),
@@ -400,7 +433,7 @@ LARGE = b']q\x00(' + b'K\x01' * 5000 + b'e'
     ids=['set', 'bytes', 'ConfigDict', 'Size', 'state'],
 )
 def test_calls_that_copy_the_same_object_again_are_refused(parts):
-    with pytest.raises(ValueError, match='many times larger than the file'):
+    with pytest.raises(ValueError, match='many times larger than the file|more than 10000 keys'):
         read_pickle(program(b'(', *parts, b't'))
 
 
@@ -421,5 +454,28 @@ def test_content_that_grows_when_it_is_copied_is_refused():
         read({'x': laughs})
     with pytest.raises(ValueError, match='many times larger than the file'):
         read({'x': torch.ones(1).expand(1 << 40)})
-    tied = torch.ones(1000)
-    assert len(read({str(i): tied.view(1000) for i in range(9)})) == 9
+    tied, position = torch.ones(100_000), torch.arange(2048).expand(2048, -1)
+    content = {str(i): tied.view(1, -1) for i in range(20)} | {'position': position}
+    assert read(content)['position'].equal(position)
+
+
+@pytest.mark.parametrize('key', [0.5, (1, 'a'), 1 << 200, 2**61 - 1, -7], ids=repr)
+def test_keys(key):
+    content = {'dict': {key: 1}, 'set': {key}, 'state': {i: i for i in range(20_000)}}
+    assert read(content) == content
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {i * (2**61 - 1): 0 for i in range(10_001)},
+        {i * 5 + 1: 0 for i in range(10_001)},
+        {(i, -1): 0 for i in range(10_001)},
+        set(range(10_001)),
+    ],
+    ids=['hashes', 'probes', 'tuples', 'set'],
+)
+def test_many_keys_that_may_be_chosen_for_their_hashes_are_refused(content):
+    """In a dictionary of n keys with equal hashes each of n steps takes n more."""
+    with pytest.raises(ValueError, match='more than 10000 keys that are not strings'):
+        read({'x': content})

@@ -137,7 +137,7 @@ def test_test_detector(detection_run, detection_config, run_script, tmp_path):
 
 
 def test_test_detector_from_safetensors(detection_run, detection_config, run_here, tmp_path):
-    """The weights alone are in such a file, so that no run can be resumed from it."""
+    """Such a file has weights alone: no run can be resumed from it."""
     safetensors = pytest.importorskip('safetensors.torch')
     state = torch.load(detection_run[0] / 'epoch_1.pth', weights_only=False)['state_dict']
     safetensors.save_file(dict(state), tmp_path / 'x.safetensors')

@@ -34,6 +34,15 @@ def redacted_url(url: str) -> str:
 
 
 def redact_record(record: logging.LogRecord) -> bool:
-    """Redact the message of a log record: a filter for :meth:`logging.Logger.addFilter`."""
-    record.msg, record.args = redacted(record.getMessage()), None
+    """Redact the text of a log record: a filter for :meth:`logging.Logger.addFilter`.
+
+    A message that does not match its arguments stays as it is, so that the handlers report it.
+    """
+    if record.exc_info and not record.exc_text:
+        record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
+    try:
+        message = record.getMessage()
+    except Exception:  # arguments may be of any class
+        return True
+    record.msg, record.args = redacted(message), None
     return True

@@ -2,11 +2,13 @@
 
 import contextlib
 import glob
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
 
 from .errors import UserError
 
@@ -49,6 +51,9 @@ def atomic_write(filepath: str | Path) -> Iterator[str]:
     part = os.path.join(folder, f'.{name}{_WRITING}')
     try:
         os.makedirs(folder, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+        open(part, 'xb').close()  # follows no link, and opens no pipe
         yield part
         with open(part, 'rb+') as file:
             os.fsync(file.fileno())
@@ -60,14 +65,20 @@ def atomic_write(filepath: str | Path) -> Iterator[str]:
             finally:
                 os.close(descriptor)
     except OSError as error:
+        reason = f'{part!r} is a folder' if os.path.isdir(part) else error.strerror
         with contextlib.suppress(OSError):
             os.remove(part)
         raise UserError(
-            f'{os.fspath(filepath)!r} cannot be written: {error.strerror}; earlier files are kept'
+            f'{os.fspath(filepath)!r} cannot be written: {reason}; earlier files are kept'
         ) from error
 
 
 def remove_parts(folder: str) -> None:
-    """Remove the unfinished checkpoints of a process that was killed while it wrote them."""
-    for path in glob.glob(os.path.join(glob.escape(folder), f'.*.pth{_WRITING}')):
-        os.remove(path)
+    """Remove the unfinished files of a process that was killed while it wrote a checkpoint."""
+    for pattern in (f'.*.pth{_WRITING}', f'.last_checkpoint{_WRITING}'):
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            try:
+                os.remove(path)
+            except OSError as error:  # such as a folder
+                message = f'{path!r} cannot be removed: {error.strerror}'
+                print_log(message, 'current', logging.WARNING)

@@ -5,6 +5,7 @@ import glob
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,6 +23,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = 'run.lock'
+_OWNER = 'process '  # the beginning of its content
+_MAX_OWNER = 300
 _POINTER = 'last_checkpoint'
 _MAX_POINTER = 4096  # bytes, the longest path of Linux
 #: Ranks by the launchers of OpenMMLab.
@@ -32,30 +35,41 @@ _RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORL
 def locked(folder: str, launcher: str = 'none') -> Iterator[None]:
     """Lock the folder of a run; the lock ends with the process, however that ends.
 
-    The first process of a distributed run takes it alone. Data-loading workers do not inherit it.
+    The first process of a distributed run takes it alone. Data-loading workers do not inherit it,
+    so that one that outlives its run does not keep it. A POSIX lock also ends when its process
+    closes another descriptor of ``run.lock``, for example after copying the folder.
 
     Raises:
-        UserError: If another run uses the folder, or it cannot be created.
+        UserError: If another run uses the folder, it cannot be created, or its ``run.lock`` is not
+            the file of a lock.
     """
     if os.environ.get(_RANK_VARIABLES.get(launcher, ''), '0') != '0' or fcntl is None:
         yield
         return
     try:
         os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, _LOCK), 'a+')
+        file = _open_lock(os.path.join(folder, _LOCK))
     except OSError as error:
-        raise UserError(f'work_dir {folder!r} cannot be used: {error.strerror}') from error
+        reason = error.strerror or error
+        raise UserError(f'work_dir {folder!r} cannot be used: {reason}') from error
     with file:
         _lock(file, folder)
         yield
 
 
+def _open_lock(path: str) -> IO[str]:
+    """Open the file of a lock; follow no link, and do not wait for the other end of a pipe."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UserError(f'{path!r} must be a regular file; remove it, or use another --work-dir')
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), 'r+', encoding='utf-8', errors='replace')
+
+
 def _lock(file: IO[str], folder: str) -> None:
-    file.seek(0)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        owner = file.read().strip() or 'another run'
+        owner = file.read(_MAX_OWNER).strip() or 'another run'
         raise UserError(
             f'work_dir {folder!r} is in use by {owner}; stop it, or give --work-dir another folder'
         ) from error
@@ -63,13 +77,21 @@ def _lock(file: IO[str], folder: str) -> None:
         message = f'work_dir {folder!r} cannot be locked: {error.strerror}'
         print_log(message, 'current', logging.WARNING)
         return
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    content = file.read(_MAX_OWNER)
+    if content and not content.startswith(_OWNER):
+        raise UserError(
+            f'{os.path.join(folder, _LOCK)!r} must be the file of a lock, but holds something '
+            'else; remove it, or use another --work-dir'
+        )
+    try:
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), f'{_OWNER}{os.getpid()} on {socket.gethostname()}'.encode(), 0)
+    except OSError as error:
+        raise UserError(f'work_dir {folder!r} cannot be used: {error.strerror}') from error
 
 
 class Progress(NamedTuple):
-    """Progress of the run that saved a checkpoint.
+    """Training progress stored in a checkpoint.
 
     Attributes:
         iteration (int): Iterations done.
@@ -103,7 +125,8 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
 
     Among the checkpoints of the run that ``last_checkpoint`` names, or of all runs if it names none
     that can be read, it is the one with the most iterations. A process may be killed between the
-    writes of both files. A folder, which some of MMEngine's strategies write as a checkpoint, is
+    writes of both files. If the named one does not hold its run, those with more iterations count
+    only if they are newer. A folder, which some of MMEngine's strategies write as a checkpoint, is
     not checked.
 
     Returns:
@@ -116,8 +139,7 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
     named, skipped = _named_checkpoint(folder, *others)
     if named is not None and os.path.isdir(named):
         return named, skipped
-    folders = {folder, *others, os.path.dirname(named) if named else folder}
-    paths = {p for f in folders for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))}
+    paths = {p for f in (folder, *others) for p in glob.glob(os.path.join(glob.escape(f), '*.pth'))}
     found: dict[str, Progress] = {}
     for path in sorted(paths | {named} - {None}):
         try:
@@ -127,8 +149,10 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
             continue
         if progress is not None and (progress.iteration > 0 or path == named):
             found[path] = progress
+        elif progress is None and path == named:
+            skipped.append(f'checkpoint {path!r} holds weights, but not the state of a run')
     if named in found:
-        found = {path: p for path, p in found.items() if p.run == found[named].run}
+        found = {path: p for path, p in found.items() if _is_same_run(found, named, path)}
     for path in sorted(found, key=lambda p: (found[p].iteration, p == named), reverse=True):
         try:
             read_checkpoint(path)  # verifies its checksums
@@ -143,18 +167,51 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
     return None, skipped
 
 
-def _named_checkpoint(*folders: str) -> tuple[str | None, list[str]]:
-    """Return the file that the first folder's ``last_checkpoint`` names, even if it was moved."""
-    pointer = Path(folders[0], _POINTER)
+def _is_same_run(found: Mapping[str, Progress], named: str, path: str) -> bool:
+    """Return True if a checkpoint is of the run of the named one, or may be if neither tells."""
+    if found[path].run != found[named].run:
+        return False
+    if found[path].run is not None or found[path].iteration <= found[named].iteration:
+        return True
+    # Saved by an older version or by MMEngine alone.
+    return os.path.getmtime(path) > os.path.getmtime(named)
+
+
+def read_last_checkpoint(folder: str) -> str | None:
+    """Return the path in the ``last_checkpoint`` of a work folder, or None if it holds none.
+
+    Raises:
+        ValueError: If ``last_checkpoint`` is not a text file.
+    """
+    pointer = Path(folder, _POINTER)
+    if not os.path.lexists(pointer):
+        return None
     if not pointer.is_file():
-        skipped = [f'{str(pointer)!r} is not a file'] if os.path.lexists(pointer) else []
-        return None, skipped
+        raise ValueError(f'{str(pointer)!r} is not a file')
     try:
         with open(pointer, encoding='utf-8') as file:
-            path = file.read(_MAX_POINTER).strip()
-        moved = [os.path.join(folder, os.path.basename(path)) for folder in folders]
-        named = next((p for p in (path, *moved) if path and os.path.lexists(p)), None)
-    except (OSError, ValueError) as error:  # not UTF-8, or a null byte
-        return None, [f'{str(pointer)!r} cannot be read: {error}']
-    missing = [f'{str(pointer)!r} names {path!r:.200}, which does not exist']
-    return named, missing if named is None and path else []
+            return file.read(_MAX_POINTER).strip() or None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise ValueError(f'{str(pointer)!r} cannot be read: {error}') from error
+
+
+def _named_checkpoint(*folders: str) -> tuple[str | None, list[str]]:
+    """Find what the first folder's ``last_checkpoint`` names, even if it was moved or copied.
+
+    A folder can be a checkpoint only within one of the folders.
+    """
+    try:
+        path = read_last_checkpoint(folders[0])
+    except ValueError as error:
+        return None, [str(error)]
+    if path is None:
+        return None, []
+    own = [os.path.join(folder, os.path.basename(path)) for folder in folders]
+    for candidate in own:  # a copy of a work folder names the original
+        is_checkpoint = not os.path.isdir(candidate) or candidate.endswith('.pth')
+        if os.path.lexists(candidate) and is_checkpoint:
+            return candidate, []
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return path, []
+    reason = 'is not a checkpoint' if os.path.isdir(path) else 'does not exist'
+    return None, [f'{os.path.join(folders[0], _POINTER)!r} names {path!r:.200}, which {reason}']

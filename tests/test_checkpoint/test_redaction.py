@@ -68,3 +68,20 @@ def test_log_records(caplog):
     logger.warning('from %s: %d%%', 'http://u:secret@host/x.pth', 5)
     logger.warning({'not': 'a string'})
     assert caplog.messages == ['from http://host/x.pth: 5%', "{'not': 'a string'}"]
+
+
+def test_a_log_record_with_wrong_arguments():
+    record = logging.LogRecord('x', logging.ERROR, 'x.py', 1, 'loss %d', ('nan',), None)
+    assert redact_record(record)
+    assert (record.msg, record.args) == ('loss %d', ('nan',))
+
+
+def test_the_traceback_of_a_log_record(caplog):
+    logger = logging.getLogger('test_the_traceback_of_a_log_record')
+    logger.addFilter(redact_record)
+    try:
+        raise OSError('http://u:secret@host/x.pth')
+    except OSError:
+        logger.exception('failed')
+    assert 'OSError: http://host/x.pth' in caplog.text
+    assert 'OSError: http://u' not in caplog.text

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,13 @@ import pytest
 import torch
 
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.work_dir import Progress, last_complete_checkpoint, locked, saved_progress
+from mmvmamba.engine.work_dir import (
+    Progress,
+    last_complete_checkpoint,
+    locked,
+    read_last_checkpoint,
+    saved_progress,
+)
 
 
 def save(path, iteration, run='this', **content):
@@ -77,6 +84,60 @@ def test_weights_alone_and_runs_that_have_not_begun_are_not_resumed(tmp_path):
     assert saved_progress(str(tmp_path / 'zero.pth')) == Progress(0, 'this')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'zero.pth'))
     assert found(tmp_path) == str(tmp_path / 'zero.pth')
+
+
+def test_named_weights_alone_are_skipped_and_named(tmp_path):
+    torch.save(dict(state_dict={}), tmp_path / 'best.pth')
+    (tmp_path / 'last_checkpoint').write_text('best.pth')
+    words = r"best\.pth' holds weights, but not the state of a run"
+    with pytest.raises(UserError, match=words):
+        last_complete_checkpoint(str(tmp_path))
+    saved = save(tmp_path / 'iter_1.pth', 1)
+    assert found(tmp_path) == saved
+    assert re.search(words, *skipped(tmp_path))
+
+
+def test_runs_that_cannot_be_told_apart(tmp_path):
+    """Checkpoints with more iterations count if they are newer, others if the named one is bad."""
+    for name, iteration, time in (('1', 1, 1000), ('12', 12, 1000), ('2', 2, 2000), ('3', 3, 3000)):
+        path = save(tmp_path / f'epoch_{name}.pth', iteration, run=None)
+        os.utime(path, (time, time))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    save(tmp_path / 'epoch_99.pth', 99)
+    assert found(tmp_path) == str(tmp_path / 'epoch_3.pth')
+    (tmp_path / 'epoch_3.pth').unlink()
+    assert found(tmp_path) == str(tmp_path / 'epoch_2.pth')
+    damage(tmp_path / 'epoch_2.pth')
+    os.utime(tmp_path / 'epoch_2.pth', (2000, 2000))
+    assert found(tmp_path) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_a_copied_folder(tmp_path):
+    """``last_checkpoint`` names the original."""
+    original, copy = tmp_path / 'original', tmp_path / 'copy'
+    original.mkdir()
+    save(original / 'iter_1.pth', 1)
+    (original / 'last_checkpoint').write_text(str(original / 'iter_1.pth'))
+    shutil.copytree(original, copy)
+    save(original / 'iter_2.pth', 2)
+    assert found(copy) == str(copy / 'iter_1.pth')
+    assert found(original) == str(original / 'iter_2.pth')
+    (copy / 'iter_1.pth').unlink()  # the named file is left, as is one of another out_dir
+    assert found(copy) == str(original / 'iter_1.pth')
+
+
+@pytest.mark.parametrize('name', ['.', '..', '/', 'FOLDER', 'OTHER.pth', 'sub', './sub/'])
+def test_folders_that_are_not_checkpoints(tmp_path, name, monkeypatch):
+    work_dir = tmp_path / 'run'
+    for folder in ('run', 'run/sub', 'other.pth'):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(work_dir)
+    name = name.replace('FOLDER', str(work_dir)).replace('OTHER', str(tmp_path / 'other'))
+    (work_dir / 'last_checkpoint').write_text(name)
+    path, reasons = last_complete_checkpoint(str(work_dir))
+    assert path is None
+    assert len(reasons) == 1
+    assert re.search(r"last_checkpoint' names '.*', which is not a checkpoint", reasons[0])
 
 
 def half(path):
@@ -193,6 +254,17 @@ def test_folders(tmp_path):
     assert found(work_dir, other) == str(work_dir / 'iter_3.pth')
 
 
+def test_the_name_in_last_checkpoint(tmp_path):
+    assert read_last_checkpoint(str(tmp_path)) is None
+    (tmp_path / 'last_checkpoint').write_text('\n')
+    assert read_last_checkpoint(str(tmp_path)) is None
+    (tmp_path / 'last_checkpoint').write_text('a/epoch_1.pth\n')
+    assert read_last_checkpoint(str(tmp_path)) == 'a/epoch_1.pth'
+    (tmp_path / 'last_checkpoint').write_bytes(b'\xff')
+    with pytest.raises(ValueError, match="last_checkpoint' cannot be read: 'utf-8' codec"):
+        read_last_checkpoint(str(tmp_path))
+
+
 def test_values_of_tensors_are_not_read_to_compare_iterations(tmp_path):
     save(tmp_path / 'iter_1.pth', 1)
     damage(tmp_path / 'iter_1.pth')
@@ -242,6 +314,47 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path, holder, mon
     holder.wait()
     with locked(folder):
         assert (tmp_path / 'run' / 'run.lock').read_text().startswith(f'process {os.getpid()} on ')
+
+
+@pytest.mark.parametrize('kind', ['link', 'dangling link', 'pipe', 'folder'])
+def test_a_lock_that_is_not_a_file(tmp_path, kind):
+    lock, target = tmp_path / 'run' / 'run.lock', tmp_path / 'target'
+    lock.parent.mkdir()
+    if kind == 'pipe':
+        os.mkfifo(lock)
+    elif kind == 'folder':
+        lock.mkdir()
+    else:
+        lock.symlink_to(target)
+    if kind == 'link':
+        target.write_text('precious')
+    with pytest.raises(UserError, match=r"run\.lock' must be a regular file; remove it, or use"):
+        with locked(str(tmp_path / 'run')):
+            pass
+    assert target.read_text() == 'precious' if kind == 'link' else not target.exists()
+
+
+def test_a_lock_with_other_content(tmp_path):
+    (tmp_path / 'run.lock').write_text('precious')
+    with pytest.raises(UserError, match=r"run\.lock' must be the file of a lock, but holds"):
+        with locked(str(tmp_path)):
+            pass
+    assert (tmp_path / 'run.lock').read_text() == 'precious'
+    for content in ('', 'process 1 on another machine with a long name'):
+        (tmp_path / 'run.lock').write_text(content)
+        with locked(str(tmp_path)):
+            text = (tmp_path / 'run.lock').read_text()
+        assert re.fullmatch(rf'process {os.getpid()} on \S+', text)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('os.pwrite', refuse)
+    with pytest.raises(UserError, match='cannot be used: No space left on device'):
+        with locked(str(tmp_path)):
+            pass
 
 
 @pytest.mark.parametrize('path', ['file', 'file/run'])

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mmvmamba.registry import HOOKS
 from .resume_hook import ResumeHook
 
 _INTERRUPTED = 'interrupted.pth'
+_OUTDATED = 'outdated_ckpt'  # key in the message hub of a checkpoint
 
 
 @HOOKS.register_module()
@@ -75,6 +75,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        # For _remove_left_over, as keep_ckpt_ids no longer has them.
+        runner.message_hub.update_info(_OUTDATED, self.file_backend.outdated_names())
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -84,18 +86,17 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def _remove_left_over(self, runner: Any) -> None:
-        """Mark what a killed process did not come to remove; the next save removes it."""
+        """Schedule the removal of outdated checkpoints that a killed process left."""
         runs = [hook.run for hook in runner.hooks if isinstance(hook, ResumeHook)]
-        name = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
-        done = runner.epoch if self.by_epoch else runner.iter
-        for match in filter(None, map(name.fullmatch, os.listdir(self.out_dir))):
-            if int(match[1]) in self.keep_ckpt_ids or int(match[1]) >= done:
+        names = runner.message_hub.runtime_info.get(_OUTDATED)
+        for name in names if isinstance(names, list) else []:
+            if not isinstance(name, str) or os.path.basename(name) != name:
                 continue
-            # The folder may hold checkpoints of an older run.
+            # Another run may have saved a file of that name.
             with contextlib.suppress(OSError, ValueError):
-                progress = saved_progress(os.path.join(self.out_dir, match[0]))
+                progress = saved_progress(os.path.join(self.out_dir, name))
                 if progress is not None and progress.run in runs:
-                    self._remove(match[0])
+                    self._remove(name)
 
     def _save(self, runner: Any, name: str, meta: dict[str, int], by_epoch: bool) -> str:
         runner.save_checkpoint(
@@ -140,6 +141,10 @@ class DeferredRemoval:
         self._outdated.add(path)
 
     rmtree = remove
+
+    def outdated_names(self) -> list[str]:
+        """Return the names of the files to remove."""
+        return sorted(os.path.basename(path) for path in self._outdated)
 
     def flush(self, keep: set[str]) -> None:
         """Remove the outdated files except those that were written again."""

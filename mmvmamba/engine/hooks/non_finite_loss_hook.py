@@ -1,13 +1,13 @@
 """Stop a diverged run before it overwrites the last good checkpoint."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.work_dir import read_last_checkpoint
 from mmvmamba.registry import HOOKS
 
 from .utils import batch_metainfo, optim_wrappers
@@ -104,9 +104,11 @@ def _image_names(data_batch: Any) -> list[str]:
 
 
 def _advice(runner: Any) -> str:
-    pointer = Path(runner.work_dir, 'last_checkpoint')
-    last = pointer.read_text() if pointer.is_file() else None
-    kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
+    try:
+        last = read_last_checkpoint(runner.work_dir)
+        kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
+    except ValueError as error:
+        kept = str(error)
     lower = 'optim_wrapper.optimizer.lr=LR default_hooks.resume.override=lr'
     return (
         f'{kept}; inspect the data, clip gradients, or continue with a lower learning rate by '

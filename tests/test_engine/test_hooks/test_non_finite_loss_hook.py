@@ -64,6 +64,26 @@ def test_what_is_not_finite_is_named(check, value):
         check({**mask_rcnn(), 'loss_mask': value})
 
 
+@pytest.mark.parametrize(
+    ('pointer', 'words'),
+    [
+        (None, 'no checkpoint was saved yet; inspect'),
+        (b'', 'no checkpoint was saved yet; inspect'),
+        (b'run/epoch_1.pth\n', 'the last good checkpoint is run/epoch_1.pth; inspect'),
+        (b'\xff', "last_checkpoint' cannot be read: 'utf-8' codec .*; inspect"),
+        ('folder', "last_checkpoint' is not a file; inspect"),
+    ],
+)
+def test_the_last_good_checkpoint(check, tmp_path, pointer, words):
+    path = tmp_path / 'last_checkpoint'
+    if pointer == 'folder':
+        path.mkdir()
+    elif pointer is not None:
+        path.write_bytes(pointer)
+    with pytest.raises(UserError, match=words):
+        check(dict(loss=float('nan')))
+
+
 class Scaler:
     """Gradient scaler whose scale a test sets."""
 

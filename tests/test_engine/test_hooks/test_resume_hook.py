@@ -404,6 +404,38 @@ def test_what_a_kill_left_over_is_removed_at_the_next_save(runner, train, tmp_pa
 
 
 @RUNNERS
+def test_checkpoints_that_were_kept_are_not_left_over(runner, train, tmp_path):
+    """``max_keep_ckpts`` counts from the run on that sets it."""
+    options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
+    train(runner, options, stop=dict(train=4))
+    options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
+    train(runner, options)
+    names = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
+    assert names == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'iter_6.pth']
+
+
+def test_a_kill_before_a_second_removal(train, tmp_path):
+    """The names in a checkpoint include those that an earlier kill left over."""
+    options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
+    folder = tmp_path / 'run'
+    train(options, stop=dict(train=2))
+    own = content(folder / 'iter_2.pth')
+    own['meta']['iter'] = 1
+    torch.save(own, folder / 'iter_1.pth')
+    train(options, stop=dict(train=3))
+    saved = content(folder / 'iter_3.pth')
+    names = saved['message_hub']['runtime_info']['outdated_ckpt']
+    assert names == ['iter_1.pth', 'iter_2.pth']
+    for name in ('', '..', '../run/iter_1.pth', '/iter_1.pth', 'gone.pth', 5):
+        saved['message_hub']['runtime_info']['outdated_ckpt'] = [name]
+        torch.save(saved, folder / 'iter_3.pth')
+        torch.save(own, folder / 'iter_1.pth')
+        train(options, stop=dict(train=4))
+        assert (folder / 'iter_1.pth').exists()
+        (folder / 'iter_4.pth').unlink()
+
+
+@RUNNERS
 def test_a_run_from_a_named_checkpoint_is_another_run(runner, train, tmp_path):
     """Checkpoints beside it have more iterations, but are not of this run."""
     train(runner)

@@ -160,7 +160,8 @@ def _add_resume_hook(cfg: Config) -> ConfigDict:
     """Return the settings of the hook that resumes runs; turn it on if it is not."""
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     if cfg.default_hooks.get('resume') is None:
-        cfg.default_hooks.resume = ConfigDict(type='mmvmamba.ResumeHook')
+        cfg.default_hooks.resume = ConfigDict()
+    cfg.default_hooks.resume.setdefault('type', 'mmvmamba.ResumeHook')
     return cfg.default_hooks.resume
 
 

@@ -89,6 +89,7 @@ def test_a_config_without_a_model(load):
         ({}, 'a.pth', (True, 'a.pth', None)),
         ({}, 'auto', (True, None, 'weights.pth')),
         (dict(resume=dict(type='Own')), 'auto', (True, None, 'weights.pth')),
+        (dict(resume=dict(override='lr')), 'auto', (True, None, 'weights.pth')),
     ],
 )
 def test_resume(default_hooks, path, expected):

@@ -440,6 +440,17 @@ def test_checkpoints_that_were_kept_are_not_left_over(runner, train, tmp_path):
     assert names == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'iter_6.pth']
 
 
+@RUNNERS
+def test_checkpoints_that_a_run_in_between_kept(runner, train, tmp_path):
+    every = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
+    last = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
+    train(runner, last, stop=dict(train=2))
+    train(runner, every, stop=dict(train=4))
+    train(runner, last)
+    names = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
+    assert names == ['iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'iter_6.pth']
+
+
 def test_a_kill_before_a_second_removal(train, tmp_path):
     """A checkpoint names both files, and no others go."""
     options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}

@@ -30,6 +30,10 @@ SEGMENTATION_FAULTS = {
 }
 
 
+#: Checks before the first step would end these runs.
+WARN = 'default_hooks.bad_data.check=warn'
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -86,7 +90,7 @@ def write_config(folder, base, text, root, old_root):
 
 def test_bad_detection_data_is_skipped(server, detection, tmp_path):
     work_dir = tmp_path / 'run'
-    assert server.run(detection, work_dir, '--cfg-options', 'train_cfg.max_epochs=2') == 0
+    assert server.run(detection, work_dir, '--cfg-options', 'train_cfg.max_epochs=2', WARN) == 0
     log = output(work_dir)
     for name, words in DETECTION_FAULTS.items():
         assert re.search(words, log), (name, log)
@@ -101,31 +105,32 @@ def test_bad_detection_data_is_skipped(server, detection, tmp_path):
 def test_bad_segmentation_data_is_skipped(server, segmentation, more, tmp_path):
     """Also without another hook that replaces the data loader."""
     work_dir = tmp_path / 'run'
-    options = ('--cfg-options', 'train_dataloader.num_workers=1', 'train_cfg.max_iters=6', *more)
-    assert server.run(segmentation, work_dir, *options) == 0
+    options = ('train_dataloader.num_workers=1', 'train_cfg.max_iters=6', WARN, *more)
+    assert server.run(segmentation, work_dir, '--cfg-options', *options) == 0
     log = output(work_dir)
     for name, words in SEGMENTATION_FAULTS.items():
         assert re.search(words, log), (name, log)
 
 
 def test_too_many_are_skipped(server, segmentation, tmp_path):
-    options = ('--cfg-options', 'default_hooks.bad_data.max_skipped=2')
+    options = ('--cfg-options', 'default_hooks.bad_data.max_skipped=2', WARN)
     assert server.run(segmentation, tmp_path / 'run', *options) == 2
     words = r'error: \d+ bad samples were skipped, more than max_skipped=2; the last is bad'
     assert re.search(words, output(tmp_path / 'run'))
 
 
-def test_stop_at_a_bad_annotation(server, detection, tmp_path):
-    options = ('--cfg-options', 'default_hooks.bad_data.action=stop')
-    assert server.run(detection, tmp_path / 'run', *options) == 2
-    words = r'error: .*instances\.json: `segmentation` is RLE of another size.*: annotation \d+ of '
-    words += r"'5\.png'"
-    assert re.search(words, output(tmp_path / 'run'))
+def test_errors_in_the_data_end_a_run_before_its_first_step(server, detection, tmp_path):
+    assert server.run(detection, tmp_path / 'run') == 2
+    log = output(tmp_path / 'run')
+    words = r'instances\.json: `segmentation` is RLE of another size.*: annotation \d+ of '
+    assert re.search(rf"ERROR - .*{words}'5\.png'", log)
+    assert re.search(rf'error: .*{words}.*\(default_hooks.bad_data.check=warn trains', log)
+    assert 'Epoch(train)' not in log
 
 
 def test_stop_with_several_ranks(server, segmentation, tmp_path):
     """One rank finds the bad sample, and the other does not wait forever."""
-    options = ('--cfg-options', 'default_hooks.bad_data.action=stop')
+    options = ('--cfg-options', 'default_hooks.bad_data.action=stop', WARN)
     pids = start_ranks(server, segmentation, tmp_path / 'run', *options)
     statuses = [server.wait(pid, 60) for pid in pids]
     assert 2 in statuses
@@ -134,6 +139,6 @@ def test_stop_with_several_ranks(server, segmentation, tmp_path):
 
 
 def test_skip_with_several_ranks(server, segmentation, tmp_path):
-    pids = start_ranks(server, segmentation, tmp_path / 'run')
+    pids = start_ranks(server, segmentation, tmp_path / 'run', '--cfg-options', WARN)
     assert [server.wait(pid, 60) for pid in pids] == [0, 0], output(tmp_path / 'run')
     assert len(losses(tmp_path / 'run')) == 14

@@ -137,8 +137,9 @@ def report_missing(
         )
     elif missing and len(missing) == len(names):
         hint = 'None of the files exists, so `data_root` or `data_prefix` is probably wrong'
+    single = len(missing) < len(names)
     for name in missing:
-        report.add('error', folder.path, f'{kind} does not exist', repr(name), hint)
+        report.add('error', folder.path, f'{kind} does not exist', repr(name), hint, single=single)
     return set(missing)
 
 

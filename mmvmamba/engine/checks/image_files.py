@@ -168,7 +168,7 @@ def report_problem(report: Report, folder: str, kind: str, image: ImageFile) -> 
     hint = 'Copy the file from its source again, or remove it from the data set'
     if image.problem == 'cannot be read':
         hint = 'Give this user the permission to read the file'
-    report.add('error', folder, f'{kind} {image.problem}', item, hint)
+    report.add('error', folder, f'{kind} {image.problem}', item, hint, single=True)
 
 
 def item_name(path: str, folder: str) -> str:
@@ -236,7 +236,7 @@ def report_sizes(
             hint = _EXIF_HINT
             if not loader.rotates:
                 hint = f"`color_type={loader.flag!r}` ignores the tag: set `color_type='color'`"
-            report.add('error', folder, kind, f'{item} ({tag})', hint)
+            report.add('error', folder, kind, f'{item} ({tag})', hint, single=True)
         else:
             kind = f'image and {other} differ in size'
             detail = f'{loaded[0]} x {loaded[1]} and {size[0]} x {size[1]}'
@@ -244,4 +244,4 @@ def report_sizes(
                 'One of them was resized or belongs to another image, so its labels would be at '
                 'wrong places'
             )
-            report.add('error', folder, kind, f'{item} ({detail})', hint)
+            report.add('error', folder, kind, f'{item} ({detail})', hint, single=True)

@@ -134,7 +134,7 @@ def report_labels(
     for item, unknown in wrong.items():
         kind = f'label that none of the {len(labels.classes or ())} classes has'
         hint = _wrong_labels_hint(raw, labels, readable[0].file.path)
-        report.add('error', folder, kind, f'{item} has {_list(unknown)}', hint)
+        report.add('error', folder, kind, f'{item} has {_list(unknown)}', hint, single=True)
     if raw and not wrong:
         _report_classes(report, folder, raw, labels, is_complete)
     return readable

@@ -20,6 +20,7 @@ class Group:
         hint (str): The likely cause and the remedy, if known.
         count (int): Number of problems.
         items (list[str]): The first items that have it, e.g. "annotation 12 of 'a.jpg'".
+        single (bool): Whether these are single samples, which training can replace by others.
     """
 
     severity: str
@@ -28,6 +29,7 @@ class Group:
     hint: str = ''
     count: int = 0
     items: list[str] = field(default_factory=list)
+    single: bool = False
 
     def __str__(self) -> str:
         more = f' and {self.count - len(self.items)} more' if self.count > len(self.items) else ''
@@ -44,7 +46,14 @@ class Report:
         self._groups: dict[tuple[str, str, str], Group] = {}
 
     def add(
-        self, severity: str, path: str, kind: str, item: str = '', hint: str = '', count: int = 1
+        self,
+        severity: str,
+        path: str,
+        kind: str,
+        item: str = '',
+        hint: str = '',
+        count: int = 1,
+        single: bool = False,
     ) -> None:
         """Count a problem; see :class:`Group` for the arguments.
 
@@ -53,10 +62,26 @@ class Report:
         """
         if severity not in SEVERITIES:
             raise ValueError(f'severity must be one of {SEVERITIES}, but got {severity!r}')
-        group = self._groups.setdefault((severity, path, kind), Group(severity, path, kind, hint))
+        new = Group(severity, path, kind, hint, single=single)
+        group = self._groups.setdefault((severity, path, kind), new)
         group.count += count
         if item and len(group.items) < _SHOWN:
             group.items.append(item)
+
+    def merge(self, other: 'Report', errors_as: str = 'error', singles_as: str = 'error') -> None:
+        """Add the problems of another report that are not known, with other severities.
+
+        Args:
+            other (Report): The other report.
+            errors_as (str): The severity of errors. Defaults to 'error'.
+            singles_as (str): That of errors in single samples. Defaults to 'error'.
+        """
+        known = {(group.path, group.kind) for group in self.groups()}
+        for group in other.groups():
+            if group.severity == 'error':
+                group.severity = singles_as if group.single else errors_as
+            if (group.path, group.kind) not in known:
+                self._groups[group.severity, group.path, group.kind] = group
 
     def groups(self, *severities: str) -> Iterator[Group]:
         """Yield the groups of the given severities, or all, the most severe first."""

@@ -1,13 +1,13 @@
 """Detection of unusable images and annotations in the training data."""
 
+import logging
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from mmvmamba.engine.checks.coco import check_coco, coco_files
 from mmvmamba.engine.checks.configs import leaf_datasets
-from mmvmamba.engine.checks.report import Report
+from mmvmamba.engine.checks.datasets import check_datasets
 from mmvmamba.engine.data.sample_check import CheckSample
 from mmvmamba.engine.data.sampling import reader_of, restart_workers
 from mmvmamba.engine.errors import UserError
@@ -16,39 +16,85 @@ from mmvmamba.registry import HOOKS
 from .utils import batch_metainfo
 
 _ACTIONS = ('skip', 'stop')
+_CHECKS = ('stop', 'warn', None)
+_LEVELS = dict(error=logging.ERROR, warning=logging.WARNING, note=logging.INFO)
 
 
 @HOOKS.register_module()
 class BadDataHook(Hook):
-    """Find bad samples in the training data, name their files, and skip them or stop.
+    """Find bad data before the first step, and bad samples while they are loaded.
 
-    COCO annotations are read once before training. Images, masks and label maps are checked when
-    they are loaded: truncated or missing files, sizes that do not agree, boxes outside the image,
-    class ids out of range. An exception in a transform counts as well.
+    Before the first step the annotation files, images, label maps and classes of training and
+    evaluation are checked; see :func:`mmvmamba.engine.checks.datasets.check_datasets`. Loaded
+    training samples are checked for truncated or missing files, sizes that do not agree, boxes
+    outside the image and class ids out of range. An exception in a transform counts as well.
 
     Args:
-        action (str): 'skip' replaces a bad sample by another one and counts it; 'stop' ends the run
-            at the first one. Defaults to 'skip'.
+        action (str): 'skip' replaces a bad training sample by another one and counts it; 'stop'
+            ends the run at the first one. Defaults to 'skip'.
         max_skipped (int): The number of bad samples that a process skips before it stops.
             Defaults to 1000.
+        check (str, optional): 'stop' ends the run before its first step if the data has errors,
+            'warn' logs them, and None checks no data in advance. Defaults to 'stop'.
+        sample (int, optional): The number of images of each data set that are decoded in advance;
+            None for all. Defaults to 64.
 
     Raises:
-        ValueError: If ``action`` is unknown or ``max_skipped`` is negative.
+        ValueError: If ``action`` or ``check`` is unknown, or ``max_skipped`` or ``sample`` is
+            negative.
     """
 
     priority = 'HIGH'  # after ResumeHook has replaced the data loader
 
-    def __init__(self, action: str = 'skip', max_skipped: int = 1000) -> None:
+    def __init__(
+        self,
+        action: str = 'skip',
+        max_skipped: int = 1000,
+        check: str | None = 'stop',
+        sample: int | None = 64,
+    ) -> None:
         if action not in _ACTIONS:
             raise ValueError(f'action must be one of {_ACTIONS}, but got {action!r}')
-        if max_skipped < 0:
-            raise ValueError(f'max_skipped must not be negative, but got {max_skipped}')
+        if check not in _CHECKS:
+            raise ValueError(f'check must be one of {_CHECKS}, but got {check!r}')
+        for name, value in (('max_skipped', max_skipped), ('sample', sample or 0)):
+            if value < 0:
+                raise ValueError(f'{name} must not be negative, but got {value}')
         self.action = action
         self.max_skipped = max_skipped
+        self.check = check
+        self.sample = sample
+        self._is_checked = False
+
+    def check_data(self, runner: Any, *stages: str) -> None:
+        """Check the data of stages once; the tools call this before they build the data sets.
+
+        Raises:
+            UserError: If the data has errors and ``check`` is 'stop'.
+        """
+        if self.check is None or self._is_checked:
+            return
+        self._is_checked = True
+        errors: list[Any] = [[]]
+        if is_main_process():
+            # Training goes on without test data.
+            warn_only = ('test',) if 'train' in stages else ()
+            report = check_datasets(
+                runner.cfg, stages, self.sample, warn_only, skip=self.action == 'skip'
+            )
+            for group in report.groups():
+                runner.logger.log(_LEVELS[group.severity], str(group))
+            errors = [[str(group) for group in report.groups('error')]]
+        broadcast_object_list(errors)
+        if self.check == 'stop' and errors[0]:
+            more = f' and {len(errors[0]) - 1} more errors, see the log' if errors[0][1:] else ''
+            raise UserError(
+                f'{errors[0][0]}{more} (default_hooks.bad_data.check=warn trains nevertheless)'
+            )
 
     def before_train(self, runner: Any) -> None:
-        """Check the annotations and prepare the checks of loaded samples."""
-        self._check_annotations(runner)
+        """Check the data, unless a tool has, and prepare the checks of loaded samples."""
+        self.check_data(runner, 'train', 'val', 'test')
         dataset = runner.train_dataloader.dataset
         reader_of(dataset).skip = self.action == 'skip'
         for leaf in leaf_datasets(dataset):
@@ -76,21 +122,6 @@ class BadDataHook(Hook):
         count = runner.message_hub.runtime_info.get('bad_samples', 0)
         if count:
             runner.logger.error(f'{count} bad samples were skipped in this run')
-
-    def _check_annotations(self, runner: Any) -> None:
-        report = Report()
-        if is_main_process():
-            for leaf, _ in coco_files(runner.cfg.train_dataloader.get('dataset')):
-                check_coco(leaf, report, 'train')
-        for group in report.groups('note'):
-            runner.logger.info(str(group))
-        errors = [str(group) for group in report.groups('error', 'warning')]
-        for text in errors:
-            runner.logger.error(text)
-        first = errors[:1] or [None]
-        broadcast_object_list(first)
-        if self.action == 'stop' and first[0] is not None:
-            raise UserError(first[0])
 
 
 def check_loaded_samples(dataset: Any) -> None:

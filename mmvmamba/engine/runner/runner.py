@@ -17,21 +17,38 @@ from mmvmamba.engine.checks.channels import check_feature_maps
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.errors import UserError, as_user_error
+from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers
 
 from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu, use_cpu_strategy
 
 
-class RedactedLogMixin:
-    """Log messages without the passwords and tokens in the URLs of a config."""
+class CommonMixin:
+    """Additions of the tools to all runners of MMEngine."""
 
     def _log_env(self, *args: Any) -> None:
+        """Keep the passwords and tokens in the URLs of a config out of the log."""
         self.logger.addFilter(redact_record)
         super()._log_env(*args)
 
+    def train(self) -> nn.Module:
+        """Train after a check of all data, before MMEngine builds the data sets."""
+        self._check_data('train', 'val', 'test')
+        return super().train()
 
-class ToolRunnerMixin(RedactedLogMixin):
+    def test(self) -> dict[str, float]:
+        """Test after a check of the data."""
+        self._check_data('test')
+        return super().test()
+
+    def _check_data(self, *stages: str) -> None:
+        for hook in self.hooks:
+            if isinstance(hook, BadDataHook):
+                hook.check_data(self, *stages)
+
+
+class ToolRunnerMixin(CommonMixin):
     """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -117,7 +134,7 @@ class ToolRunnerMixin(RedactedLogMixin):
             super().load_or_resume()
 
 
-class FlexibleRunnerMixin(RedactedLogMixin):
+class FlexibleRunnerMixin(CommonMixin):
     """Additions of the tools to :class:`mmengine.runner.FlexibleRunner`."""
 
     def load_or_resume(self) -> None:

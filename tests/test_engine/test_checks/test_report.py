@@ -25,3 +25,19 @@ def test_problems_are_grouped_and_counted():
 def test_unknown_severity():
     with pytest.raises(ValueError, match=r"severity must be one of .*, but got 'fatal'"):
         Report().add('fatal', 'a.json', 'x')
+
+
+def test_reports_are_merged_with_other_severities():
+    report, whole = Report(), Report()
+    report.add('error', 'a', 'is wrong')
+    report.add('error', 'a', 'is truncated', 'x.jpg', single=True)
+    report.add('note', 'a', 'is gray')
+    whole.merge(report, errors_as='error', singles_as='warning')
+    again = Report()
+    again.add('error', 'a', 'is gray')
+    whole.merge(again)
+    assert [(g.severity, g.kind) for g in whole.groups()] == [
+        ('error', 'is wrong'),
+        ('warning', 'is truncated'),
+        ('note', 'is gray'),
+    ]

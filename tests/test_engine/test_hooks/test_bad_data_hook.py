@@ -1,16 +1,19 @@
 """Checks of annotations, and counting of bad samples."""
 
-import json
+import logging
 from types import SimpleNamespace
 
 import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.logging import MessageHub
 from mmengine.structures import BaseDataElement
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmvmamba.engine import BadDataHook
+from mmvmamba.engine.checks.report import SEVERITIES, Report
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.hooks import bad_data_hook
 from mmvmamba.engine.hooks.bad_data_hook import check_loaded_samples
 
 from ..test_checks.datasets import coco_file
@@ -40,8 +43,9 @@ def runner_of(dataset=None, loop=None):
     logger = SimpleNamespace(
         info=lambda text: messages.append(('INFO', text)),
         error=lambda text: messages.append(('ERROR', text)),
+        log=lambda level, text: messages.append((logging.getLevelName(level), text)),
     )
-    cfg = SimpleNamespace(train_dataloader=dict(dataset=dataset))
+    cfg = dict(train_dataloader=dict(dataset=dataset))
     loader = getattr(loop, 'dataloader', None) or SimpleNamespace(dataset=Samples())
     runner = SimpleNamespace(
         cfg=cfg, logger=logger, train_loop=loop, train_dataloader=loader, iter=0
@@ -63,28 +67,74 @@ def test_a_loop_that_has_begun_to_read(workers):
     assert bad == [3, 4]
 
 
+@pytest.fixture
+def checked(monkeypatch):
+    """A report with a problem of each severity, and the arguments of the checks."""
+    calls = []
+
+    def check(cfg, stages, sample, warn_only, skip):
+        calls.append((stages, sample, warn_only, skip))
+        report = Report()
+        for severity in SEVERITIES:
+            report.add(severity, 'a.json', f'an {severity}')
+        report.add('error', 'b.json', 'an error')
+        return report
+
+    monkeypatch.setattr(bad_data_hook, 'check_datasets', check)
+    return calls
+
+
+MESSAGES = [
+    ('ERROR', 'a.json: an error'),
+    ('ERROR', 'b.json: an error'),
+    ('WARNING', 'a.json: an warning'),
+    ('INFO', 'a.json: an note'),
+]
+
+
+def test_errors_in_the_data_stop_a_run_before_its_first_step(checked):
+    runner, messages = runner_of()
+    words = r'a\.json: an error and 1 more errors, see the log \(default_hooks.bad_data.check=warn'
+    with pytest.raises(UserError, match=words):
+        BadDataHook(sample=None).before_train(runner)
+    assert messages == MESSAGES
+    assert checked == [(('train', 'val', 'test'), None, ('test',), True)]
+
+
+def test_errors_in_the_data_are_logged_once(checked):
+    runner, messages = runner_of()
+    hook = BadDataHook(check='warn', action='stop', sample=5)
+    hook.check_data(runner, 'test')  # as tools do before the data sets are built
+    hook.before_train(runner)
+    assert messages == MESSAGES
+    assert checked == [(('test',), 5, (), False)]
+
+
+def test_data_is_not_checked(checked):
+    BadDataHook(check=None).before_train(runner_of()[0])
+    assert not checked
+
+
 def test_images_without_annotations_are_no_errors(tmp_path):
-    """They are logged in one line, with their number and a few names."""
-    path = coco_file(tmp_path)
-    content = json.loads(open(path).read())
-    content['images'] += [
-        dict(content['images'][0], id=i, file_name=f'{i}.jpg') for i in range(3, 99)
-    ]
-    content['annotations'][0]['category_id'] = 7
-    (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(
-        dict(type=CocoDataset, ann_file=path, metainfo=dict(classes=('cat',)))
+    leaf = dict(
+        type=CocoDataset,
+        ann_file=coco_file(tmp_path),
+        metainfo=dict(classes=('cat',)),
+        data_prefix=dict(img=str(tmp_path)),
     )
+    for i in range(3):
+        Image.new('RGB', (40, 30)).save(tmp_path / f'{i}.jpg')
+    runner, messages = runner_of(leaf)
     BadDataHook().before_train(runner)
-    names = "'2.jpg', '3.jpg', '4.jpg', '5.jpg', '6.jpg' and 92 more"
-    error, info = sorted(messages)
-    assert error[0] == 'ERROR'
-    assert "category_id` is not the `id` of any category: annotation 1 of '0.jpg'" in error[1]
-    text = f'{path}: images without annotations (97 times): {names}. They are trained as background'
-    assert info == ('INFO', text)
+    ((level, text),) = messages
+    assert level == 'INFO'
+    assert "images without annotations: '2.jpg'" in text
 
 
-@pytest.mark.parametrize('arguments', [dict(action='ignore'), dict(max_skipped=-1)])
+@pytest.mark.parametrize(
+    'arguments',
+    [dict(action='ignore'), dict(max_skipped=-1), dict(check='maybe'), dict(sample=-1)],
+)
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         BadDataHook(**arguments)
@@ -116,20 +166,3 @@ def test_the_number_of_skipped_samples_is_logged():
     hook.before_train_iter(runner, 0, batch_of('a', 'b'))
     hook.after_train(runner)
     assert messages[-1] == ('ERROR', '2 bad samples were skipped in this run')
-
-
-@pytest.mark.parametrize(('images', 'more'), [(5, ''), (6, ' and 1 more')])
-def test_the_names_of_harmless_images(images, more, tmp_path):
-    """Five names, and the number of others."""
-    path = coco_file(tmp_path)
-    content = json.loads(open(path).read())
-    first = content['images'][0]
-    content['images'] = [dict(first, id=i, file_name=f'{i}.jpg') for i in range(images + 2)]
-    (tmp_path / 'instances.json').write_text(json.dumps(content))
-    runner, messages = runner_of(
-        dict(type=CocoDataset, ann_file=path, metainfo=dict(classes=('cat',)))
-    )
-    BadDataHook(action='stop').before_train(runner)
-    names = "'2.jpg', '3.jpg', '4.jpg', '5.jpg', '6.jpg'"
-    text = f'{path}: images without annotations ({images} times): {names}{more}. '
-    assert messages == [('INFO', f'{text}They are trained as background')]

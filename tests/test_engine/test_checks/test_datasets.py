@@ -1,0 +1,130 @@
+"""The data of whole configs."""
+
+import json
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmvmamba.engine.checks import datasets
+from mmvmamba.engine.checks.datasets import check_datasets
+
+
+def write(folder, **annotation):
+    """Write two images with an annotation each, of which the second is changed."""
+    (folder / 'images').mkdir(parents=True)
+    images = []
+    for i in range(2):
+        Image.fromarray(np.full((30, 40, 3), 99, np.uint8)).save(folder / 'images' / f'{i}.jpg')
+        images.append(dict(id=i + 1, file_name=f'{i}.jpg', width=40, height=30))
+    polygon = [[1, 1, 20, 1, 20, 20]]
+    good = dict(category_id=1, bbox=[1, 1, 19, 19], area=180, iscrowd=0, segmentation=polygon)
+    content = dict(
+        images=images,
+        annotations=[dict(good, id=1, image_id=1), dict(good, id=2, image_id=2, **annotation)],
+        categories=[dict(id=1, name='cat')],
+    )
+    (folder / 'coco.json').write_text(json.dumps(content))
+    return folder
+
+
+def loader(folder):
+    dataset = dict(
+        type='mmdet.CocoDataset',
+        data_root=str(folder),
+        ann_file='coco.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('cat',)),
+        pipeline=[dict(type='LoadImageFromFile')],
+    )
+    return dict(dataset=dict(type='RepeatDataset', times=2, dataset=dataset))
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """A config whose validation and test data are the same."""
+    val = loader(write(tmp_path / 'val'))
+    evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'val' / 'coco.json'), metric='bbox')
+    return Config(
+        dict(
+            train_dataloader=loader(write(tmp_path / 'train')),
+            val_dataloader=val,
+            test_dataloader=val,
+            val_evaluator=evaluator,
+            test_evaluator=evaluator,
+        )
+    )
+
+
+def kinds(report):
+    def stage(group):
+        return next(part for part in ('train', 'val', 'other') if f'/{part}/' in f'{group.path}/')
+
+    return [(group.severity, stage(group), group.kind) for group in report.groups()]
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_good_data(cfg):
+    assert kinds(check_datasets(cfg)) == []
+
+
+def test_each_data_set_is_read_once(cfg, monkeypatch):
+    read = []
+    monkeypatch.setattr(datasets, 'check_images', lambda leaf, *_: read.append(leaf['data_root']))
+    check_datasets(cfg)
+    assert [root.split('/')[-1] for root in read] == ['train', 'val']
+
+
+@pytest.mark.parametrize('stage', ['train', 'val'])
+def test_missing_images(cfg, tmp_path, stage):
+    """Training replaces them; evaluation ends after an epoch."""
+    (tmp_path / stage / 'images' / '1.jpg').unlink()
+    found = kinds(check_datasets(cfg, skip=True))
+    severity = 'warning' if stage == 'train' else 'error'
+    assert found == [(severity, stage, 'image does not exist')]
+    assert kinds(check_datasets(cfg))[0][0] == 'error'
+    if stage == 'val':
+        assert kinds(check_datasets(cfg, ('test',), warn_only=('test',)))[0][0] == 'warning'
+
+
+def test_validation_data_is_checked_like_training_data(cfg, tmp_path):
+    for stage in ('train', 'val'):
+        path = tmp_path / stage / 'coco.json'
+        rewrite(path, lambda content: content['annotations'][1].pop('bbox'))
+    found = {(severity, folder) for severity, folder, _ in kinds(check_datasets(cfg))}
+    assert found >= {('error', 'train'), ('error', 'val')}
+
+
+def test_masks_that_the_evaluation_compares(cfg, tmp_path):
+    path = tmp_path / 'val' / 'coco.json'
+    rewrite(path, lambda content: content['annotations'][1].update(segmentation=[]))
+    assert not list(check_datasets(cfg).groups('error'))
+    cfg.val_evaluator.metric = ['bbox', 'segm']
+    assert [folder for _, folder, _ in kinds(check_datasets(cfg))] == ['val']
+
+
+def test_an_annotation_file_of_the_evaluator_alone(cfg, tmp_path):
+    write(tmp_path / 'other', bbox=None)
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other' / 'coco.json')
+    assert {folder for _, folder, _ in kinds(check_datasets(cfg))} == {'other'}
+
+
+@pytest.mark.parametrize(('topk', 'is_wrong'), [((1, 5), True), (5, True), ((1, 3), False)])
+def test_top_k_of_more_classes_than_there_are(topk, is_wrong):
+    cfg = Config(
+        dict(
+            model=dict(head=dict(num_classes=3)),
+            val_evaluator=[dict(type='Accuracy', topk=topk), dict(type='SingleLabelMetric')],
+        )
+    )
+    found = [str(group) for group in check_datasets(cfg).groups('error')]
+    assert bool(found) == is_wrong
+    if is_wrong:
+        words = f'val_evaluator: `topk` is {topk}, but model.head.num_classes is 3. Set val_evalua'
+        assert found[0].startswith(words)

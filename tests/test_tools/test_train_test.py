@@ -410,7 +410,10 @@ def test_option_without_a_value(run_here, detection_config):
         ('{', 'is not JSON'),
         ('[1, 2]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists"),
         ('{"a": 1}', r"must be lists of objects; the file has the keys \['a'\]"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', 'cat'),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',
+            '`annotations` is empty. There is nothing to learn',
+        ),
     ],
 )
 def test_annotations_that_are_not_coco(run_here, detection_config, tmp_path, content, words):

@@ -87,7 +87,7 @@ def test_bases_resolve(package, base, monkeypatch, tmp_path):
 
 @pytest.fixture
 def schemes(monkeypatch):
-    """The loaders of MMEngine and those that this package adds."""
+    """Loaders of MMEngine, with those of this package."""
     stock = dict.fromkeys(('', 'http://', 'https://', 'torchvision://', registry.CEPH[0]), open)
     monkeypatch.setattr(CheckpointLoader, '_schemes', stock)
     registry.replace_checkpoint_reader()

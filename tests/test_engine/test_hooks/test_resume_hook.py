@@ -415,7 +415,7 @@ def test_checkpoints_that_were_kept_are_not_left_over(runner, train, tmp_path):
 
 
 def test_a_kill_before_a_second_removal(train, tmp_path):
-    """The names in a checkpoint include those that an earlier kill left over."""
+    """A checkpoint names what an earlier kill left over, too."""
     options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
     folder = tmp_path / 'run'
     train(options, stop=dict(train=2))

@@ -65,7 +65,7 @@ def atomic_write(filepath: str | Path) -> Iterator[str]:
             finally:
                 os.close(descriptor)
     except OSError as error:
-        reason = f'{part!r} is a folder' if os.path.isdir(part) else error.strerror
+        reason = f'{part!r} is a folder' if os.path.isdir(part) else error.strerror or error
         with contextlib.suppress(OSError):
             os.remove(part)
         raise UserError(

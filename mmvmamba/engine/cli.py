@@ -136,9 +136,7 @@ def resume_from(cfg: Config, path: str) -> None:
     """
     cfg.resume = True
     if path == 'auto':
-        hooks = cfg.setdefault('default_hooks', ConfigDict())
-        hook = hooks.setdefault('resume', ConfigDict(type='mmvmamba.ResumeHook'))
-        hook.load_from = cfg.get('load_from')
+        _add_resume_hook(cfg).load_from = cfg.get('load_from')
         path = None
     cfg.load_from = path
 
@@ -158,6 +156,15 @@ def use_amp(cfg: Config) -> None:
         wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def _add_resume_hook(cfg: Config) -> ConfigDict:
+    """Return the settings of the hook that resumes runs; turn it on if it is not."""
+    cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
+    if cfg.default_hooks.get('resume') is None:
+        cfg.default_hooks.resume = ConfigDict()
+    cfg.default_hooks.resume.setdefault('type', 'mmvmamba.ResumeHook')
+    return cfg.default_hooks.resume
+
+
 def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
@@ -171,6 +178,8 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
             raise UserError(
                 f'--cfg-options {key}: the config has no {top!r}{did_you_mean(top, allowed)}'
             )
+        if key.startswith('default_hooks.resume.'):
+            _add_resume_hook(cfg)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:

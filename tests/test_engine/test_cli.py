@@ -89,6 +89,7 @@ def test_a_config_without_a_model(load):
         ({}, 'a.pth', (True, 'a.pth', None)),
         ({}, 'auto', (True, None, 'weights.pth')),
         (dict(resume=dict(type='Own')), 'auto', (True, None, 'weights.pth')),
+        (dict(resume=dict(override='lr')), 'auto', (True, None, 'weights.pth')),
     ],
 )
 def test_resume(default_hooks, path, expected):
@@ -98,6 +99,16 @@ def test_resume(default_hooks, path, expected):
     assert (cfg.resume, cfg.load_from, hook.get('load_from')) == expected
     if path == 'auto':
         assert hook['type'] == default_hooks.get('resume', {}).get('type', 'mmvmamba.ResumeHook')
+
+
+@pytest.mark.parametrize('hooks', ['', 'default_hooks = None', 'default_hooks = dict(resume=None)'])
+@pytest.mark.parametrize('path', ['auto', 'a.pth'])
+def test_an_option_of_a_hook_that_is_off(load, hooks, path):
+    text = f"model = dict(type='Own')\n{hooks}\n"
+    cfg = load('--cfg-options', 'default_hooks.resume.override=lr', text=text)
+    cli.resume_from(cfg, path)
+    expected = dict(type='mmvmamba.ResumeHook', override='lr')
+    assert cfg.default_hooks.resume == expected | (dict(load_from=None) if path == 'auto' else {})
 
 
 @pytest.mark.parametrize('kind', [None, 'OptimWrapper', 'AmpOptimWrapper'])

@@ -74,7 +74,9 @@ class AtomicCheckpointHook(CheckpointHook):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
             self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        # A later run with max_keep_ckpts does not count what was kept without it.
+        counted = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+        runner.message_hub.update_info('keep_ckpt_ids', counted)
         # For _remove_left_over, as keep_ckpt_ids no longer has them.
         runner.message_hub.update_info(_OUTDATED, self.file_backend.outdated_names())
         name = self.filename_tmpl.format(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import uuid
@@ -11,9 +12,10 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.engine.data.sampling import (
     PositionedBatchSampler,
     can_be_positioned,
@@ -28,6 +30,8 @@ from mmvmamba.registry import HOOKS
 
 from .resumed_settings import OVERRIDES, ResumedHyperParameters, check_optimizers
 from .utils import optim_wrappers, unwrapped
+
+_POSITION = {'seed', 'epoch', 'batches', 'batch_size', 'world_size', 'samples'}
 
 
 @HOOKS.register_module()
@@ -65,6 +69,7 @@ class ResumeHook(Hook):
         self._epoch = 0  # of the batches, also in an iteration-based loop
         self._batches = 0  # done in that epoch
         self._saved: dict[str, int] | None = None
+        self._saved_seed: int | None = None  # of MMEngine
         self._gradients: dict[str, Tensor] = {}
         self._hyper_parameters: ResumedHyperParameters | None = None
 
@@ -114,12 +119,14 @@ class ResumeHook(Hook):
         meta = checkpoint.get('meta')
         if not runner._resume or not isinstance(meta, dict):
             return
-        position = meta.get('position')
-        self._saved = position if isinstance(position, dict) else None
+        with _named(runner._load_from):
+            self._saved = _position(meta)
+            self._gradients = _gradients(checkpoint, unwrapped(runner.model))
+            check_optimizers(runner.optim_wrapper, checkpoint)
+        if isinstance(meta.get('seed'), int):
+            self._saved_seed = meta['seed']
         if self._finds_checkpoint:
             self.run = meta.get('run') or self.run
-        self._gradients = checkpoint.get('gradients', {})
-        check_optimizers(runner.optim_wrapper, checkpoint)
         self._hyper_parameters = ResumedHyperParameters(
             runner.optim_wrapper, checkpoint, self.override
         )
@@ -162,6 +169,8 @@ class ResumeHook(Hook):
         sampler = loop.dataloader.batch_sampler.sampler
         self._seed = int(getattr(sampler, 'seed', None) or runner.seed or 0)
         if saved is None:
+            if self._saved_seed is not None:
+                self._seed = self._saved_seed
             self._epoch, self._batches = _position_from_counts(loop)
             return
         self._seed, self._epoch, self._batches = (saved[k] for k in ('seed', 'epoch', 'batches'))
@@ -246,6 +255,60 @@ def _folders(runner: Any) -> list[str]:
     others = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook) and h.out_dir]
     others = [os.path.join(folder, name) for folder in others if '://' not in str(folder)]
     return [runner.work_dir, *others]
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the checkpoint in a ValueError about its content."""
+    try:
+        yield
+    except ValueError as error:
+        name = redacted(str(path))
+        raise ValueError(f'checkpoint {name!r} cannot be resumed from: {error}') from error
+
+
+def _position(meta: dict[str, Any]) -> dict[str, int] | None:
+    """Return the position that a checkpoint holds, or None if it holds none.
+
+    Raises:
+        ValueError: If it is not a position.
+    """
+    position = meta.get('position')
+    if position is None:
+        return None
+    is_dict = isinstance(position, dict)
+    values = [position.get(name, 0) for name in _POSITION] if is_dict else [None]
+    is_complete = is_dict and _POSITION - {'samples'} <= position.keys()
+    if not is_complete or any(type(value) is not int or value < 0 for value in values):
+        raise ValueError(
+            f'meta.position must have non-negative integers {sorted(_POSITION)}, but got '
+            f'{position!r:.200}'
+        )
+    return position
+
+
+def _gradients(checkpoint: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Return the accumulated gradients that a checkpoint holds.
+
+    Raises:
+        ValueError: If they do not match the parameters.
+    """
+    gradients = checkpoint.get('gradients')
+    if gradients is None:
+        return {}
+    if not isinstance(gradients, dict):
+        raise ValueError(f'gradients must be a dict, but got {type(gradients).__name__}')
+    parameters = dict(model.named_parameters())
+    for name, value in gradients.items():
+        own = parameters.get(name)
+        if not isinstance(value, Tensor):
+            raise ValueError(f'gradients.{name} must be a tensor, but got {type(value).__name__}')
+        if own is not None and (value.shape, value.dtype) != (own.shape, own.dtype):
+            raise ValueError(
+                f'gradients.{name} must have shape {tuple(own.shape)} and {own.dtype}, but got '
+                f'{tuple(value.shape)} and {value.dtype}'
+            )
+    return gradients
 
 
 def _position_from_counts(loop: Any) -> tuple[int, int]:

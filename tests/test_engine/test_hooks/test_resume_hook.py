@@ -348,6 +348,23 @@ def test_another_seed_is_said(runner, train):
 
 
 @RUNNERS
+def test_the_seed_of_a_checkpoint_without_position(runner, train, tmp_path):
+    """As MMEngine saves it: the data goes on in the same order."""
+    options = {
+        'default_hooks.record': dict(type='RecordBatches'),
+        'default_hooks.checkpoint': dict(BY_ITERATION_HOOK),
+    }
+    whole = train(runner, options, dict(randomness=dict(seed=3)))
+    saved = content(tmp_path / 'run' / 'iter_3.pth')
+    del saved['meta']['position']
+    torch.save(saved, tmp_path / 'x.pth')
+    for seed in (3, 4, None):
+        other = dict(randomness=dict(seed=seed))
+        resumed = train(runner, options, other, resumed=str(tmp_path / 'x.pth'))
+        assert resumed.batches == {i: whole.batches[i] for i in range(3, 6)}
+
+
+@RUNNERS
 def test_another_number_of_samples_is_said(runner, train, monkeypatch):
     options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
     train(runner, options, stop=dict(train=1))
@@ -369,17 +386,26 @@ BY_ITERATION_HOOK = dict(type='mmvmamba.AtomicCheckpointHook', by_epoch=False, i
         lambda saved: saved.update(optimizer=[]),
         lambda saved: saved['optimizer'].pop('param_groups'),
         lambda saved: saved['meta'].update(position=5),
+        lambda saved: saved['meta']['position'].update(epoch='1'),
+        lambda saved: saved['meta']['position'].update(samples=None),
+        lambda saved: saved['meta']['position'].update(batches=-1),
+        lambda saved: saved['meta']['position'].pop('seed'),
+        lambda saved: saved['meta'].update(optimizers='AdamW'),
+        lambda saved: saved['meta'].update(optimizers=[5]),
+        lambda saved: saved.update(gradients=[torch.ones(1)]),
+        lambda saved: saved.update(gradients={'layer.weight': 5}),
+        lambda saved: saved.update(gradients={'layer.weight': torch.ones(2)}),
+        lambda saved: saved.update(gradients={'layer.weight': torch.ones(1, 1).half()}),
     ],
-    ids=['epoch', 'meta', 'message_hub', 'optimizer', 'groups', 'position'],
+    ids='epoch meta message_hub optimizer groups position position.epoch position.samples '
+    'position.batches position.seed optimizers optimizer.name gradients gradient gradient.shape '
+    'gradient.dtype'.split(),
 )
 def test_a_named_checkpoint_with_another_content(runner, change, train, tmp_path):
     train(runner, ADAMW, stop=dict(train=3))
     saved = content(named(tmp_path / 'run'))
     change(saved)
     torch.save(saved, tmp_path / 'x.pth')
-    if saved['meta'] != 5 and saved['meta'].get('position') == 5:
-        train(runner, ADAMW, resumed=str(tmp_path / 'x.pth'), stop=dict(train=3))
-        return
     with pytest.raises(UserError, match=r'checkpoint .*x\.pth. (cannot be resumed from|.* must)'):
         train(runner, ADAMW, resumed=str(tmp_path / 'x.pth'))
 
@@ -414,8 +440,19 @@ def test_checkpoints_that_were_kept_are_not_left_over(runner, train, tmp_path):
     assert names == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'iter_6.pth']
 
 
+@RUNNERS
+def test_checkpoints_that_a_run_in_between_kept(runner, train, tmp_path):
+    every = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
+    last = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
+    train(runner, last, stop=dict(train=2))
+    train(runner, every, stop=dict(train=4))
+    train(runner, last)
+    names = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
+    assert names == ['iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'iter_6.pth']
+
+
 def test_a_kill_before_a_second_removal(train, tmp_path):
-    """A checkpoint names what an earlier kill left over, too."""
+    """A checkpoint names both files, and no others go."""
     options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK, max_keep_ckpts=1)}
     folder = tmp_path / 'run'
     train(options, stop=dict(train=2))

@@ -4,7 +4,12 @@ import pytest
 import torch
 from mmengine.optim import LinearLR, OptimWrapper, OptimWrapperDict
 
-from mmvmamba.engine.hooks.resumed_settings import ResumedHyperParameters, hyper_parameters
+from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.hooks.resumed_settings import (
+    ResumedHyperParameters,
+    check_optimizers,
+    hyper_parameters,
+)
 
 
 def wrapper(lrs, **settings):
@@ -39,6 +44,79 @@ def test_two_optimizers():
     settings.apply(dict(a=[], b=[]))
     assert [group['lr'] for name in 'ab' for group in groups(now[name])] == [0.5, 1.0, 3.0]
     assert groups(now['b'])[0]['weight_decay'] == 0.0
+
+
+def adamw():
+    return OptimWrapper(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+
+
+def sgd_and_adamw(is_reversed=False, **others):
+    wrappers = dict(a=wrapper([1.0]), b=adamw(), **others)
+    return OptimWrapperDict(**dict(reversed(wrappers.items()) if is_reversed else wrappers))
+
+
+@pytest.mark.parametrize('kinds', [['SGD', 'AdamW'], None], ids=['own', 'stock'])
+def test_optimizers_are_compared_by_name(kinds):
+    saved = dict(optimizer=sgd_and_adamw().state_dict(), meta=dict(optimizers=kinds))
+    check_optimizers(sgd_and_adamw(), saved)
+    check_optimizers(sgd_and_adamw(is_reversed=True), saved)
+    for other in (
+        OptimWrapperDict(a=adamw(), b=adamw()),
+        OptimWrapperDict(a=wrapper([1.0]), b=wrapper([1.0])),
+        OptimWrapperDict(a=adamw(), b=wrapper([1.0])),
+        OptimWrapperDict(a=wrapper([1.0]), c=adamw()),
+        OptimWrapperDict(a=wrapper([1.0])),
+        sgd_and_adamw(c=adamw()),
+        wrapper([1.0]),
+    ):
+        with pytest.raises(UserError, match='the checkpoint was saved with .*, and the config has'):
+            check_optimizers(other, saved)
+
+
+def test_the_number_of_optimizers_without_their_state():
+    check_optimizers(wrapper([1.0]), dict(meta=dict(optimizers=['SGD'])))
+    check_optimizers(wrapper([1.0]), dict(meta={}))
+    for kinds in ([], ['SGD', 'SGD'], ['AdamW']):
+        with pytest.raises(UserError, match=r'was saved with .*, and the config has SGD;'):
+            check_optimizers(wrapper([1.0]), dict(meta=dict(optimizers=kinds)))
+
+
+def test_hyper_parameters_of_optimizers_in_another_order():
+    before = OptimWrapperDict(a=wrapper([1.0]), b=wrapper([2.0]))
+    saved = dict(optimizer=before.state_dict())
+    now = OptimWrapperDict(b=wrapper([2.0]), a=wrapper([1.0]))
+    assert ResumedHyperParameters(now, saved, ()).changes() == []
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'words'),
+    [
+        (None, None, None),
+        (None, 1.0, 'is None in the checkpoint and 1 in the config'),
+        (1.0, None, 'is 1 in the checkpoint and None in the config'),
+        ('fast', 2, "is 'fast' in the checkpoint and 2 in the config"),
+        (torch.tensor(1.0), 1.0, None),
+        (torch.tensor(1.0), 2.0, 'is 1 in the checkpoint and 2 in the config'),
+    ],
+)
+def test_hyper_parameters_that_are_not_numbers(old, new, words):
+    own = wrapper([1.0])
+    groups(own)[0].update(lr=new, initial_lr=new)
+    saved = dict(optimizer=dict(param_groups=[dict(lr=old, initial_lr=old)]))
+    settings = ResumedHyperParameters(own, saved, ('lr',))
+    changes = settings.changes()
+    assert len(changes) == (words is not None)
+    assert not words or words in changes[0]
+    groups(own)[0].update(lr=old, initial_lr=old)  # as loaded
+    settings.apply(None)
+    assert groups(own)[0]['lr'] == groups(own)[0]['initial_lr'] == new
+
+
+def test_an_override_that_the_optimizer_does_not_have():
+    own = OptimWrapper(torch.optim.Rprop([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+    settings = ResumedHyperParameters(own, dict(optimizer=own.state_dict()), ('weight_decay',))
+    assert settings.changes() == []
+    settings.apply(None)
 
 
 @pytest.mark.parametrize('old', [1.0, 0.0])

@@ -25,9 +25,9 @@ class BadDataHook(Hook):
     """Find bad data before the first step, and bad samples while they are loaded.
 
     Before the first step the annotation files, images, label maps and classes of training and
-    evaluation are checked; see :func:`mmvmamba.engine.checks.datasets.check_datasets`. Loaded
-    training samples are checked for truncated or missing files, sizes that do not agree, boxes
-    outside the image and class ids out of range. An exception in a transform counts as well.
+    evaluation are checked, as by ``tools/dataset_converters/check_dataset.py``. Loaded training
+    samples are checked for truncated or missing files, sizes that do not agree, boxes outside the
+    image and class ids out of range. An exception in a transform counts as well.
 
     Args:
         action (str): 'skip' replaces a bad training sample by another one and counts it; 'stop'

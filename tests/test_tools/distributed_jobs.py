@@ -27,8 +27,9 @@ from mmdet.registry import MODELS as DET_MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
+from torch.utils.data import Dataset
 
 from mmvmamba.engine import AverageBatchNormHook
 from mmvmamba.engine.runner import build_runner
@@ -78,6 +79,80 @@ def train(config, folder, world, options):
     if runner.rank == 0:
         torch.save({'state_dict': before}, f'{folder}/before.pth')
     return dict(before=before, state=state, losses=hook.losses)
+
+
+# ---- order of samples ----
+
+
+@DATASETS.register_module()
+class Photographs(Dataset):
+    """Numbers with a random augmentation; every third one is an upright image."""
+
+    metainfo = dict(classes=('a',))
+
+    def __len__(self):
+        return 22
+
+    def get_data_info(self, index):
+        return dict(width=3, height=4 if index % 3 == 0 else 2)
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.tensor([float(index), torch.rand(()).item()]))
+
+
+@MODELS.register_module()
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.layer(torch.stack(list(inputs))).square().mean())
+
+
+@HOOKS.register_module()
+class LogSamples(Hook):
+    """Log and keep the sample ids of each iteration, with their augmentation."""
+
+    def __init__(self):
+        self.samples = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        found = [tuple(sample.tolist()) for sample in data_batch['inputs']]
+        self.samples[runner.iter] = found
+        runner.logger.error(f'iteration {runner.iter}: samples {[int(i) for i, _ in found]}')
+
+
+def order(folder, world, batch_size, sampler, train_cfg, resumed=None):
+    """Train; return the samples of each iteration in this process."""
+    safety = Config.fromfile(Path(__file__).parents[2] / 'configs' / '_base_' / 'safety.py').safety
+    loader = dict(
+        batch_size=batch_size,
+        sampler=dict(type=sampler, shuffle=True),
+        batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'),
+        dataset=dict(type='Photographs'),
+    )
+    cfg = Config(
+        dict(
+            model=dict(type='Line'),
+            train_dataloader=loader,
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-4)),
+            train_cfg=train_cfg,
+            default_hooks={
+                'checkpoint': dict(safety['checkpoint'], by_epoch=False, interval=1),
+                'resume': safety['resume'],
+            },
+            custom_hooks=[dict(type='LogSamples')],
+            randomness=dict(seed=5),
+            work_dir=str(Path(folder) / 'work_dir'),
+            launcher='pytorch' if world > 1 else 'none',
+            load_from=resumed,
+            resume=resumed is not None,
+        )
+    )
+    runner = build_runner(cfg)
+    runner.train()
+    return dict(samples=next(h.samples for h in runner.hooks if isinstance(h, LogSamples)))
 
 
 # ---- evaluation ----

@@ -68,6 +68,7 @@ def plan(classification, detection, segmentation, fsdp, folder):
         jobs[f'segment_{world}'] = train(
             segmentation, world, **{'train_dataloader.batch_size': 2, 'train_cfg.max_iters': 3}
         )
+    jobs.update(plan_order(folder))
     sharded = {
         'train_dataloader.batch_size': 2,
         'train_cfg.max_epochs': 3,
@@ -78,6 +79,38 @@ def plan(classification, detection, segmentation, fsdp, folder):
     for world in (1, 2, 4):
         jobs[f'detect_eval_{world}'] = evaluate(detection, world, 'OracleDetector')
         jobs[f'segment_eval_{world}'] = evaluate(segmentation, world, 'OracleSegmentor')
+    return jobs
+
+
+#: Six iterations an epoch with a global batch of four, and passes over the data without an end.
+LOOPS = {
+    'epochs': dict(
+        sampler='DefaultSampler', train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2)
+    ),
+    'endless': dict(
+        sampler='InfiniteSampler', train_cfg=dict(type='IterBasedTrainLoop', max_iters=12)
+    ),
+}
+GLOBAL_BATCH = 4
+
+
+def plan_order(folder):
+    """Return runs of 1, 2 and 4 processes, and a run that goes on with other numbers of them."""
+
+    def resume(name, world, iteration, batch_size, **loop):
+        resumed = str(folder / name / 'work_dir' / f'iter_{iteration}.pth')
+        return 'order', world, dict(batch_size=batch_size, resumed=resumed, **loop)
+
+    jobs = {}
+    for kind, loop in LOOPS.items():
+        for world in (1, 2, 4):
+            options = dict(batch_size=GLOBAL_BATCH // world, **loop)
+            jobs[f'order_{kind}_{world}'] = 'order', world, options
+        jobs[f'order_{kind}_2_1'] = resume(f'order_{kind}_2', 1, 3, 4, **loop)
+        jobs[f'order_{kind}_2_1_4'] = resume(f'order_{kind}_2_1', 4, 5, 1, **loop)
+    # The same config with two samples in each process: global batches of 4, 2 and 8.
+    jobs['order_sizes_1'] = resume('order_epochs_2', 1, 2, 2, **LOOPS['epochs'])
+    jobs['order_sizes_4'] = resume('order_sizes_1', 4, 4, 2, **LOOPS['epochs'])
     return jobs
 
 
@@ -184,6 +217,65 @@ def test_statistics_of_batch_norm_are_those_of_all_images(results):
         averaged = rank['averaged']
         torch.testing.assert_close(averaged['running_mean'], layer.running_mean)
         torch.testing.assert_close(averaged['running_var'], own['running_var'].mean(0))
+
+
+# ---- order of samples ----
+
+
+def global_steps(results, name):
+    """Return the samples of each iteration over all processes: id and augmentation."""
+    ranks = [rank['samples'] for rank in results(name)]
+    steps = {i: zip(*(rank[i] for rank in ranks), strict=True) for i in ranks[0]}
+    return {i: [sample for several in step for sample in several] for i, step in steps.items()}
+
+
+@pytest.mark.parametrize('kind', LOOPS)
+@pytest.mark.parametrize('world', [2, 4])
+def test_the_order_of_samples_is_the_same_for_any_number_of_processes(results, kind, world):
+    """Ids and augmentations, as the processes log them."""
+    one, several = (
+        global_steps(results, f'order_{kind}_1'),
+        global_steps(results, f'order_{kind}_{world}'),
+    )
+    assert list(several) == list(one) == list(range(12))
+    last = {5, 11} if kind == 'epochs' else {}
+    for iteration, samples in one.items():
+        found = several[iteration]
+        assert found[: len(samples)] == samples
+        # Two samples are left for the last step of an epoch; four processes fill it up.
+        assert len(found) == (max(2, world) if iteration in last else 4)
+    log = (results.folder / f'order_{kind}_{world}' / f'{world - 1}.log').read_text()
+    ids = [int(index) for index, _ in several[7][world - 1 :: world]]
+    assert f'iteration 7: samples {ids}' in log
+
+
+@pytest.mark.parametrize('kind', LOOPS)
+def test_a_run_of_two_then_one_then_four_processes_keeps_the_order(results, kind):
+    whole = global_steps(results, f'order_{kind}_1')
+    chain = {k: v for k, v in global_steps(results, f'order_{kind}_2').items() if k < 3}
+    one = global_steps(results, f'order_{kind}_2_1')
+    assert min(one) == 3
+    chain |= {k: v for k, v in one.items() if k < 5}
+    four = global_steps(results, f'order_{kind}_2_1_4')
+    assert min(four) == 5
+    chain |= four
+    assert {k: v[: len(whole[k])] for k, v in chain.items()} == whole
+
+
+def test_other_global_batches_see_each_sample_once_in_an_epoch(results):
+    """Two samples in each process, which are first two, then one, then four."""
+    first = global_steps(results, 'order_epochs_2')
+    second = global_steps(results, 'order_sizes_1')
+    third = global_steps(results, 'order_sizes_4')
+    steps = [first[0], first[1], second[2], second[3], *third.values()]
+    assert list(third)[0] == 4
+    ids = [int(index) for step in steps for index, _ in step]
+    # 4 + 4 + 2 + 2 samples, then 8 and the last two, which four processes fill up.
+    assert list(map(len, steps[:6])) == [4, 4, 2, 2, 8, 4]
+    assert sorted(ids[:22]) == list(range(22))
+    # The second epoch, of global batches of 8, six of which are left.
+    assert list(map(len, steps[6:])) == [8, 8, 8]
+    assert sorted(ids[24:46]) == list(range(22))
 
 
 # ---- evaluation ----

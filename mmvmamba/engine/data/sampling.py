@@ -13,11 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from mmvmamba.engine.errors import UserError
 
+from .global_batches import (
+    NumberedIndex,
+    Progress,
+    count_batches,
+    global_batches,
+    has_global_order,
+    share_of_rank,
+)
 from .sample_check import is_truncated
 
 #: Failed replacements of one sample after which the cause cannot be the data.
@@ -28,7 +36,7 @@ class SampleIndex(NamedTuple):
     """Index of a sample, and the numbers from which its randomness is drawn."""
 
     value: int
-    entropy: tuple[int, ...]  # seed, epoch, rank, position in the epoch, and index
+    entropy: tuple[int, ...]  # seed, epoch, number in the epoch, and index
 
 
 def seed_all(entropy: Sequence[int], cpu_only: bool = False) -> None:
@@ -54,18 +62,24 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
 
 
 class PositionedBatchSampler:
-    """Batches of another batch sampler, starting at batch ``first`` of an epoch.
+    """Batches of another batch sampler, without those of an epoch that are done.
 
-    A sampler may repeat an index, in a finite or an endless pass, and on several ranks at a time.
-    Each repetition has another number or rank, and so another augmentation.
+    The order of the samples is the same for any number of processes with the same global batch, the
+    batches of all processes together: each process takes its share of a global batch. Samplers that
+    :func:`has_global_order` refuses keep their own batches for each process.
+
+    A sampler may repeat an index, in a finite or an endless pass. Each repetition has another
+    number in the epoch, and so another augmentation.
     """
 
-    def __init__(self, batch_sampler: BatchSampler, seed: int, epoch: int, first: int) -> None:
+    def __init__(
+        self, batch_sampler: BatchSampler, seed: int, epoch: int, done: Sequence[Progress] = ()
+    ) -> None:
         self.batch_sampler = batch_sampler
         self.sampler = batch_sampler.sampler  # whose set_epoch MMEngine calls
         self.batch_size = getattr(batch_sampler, 'batch_size', None)
         self.seed = seed
-        self.first = first
+        self.done = tuple(done)
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,17 +89,34 @@ class PositionedBatchSampler:
             self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
+        if has_global_order(self.batch_sampler) and not is_endless(self.sampler):
+            return count_batches(self.batch_sampler, self.batch_size * get_world_size())
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        first, self.first = self.first, 0
+        done, self.done = self.done, ()
         self.set_epoch(self.epoch)  # DistSamplerSeedHook sets 0 in an iteration-based loop
-        origin, numbers = (self.seed, self.epoch, get_rank()), itertools.count()
+        origin = self.seed, self.epoch
+        batches = self._shares if has_global_order(self.batch_sampler) else self._own_batches
+        for batch in batches(done):
+            yield [SampleIndex(int(i), (*origin, i.number, int(i))) for i in batch]
+
+    def _shares(self, done: Sequence[Progress]) -> Iterator[list[NumberedIndex]]:
+        rank, world_size = get_rank(), get_world_size()
+        for batch in global_batches(self.batch_sampler, self.batch_size * world_size, done):
+            yield share_of_rank(batch, self.sampler, rank, world_size)
+
+    def _own_batches(self, done: Sequence[Progress]) -> Iterator[list[NumberedIndex]]:
+        rank, world_size = get_rank(), get_world_size()
+        samples = sum(size * batches for size, batches in done)
+        first = samples // ((self.batch_size or 1) * world_size)
+        # Samples of several processes have different numbers.
+        numbers = itertools.count(rank, world_size)
         # A batch may depend on those before it, so the skipped ones are generated too.
         for position, batch in enumerate(self.batch_sampler):
-            indices = [SampleIndex(int(i), (*origin, next(numbers), int(i))) for i in batch]
+            numbered = [NumberedIndex.of(i, next(numbers)) for i in batch]
             if position >= first:
-                yield indices
+                yield numbered
 
 
 def is_endless(sampler: Any) -> bool:
@@ -117,10 +148,12 @@ def can_be_positioned(loader: DataLoader) -> bool:
     return not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
 
 
-def positioned_loader(loader: DataLoader, seed: int, epoch: int, first: int) -> DataLoader:
-    """Return a copy of a data loader that starts at batch ``first`` of an epoch."""
+def positioned_loader(
+    loader: DataLoader, seed: int, epoch: int, done: Sequence[Progress] = ()
+) -> DataLoader:
+    """Return a copy of a data loader that goes on after the batches of an epoch that are done."""
     restart_sampler(loader.batch_sampler, seed)
-    return _with_batches(loader, PositionedBatchSampler(loader.batch_sampler, seed, epoch, first))
+    return _with_batches(loader, PositionedBatchSampler(loader.batch_sampler, seed, epoch, done))
 
 
 def restart_workers(loop: Any) -> None:

@@ -54,7 +54,7 @@ def _is_due(loop: Any) -> bool:
     else:
         now, end = loop.epoch, loop.max_epochs
         batches = loop.dataloader.batch_sampler
-        if not isinstance(batches, PositionedBatchSampler) or batches.first != 0:
+        if not isinstance(batches, PositionedBatchSampler) or batches.done:
             return False  # ResumeHook continues within an epoch
     loop._decide_current_val_interval()
     return now >= loop.val_begin and (now % loop.val_interval == 0 or now == end)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmvmamba.checkpoint.redaction import redacted
+from mmvmamba.engine.data.global_batches import Progress
 from mmvmamba.engine.data.sampling import (
     PositionedBatchSampler,
     can_be_positioned,
@@ -31,17 +32,21 @@ from mmvmamba.registry import HOOKS
 from .resumed_settings import OVERRIDES, ResumedHyperParameters, check_optimizers
 from .utils import optim_wrappers, unwrapped
 
-_POSITION = {'seed', 'epoch', 'batches', 'batch_size', 'world_size', 'samples'}
+_POSITION = {'seed', 'epoch', 'batch_size', 'world_size', 'samples'}
 
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
     """Make a resumed run equal to an uninterrupted one.
 
-    The randomness of each sample is drawn from (seed, epoch, rank, position in the epoch, index),
-    where an endless sampler has one epoch; that of the model from (seed, iteration, rank). A
-    checkpoint holds the position among the batches and the accumulated gradients. ``resume=True``
-    alone finds the last complete checkpoint.
+    The randomness of each sample is drawn from (seed, epoch, number in the epoch, index), where an
+    endless sampler has one epoch; that of the model from (seed, iteration, rank). A checkpoint
+    holds the position among the batches and the accumulated gradients. ``resume=True`` alone finds
+    the last complete checkpoint.
+
+    With MMEngine's samplers the order of the samples is the same for any number of processes with
+    the same global batch, the batches of all processes together. A run that continues with another
+    number of processes or another batch size sees every sample of the epoch once.
 
     Args:
         load_from (str, optional): Weights to start from if there is no checkpoint to resume from;
@@ -67,8 +72,9 @@ class ResumeHook(Hook):
         self._finds_checkpoint = False
         self._seed = 0
         self._epoch = 0  # of the batches, also in an iteration-based loop
-        self._batches = 0  # done in that epoch
-        self._saved: dict[str, int] | None = None
+        self._batches = 0  # done in that epoch, of this run's size
+        self._earlier: list[Progress] = []  # done in that epoch with another size
+        self._saved: dict[str, Any] | None = None
         self._saved_seed: int | None = None  # of MMEngine
         self._gradients: dict[str, Tensor] = {}
         self._hyper_parameters: ResumedHyperParameters | None = None
@@ -103,7 +109,7 @@ class ResumeHook(Hook):
             position=dict(
                 seed=self._seed,
                 epoch=self._epoch,
-                batches=self._batches,
+                done=[tuple(progress) for progress in self._done(runner)],
                 batch_size=_batch_size(runner),
                 world_size=get_world_size(),
                 samples=_length(runner.train_dataloader.dataset),
@@ -153,7 +159,7 @@ class ResumeHook(Hook):
             return
         self._find_position(runner)
         reader_of(loader.dataset)
-        loader = positioned_loader(loader, self._seed, self._epoch, self._batches)
+        loader = positioned_loader(loader, self._seed, self._epoch, self._done(runner))
         loop.dataloader = loader
         if isinstance(loop, IterBasedTrainLoop):
             # Loops without skip_iter call next() once for each iteration done.
@@ -173,25 +179,37 @@ class ResumeHook(Hook):
                 self._seed = self._saved_seed
             self._epoch, self._batches = _position_from_counts(loop)
             return
-        self._seed, self._epoch, self._batches = (saved[k] for k in ('seed', 'epoch', 'batches'))
+        self._seed, self._epoch, self._earlier = saved['seed'], saved['epoch'], saved['done']
+        if self._earlier and self._earlier[-1].batch_size == _global_batch_size(runner):
+            self._batches = self._earlier.pop().batches
+        self._warn_of_other_batches(runner, saved)
+
+    def _warn_of_other_batches(self, runner: Any, saved: dict[str, Any]) -> None:
         before = saved['world_size'], saved['batch_size']
         now = get_world_size(), _batch_size(runner)
         if now != before:
-            self._batches = self._batches * math.prod(before) // math.prod(now)
+            order = 'continues at the same sample'
+            if math.prod(now) == math.prod(before):
+                order = 'continues in the same order of samples'
             runner.logger.warning(
                 f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
-                f' this run has {now[0]} and {now[1]}: training continues at the same sample, but '
-                'not bit for bit'
+                f' this run has {now[0]} and {now[1]}: training {order}, but not bit for bit'
             )
         samples = _length(runner.train_dataloader.dataset)
         if saved.get('samples', samples) != samples:
-            left = max(len(loop.dataloader.batch_sampler) - self._batches, 0)
+            done = sum(math.prod(progress) for progress in self._done(runner))
+            left = max(-(-(samples - done) // math.prod(now)), 0)
             runner.logger.warning(
                 f'the training data set had {saved["samples"]} samples and now has {samples}: '
                 f'{left} batches are left of epoch {self._epoch + 1}, and later epochs have all '
                 'samples. To count epochs anew, start a new run from the weights with '
                 '--cfg-options load_from=CHECKPOINT without --resume'
             )
+
+    def _done(self, runner: Any) -> list[Progress]:
+        """Return what is done in this epoch."""
+        own = Progress(_global_batch_size(runner), self._batches)
+        return [*self._earlier, own] if self._batches else self._earlier
 
     def before_train_epoch(self, runner: Any) -> None:
         batches = runner.train_dataloader.batch_sampler
@@ -203,7 +221,7 @@ class ResumeHook(Hook):
         """Seed the randomness of the model, such as its drop paths."""
         stream = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(stream, BatchStream) and stream.loader.batch_sampler.epoch != self._epoch:
-            self._epoch, self._batches = stream.loader.batch_sampler.epoch, 0
+            self._start_epoch(stream.loader.batch_sampler.epoch)
         # The last number keeps these draws apart from those of the samples.
         seed_all((self._seed, runner.iter, get_rank(), 1))
 
@@ -214,7 +232,10 @@ class ResumeHook(Hook):
 
     def after_train_epoch(self, runner: Any) -> None:
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self._epoch, self._batches = runner.epoch + 1, 0
+            self._start_epoch(runner.epoch + 1)
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._epoch, self._batches, self._earlier = epoch, 0, []
 
 
 class BatchStream:
@@ -267,7 +288,7 @@ def _named(path: str) -> Iterator[None]:
         raise ValueError(f'checkpoint {name!r} cannot be resumed from: {error}') from error
 
 
-def _position(meta: dict[str, Any]) -> dict[str, int] | None:
+def _position(meta: dict[str, Any]) -> dict[str, Any] | None:
     """Return the position that a checkpoint holds, or None if it holds none.
 
     Raises:
@@ -279,12 +300,23 @@ def _position(meta: dict[str, Any]) -> dict[str, int] | None:
     is_dict = isinstance(position, dict)
     values = [position.get(name, 0) for name in _POSITION] if is_dict else [None]
     is_complete = is_dict and _POSITION - {'samples'} <= position.keys()
-    if not is_complete or any(type(value) is not int or value < 0 for value in values):
+    if not is_complete or not _are_counts(values):
         raise ValueError(
             f'meta.position must have non-negative integers {sorted(_POSITION)}, but got '
             f'{position!r:.200}'
         )
-    return position
+    done = position.get('done')
+    is_list = isinstance(done, list) and all(isinstance(p, tuple | list) for p in done)
+    if not is_list or not all(len(p) == 2 and _are_counts(p) and p[0] for p in done):
+        raise ValueError(
+            'meta.position.done must be pairs of a batch size and a number of batches, but got '
+            f'{done!r:.200}'
+        )
+    return position | dict(done=[Progress(*pair) for pair in done])
+
+
+def _are_counts(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def _gradients(checkpoint: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -322,6 +354,10 @@ def _position_from_counts(loop: Any) -> tuple[int, int]:
 
 def _length(dataset: Any) -> int:
     return len(dataset) if hasattr(dataset, '__len__') else 0
+
+
+def _global_batch_size(runner: Any) -> int:
+    return get_world_size() * _batch_size(runner)
 
 
 def _batch_size(runner: Any) -> int:

@@ -14,6 +14,7 @@ from mmpretrain.datasets.samplers import RepeatAugSampler
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset
 
 from mmvmamba.engine.data import sample_check, sampling
+from mmvmamba.engine.data.global_batches import Progress
 from mmvmamba.engine.data.sampling import (
     PositionedBatchSampler,
     SampleIndex,
@@ -63,7 +64,7 @@ def test_from_a_position_on(kind, first):
     if kind != 'infinite':
         stock.sampler.set_epoch(2)
     expected = take(stock, 9)
-    batches = PositionedBatchSampler(batch_sampler(kind), seed=3, epoch=2, first=first)
+    batches = PositionedBatchSampler(batch_sampler(kind), 3, 2, [Progress(2, first)])
     assert take(batches, 9)[: len(expected) - first] == expected[first:]
     if kind != 'infinite':
         assert take(batches, 9) == expected
@@ -72,22 +73,23 @@ def test_from_a_position_on(kind, first):
 
 @pytest.mark.parametrize('kind', ['default', 'aspect', 'infinite'])
 def test_the_numbers_that_a_sample_draws_from(kind):
-    """Seed, epoch, rank, number and index, which do not depend on the first position."""
+    """Seed, epoch, number and index, which do not depend on the first position."""
+    order = batch_sampler(kind).sampler
+    if kind != 'infinite':
+        order.set_epoch(2)
+    expected = [(3, 2, n, i) for n, i in zip(range(18), order, strict=False)]
     found = {}
     for first in (0, 2):
-        batches = PositionedBatchSampler(batch_sampler(kind), seed=3, epoch=2, first=first)
-        samples = [
-            index for batch, _ in zip(batches, range(9 - first), strict=False) for index in batch
-        ]
-        skipped = 2 * first
-        expected = [(3, 2, 0, skipped + n, i.value) for n, i in enumerate(samples)]
+        batches = PositionedBatchSampler(batch_sampler(kind), 3, 2, [Progress(2, first)])
+        samples = [i for batch, _ in zip(batches, range(9 - first), strict=False) for i in batch]
         found[first] = [i.entropy for i in samples]
-        assert found[first] == expected
+    assert sorted(found[0]) == sorted(expected)
     assert found[0][4:] == found[2]
 
 
-def entropies(sampler, count, first=0):
-    batches = PositionedBatchSampler(BatchSampler(sampler, 3, False), seed=3, epoch=1, first=first)
+def entropies(sampler, count, first=0, world=1):
+    done = [Progress(3 * world, first)]
+    batches = PositionedBatchSampler(BatchSampler(sampler, 3, False), 3, 1, done)
     return [
         i.entropy for batch, _ in zip(batches, range(count - first), strict=False) for i in batch
     ]
@@ -101,10 +103,11 @@ def test_repeated_images_are_augmented_anew(monkeypatch, world):
         monkeypatch.setattr(
             'mmpretrain.datasets.samplers.repeat_aug.get_dist_info', lambda rank=rank: (rank, world)
         )
-        monkeypatch.setattr('mmvmamba.engine.data.sampling.get_rank', lambda rank=rank: rank)
+        monkeypatch.setattr(sampling, 'get_rank', lambda rank=rank: rank)
+        monkeypatch.setattr(sampling, 'get_world_size', lambda: world)
         make = partial(RepeatAugSampler, Images(), seed=3)
         found += entropies(make(), 4)
-        assert entropies(make(), 4, first=1) == entropies(make(), 4)[3:]
+        assert entropies(make(), 4, 1, world) == entropies(make(), 4)[3:]
     images = [entropy[-1] for entropy in found]
     assert max(map(images.count, images)) == 3
     assert len(set(found)) == len(found)
@@ -148,9 +151,9 @@ def test_a_loader_that_was_used_and_had_another_seed(kind):
     used = DataLoader(dataset, batch_sampler=batch_sampler(kind, seed=8), collate_fn=list)
     next(iter(used))
     fresh = DataLoader(dataset, batch_sampler=batch_sampler(kind, seed=3), collate_fn=list)
-    fresh = positioned_loader(fresh, seed=3, epoch=0, first=0)
+    fresh = positioned_loader(fresh, seed=3, epoch=0)
     expected = [batch for batch, _ in zip(fresh, range(5), strict=False)]
-    resumed = positioned_loader(used, seed=3, epoch=0, first=2)
+    resumed = positioned_loader(used, seed=3, epoch=0, done=[Progress(2, 2)])
     assert [batch for batch, _ in zip(resumed, range(3), strict=False)] == expected[2:]
 
 

@@ -7,6 +7,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from mmvmamba.engine import RepeatValidationHook
+from mmvmamba.engine.data.global_batches import Progress
 from mmvmamba.engine.data.sampling import PositionedBatchSampler
 
 BATCHES = BatchSampler(SequentialSampler(range(8)), 2, drop_last=False)
@@ -26,7 +27,7 @@ def loop_of(kind, **settings):
 def validates(tmp_path):
     """Return True if a run validates before it trains, given the iteration in the file."""
 
-    def validates(loop, done=None, batches=0, resume=True, validation=True):
+    def validates(loop, done=None, batches=(), resume=True, validation=True):
         path = tmp_path / 'last_validation'
         if done is not None:
             path.write_text(str(done))
@@ -87,9 +88,9 @@ def test_the_end(make, validates):
 
 
 def test_within_an_epoch(validates):
-    assert validates(by_epoch(2, interval=2), batches=0)
-    assert not validates(by_epoch(2, interval=2), batches=1)
-    assert validates(by_iteration(4, interval=4), batches=1)
+    assert validates(by_epoch(2, interval=2), batches=())
+    assert not validates(by_epoch(2, interval=2), batches=[Progress(2, 1)])
+    assert validates(by_iteration(4, interval=4), batches=[Progress(2, 1)])
 
 
 @pytest.mark.parametrize(('done', 'expected'), [(None, True), (4, True), (7, True), (8, False)])

@@ -265,7 +265,13 @@ def test_other_processes_and_batches(train, monkeypatch):
     assert 'bit for bit' not in same.said.getvalue()
     options = {'train_dataloader.batch_size': 1}
     monkeypatch.setattr(resume_hook, 'get_world_size', lambda: 2)
-    words = 'saved with 1 process(es) and batches of 2, this run has 2 and 1: training continues at'
+    words = (
+        'saved with 1 process(es) and batches of 2, this run has 2 and 1: training continues in '
+        'the same order of samples, but not bit for bit'
+    )
+    assert words in train(options, stop=dict(train=3)).said.getvalue()
+    monkeypatch.undo()
+    words = 'this run has 1 and 1: training continues at the same sample, but not bit for bit'
     assert words in train(options, stop=dict(train=3)).said.getvalue()
 
 
@@ -388,7 +394,10 @@ BY_ITERATION_HOOK = dict(type='mmvmamba.AtomicCheckpointHook', by_epoch=False, i
         lambda saved: saved['meta'].update(position=5),
         lambda saved: saved['meta']['position'].update(epoch='1'),
         lambda saved: saved['meta']['position'].update(samples=None),
-        lambda saved: saved['meta']['position'].update(batches=-1),
+        lambda saved: saved['meta']['position'].update(done=[(2, -1)]),
+        lambda saved: saved['meta']['position'].update(done=[(0, 1)]),
+        lambda saved: saved['meta']['position'].update(done=[5]),
+        lambda saved: saved['meta']['position'].pop('done'),
         lambda saved: saved['meta']['position'].pop('seed'),
         lambda saved: saved['meta'].update(optimizers='AdamW'),
         lambda saved: saved['meta'].update(optimizers=[5]),
@@ -398,8 +407,8 @@ BY_ITERATION_HOOK = dict(type='mmvmamba.AtomicCheckpointHook', by_epoch=False, i
         lambda saved: saved.update(gradients={'layer.weight': torch.ones(1, 1).half()}),
     ],
     ids='epoch meta message_hub optimizer groups position position.epoch position.samples '
-    'position.batches position.seed optimizers optimizer.name gradients gradient gradient.shape '
-    'gradient.dtype'.split(),
+    'done.batches done.size done.pair done position.seed optimizers optimizer.name gradients '
+    'gradient gradient.shape gradient.dtype'.split(),
 )
 def test_a_named_checkpoint_with_another_content(runner, change, train, tmp_path):
     train(runner, ADAMW, stop=dict(train=3))

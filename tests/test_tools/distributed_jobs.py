@@ -13,6 +13,8 @@ import os
 import random
 import socket
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ import mmdet.models  # noqa: F401
 import mmpretrain.models  # noqa: F401
 import mmseg.models  # noqa: F401
 import numpy as np
+import pytest
 import torch
 from mmdet.registry import MODELS as DET_MODELS
 from mmengine.config import Config
@@ -31,7 +34,9 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
 
+import mmvmamba.engine.runner.distributed
 from mmvmamba.engine import AverageBatchNormHook
+from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
 from mmvmamba.engine.runner.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.models import VMamba
@@ -39,6 +44,7 @@ from mmvmamba.nn.network import VSSBlock
 from mmvmamba.registry import register_config_packages
 
 TIMEOUT = 240
+TIMEOUT_OF_GLOO = 6
 THIN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.2)
 
 
@@ -123,7 +129,38 @@ class LogSamples(Hook):
         runner.logger.error(f'iteration {runner.iter}: samples {[int(i) for i, _ in found]}')
 
 
-def order(folder, world, batch_size, sampler, train_cfg, resumed=None):
+@HOOKS.register_module()
+class Hang(Hook):
+    """Hang in one rank until the others have ended."""
+
+    def __init__(self, rank, files):
+        self.rank, self.files = rank, [Path(file) for file in files]
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == self.rank and runner.iter == 2:
+            while not all(file.exists() for file in self.files):
+                time.sleep(0.1)
+            raise UserError('hung')
+
+
+def hang(folder, world, rank):
+    """Train while one rank hangs; return the process, the message and the seconds it took."""
+    files = [f'{folder}/{other}.pt' for other in range(world) if other != rank]
+    start = time.monotonic()
+    mmvmamba.engine.runner.distributed._ANSWER_TIME = timedelta(seconds=TIMEOUT_OF_GLOO)
+    with pytest.raises(UserError) as caught:
+        order(
+            folder,
+            world,
+            batch_size=2,
+            sampler='DefaultSampler',
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+            hooks=[dict(type='Hang', rank=rank, files=files)],
+        )
+    return dict(pid=os.getpid(), said=str(caught.value), seconds=time.monotonic() - start)
+
+
+def order(folder, world, batch_size, sampler, train_cfg, resumed=None, hooks=()):
     """Train; return the samples of each iteration in this process."""
     safety = Config.fromfile(Path(__file__).parents[2] / 'configs' / '_base_' / 'safety.py').safety
     loader = dict(
@@ -142,7 +179,8 @@ def order(folder, world, batch_size, sampler, train_cfg, resumed=None):
                 'checkpoint': dict(safety['checkpoint'], by_epoch=False, interval=1),
                 'resume': safety['resume'],
             },
-            custom_hooks=[dict(type='LogSamples')],
+            custom_hooks=[dict(type='LogSamples'), *hooks],
+            env_cfg=dict(dist_cfg=dict(timeout=TIMEOUT_OF_GLOO)),
             randomness=dict(seed=5),
             work_dir=str(Path(folder) / 'work_dir'),
             launcher='pytorch' if world > 1 else 'none',

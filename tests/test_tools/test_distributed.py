@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def plan(classification, detection, segmentation, fsdp, folder):
             segmentation, world, **{'train_dataloader.batch_size': 2, 'train_cfg.max_iters': 3}
         )
     jobs.update(plan_order(folder))
+    for rank in (0, 2):
+        jobs[f'hang_{rank}'] = 'hang', 3, dict(rank=rank)
     sharded = {
         'train_dataloader.batch_size': 2,
         'train_cfg.max_epochs': 3,
@@ -276,6 +279,26 @@ def test_other_global_batches_see_each_sample_once_in_an_epoch(results):
     # The second epoch, of global batches of 8, six of which are left.
     assert list(map(len, steps[6:])) == [8, 8, 8]
     assert sorted(ids[24:46]) == list(range(22))
+
+
+# ---- ranks that hang ----
+
+
+@pytest.mark.parametrize('hanging', [0, 2])
+def test_a_rank_that_hangs_is_named(results, hanging):
+    """After gloo's time-out, on rank 0; if that one hangs, the others say so."""
+    ranks = results(f'hang_{hanging}')
+    for rank, result in enumerate(ranks):
+        if rank == hanging:
+            assert result['said'] == 'hung'
+        elif rank == 0:
+            process = f'rank 2 (process {ranks[2]["pid"]} on {socket.gethostname()})'
+            assert f'{process} hangs or has ended;' in result['said']
+            assert 'rank 1' not in result['said']
+        else:
+            assert 'rank 0 names the rank that hangs or has ended' in result['said']
+        assert result['said'].count('\n') == 0
+        assert 6 < result['seconds'] < 60
 
 
 # ---- evaluation ----

@@ -1,7 +1,11 @@
-"""Distributed runs without a GPU, where MMEngine assumes CUDA."""
+"""Distributed runs without a GPU, where MMEngine assumes CUDA, and ranks that hang."""
 
+import contextlib
 import datetime
-from collections.abc import Mapping
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -9,6 +13,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
 from mmvmamba.engine.errors import UserError
+
+#: Time in which the other ranks must answer after a collective operation has failed.
+_ANSWER_TIME = datetime.timedelta(seconds=30)
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
@@ -27,6 +34,51 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
         dist.init_process_group('gloo', **limit)
     except ValueError as error:  # names the missing variable
         raise UserError(f'{error}; start the tool with torchrun') from error
+
+
+@contextlib.contextmanager
+def hanging_ranks_named() -> Iterator[None]:
+    """Name the ranks that hang or have ended if a collective operation of gloo fails.
+
+    After gloo's time-out the other ranks meet in a monitored barrier of PyTorch, which tells who is
+    missing. It needs a group of its own, as the connections of the failed operation are closed.
+    NCCL has its own monitor; see :func:`monitor_nccl`.
+
+    Raises:
+        UserError: If an operation fails; on rank 0 it names the ranks.
+    """
+    if not dist.is_initialized() or dist.get_backend() != 'gloo' or dist.get_world_size() == 1:
+        yield
+        return
+    processes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(processes, f'process {os.getpid()} on {socket.gethostname()}')
+    group = dist.new_group(backend='gloo', timeout=_ANSWER_TIME)
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.search(r'gloo/\S+\.cc:\d+\] (.+)', str(error))
+        if reason is None:
+            raise
+        missing = ', '.join(f'rank {i} ({processes[i]})' for i in _missing_ranks(group))
+        who = 'rank 0 names the rank that hangs or has ended; if it does not, it hangs itself'
+        if missing:
+            who = f'{missing} hangs or has ended; py-spy dump --pid PROCESS shows where it hangs'
+        raise UserError(f'a collective operation failed ({reason[1]}): {who}') from error
+
+
+def _missing_ranks(group: dist.ProcessGroup) -> list[int]:
+    """Return the ranks that do not answer to rank 0, and an empty list on the others."""
+    try:
+        dist.monitored_barrier(group, _ANSWER_TIME, wait_all_ranks=True)
+    except RuntimeError as error:
+        ranks = re.search(r'Ranks ([\d, ]+) failed to pass', str(error))
+        return [] if ranks is None else [int(rank) for rank in ranks[1].split(',')]
+    return []
+
+
+def monitor_nccl() -> None:
+    """Make NCCL's watchdog name the ranks that hang, unless the environment says otherwise."""
+    os.environ.setdefault('TORCH_NCCL_DESYNC_DEBUG', '1')
 
 
 def runs_on_cpu() -> bool:

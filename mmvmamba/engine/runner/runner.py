@@ -21,7 +21,14 @@ from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers
 
-from .distributed import cpu_model_wrapper, init_cpu_process_group, runs_on_cpu, use_cpu_strategy
+from .distributed import (
+    cpu_model_wrapper,
+    hanging_ranks_named,
+    init_cpu_process_group,
+    monitor_nccl,
+    runs_on_cpu,
+    use_cpu_strategy,
+)
 
 
 class CommonMixin:
@@ -34,13 +41,15 @@ class CommonMixin:
 
     def train(self) -> nn.Module:
         """Train after a check of all data, before MMEngine builds the data sets."""
-        self._check_data('train', 'val', 'test')
-        return super().train()
+        with hanging_ranks_named():
+            self._check_data('train', 'val', 'test')
+            return super().train()
 
     def test(self) -> dict[str, float]:
         """Test after a check of the data."""
-        self._check_data('test')
-        return super().test()
+        with hanging_ranks_named():
+            self._check_data('test')
+            return super().test()
 
     def _check_data(self, *stages: str) -> None:
         for hook in self.hooks:
@@ -181,7 +190,9 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         # (torch 2.12), e.g. in the backward of a neck from the second or third image size on.
         inductor_config.layout_optimization = False
     distributed = cfg.get('launcher', 'none') != 'none'
-    if distributed and runs_on_cpu() and not is_distributed():
+    if distributed and not runs_on_cpu():
+        monitor_nccl()
+    elif distributed and not is_distributed():
         dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
         init_cpu_process_group(cfg.launcher, dist_cfg.get('timeout'))
     if issubclass(base, Runner):

@@ -1,5 +1,6 @@
 """Repetition of an interrupted validation."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class RepeatValidationHook(Hook):
         self._file = Path(runner.work_dir, 'last_validation')
         done = [0]
         if is_main_process() and self._file.is_file():
-            done[0] = int(self._file.read_text())
+            with contextlib.suppress(ValueError):  # a damaged file: the validation is repeated
+                done[0] = int(self._file.read_text())
             if not runner._resume or done[0] > runner.iter:
                 # Written by another run, or beyond the checkpoint that this run resumes from.
                 done[0] = 0

@@ -99,6 +99,12 @@ def test_one_that_was_done(validates, tmp_path, done, expected):
     assert (tmp_path / 'last_validation').exists() is (done is not None)
 
 
+@pytest.mark.parametrize('content', [b'', b'x', b'\xff\xfe'])
+def test_a_damaged_file(validates, tmp_path, content):
+    (tmp_path / 'last_validation').write_bytes(content)
+    assert validates(by_iteration(8))
+
+
 def test_one_of_iterations_that_are_done_again(validates, tmp_path):
     """A file of a run beyond this checkpoint is removed."""
     assert validates(by_iteration(8), done=9)

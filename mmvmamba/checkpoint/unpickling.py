@@ -70,6 +70,7 @@ _OPCODES = set(
     'APPENDS SETITEM SETITEMS GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT '
     'LONG_BINPUT'.split()
 )
+_MAX_SIZE = torch.iinfo(torch.int64).max
 _MAX_DEPTH = 100
 #: Limit for the items and characters that calls copy, as a multiple of the bytes read so far. Each
 #: is in the file once, unless a call takes the same object again.
@@ -488,8 +489,13 @@ class Rebuilder:
             return self._dictionary(value)
         if kind in (list, tuple, set):
             return kind(self.rebuild(item) for item in value)
-        if kind in (torch.Size, torch.device):
-            self._spend(len(value) if kind is torch.Size else 1)
+        if kind is torch.Size:
+            self._spend(len(value))
+            # torch.Size takes integers of any length, and cannot print those beyond int64.
+            if not all(abs(size) <= _MAX_SIZE for size in value):
+                raise RefusedError('torch.Size with a number out of range')
+            return value
+        if kind is torch.device:
             return value
         if kind in (Tensor, torch.nn.Parameter):
             return self._tensor(value)

@@ -437,6 +437,13 @@ def test_calls_that_copy_the_same_object_again_are_refused(parts):
         read_pickle(program(b'(', *parts, b't'))
 
 
+@pytest.mark.parametrize('size', [2**63, -(2**63), 2**1000], ids=['2^63', '-2^63', '2^1000'])
+def test_sizes_that_torch_cannot_print_are_refused(size):
+    assert read_pickle(pickle.dumps(torch.Size([2**63 - 1, 0]), 2)) == (2**63 - 1, 0)
+    with pytest.raises(ValueError, match='torch.Size with a number out of range'):
+        read_pickle(pickle.dumps(torch.Size([3, size]), 2))
+
+
 def test_two_dtypes_of_one_memory_are_refused():
     tensor = torch.ones(4)
     storage, *arguments = tensor.__reduce_ex__(2)[1]

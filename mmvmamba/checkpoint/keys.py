@@ -30,6 +30,8 @@ _MERGING_RENAMES = (
 _DIRECTIONS = 4
 BACKBONE, CLASSIFIER = 'backbone.', 'classifier.'
 CLASSIFIER_NORM, CLASSIFIER_HEAD = 'classifier.norm.', 'classifier.head.'
+#: The first convolution (d, channels, h, w), of the images.
+FIRST_CONV = 'patch_embed.0.weight'
 #: The linear layer of mmpretrain's classification heads.
 _IMAGE_CLASSIFIER_HEAD = 'head.fc.'
 
@@ -153,6 +155,27 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
     if not torch.compiler.is_compiling() and tuple(pos_embed.shape[2:]) == tuple(size):
         return pos_embed
     return F.interpolate(pos_embed, size=tuple(size), mode='bicubic', align_corners=False)
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Adapt the weight (d, 3, h, w) of a first convolution to images of other channels.
+
+    As ``timm.models._manipulate.adapt_input_conv`` does: a single channel gets the sum over the
+    channels; otherwise they are repeated in their order, and scaled by 3 / ``channels`` so that
+    the responses keep their size.
+
+    Args:
+        weight (Tensor): Floating point.
+        channels (int): Number of image channels of the network.
+
+    Returns:
+        Tensor: (d, channels, h, w), at least float32.
+    """
+    weight = weight.float() if weight.dtype.itemsize < 4 else weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = -(-channels // weight.shape[1])
+    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (weight.shape[1] / channels)
 
 
 def _reshape(key: str, value: Tensor) -> Tensor:

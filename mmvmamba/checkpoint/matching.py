@@ -12,6 +12,8 @@ from .keys import (
     CLASSIFIER,
     CLASSIFIER_HEAD,
     CLASSIFIER_NORM,
+    FIRST_CONV,
+    adapt_channels,
     convert_state_dict,
     resize_pos_embed,
     split_state_dict,
@@ -23,6 +25,7 @@ STAGE_NORMS = ('outnorm', 'backbone.outnorm')
 #: Counters of BatchNorm and buffers that are computed from arguments; older files lack them.
 NEVER_REQUIRED = ('num_batches_tracked', 'relative_position_index')
 _LISTED_KEYS = 8
+_RGB = 3
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Matching:
         non_finite (dict[str, str]): How many values of a found tensor are NaN or Inf, in the
             model's dtype, by name. A tensor that is not finite in the model either, such as a mask
             with -Inf, is left out.
+        adapted (str): How a tensor was adapted to the model's image channels; '' if none was.
     """
 
     total: int
@@ -48,12 +52,13 @@ class Matching:
     mismatched: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     non_finite: dict[str, str] = field(default_factory=dict)
+    adapted: str = ''
 
     def __str__(self) -> str:
         return (
             f'{len(self.found)} of {self.total} tensors found; missing: {_first(self.missing)}; '
             f'shape or dtype mismatch: {_first(self.mismatched)}; '
-            f'unexpected: {_first(self.unexpected)}'
+            f'unexpected: {_first(self.unexpected)}' + (f'; {self.adapted}' if self.adapted else '')
         )
 
     def check(
@@ -159,6 +164,8 @@ def load_tensors(
 ) -> Matching:
     """Load the tensors of a file into a network; an error changes nothing.
 
+    The first convolution of a file for 3 image channels is adapted if the network has others.
+
     Args:
         model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
         tensors (Mapping[str, Tensor]): In any released naming scheme.
@@ -184,13 +191,14 @@ def checked_tensors(
     """Return what :func:`load_tensors` would load, by the model's names; nothing is changed."""
     own, head = model.state_dict(), f'{CLASSIFIER_HEAD}weight'
     with naming_file(f'checkpoint {filename!r}'):
-        tensors = adapt_tensors(model, tensors)
+        tensors, adapted = with_image_channels(adapt_tensors(model, tensors), model)
         allow_missing: tuple[str, ...] = STAGE_NORMS
         has_head = new_head and head in own and head in tensors
         if has_head and not same_shape(tensors[head], own[head]):
             tensors = {k: v for k, v in tensors.items() if not k.startswith(CLASSIFIER_HEAD)}
             allow_missing += (CLASSIFIER_HEAD,)
         matching = match_tensors(own, tensors)
+        matching.adapted = adapted
     matching.check(f'checkpoint {filename!r}', type(model).__name__, allow_missing=allow_missing)
     return {key: tensors[key] for key in matching.found}, matching
 
@@ -233,6 +241,32 @@ def with_resized_pos_embed(
         given = given.float() if given.dtype.itemsize == 1 else given
         tensors = {**tensors, name: resize_pos_embed(given, size)}
     return tensors
+
+
+def with_image_channels(
+    tensors: dict[str, Tensor], model: nn.Module, prefix: str = ''
+) -> tuple[dict[str, Tensor], str]:
+    """Adapt the first convolution of a file for images of 3 channels, if the network's has others.
+
+    One that differs in anything else stays as it is, so that the comparison with the model names
+    it. A test or a resumed run must not adapt it: the results would mean nothing.
+
+    Args:
+        tensors (dict[str, Tensor]): By the names of the network, after ``prefix``.
+        model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
+        prefix (str): That of the network in a whole model. Defaults to ''.
+
+    Returns:
+        tuple[dict[str, Tensor], str]: The tensors, and a description for the log, or ''.
+    """
+    name, conv = prefix + FIRST_CONV, model.patch_embed[0]  # its parameters may be sharded
+    given, channels = tensors.get(name), conv.in_channels
+    if channels == _RGB or unusable(given) or not given.is_floating_point():
+        return tensors, ''
+    if given.shape != (conv.out_channels, _RGB, *conv.kernel_size):
+        return tensors, ''
+    adapted = f'{name} adapted from {_RGB} to {channels} image channels'
+    return {**tensors, name: adapt_channels(given, channels)}, adapted
 
 
 def missing_in_classifier(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmvmamba.checkpoint.keys import (
+    adapt_channels,
     last_stage,
     rename_tensors,
     resize_pos_embed,
@@ -200,3 +201,13 @@ def test_split_of_a_detector_and_of_a_classifier():
     inside, others = split_state_dict(segmentor(january_names(state)))
     assert inside.keys() == state.keys()
     assert list(others) == ['decode_head.conv.weight']
+
+
+def test_adapted_channels_respond_as_before_to_gray_images():
+    """A gray image has the same value in all channels."""
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    for channels in (1, 2, 3, 6, 12):
+        adapted = adapt_channels(weight, channels)
+        assert adapted.shape == (4, channels, 3, 3) and adapted.dtype == torch.float64
+        if channels % 3 == 0 or channels == 1:
+            torch.testing.assert_close(adapted.sum(1), weight.sum(1))

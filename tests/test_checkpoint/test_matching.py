@@ -11,10 +11,11 @@ from mmvmamba.checkpoint.matching import (
     load_tensors,
     match_tensors,
     missing_in_classifier,
+    with_image_channels,
 )
 from mmvmamba.nn import VMambaNet
 
-from ..naming_schemes import january_names
+from ..naming_schemes import convolution_weights, january_names, one_file_names
 from .test_tensors import UNUSABLE
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))
@@ -434,3 +435,72 @@ def test_counters_in_floating_point_are_cast():
     indices = {'indices': torch.zeros(2, dtype=torch.int64)}
     matching = match_tensors(indices, {'indices': torch.zeros(2)})
     assert matching.mismatched == {'indices': 'float32 instead of int64'}
+
+
+FIRST_CONV = 'patch_embed.0.weight'
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6, 12])
+@pytest.mark.parametrize('model', [CLASSIFIER, BACKBONE])
+def test_image_channels_are_adapted(model, channels):
+    net, state = net_of(0, in_channels=channels, **model), file_of(**model)
+    matching = load_tensors(net, state, 'x.pth')
+    own, given = net.state_dict(), state.pop(FIRST_CONV).double()
+    for key, value in state.items():
+        assert torch.equal(own[key], value), key
+    want = [given[:, i % 3] * 3 / channels for i in range(channels)]
+    want = torch.stack(want, 1) if channels > 1 else given.sum(1, keepdim=True)
+    torch.testing.assert_close(own[FIRST_CONV].double(), want, rtol=1e-6, atol=1e-6)
+    assert str(matching).endswith(
+        f'unexpected: none; {FIRST_CONV} adapted from 3 to {channels} image channels'
+    )
+
+
+@pytest.mark.parametrize('scheme', [january_names, one_file_names, convolution_weights])
+def test_image_channels_are_adapted_in_every_scheme(scheme):
+    state = file_of(**CLASSIFIER)
+    net, want = net_of(0, in_channels=5, **CLASSIFIER), net_of(2, in_channels=5, **CLASSIFIER)
+    load_tensors(net, {f'module.{key}': value for key, value in scheme(state).items()}, 'x.pth')
+    load_tensors(want, state, 'x.pth')
+    assert torch.equal(net.state_dict()[FIRST_CONV], want.state_dict()[FIRST_CONV])
+
+
+def test_image_channels_of_half_precision_are_computed_in_float32():
+    state = file_of(**CLASSIFIER)
+    state[FIRST_CONV] = state[FIRST_CONV].half()
+    net = net_of(0, in_channels=12, **CLASSIFIER)
+    load_tensors(net, state, 'x.pth')
+    assert torch.equal(net.state_dict()[FIRST_CONV][:, 4], state[FIRST_CONV][:, 1].float() / 4)
+
+
+@pytest.mark.parametrize(
+    ('channels', 'change', 'words'),
+    [
+        (3, dict(in_channels=12), 'patch_embed.0.weight (4, 12, 3, 3) instead of (4, 3, 3, 3)'),
+        (12, dict(in_channels=4), 'patch_embed.0.weight (4, 4, 3, 3) instead of (4, 12, 3, 3)'),
+        (12, cast(FIRST_CONV, torch.int8), 'patch_embed.0.weight (4, 3, 3, 3) instead of'),
+        (12, broken(NAN, FIRST_CONV), 'patch_embed.0.weight (4 of 432 values)'),
+        (12, lambda state: {**state, FIRST_CONV: state[FIRST_CONV][..., :2]}, '(4, 3, 3, 2)'),
+        (12, without(FIRST_CONV), f'missing: {FIRST_CONV};'),
+    ],
+)
+def test_image_channels_that_change_nothing(channels, change, words):
+    net = net_of(0, in_channels=channels, **BACKBONE)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = (
+        file_of(**BACKBONE, **change) if isinstance(change, dict) else file_of(change, **BACKBONE)
+    )
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_tensors(net, state, 'x.pth')
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_load_state_dict_does_not_adapt_image_channels():
+    net = net_of(0, in_channels=12, **BACKBONE)
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(FIRST_CONV)):
+        net.load_state_dict(file_of(**BACKBONE))
+
+
+def test_tensors_for_the_same_channels_are_returned_as_they_are():
+    state = file_of(**BACKBONE)
+    assert with_image_channels(state, net_of(0, **BACKBONE)) == (state, '')

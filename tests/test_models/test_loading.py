@@ -149,6 +149,18 @@ def test_position_embedding_is_resized(tmp_path):
     torch.testing.assert_close(new['pos_embed'], torch.ones(1, 8, 16, 16))
 
 
+@pytest.mark.parametrize('scheme', [dict, january_names, one_file_names, convolution_weights])
+@ARCHS
+def test_file_for_other_image_channels(tmp_path, arch, scheme):
+    state = backbone_state(arch)
+    path = save(tmp_path, {'state_dict': scheme(state)})
+    own = VMamba(arch, in_channels=12, init_cfg=dict(type='Pretrained', checkpoint=path))
+    own.init_weights()
+    weight = state.pop('patch_embed.0.weight')
+    torch.testing.assert_close(own.patch_embed[0].weight, weight.repeat(1, 4, 1, 1) / 4)
+    assert_same({k: v for k, v in own.state_dict().items() if k in state}, state)
+
+
 def test_missing_file():
     with pytest.raises(FileNotFoundError, match=r"'nowhere/x.pth' does not exist"):
         loaded('nowhere/x.pth')
@@ -237,9 +249,9 @@ def test_weights_are_not_initialized_twice(tmp_path):
 
 
 class Detector(BaseModule):
-    def __init__(self, arch=THIN):
+    def __init__(self, arch=THIN, **backbone):
         super().__init__()
-        self.backbone = VMamba(arch)
+        self.backbone = VMamba(arch, **backbone)
         self.head = torch.nn.Linear(4, 2)
 
 
@@ -290,6 +302,15 @@ def test_a_whole_model_is_loaded_or_nothing():
     load_whole(detector, file, 'x.pth')
     torch.manual_seed(7)
     assert_same(detector.state_dict(), Detector(THIN).state_dict())
+
+
+def test_a_whole_model_is_not_loaded_for_other_image_channels():
+    source, target = Detector(), Detector(in_channels=12)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    words = r'backbone\.patch_embed\.0\.weight \(4, 3, 3, 3\) instead of \(4, 12, 3, 3\)'
+    with pytest.raises(ValueError, match=words):
+        load_whole(target, {'state_dict': source.state_dict()}, 'x.pth')
+    assert_same(target.state_dict(), before)
 
 
 def test_a_failed_load_by_torch_changes_nothing_of_the_backbone():

@@ -263,3 +263,18 @@ print([m for m in sys.modules if m.split('.')[0] in ('timm', 'mmengine', 'mmcv',
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert result.stdout.splitlines() == ['1 3 2', '[]'], result.stdout + result.stderr
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_files_for_other_image_channels(features_only, tmp_path, caplog):
+    state = noisy_state(num_classes=5)
+    file = save(tmp_path, {'model': january_names(state)})
+    with caplog.at_level(logging.INFO):
+        net = thin(pretrained=file, num_classes=5, in_chans=12, features_only=features_only)
+    weight = net.state_dict()['patch_embed.0.weight']
+    torch.testing.assert_close(weight, state['patch_embed.0.weight'].repeat(1, 4, 1, 1) / 4)
+    (record,) = caplog.records
+    assert 'patch_embed.0.weight adapted from 3 to 12 image channels' in record.getMessage()
+    file = save(tmp_path, {'model': noisy_state(num_classes=5, in_chans=4)})
+    with pytest.raises(ValueError, match=r'patch_embed\.0\.weight \(4, 4, 3, 3\) instead of'):
+        thin(pretrained=file, num_classes=5, in_chans=12, features_only=features_only)

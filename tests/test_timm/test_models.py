@@ -9,7 +9,7 @@ import torch
 
 timm = pytest.importorskip('timm')
 
-import mmvmamba.timm  # noqa: E402, F401  (registers the models)
+import mmvmamba.timm  # noqa: E402  (registers the models)
 from mmvmamba.models import VMamba  # noqa: E402
 from mmvmamba.nn import ARCHS, Arch, VMambaNet  # noqa: E402
 
@@ -293,6 +293,19 @@ def test_other_channels_and_data_config():
     config = resolve_data_config({}, model=thin())
     np.testing.assert_allclose(config['mean'], (0.485, 0.456, 0.406))
     assert (config['input_size'], config['crop_pct']) == ((3, 224, 224), 0.875)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6, 12])
+@pytest.mark.parametrize('name', ['vmamba_tiny', 'vmamba_vanilla_tiny'])
+def test_image_channels_are_adapted_as_without_timm(name, channels, tmp_path):
+    file = tmp_path / 'file.pth'
+    torch.save({'model': thin(name).state_dict()}, file)
+    settings = dict(in_chans=channels, num_classes=5)
+    overlay = dict(file=str(file), num_classes=5)
+    theirs = timm.create_model(name, True, pretrained_cfg_overlay=overlay, **settings, **THIN)
+    ours = mmvmamba.create_model(name, file, **settings, **THIN)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[key]), key
 
 
 @pytest.mark.parametrize('features_only', [False, True])

@@ -5,9 +5,12 @@ from typing import Any
 from mmengine.hooks import Hook
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmvmamba.checkpoint.keys import BACKBONE
+from mmvmamba.checkpoint.matching import with_image_channels
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.models.loading import adapt_state_dict, check_model, check_values
+from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import HOOKS
 
 from .utils import unwrapped
@@ -17,7 +20,9 @@ from .utils import unwrapped
 class CheckpointMatchingHook(Hook):
     """Rename the tensors of a released file, and refuse a checkpoint that does not match the model.
 
-    MMEngine would load the tensors that match and keep random weights in the rest.
+    MMEngine would load the tensors that match and keep random weights in the rest. A training
+    starts from a file for 3 image channels with other channels too: the first convolution is
+    adapted.
 
     Args:
         whole (bool): Whether every tensor of the model must be in the file, as for a test. A
@@ -45,10 +50,15 @@ class CheckpointMatchingHook(Hook):
             )
         model = unwrapped(runner.model)
         tensors = adapt_state_dict(model, tensors, filename)
+        is_whole, backbone = self.whole or runner._resume, getattr(model, 'backbone', None)
+        if not is_whole and isinstance(backbone, VMambaNet):
+            tensors, adapted = with_image_channels(tensors, backbone, BACKBONE)
+            if adapted:
+                runner.logger.info(f'{filename}: {adapted}')
         if any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
             check_values(model, tensors, filename)
         else:
-            matching = check_model(model, tensors, filename, self.whole or runner._resume)
+            matching = check_model(model, tensors, filename, is_whole)
             runner.logger.info(f'{filename}: {matching}')
             # torch would cast a tensor of another kind; it leaves those of another shape out.
             own = model.state_dict()

@@ -21,9 +21,9 @@ ARCH = dict(
 
 
 class Detector(BaseModule):
-    def __init__(self):
+    def __init__(self, **backbone):
         super().__init__()
-        self.backbone = VMamba(ARCH)
+        self.backbone = VMamba(ARCH, **backbone)
         self.head = nn.Linear(4, 2)
 
 
@@ -173,3 +173,21 @@ def test_no_secret_of_a_url():
     assert line.startswith('http://host/x.pth?...: ')
     with pytest.raises(ValueError, match=r"checkpoint 'http://host/x.pth\?...' does not match"):
         run_hook({'state_dict': {'bias': torch.zeros(2)}}, load_from=url)
+
+
+def test_image_channels_are_adapted_to_train_and_for_nothing_else():
+    torch.manual_seed(0)
+    given, model = Detector(), Detector(in_channels=12)
+    checkpoint = detector_file()
+    adapted, matching = run_hook(checkpoint, model=model)
+    name = 'backbone.patch_embed.0.weight'
+    assert adapted == f'x.pth: {name} adapted from 3 to 12 image channels'
+    assert 'missing: none; shape or dtype mismatch: none' in matching
+    model.load_state_dict(checkpoint['state_dict'])
+    weight = given.state_dict()[name].repeat(1, 4, 1, 1) / 4
+    torch.testing.assert_close(model.state_dict()[name], weight)
+    for options in (dict(whole=True), dict(resume=True)):
+        with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) instead of \(8, 12, 4, 4\)'):
+            run_hook(detector_file() | STATE_OF_A_RUN, model=model, **options)
+    with pytest.raises(ValueError, match=r'\(8, 3, 4, 4\) instead of \(8, 12, 4, 4\)'):
+        model.load_state_dict(detector_file()['state_dict'])

@@ -1,0 +1,67 @@
+"""Data preprocessor for images of any number of channels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmvmamba.registry import MODELS
+
+#: Arguments of the stock preprocessors that reverse the order of three channels.
+_REVERSALS = ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')
+
+
+@MODELS.register_module(name='MultispectralPreprocessor')
+def build_preprocessor(
+    base: str, mean: Sequence[float], std: Sequence[float], **kwargs: Any
+) -> BaseDataPreprocessor:
+    """Build a stock data preprocessor for images with any number of channels.
+
+    Those of MMEngine, mmseg and mmdet accept a ``mean`` of one or three values only. The result is
+    an instance of the stock class, whose arithmetic does not depend on the number of channels.
+
+    Args:
+        base (str): The stock class: 'mmseg.SegDataPreProcessor', 'mmdet.DetDataPreprocessor', ...
+        mean (Sequence[float]): Mean of each channel, in the order of the file.
+        std (Sequence[float]): Standard deviation of each channel.
+        **kwargs: Other arguments of the stock class. ``bgr_to_rgb`` and ``rgb_to_bgr`` must be
+            False unless there are three channels.
+
+    Returns:
+        BaseDataPreprocessor: The preprocessor. It raises a ValueError for an image with another
+        number of channels.
+
+    Raises:
+        TypeError: If ``base`` does not take ``mean`` and ``std``, or one of the other arguments.
+        ValueError: If ``mean`` and ``std`` do not match, or the order of the channels is to be
+            reversed.
+    """
+    if not len(mean) == len(std) > 0:
+        raise ValueError(
+            f'mean and std must have a value for each channel, but got {len(mean)} and {len(std)}'
+        )
+    if min(std) <= 0:
+        raise ValueError(f'std must be positive, but got {list(std)}')
+    for name in _REVERSALS:
+        if kwargs.get(name) and len(mean) != 3:
+            raise ValueError(
+                f'{name} must be False for images with {len(mean)} channels: only three channels '
+                'have an order of colors'
+            )
+    built = ROOT_MODELS.build(dict(kwargs, type=base, mean=[0.0], std=[1.0]))
+    built.mean, built.std = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    built.register_forward_pre_hook(_check_channels)
+    return built
+
+
+def _check_channels(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse images of another number of channels; one channel would be broadcast to all."""
+    for image in args[0]['inputs']:  # (C, H, W)
+        if image.shape[0] != len(module.mean):
+            raise ValueError(
+                f'images must have {len(module.mean)} channels, as mean has values, but one has '
+                f'{image.shape[0]} (shape {tuple(image.shape)})'
+            )

@@ -22,6 +22,7 @@ FUNCTIONS = _child(root.FUNCTIONS)
 HOOKS = _child(root.HOOKS)
 STRATEGIES = _child(root.STRATEGIES)
 TRANSFORMS = _child(root.TRANSFORMS)
+VISUALIZERS = _child(root.VISUALIZERS)
 OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
 #: Empty. Without it MMEngine warns about the scope of schedules in a ``mmvmamba::`` base.

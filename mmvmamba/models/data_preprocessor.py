@@ -15,7 +15,7 @@ _REVERSALS = ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')
 
 
 @MODELS.register_module(name='MultispectralPreprocessor')
-def build_preprocessor(
+def multispectral_preprocessor(
     base: str, mean: Sequence[float], std: Sequence[float], **kwargs: Any
 ) -> BaseDataPreprocessor:
     """Build a stock data preprocessor for images with any number of channels.

@@ -1,4 +1,4 @@
-"""Checks that neck and heads match the channels of the backbone."""
+"""Checks that data preprocessor, neck and heads match the channels of the backbone."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,41 @@ from torch import Tensor, nn
 
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
+from mmvmamba.nn import VMambaNet
 
 from .configs import named_settings
 
 _HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
+_BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
 _MAP_SIZE = 32  # of the first stage
+
+
+def model_channels(cfg: Mapping[str, Any]) -> int | None:
+    """Return the image channels in the config of a model with a backbone of this package."""
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    kind = backbone.get('type') if isinstance(backbone, Mapping) else None
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    if name.rpartition('.')[2] not in _BACKBONES:
+        return None
+    channels = backbone.get('in_channels', backbone.get('in_chans', 3))
+    return channels if isinstance(channels, int) else None
+
+
+def check_image_channels(model: nn.Module) -> None:
+    """Check that a VMamba backbone takes as many image channels as are normalized.
+
+    Raises:
+        UserError: If it does not.
+    """
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(mean, Tensor) or not isinstance(backbone, VMambaNet):
+        return
+    if len(mean) not in (1, backbone.in_channels):
+        raise UserError(
+            f'model.backbone.in_channels is {backbone.in_channels}, but mean of the data '
+            f'preprocessor has {len(mean)} values (docs/multispectral.md)'
+        )
 
 
 def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:

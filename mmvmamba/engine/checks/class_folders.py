@@ -21,13 +21,16 @@ _SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 _SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 
-def check_classification(leaf: Mapping[str, Any], report: Report, sample: int | None) -> None:
+def check_classification(
+    leaf: Mapping[str, Any], report: Report, sample: int | None, channels: int | None = None
+) -> None:
     """Check the folders, or the list, of a data set that is read as ``CustomDataset`` reads it.
 
     Args:
         leaf (Mapping[str, Any]): The config of the data set.
         report (Report): Gets the problems.
         sample (int, optional): The number of images to decode; None for all.
+        channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
     """
     path, list_path = _paths(leaf)
     if path is None:
@@ -39,7 +42,7 @@ def check_classification(leaf: Mapping[str, Any], report: Report, sample: int | 
         names = _check_list(leaf, report, folder, list_path, has_labels)
     else:
         names = _check_folders(leaf, report, folder, has_labels)
-    loader = image_loader(leaf)
+    loader = image_loader(leaf, channels)
     paths = [os.path.join(path, name) for name in spread(names, sample)]
     report_images(report, path, read_all(lambda p: read_image(p, loader), paths), loader)
 

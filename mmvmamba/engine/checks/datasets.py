@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from .channels import model_channels
 from .coco import check_coco, coco_files
 from .configs import annotation_file, leaf_datasets, named_settings
 from .images import check_images
@@ -35,6 +36,7 @@ def check_datasets(
             warnings. Defaults to False.
     """
     whole = Report()
+    channels = model_channels(cfg)
     done: set[str] = set()
     for stage in stages:
         report = Report()
@@ -46,7 +48,7 @@ def check_datasets(
             if _is_new(done, leaf, stage == 'train'):
                 for _ in coco_files(leaf):
                     check_coco(leaf, report, stage, needs_masks)
-                check_images(leaf, report, sample)
+                check_images(leaf, report, sample, channels)
         files = {annotation_file(leaf) for leaf in leaves}
         for path in {metric.get('ann_file') for metric in metrics} - files - {None}:
             leaf = dict(type='mmdet.CocoDataset', ann_file=path)

@@ -1,5 +1,6 @@
 """Checks of image files: whether they decode, and what loading makes of them."""
 
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ T = TypeVar('T')
 R = TypeVar('R')
 #: Formats of Pillow that the other readers know as well.
 _COMMON = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
+_TIFF = (b'II', b'MM')
 _PNG = b'\x89PNG\r\n\x1a\n'
 _EXIF_HINT = (
     "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
@@ -76,9 +78,11 @@ def read_image(path: str, loader: Loader) -> ImageFile:
     if isinstance(content, ImageFile):
         return content
     try:
+        if loader.is_stock and loader.backend == 'tifffile':
+            return _properties(path, _load(content, loader))  # Pillow reads one page of several
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            if loader.is_stock and image.format not in _COMMON and _load(content, loader) is None:
+            if loader.is_stock and image.format not in _COMMON and not _loads(content, loader):
                 reason = f'{loader.backend} does not read {image.format} files'
                 return ImageFile(path, problem='cannot be decoded', detail=reason)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -119,22 +123,37 @@ def undecodable(path: str, error: Exception) -> ImageFile:
 def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception) -> ImageFile:
     """Read an image that Pillow does not know, such as one of many channels, as training does."""
     problem = undecodable(path, error)
-    if problem.problem == 'is truncated':
+    if problem.problem == 'is truncated' or loader.backend == 'tifffile':
         return problem
-    array = _load(content, loader)
-    if array is None:
-        return problem
+    if _loads(content, loader):
+        return _properties(path, _load(content, loader))
+    if content.startswith(_TIFF) and _loads(content, loader._replace(backend='tifffile')):
+        reason = f"{loader.backend} does not read it; set `imdecode_backend='tifffile'`"
+        return problem._replace(detail=reason)
+    return problem
+
+
+def _properties(path: str, array: np.ndarray) -> ImageFile:
     channels = 1 if array.ndim == 2 else array.shape[2]
     bits = 8 * array.dtype.itemsize
     return ImageFile(path, array.shape[1], array.shape[0], channels=channels, bits=bits)
 
 
-def _load(content: bytes, loader: Loader) -> np.ndarray | None:
+def _loads(content: bytes, loader: Loader) -> bool:
     try:
-        array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
+        _load(content, loader)
     except Exception:  # of OpenCV, tifffile and others
-        return None
-    return array if isinstance(array, np.ndarray) and array.ndim in (2, 3) else None
+        return False
+    return True
+
+
+def _load(content: bytes, loader: Loader) -> np.ndarray:
+    if loader.backend == 'tifffile' and importlib.util.find_spec('tifffile') is None:
+        raise ImportError('tifffile is not installed')
+    array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        raise ValueError(f'not an image but of shape {getattr(array, "shape", None)}')
+    return array
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
@@ -180,15 +199,19 @@ def _report_formats(
     report: Report, folder: str, images: Sequence[ImageFile], loader: Loader
 ) -> None:
     """Report channels and bits that loading drops, or that make batches impossible."""
-    unchanged = loader.flag == 'unchanged'
     counts = sorted({image.channels for image in images})
-    if unchanged and len(counts) > 1:
+    if loader.keeps_channels and len(counts) > 1:
         kind = f"images have {counts} channels, and `color_type='unchanged'` keeps them"
         hint = "A batch needs images of equal channels: convert them, or set `color_type='color'`"
+        if loader.backend == 'tifffile':
+            kind = f"images have {counts} channels, and `imdecode_backend='tifffile'` keeps them"
+            hint = 'A batch needs images of equal channels: convert them'
         report.add('error', folder, kind, hint=hint)
     for image in images:
+        _report_channels(report, folder, image, loader)
+    for image in images:
         item = item_name(image.path, folder)
-        if loader.flag.startswith('color') and loader.backend != 'tifffile':
+        if loader.flag.startswith('color') and not loader.keeps_channels:
             if image.bits > 8:
                 kind = f'image has {image.bits} bits a channel, of which loading keeps 8'
                 hint = (
@@ -203,6 +226,32 @@ def _report_formats(
                 )
             elif image.channels == 1:
                 report.add('note', folder, 'image is gray, and loads as three equal channels', item)
+
+
+def _report_channels(report: Report, folder: str, image: ImageFile, loader: Loader) -> None:
+    """Report an image with other channels than the model's."""
+    loaded = image.channels
+    if not loader.keeps_channels:
+        loaded = 1 if loader.flag.startswith('grayscale') else 3
+    # Stock data preprocessors broadcast a single channel to three.
+    if loader.channels in (None, loaded) or (loaded, loader.channels) == (1, 3):
+        return
+    hint = (
+        'Set `in_channels` of the backbone, and `mean` and `std` of the data preprocessor, to the '
+        'channels of the images (docs/multispectral.md)'
+    )
+    if not loader.keeps_channels:
+        hint = (
+            f'`color_type={loader.flag!r}` changes the channels: set `imdecode_backend='
+            "'tifffile'` for TIFF files, or `color_type='unchanged'`"
+        )
+    elif image.height == loader.channels:
+        hint = (
+            'The file has its channels first; store them last, for example with `gdal_translate '
+            '-co INTERLEAVE=PIXEL`'
+        )
+    kind = f'image loads with {loaded} channels, but the model takes {loader.channels}'
+    report.add('error', folder, kind, item_name(image.path, folder), hint)
 
 
 def report_sizes(

@@ -18,7 +18,12 @@ from .settings import Loader, data_folder, image_loader, is_remote, setting
 _COCO = ('CocoDataset.parse_data_info', 'CocoPanopticDataset.parse_data_info')
 
 
-def check_images(leaf: Mapping[str, Any], report: Report, sample: int | None = 64) -> None:
+def check_images(
+    leaf: Mapping[str, Any],
+    report: Report,
+    sample: int | None = 64,
+    channels: int | None = None,
+) -> None:
     """Check that images and label maps exist, and decode some of them.
 
     Data sets of mmdet with COCO files, those of mmseg, and those of mmpretrain that read folders
@@ -29,6 +34,7 @@ def check_images(leaf: Mapping[str, Any], report: Report, sample: int | None = 6
         report (Report): Gets the problems.
         sample (int, optional): The number of images to decode, spread over the data set; None for
             all. Defaults to 64.
+        channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
     """
     kind = dataset_class(leaf)
     listing = getattr(getattr(kind, 'load_data_list', None), '__qualname__', '')
@@ -44,12 +50,14 @@ def check_images(leaf: Mapping[str, Any], report: Report, sample: int | None = 6
         text = 'files in another storage backend are not checked'
         report.add('note', str(leaf.get('type')), text)
     elif is_coco:
-        _check_coco(leaf, report, sample, parsing)
+        _check_coco(leaf, report, sample, channels, parsing)
     else:
-        checks[listing](leaf, report, sample)
+        checks[listing](leaf, report, sample, channels)
 
 
-def _check_coco(leaf: Mapping[str, Any], report: Report, sample: int | None, parsing: str) -> None:
+def _check_coco(
+    leaf: Mapping[str, Any], report: Report, sample: int | None, channels: int | None, parsing: str
+) -> None:
     folder = data_folder(leaf, 'img')
     for _, path in coco_files(leaf):
         try:
@@ -63,7 +71,7 @@ def _check_coco(leaf: Mapping[str, Any], report: Report, sample: int | None, par
             kind = 'the data set does not say where its images are'
             report.add('error', path, kind, hint='Set `data_prefix.img` to their folder')
             return
-        check_listed_images(images, folder, report, sample, image_loader(leaf))
+        check_listed_images(images, folder, report, sample, image_loader(leaf, channels))
         maps = data_folder(leaf, 'seg')
         if maps and (leaf.get('data_prefix') or {}).get('seg'):
             names = [_map_name(leaf, n, parsing) for n, *_ in images if isinstance(n, str)]

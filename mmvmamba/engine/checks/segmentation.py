@@ -14,16 +14,19 @@ from .folders import (
 from .image_files import read_all, read_image, report_images, report_sizes, spread
 from .label_maps import labels_of, read_label_map, report_labels
 from .report import Report
-from .settings import data_folder, image_loader, join_root, label_map_loader, setting
+from .settings import Loader, data_folder, image_loader, join_root, label_map_loader, setting
 
 
-def check_segmentation(leaf: Mapping[str, Any], report: Report, sample: int | None) -> None:
+def check_segmentation(
+    leaf: Mapping[str, Any], report: Report, sample: int | None, channels: int | None = None
+) -> None:
     """Check images and label maps of a data set whose files ``BaseSegDataset`` lists.
 
     Args:
         leaf (Mapping[str, Any]): The config of the data set.
         report (Report): Gets the problems.
         sample (int, optional): The number of images and label maps to decode; None for all.
+        channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
     """
     path = data_folder(leaf, 'img_path')
     suffix = setting(leaf, 'img_suffix', '.jpg')
@@ -58,7 +61,8 @@ def check_segmentation(leaf: Mapping[str, Any], report: Report, sample: int | No
         if listed is None:
             _report_lone_maps(report, maps, map_suffix, set(names))
     usable = [n for n in names if n + suffix not in missing and n + map_suffix not in missing_maps]
-    _check_sample(leaf, report, images, maps, usable, sample)
+    loader = image_loader(leaf, channels)
+    _check_sample(leaf, report, images, maps, usable, sample, loader)
 
 
 def _listed_names(leaf: Mapping[str, Any], report: Report) -> list[str] | None:
@@ -132,11 +136,11 @@ def _check_sample(
     maps: Folder | None,
     names: Sequence[str],
     sample: int | None,
+    loader: Loader,
 ) -> None:
     """Decode some of the images and label maps, and compare their sizes."""
     suffix, map_suffix = setting(leaf, 'img_suffix'), setting(leaf, 'seg_map_suffix')
     chosen = spread(names, sample)
-    loader = image_loader(leaf)
     paths = [os.path.join(images.path, name + suffix) for name in chosen]
     files = read_all(lambda path: read_image(path, loader), paths)
     usable = report_images(report, images.path, files, loader)

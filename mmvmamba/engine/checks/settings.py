@@ -5,8 +5,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from mmengine.registry import TRANSFORMS
+
 from .configs import dataset_class
 
+#: Packages whose transforms keep the number of channels, but for those below.
+_STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmvmamba')
+_CHANGING = ('Albu', 'Albumentations', 'ConcatCDInput', 'RandomGrayscale', 'RGB2Gray')
 _LOCAL = (None, 'local', 'disk', 'LocalBackend')
 
 
@@ -18,17 +23,24 @@ class Loader(NamedTuple):
         flag (str): Its ``color_type``.
         backend (str): Its ``imdecode_backend``.
         is_stock (bool): False for a transform that may decode in a way of its own.
+        channels (int, optional): Number of channels that it must return; None if unknown.
     """
 
     name: str
     flag: str
     backend: str
     is_stock: bool = True
+    channels: int | None = None
 
     @property
     def rotates(self) -> bool:
         """True if images are turned as their EXIF tag says."""
-        return self.flag in ('color', 'grayscale')
+        return self.flag in ('color', 'grayscale') and self.backend != 'tifffile'
+
+    @property
+    def keeps_channels(self) -> bool:
+        """True if an image has the channels of its file."""
+        return self.flag == 'unchanged' or self.backend == 'tifffile'
 
 
 def setting(leaf: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -93,9 +105,16 @@ def is_remote(leaf: Mapping[str, Any]) -> bool:
     return False
 
 
-def image_loader(leaf: Mapping[str, Any]) -> Loader:
-    """Return how the pipeline loads images, by default as ``LoadImageFromFile`` does."""
-    return _loader(leaf, 'LoadImageFromFile', 'Image', 'color_type', 'color', 'cv2')
+def image_loader(leaf: Mapping[str, Any], channels: int | None = None) -> Loader:
+    """Return how the pipeline loads images, by default as ``LoadImageFromFile`` does.
+
+    Args:
+        leaf (Mapping[str, Any]): The config of a data set.
+        channels (int, optional): Number of image channels of the model. It is that of the loaded
+            images unless a transform may change it. Defaults to None, unknown.
+    """
+    loader = _loader(leaf, 'LoadImageFromFile', 'Image', 'color_type', 'color', 'cv2')
+    return loader._replace(channels=channels) if _keeps_channels(leaf) else loader
 
 
 def label_map_loader(leaf: Mapping[str, Any]) -> Loader:
@@ -114,6 +133,18 @@ def _loader(
             backend = step.get('imdecode_backend') or backend
             return Loader(name, str(flag), str(backend), name == stock)
     return Loader(stock, flag, backend)
+
+
+def _keeps_channels(leaf: Mapping[str, Any]) -> bool:
+    """Return True if no transform of a pipeline can change the number of channels."""
+    for step in _steps(leaf):
+        kind = step.get('type')
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(kind) if isinstance(kind, str) else kind
+        package = getattr(cls, '__module__', '').partition('.')[0]
+        if package not in _STOCK or cls.__name__ in _CHANGING or 'transforms' in step:
+            return False
+    return True
 
 
 def _steps(leaf: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmvmamba.checkpoint.redaction import redact_record, redacted
-from mmvmamba.engine.checks.channels import check_feature_maps
+from mmvmamba.engine.checks.channels import check_feature_maps, check_image_channels
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.errors import UserError, as_user_error
@@ -61,9 +61,10 @@ class ToolRunnerMixin(CommonMixin):
     """Additions of the tools to :class:`mmengine.runner.Runner`."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build a model and check that its neck and heads match the backbone's channels."""
+        """Build a model and check that its parts match the channels of the backbone."""
         built = super().build_model(model)
         if isinstance(model, dict):
+            check_image_channels(built)
             check_feature_maps(model, built)
         return built
 

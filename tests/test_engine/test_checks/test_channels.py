@@ -8,7 +8,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmvmamba.engine.checks.channels import check_feature_maps
+from mmvmamba.engine.checks.channels import (
+    check_feature_maps,
+    check_image_channels,
+    model_channels,
+)
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
 
@@ -233,3 +237,34 @@ def test_all_our_configs_match():
         check(backbone, cfg.get('default_scope'), **parts)
         seen += 1
     assert seen > 30
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'channels'),
+    [
+        (dict(type='mmvmamba.VMamba'), 3),
+        (dict(type=VMamba, in_channels=12), 12),
+        (dict(type='mmvmamba.MM_VSSM', in_chans=4), 4),
+        (dict(type='mmdet.ResNet'), None),
+        (None, None),
+    ],
+)
+def test_image_channels_in_a_config(backbone, channels):
+    assert model_channels(Config(dict(model=dict(backbone=backbone)))) == channels
+
+
+@pytest.mark.parametrize('count', [1, 3, 12])
+def test_image_channels_of_a_model(count):
+    model = nn.Module()
+    check_image_channels(model)
+    model.data_preprocessor = nn.Module()
+    with torch.device('meta'):
+        model.backbone = VMamba(in_channels=12)
+    check_image_channels(model)
+    model.data_preprocessor.register_buffer('mean', torch.zeros(count, 1, 1))
+    if count == 3:
+        words = 'in_channels is 12, but mean of the data preprocessor has 3 values'
+        with pytest.raises(UserError, match=words):
+            check_image_channels(model)
+    else:
+        check_image_channels(model)

@@ -81,6 +81,15 @@ def test_each_data_set_is_read_once(cfg, monkeypatch):
     assert [root.split('/')[-1] for root in read] == ['train', 'val']
 
 
+def test_images_with_other_channels_than_the_model(cfg):
+    cfg.model = dict(backbone=dict(type='mmvmamba.VMamba', in_channels=12))
+    found = kinds(check_datasets(cfg, skip=True))
+    kind = 'image loads with 3 channels, but the model takes 12'
+    assert found == [('error', 'train', kind), ('error', 'val', kind)]
+    cfg.model.backbone.type = 'mmdet.AnotherBackbone'
+    assert kinds(check_datasets(cfg)) == []
+
+
 @pytest.mark.parametrize('stage', ['train', 'val'])
 def test_missing_images(cfg, tmp_path, stage):
     """Training replaces them; evaluation ends after an epoch."""

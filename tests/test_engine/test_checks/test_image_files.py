@@ -159,6 +159,81 @@ def test_many_bands(tmp_path):
     assert (image.width, image.height, image.channels, image.bits) == (8, 6, 12, 16)
 
 
+BANDS = Loader('LoadImageFromFile', 'color', 'tifffile', channels=12)
+
+
+def tiff(path, shape=(6, 8, 12), dtype=np.uint16, **options):
+    tifffile = pytest.importorskip('tifffile')
+    values = np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+    tifffile.imwrite(path, values, **{'planarconfig': 'contig', **options})
+    return path
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize(
+    'options', [dict(), dict(compression='zlib'), dict(tile=(16, 16)), dict(planarconfig=None)]
+)
+def test_bands_without_problems(tmp_path, dtype, options):
+    assert read([tiff(tmp_path / 'a.tif', dtype=dtype, **options)], BANDS) == []
+
+
+@pytest.mark.parametrize('options', [dict(), dict(compression='zlib'), dict(tile=(16, 16))])
+def test_half_a_file_of_bands(tmp_path, options):
+    path = tiff(tmp_path / 'a.tif', (40, 40, 12), **options)
+    truncate(path)
+    only(read([path], BANDS), 'error', 'image cannot be decoded')
+
+
+def test_bands_that_another_reader_does_not_know(tmp_path):
+    path = tiff(tmp_path / 'a.tif')
+    for backend in ('cv2', 'pillow'):
+        group = only(read([path], COLOR._replace(backend=backend)), 'error', 'cannot be decoded')
+        assert group.items == [
+            f"'a.tif' ({backend} does not read it; set `imdecode_backend='tifffile'`)"
+        ]
+
+
+@pytest.mark.parametrize(
+    ('shape', 'loader', 'channels', 'hint'),
+    [
+        ((6, 8, 4), BANDS, 4, 'Set `in_channels` of the backbone'),
+        ((12, 6, 8), BANDS, 8, 'has its channels first; store them last'),
+        ((6, 8), BANDS, 1, 'Set `in_channels`'),
+        ((6, 8, 3), COLOR._replace(channels=12), 3, "set `imdecode_backend='tifffile'`"),
+        ((6, 8, 3), UNCHANGED._replace(channels=12), 3, 'Set `in_channels`'),
+        ((6, 8, 3), COLOR._replace(channels=1), 3, "`color_type='color'` changes the channels"),
+    ],
+)
+def test_channels_that_the_model_does_not_take(tmp_path, shape, loader, channels, hint):
+    options = dict(planarconfig='separate') if shape[0] == 12 else {}
+    options |= dict(planarconfig=None) if len(shape) == 2 else {}
+    path = tiff(tmp_path / 'a.tif', shape, np.uint8, photometric=None, **options)
+    words = f'image loads with {channels} channels, but the model takes {loader.channels}: '
+    assert hint in only(read([path], loader), 'error', f"{words}'a.tif'").hint
+
+
+def test_channels_that_the_model_takes(tmp_path):
+    path = tiff(tmp_path / 'a.tif', (6, 8, 3), np.uint8)
+    assert read([path], COLOR._replace(channels=3)) == []
+    assert read([path], BANDS._replace(channels=3)) == []
+    path = tiff(tmp_path / 'b.tif', (6, 8), np.uint8, planarconfig=None)
+    # A stock data preprocessor broadcasts a single channel.
+    assert read([path], UNCHANGED._replace(channels=3)) == []
+
+
+def test_bands_of_different_numbers(tmp_path):
+    paths = [tiff(tmp_path / f'{n}.tif', (6, 8, n)) for n in (4, 12)]
+    kinds = [group.kind for group in read(paths, BANDS)]
+    assert kinds[0] == "images have [4, 12] channels, and `imdecode_backend='tifffile'` keeps them"
+    assert kinds[1:] == ['image loads with 4 channels, but the model takes 12']
+
+
+def test_bands_without_tifffile(tmp_path, monkeypatch):
+    path = tiff(tmp_path / 'a.tif')
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    only(read([path], BANDS), 'error', 'tifffile is not installed')
+
+
 # ---- sizes ----
 
 

@@ -99,15 +99,32 @@ def test_is_remote(settings, expected):
 
 def test_loaders():
     load = image_loader(dict(pipeline=[dict(type='mmdet.LoadImageFromFile')]))
-    assert load == image_loader({}) == ('LoadImageFromFile', 'color', 'cv2', True)
+    assert load == image_loader({}) == ('LoadImageFromFile', 'color', 'cv2', True, None)
     assert load.rotates
     step = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='tifffile')
     load = image_loader(dict(pipeline=[dict(type='Other'), step]))
-    assert load[1:] == ('unchanged', 'tifffile', True) and not load.rotates
+    assert load[1:] == ('unchanged', 'tifffile', True, None) and not load.rotates
     assert not image_loader(dict(pipeline=[dict(type='LoadBiomedicalImageFromFile')])).is_stock
-    assert label_map_loader({}) == ('LoadAnnotations', 'unchanged', 'pillow', True)
+    assert label_map_loader({}) == ('LoadAnnotations', 'unchanged', 'pillow', True, None)
     other = label_map_loader(dict(pipeline=[dict(type='LoadBiomedicalAnnotation')]))
     assert other.name == 'LoadBiomedicalAnnotation' and not other.is_stock
     for value in WEIRD:
         image_loader(dict(pipeline=value))
         image_loader(dict(pipeline=[dict(type=value, color_type=value)]))
+
+
+@pytest.mark.parametrize(
+    ('steps', 'channels'),
+    [
+        (['LoadImageFromFile', 'mmseg.LoadAnnotations', 'Resize', 'mmseg.PackSegInputs'], 12),
+        (['LoadImageFromFile', 'mmvmamba.CheckSample'], 12),
+        (['LoadImageFromFile', 'RandomGrayscale'], None),
+        (['LoadImageFromFile', 'SelectBands'], None),
+        ([dict(type='LoadImageFromFile'), dict(type='RandomApply', transforms=[])], None),
+    ],
+)
+def test_channels_of_loaded_images(steps, channels):
+    """They are unknown behind a transform that may change them."""
+    steps = [step if isinstance(step, dict) else dict(type=step) for step in steps]
+    assert image_loader(dict(pipeline=steps), 12).channels == channels
+    assert image_loader(dict(pipeline=steps)).channels is None

@@ -17,8 +17,9 @@ from typing import Any
 
 import cv2
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.infer import BaseInferencer
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
@@ -87,10 +88,23 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
     meta = dataset_meta(cfg, checkpoint)
     if task == 'mmpretrain':
         inferencer.classes = meta.get('classes')
+        use_test_settings(inferencer, cfg)
     else:
         meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
         inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = meta
     return inferencer
+
+
+def use_test_settings(inferencer: BaseInferencer, cfg: Config) -> None:
+    """Load and draw images as the config says, which mmpretrain's inferencer ignores."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        steps = Compose(cfg.test_dataloader.dataset.pipeline)
+        if cfg.get('visualizer'):
+            settings = dict(cfg.visualizer, vis_backends=None)
+            inferencer.visualizer = VISUALIZERS.build(settings)
+    inferencer.pipeline = lambda path: steps(dict(img_path=path))
+    # That of the base class, which calls the pipeline alone.
+    inferencer.preprocess = super(type(inferencer), inferencer).preprocess
 
 
 def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:

@@ -100,7 +100,7 @@ def use_test_settings(inferencer: BaseInferencer, cfg: Config) -> None:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         steps = Compose(cfg.test_dataloader.dataset.pipeline)
         if cfg.get('visualizer'):
-            settings = dict(cfg.visualizer, vis_backends=None)
+            settings = dict(cfg.visualizer, vis_backends=None, name='inference')
             inferencer.visualizer = VISUALIZERS.build(settings)
     inferencer.pipeline = lambda path: steps(dict(img_path=path))
     # That of the base class, which calls the pipeline alone.

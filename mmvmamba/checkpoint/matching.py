@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -259,11 +260,13 @@ def with_image_channels(
     Returns:
         tuple[dict[str, Tensor], str]: The tensors, and a description for the log, or ''.
     """
-    name, conv = prefix + FIRST_CONV, model.patch_embed[0]  # its parameters may be sharded
-    given, channels = tensors.get(name), conv.in_channels
-    if channels == _RGB or unusable(given) or not given.is_floating_point():
+    stem: Any = model.patch_embed
+    conv, name = stem[0], prefix + FIRST_CONV  # the parameters may be sharded
+    channels, shape = conv.in_channels, (conv.out_channels, _RGB, *conv.kernel_size)
+    if channels == _RGB or name not in tensors or unusable(tensors[name]):
         return tensors, ''
-    if given.shape != (conv.out_channels, _RGB, *conv.kernel_size):
+    given = tensors[name]
+    if given.shape != shape or not given.is_floating_point():
         return tensors, ''
     adapted = f'{name} adapted from {_RGB} to {channels} image channels'
     return {**tensors, name: adapt_channels(given, channels)}, adapted

@@ -89,7 +89,7 @@ def sample_of(base, path):
 
 @pytest.mark.parametrize('base', BASES)
 def test_pictures_of_a_file(base, tmp_path):
-    """The image that is passed in does not matter: inferencers reverse its channels."""
+    """Read the file again: inferencers pass an image with reversed channels."""
     image = image_of()
     path = str(tmp_path / 'a.tif')
     tifffile.imwrite(path, image, planarconfig='contig')

@@ -86,7 +86,7 @@ def annotation_of(labels):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """The folder that looks like a clone, with images, label maps and a COCO file."""
+    """A folder that looks like a clone, with images, label maps and a COCO file."""
     folder = tmp_path_factory.mktemp('clone')
     for name in ('configs', 'tools', 'demo'):
         (folder / name).symlink_to(ROOT / name)
@@ -181,12 +181,13 @@ def test_the_path(data, run):
 
     assert run(*check).rstrip().endswith('no errors')
 
-    run(*train, *thin)
+    draw = ['default_hooks.visualization.draw=True', 'default_hooks.visualization.interval=1']
+    run(*train, *thin, *draw)
     work_dir = data / train[-1]
     log = next(work_dir.glob('*/*.log')).read_text()
     name = 'backbone.patch_embed.0.weight'
     assert f'published.pth: {name} adapted from 3 to 12 image channels' in log
-    assert 'data has' not in log and 'skipped' not in log
+    assert list(work_dir.glob('*/vis_data/vis_image/val_*.png'))
     trained = torch.load(work_dir / 'iter_2.pth', weights_only=False)['state_dict'][name]
     want = published[name].repeat(1, 4, 1, 1) / 4
     assert torch.nn.functional.cosine_similarity(trained.flatten(), want.flatten(), 0) > 0.99
@@ -299,3 +300,7 @@ def test_other_tasks(task, settings, last, data, run, request, tmp_path):
     run('demo/inference.py', images, tmp_path / 'config.py', trained, '--out-dir', tmp_path)
     pictures = sorted((tmp_path / 'vis').iterdir())
     assert [p.name for p in pictures] == ['0.png', '1.png']
+    if task == 'classification':  # a field is bright in band 3, which is drawn as red
+        for i, picture in enumerate(pictures):
+            field = rgb(picture)[scene(20 + i)[1] == 1]
+            assert (field[:, 0] > field[:, 1:].max(axis=1)).mean() > 0.8

@@ -86,6 +86,9 @@ def use_tta(cfg: Config) -> None:
         raise UserError(f'--tta needs {" and ".join(missing)} in the config')
     for dataset in datasets:
         dataset['pipeline'] = cfg.tta_pipeline
+    if 'data_preprocessor' in cfg.model:
+        # MMEngine passes the one beside the model, which may be an inherited one, to the wrapper.
+        cfg.data_preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 

@@ -250,7 +250,7 @@ def with_image_channels(
     """Adapt the first convolution of a file for images of 3 channels, if the network's has others.
 
     One that differs in anything else stays as it is, so that the comparison with the model names
-    it. A test or a resumed run must not adapt it: the results would mean nothing.
+    it. A test or a resumed run must not adapt it: the results would be meaningless.
 
     Args:
         tensors (dict[str, Tensor]): By the names of the network, after ``prefix``.

@@ -12,6 +12,8 @@ from mmengine.visualization import Visualizer
 
 from mmvmamba.registry import VISUALIZERS
 
+from .errors import as_user_error
+
 #: Percentiles of a band that become black and white.
 _STRETCH = (2, 98)
 _TIFF = ('.tif', '.tiff')
@@ -54,7 +56,8 @@ class BandsMixin:
         if path is not None:
             # mmpretrain's hook has cast the image to 8 bits, and inferencers reverse its channels.
             image = mmcv.imfrombytes(fileio.get(path), backend='tifffile')
-        return picture_of_bands(image, self.bands)
+        with as_user_error(ValueError):
+            return picture_of_bands(image, self.bands)
 
 
 @VISUALIZERS.register_module(name='MultispectralVisualizer')

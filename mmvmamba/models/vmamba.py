@@ -44,7 +44,8 @@ class VMamba(VMambaNet, BaseModule):
             from 0 at the first block. Defaults to None, the architecture's rate.
         with_cp (bool): Whether to recompute each block in the backward pass to save memory.
             Defaults to False.
-        in_channels (int): Number of image channels. Defaults to 3.
+        in_channels (int): Number of image channels. ``init_cfg`` adapts the first convolution of a
+            file for 3 channels. Defaults to 3.
         backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
         init_cfg (dict | list[dict], optional): Initialization config.
             ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` loads a released classifier,

@@ -36,7 +36,8 @@ def create_model(
         model_name (str): ``'vmamba_'`` and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
             'vmamba_small', 'vmamba_base', 'vmamba_vanilla_tiny', ...
         pretrained (str | PathLike | bool): A released file or a checkpoint of a training. Its last
-            layer is left out if its number of classes differs. Defaults to False, random weights.
+            layer is left out if its number of classes differs, and the first convolution of a file
+            for 3 channels is adapted to ``in_chans``. Defaults to False, random weights.
         num_classes (int): Classes; 0 for the pooled map (N, C). Defaults to 1000.
         features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.

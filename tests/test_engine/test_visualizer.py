@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmengine.visualization import Visualizer
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba.*)
+from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.visualizer import picture_of_bands
 
 tifffile = pytest.importorskip('tifffile')
@@ -139,5 +140,9 @@ def test_bad_arguments(kwargs, words):
 
 
 def test_bands_beyond_the_image():
-    with pytest.raises(ValueError, match=r'below the number of channels, 4, but got \[0, 1, 4\]'):
+    words = r'below the number of channels, 4, but got \[0, 1, 4\]'
+    with pytest.raises(ValueError, match=words):
         picture_of_bands(image_of(channels=4), [0, 1, 4])
+    visualizer = build(BASES[0], name='beyond', bands=(0, 1, 4))
+    with pytest.raises(UserError, match=words):
+        visualizer.add_datasample('a', image_of(channels=4), sample_of(BASES[0], None))

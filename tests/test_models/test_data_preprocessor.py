@@ -49,6 +49,7 @@ def test_three_channels_are_those_of_the_stock_class(base, collated):
     ours = preprocessor(base, **settings)
     stock = MODELS.build(dict(type=base, **settings))
     assert type(ours) is type(stock) and ours.state_dict().keys() == stock.state_dict().keys()
+    assert {'mean', 'std'} == dict(ours.named_buffers()).keys()  # which move to the device
     inputs = images(3, np.uint8)
     # mmseg takes lists alone.
     inputs = torch.stack(inputs) if collated and 'Seg' not in base else inputs

@@ -210,11 +210,20 @@ def test_the_path(data, run):
     run(*export, '--shape', *map(str, SIZE), *thin)
     check_exported_file(data, last, export[-1], settings)
 
-    # A test or a prediction with weights for another number of channels would mean nothing.
+    # A test or a prediction with weights for another number of channels would be meaningless.
     words = r'patch_embed\.0\.weight \(4, 3, 3, 3\) instead of \(4, 12, 3, 3\)'
     for command in (test, predict):
         refused = [str(data / 'published.pth') if part == last else part for part in command]
         assert re.search(words, run(*refused, *thin, code=2))
+
+
+def test_several_scales(data, run, tmp_path):
+    settings = dict(option.split('=') for option in THIN if option.startswith('model.'))
+    settings = {key: eval(value) for key, value in settings.items()}
+    state = build(data / 'my_bands.py', **settings).state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'weights.pth')
+    test = ['tools/test.py', 'my_bands.py', tmp_path / 'weights.pth', '--work-dir', tmp_path]
+    assert 'mIoU' in run(*test, '--tta', '--cfg-options', *THIN)
 
 
 def check_exported_file(folder, checkpoint, path, settings):

@@ -124,3 +124,12 @@ def test_predictions_in_a_folder():
     assert cfg.test_evaluator == dict(type='A', output_dir='maps', keep_results=True)
     with pytest.raises(UserError, match="--out must end with one of .*, but got 'maps'"):
         save_predictions(Config(dict(default_scope='mmdet', test_evaluator=dict())), 'maps')
+
+
+def test_augmented_images_are_normalized_as_the_model_says():
+    """MMEngine hands the preprocessor beside the model, if there is one, to the wrapped model."""
+    pipelines = dict(tta_model=dict(type='B'), tta_pipeline=[dict(type='Own')])
+    for own in (dict(mean=[0.5] * 12), None):
+        model = dict(type='A', data_preprocessor=own) if own else dict(type='A')
+        cfg = tta('mmseg', model=model, data_preprocessor=dict(mean=[1.0] * 3), **pipelines)
+        assert cfg.data_preprocessor == (own or dict(mean=[1.0] * 3))

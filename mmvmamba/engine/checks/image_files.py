@@ -22,6 +22,7 @@ R = TypeVar('R')
 _COMMON = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _TIFF = (b'II', b'MM')
 _PNG = b'\x89PNG\r\n\x1a\n'
+_NEEDS_TIFFFILE = 'is decoded by tifffile alone'
 _EXIF_HINT = (
     "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
     '`LoadImageFromFile`, or turn the pixels, remove the tag and annotate the result'
@@ -127,9 +128,9 @@ def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception)
         return problem
     if _loads(content, loader):
         return _properties(path, _load(content, loader))
-    if content.startswith(_TIFF) and _loads(content, loader._replace(backend='tifffile')):
-        reason = f"{loader.backend} does not read it; set `imdecode_backend='tifffile'`"
-        return problem._replace(detail=reason)
+    is_tiff = loader.is_stock and content.startswith(_TIFF)
+    if is_tiff and _loads(content, loader._replace(backend='tifffile')):
+        return ImageFile(path, problem=_NEEDS_TIFFFILE)
     return problem
 
 
@@ -185,9 +186,12 @@ def report_problem(report: Report, folder: str, kind: str, image: ImageFile) -> 
     """Report a file that cannot be used."""
     item = item_name(image.path, folder) + (f' ({image.detail})' if image.detail else '')
     hint = 'Copy the file from its source again, or remove it from the data set'
+    if image.problem == _NEEDS_TIFFFILE:
+        hint = "Set `imdecode_backend='tifffile'` in `LoadImageFromFile` (docs/multispectral.md)"
     if image.problem == 'cannot be read':
         hint = 'Give this user the permission to read the file'
-    report.add('error', folder, f'{kind} {image.problem}', item, hint, single=True)
+    is_single = image.problem != _NEEDS_TIFFFILE
+    report.add('error', folder, f'{kind} {image.problem}', item, hint, single=is_single)
 
 
 def item_name(path: str, folder: str) -> str:

@@ -89,7 +89,8 @@ def multispectral_visualizer(
     if stock is None:
         raise ValueError(f'base must be a registered visualizer, but got {base!r}')
     cls = type(f'Multispectral{stock.__name__}', (BandsMixin, stock), {})
-    return cls.get_instance(bands=bands, **{'name': 'visualizer', **kwargs})
+    with as_user_error(ImportError):  # of tifffile
+        return cls.get_instance(bands=bands, **{'name': 'visualizer', **kwargs})
 
 
 def picture_of_bands(image: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray:

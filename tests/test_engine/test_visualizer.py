@@ -146,3 +146,9 @@ def test_bands_beyond_the_image():
     visualizer = build(BASES[0], name='beyond', bands=(0, 1, 4))
     with pytest.raises(UserError, match=words):
         visualizer.add_datasample('a', image_of(channels=4), sample_of(BASES[0], None))
+
+
+def test_tifffile_is_missing(monkeypatch):
+    monkeypatch.setattr('mmcv.image.io.tifffile', None)
+    with pytest.raises(UserError, match='tifffile. is not installed'):
+        build(BASES[0], name='missing')

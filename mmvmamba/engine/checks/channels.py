@@ -15,18 +15,38 @@ from .configs import named_settings
 
 _HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
 _BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
+#: Data preprocessors that keep the number of channels; '' is the default of mmpretrain.
+_PREPROCESSORS = (
+    '',
+    'ClsDataPreprocessor',
+    'DetDataPreprocessor',
+    'ImgDataPreprocessor',
+    'MultispectralPreprocessor',
+    'SegDataPreProcessor',
+)
 _MAP_SIZE = 32  # of the first stage
 
 
 def model_channels(cfg: Mapping[str, Any]) -> int | None:
-    """Return the image channels in the config of a model with a backbone of this package."""
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    kind = backbone.get('type') if isinstance(backbone, Mapping) else None
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    if name.rpartition('.')[2] not in _BACKBONES:
+    """Return the image channels that a model takes by its config, or None if unknown.
+
+    They are known for the backbones of this package behind a stock data preprocessor.
+    """
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone')
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if _type_name(backbone) not in _BACKBONES or _type_name(preprocessor) not in _PREPROCESSORS:
         return None
     channels = backbone.get('in_channels', backbone.get('in_chans', 3))
     return channels if isinstance(channels, int) else None
+
+
+def _type_name(cfg: Any) -> str | None:
+    """Return the name of the class in a config without its scope; '' if there is none."""
+    if not isinstance(cfg, Mapping):
+        return None
+    kind = cfg.get('type', '')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def check_image_channels(model: nn.Module) -> None:

@@ -251,6 +251,11 @@ def test_all_our_configs_match():
 )
 def test_image_channels_in_a_config(backbone, channels):
     assert model_channels(Config(dict(model=dict(backbone=backbone)))) == channels
+    for kind in ('mmseg.SegDataPreProcessor', 'mmvmamba.MultispectralPreprocessor'):
+        model = dict(backbone=backbone, data_preprocessor=dict(type=kind))
+        assert model_channels(Config(dict(model=model))) == channels
+    cfg = dict(model=dict(backbone=backbone), data_preprocessor=dict(type='SelectsBands'))
+    assert model_channels(Config(cfg)) is None
 
 
 @pytest.mark.parametrize('count', [1, 3, 12])

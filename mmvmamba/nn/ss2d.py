@@ -11,7 +11,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, activate, cast_for_products
+from .cpu_inference import Conv2d, activate, cast_for_products, has_no_hooks
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
@@ -157,26 +157,30 @@ class SS2D(nn.Module):
             ValueError: If ``x`` is not 4-D or has other channels.
         """
         self._check_map(x)
-        z = None
-        if self.gate == 'none':
-            x = self.in_proj(x)
-        else:
-            # Two products with halves of the weight give two contiguous maps; the halves of one
-            # product would be strided. Under autocast each of them would cast the map.
-            x = cast_for_products(x)
-            weight_x, weight_z = self.in_proj.weight.chunk(2)
-            x, z = F.linear(x, weight_x), F.linear(x, weight_z)
+        x, z = (self.in_proj(x), None) if self.gate == 'none' else self._gated_projections(x)
         if self.conv2d is not None:
             x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
         x = activate(self.act, x, self.in_proj if self.conv2d is None else self.conv2d)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
-        if self.in_proj.weight.dtype == x.dtype:
+        if self.x_proj_weight.dtype == x.dtype:
             y = y.to(x.dtype)  # without autocast the norm accepts only the dtype of its weights
         y = self.out_norm(y).to(x.dtype)
         y = self.out_act(y)
         if z is not None:
             y = y * (self.act(z) if self.gate == 'act' else z)
         return self.drop(self.out_proj(y))
+
+    def _gated_projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project a map to the one that is scanned and its gate, (N, H, W, C) each."""
+        if type(self.in_proj) is not nn.Linear or not has_no_hooks(self.in_proj):
+            # Quantization and adapters replace the layer, and pruning sets its weight in a hook.
+            x, z = self.in_proj(x).chunk(2, dim=-1)
+            return x, z
+        # Two products with halves of the weight give two contiguous maps; the halves of one
+        # product would be strided. Under autocast each of them would cast the map.
+        x = cast_for_products(x)
+        weight_x, weight_z = self.in_proj.weight.chunk(2)
+        return F.linear(x, weight_x), F.linear(x, weight_z)
 
     def _check_map(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

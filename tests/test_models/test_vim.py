@@ -172,3 +172,17 @@ def test_refuses_wrong_settings(settings, error, words):
 def test_refuses_wrong_images(shape):
     with pytest.raises(ValueError, match=r'\(N, 3, H, W\) with sides of at least 8'):
         thin()(torch.rand(shape))
+
+
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization:DeprecationWarning')
+@pytest.mark.filterwarnings('ignore:must run observer:UserWarning')
+def test_dynamic_quantization():
+    """The layer of the time steps, whose bias the scan adds otherwise, is replaced too."""
+    torch.manual_seed(0)
+    vim = Vim(dict(embed_dims=32, num_layers=2), img_size=32).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(vim, {nn.Linear})
+    assert not any(type(module) is nn.Linear for module in quantized.modules())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        (want,), (got,) = vim(x), quantized(x)
+    assert (got - want).norm() < 0.05 * want.norm()

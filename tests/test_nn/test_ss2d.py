@@ -1,13 +1,15 @@
 """SS2D for every switch against a float64 loop that calls nothing of the package."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvmamba.nn import SS2D
+from mmvmamba.nn import SS2D, VMambaNet
 
 from .definition import ss2d as ss2d_by_definition
 
@@ -247,3 +249,72 @@ def test_projection_keeps_the_default_bound(ssm_init):
     bound = layer.d_inner**-0.5
     assert layer.x_proj_weight.abs().max() <= bound
     assert layer.x_proj_weight.std().item() == pytest.approx(uniform_std(-bound, bound), rel=0.03)
+
+
+# ---- other layers in place of its linear layers ----
+
+
+class Adapter(torch.nn.Module):
+    """Low-rank adapter around a linear layer, whose weight it shows as its own."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down = torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize('conv_kernel', [0, 3])
+@pytest.mark.parametrize('gate', ['none', 'act'])
+def test_adapters_count_and_train(gate, conv_kernel):
+    """They are equal to a linear layer of the merged weight."""
+    layer = make_layer(gate=gate, conv_kernel=conv_kernel)
+    merged = copy.deepcopy(layer)
+    x = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    for name in ('in_proj', 'out_proj'):
+        adapter = Adapter(getattr(layer, name)).double()
+        setattr(layer, name, adapter)
+        with torch.no_grad():
+            getattr(merged, name).weight.add_(adapter.up.weight @ adapter.down.weight)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            torch.testing.assert_close(layer(x), merged(x))
+    layer(x).sum().backward()
+    assert layer.in_proj.up.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('gate', ['none', 'act'])
+def test_pruned_in_proj(gate):
+    """Pruning sets the weight in a hook before each call."""
+    layer = make_layer(gate=gate)
+    x = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    prune.l1_unstructured(layer.in_proj, 'weight', amount=0.5)
+    layer(x).sum().backward()
+    with torch.no_grad():
+        layer.in_proj.weight_orig.mul_(2)
+    got = layer(x)
+    prune.remove(layer.in_proj, 'weight')
+    torch.testing.assert_close(got, layer(x))
+
+
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization:DeprecationWarning')
+@pytest.mark.filterwarnings('ignore:must run observer:UserWarning')
+@pytest.mark.parametrize('gate', ['none', 'act'])
+@pytest.mark.parametrize('dtype', [torch.qint8, torch.float16])
+def test_dynamic_quantization(gate, dtype):
+    torch.manual_seed(0)
+    arch = dict(dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), gate=gate)
+    net = VMambaNet(arch, num_classes=5).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear}, dtype=dtype)
+    assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want, got = net(x), quantized(x)
+    assert (got - want).norm() < 0.05 * want.norm()

@@ -1,6 +1,7 @@
-"""One-line messages for user errors, tracebacks for all others."""
+"""One-line messages for user errors and a lack of resources, tracebacks for all others."""
 
 import contextlib
+import errno
 import gc
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from traceback import format_exception
 from types import TracebackType
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from mmengine.registry import Registry
 
@@ -17,7 +19,35 @@ from mmvmamba.checkpoint.redaction import redacted
 
 _TRACEBACK_VARIABLE = 'MMVMAMBA_TRACEBACK'
 _FILE_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-_BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError)
+_BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError, ImportError)
+_DISK_FULL = 'free some space; if no file is named, /dev/shm, which data loading uses, may be full'
+_TOO_MANY_FILES = 'raise the limit (`ulimit -n`), or lower num_workers'
+#: Remedies for the state of the machine, by the number of an OSError.
+_MACHINE_ERRORS = {
+    errno.EDQUOT: 'free some space, or use another --work-dir',
+    errno.EFBIG: 'raise the limit (`ulimit -f`), or use another --work-dir',
+    errno.EMFILE: _TOO_MANY_FILES,
+    errno.ENFILE: _TOO_MANY_FILES,
+    errno.ENOMEM: 'free some memory, or lower num_workers',
+    errno.ENOSPC: _DISK_FULL,
+    errno.EROFS: 'use another --work-dir',
+}
+_LESS_MEMORY = (
+    'to use less, lower the batch size or the size of the images, or set '
+    'model.backbone.with_cp=True or --amp'
+)
+#: The only signs of a lack of memory in a RuntimeError of PyTorch or of the native ops.
+_NO_MEMORY = ('DefaultCPUAllocator: ', 'CUDA out of memory.')
+#: Remedies for data-loading processes that the system ended, by its words.
+_WORKER_ERRORS = {
+    'killed by signal: Bus error': 'enlarge /dev/shm (`docker run --shm-size=8g`), or lower '
+    'num_workers',
+    'killed by signal: Killed': 'the system probably ran out of memory; lower num_workers',
+}
+_NETWORK_HINT = (
+    'the address must be that of the first node, and its port free: --master-addr and --master-port '
+    'of torchrun, or PORT of tools/dist_train.sh'
+)
 
 
 class UserError(Exception):
@@ -36,8 +66,8 @@ def as_user_error(*kinds: type[Exception]) -> Iterator[None]:
 def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
     """Run a tool and exit with status 0, with 2 after a user error, or with 130 after Ctrl-C.
 
-    A user error is a :class:`UserError`, a file that cannot be opened, or a component that
-    cannot be built from the config. Other errors keep their traceback, and
+    A user error is a :class:`UserError`, a file that cannot be opened, a component that cannot be
+    built from the config, or a lack of memory, disk space or other resources. Other errors keep their traceback, and
     ``MMVMAMBA_TRACEBACK=1`` shows it for all. The process group ends with the tool.
 
     Args:
@@ -59,6 +89,8 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
             sys.excepthook = _show_traceback
             raise
+        # Half-built data loaders fail once more when they are freed.
+        sys.unraisablehook = lambda unraisable: None
         sys.stderr.write(
             f'{os.path.basename(sys.argv[0])}: error: {redacted(message)}\n'
             f'({_TRACEBACK_VARIABLE}=1 shows where it was raised)\n'
@@ -76,16 +108,35 @@ def _show_traceback(
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message of a user error, or None for any other error."""
-    if not isinstance(error, (UserError, *_FILE_ERRORS)):
-        return None
+    """Return the message of a user error or of a lack of resources, or None for any other error."""
     text = str(error).strip()
-    if not text.startswith('Caught '):
+    if isinstance(error, UserError | MemoryError | OSError) and text.startswith('Caught '):
+        # The message of an error from a data-loading process is the whole traceback.
+        kind = type(error)
+        module = '' if kind.__module__ == 'builtins' else f'{kind.__module__}.'
+        text = text.rpartition(f'\n{module}{kind.__name__}: ')[2]
+    if isinstance(error, (UserError, *_FILE_ERRORS)):
         return text
-    # The message of an error from a data-loading process is the whole traceback.
-    kind = type(error)
-    module = '' if kind.__module__ == 'builtins' else f'{kind.__module__}.'
-    return text.rpartition(f'\n{module}{kind.__name__}: ')[2]
+    remedy = _remedy(error)
+    return f'{text.splitlines()[0] if text else "out of memory"}; {remedy}' if remedy else None
+
+
+def _remedy(error: BaseException) -> str | None:
+    """Return what helps against a lack of resources, or None for any other error."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return _LESS_MEMORY
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return _NETWORK_HINT
+    if isinstance(error, OSError):  # one of a data-loading process has lost its number
+        return next((hint for n, hint in _MACHINE_ERRORS.items() if f'[Errno {n}]' in text), None)
+    if not isinstance(error, RuntimeError):
+        return None
+    if any(words in text for words in _NO_MEMORY):
+        return _LESS_MEMORY
+    # The signal that ended a worker may be only in the error that a handler of SIGCHLD raised.
+    words = f'{text} {error.__context__}' if text.startswith('DataLoader worker') else ''
+    return next((hint for sign, hint in _WORKER_ERRORS.items() if sign in words), None)
 
 
 @contextlib.contextmanager

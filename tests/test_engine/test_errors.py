@@ -1,3 +1,4 @@
+import errno
 import gc
 import os
 import sys
@@ -23,6 +24,12 @@ class Runner:
         self.model(torch.ones(1, 2)).sum().backward()
         if stop:
             raise SystemExit(3)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_hooks(monkeypatch):
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
 
 
 @pytest.fixture
@@ -109,6 +116,7 @@ def message_of(main, capsys, *expected):
         (dict(error=ValueError('must be 1')), 'must be 1'),
         (dict(error=KeyError('no such name')), 'no such name'),
         (dict(error=AssertionError()), 'AssertionError'),
+        (dict(error=ImportError('install wandb')), 'install wandb'),
         (dict(lenght=1), "Picky.__init__() got an unexpected keyword argument 'lenght'"),
     ],
 )
@@ -145,7 +153,47 @@ def test_errors_that_a_tool_expects(capsys):
         errors.run(main, TypeError)
 
 
-@pytest.mark.parametrize('error', [RuntimeError('bug'), ValueError('bug'), KeyError('bug')])
+class Chained(RuntimeError):
+    """Raised by PyTorch while it handles the error of a signal."""
+
+    def __init__(self, message, signal):
+        super().__init__(message)
+        self.__context__ = RuntimeError(f'DataLoader worker (pid 3) is killed by signal: {signal}. ')
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), 'No space left on device; free some'),
+        (OSError(errno.EROFS, 'Read-only', 'a.log'), "Read-only: 'a.log'; use another --work-dir"),
+        (OSError(errno.EMFILE, 'Too many open files'), 'Too many open files; raise the limit'),
+        (
+            OSError('Caught OSError in x.\nOriginal\nOSError: [Errno 24] Too many open files'),
+            'Errno 24] Too many open files; raise the limit (`ulimit -n`)',
+        ),
+        (MemoryError(), 'out of memory; to use less, lower the batch size'),
+        (torch.OutOfMemoryError('CUDA out of memory. Tried'), 'Tried; to use less, lower the batch'),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate"), "can't allocate; to use less"),
+        (torch.distributed.DistNetworkError('EADDRINUSE'), 'EADDRINUSE; the address must be that'),
+        (Chained('DataLoader worker (pid(s) 3) exited', 'Bus error'), '; enlarge /dev/shm'),
+        (Chained('DataLoader worker (pid(s) 3) exited', 'Killed'), '; the system probably ran out'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_lack_of_resources(error, words, capsys):
+    assert words in message_of(tool_that_raises(error), capsys)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        RuntimeError('bug'),
+        ValueError('bug'),
+        KeyError('bug'),
+        OSError(errno.EBADF, 'bug'),
+        Chained('DataLoader worker (pid(s) 3) exited: bug', 'Segmentation fault'),
+    ],
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error), match='bug') as caught:
         errors.run(tool_that_raises(error))
@@ -175,7 +223,6 @@ def test_the_error_of_a_data_loading_process():
 
 
 def test_no_secret_in_messages_and_tracebacks(capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
     url, shown = 'http://user:pa55@host/x.pth?pa55', 'http://host/x.pth?...'
     assert message_of(tool_that_raises(errors.UserError(f'no {url}')), capsys) == f'no {shown}'
     monkeypatch.setenv('MMVMAMBA_TRACEBACK', '1')

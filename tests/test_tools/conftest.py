@@ -223,6 +223,7 @@ def run_here(monkeypatch, tmp_path, capfd):
         # Tools replace MMEngine's loader for their process.
         monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
         monkeypatch.setattr(checkpoint, 'print_log', checkpoint.print_log)
+        monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
         try:
             runpy.run_path(str(script), run_name='__main__')
         except SystemExit as stop:

@@ -14,6 +14,7 @@ from mmvmamba.engine.runner.distributed import runs_on_cpu
 from mmvmamba.models.loading import local_path, use_safe_loader
 from mmvmamba.nn.settings import did_you_mean
 
+from .checks.configs import check_settings
 from .errors import UserError, as_user_error
 
 #: Keys that tools read from a config besides the runners' arguments.
@@ -29,12 +30,24 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         type=_key_value,
-        action=DictAction,
+        action=_Options,
         default={},
         help='settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" '
         'or key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside',
     )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+
+
+class _Options(DictAction):
+    """MMEngine's parser of values, with an error for those that it cannot parse."""
+
+    def __call__(self, *args: Any) -> None:
+        try:
+            super().__call__(*args)
+        except (AssertionError, RecursionError) as error:  # brackets that do not match, or braces
+            values = ' '.join(args[2])
+            message = f'{values} cannot be parsed; a dict is given as MODEL.KEY=VALUE for each key'
+            raise argparse.ArgumentError(self, message) from error
 
 
 def _key_value(text: str) -> str:
@@ -82,6 +95,7 @@ def load_config(args: argparse.Namespace) -> Config:
     _merge_options(cfg, args.cfg_options)
     if 'model' not in cfg:
         raise UserError(f'config {args.config!r} has no model; it has {sorted(cfg)}')
+    check_settings(cfg)
     use_safe_loader()
     cfg.launcher = args.launcher
     name = os.path.splitext(os.path.basename(args.config))[0]

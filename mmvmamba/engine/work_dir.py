@@ -50,8 +50,10 @@ def locked(folder: str, launcher: str = 'none') -> Iterator[None]:
         os.makedirs(folder, exist_ok=True)
         file = _open_lock(os.path.join(folder, _LOCK))
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f'work_dir {folder!r} cannot be used: {reason}') from error
+        reason = 'it is a file' if os.path.isfile(folder) else error.strerror or error
+        raise UserError(
+            f'work_dir {folder!r} cannot be used: {reason}; use another --work-dir'
+        ) from error
     with file:
         _lock(file, folder)
         yield
@@ -87,7 +89,9 @@ def _lock(file: IO[str], folder: str) -> None:
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), f'{_OWNER}{os.getpid()} on {socket.gethostname()}'.encode(), 0)
     except OSError as error:
-        raise UserError(f'work_dir {folder!r} cannot be used: {error.strerror}') from error
+        raise UserError(
+            f'work_dir {folder!r} cannot be used: {error.strerror}; use another --work-dir'
+        ) from error
 
 
 class Progress(NamedTuple):

@@ -1,4 +1,4 @@
-"""Checks that the files and folders of data loaders and evaluators exist."""
+"""Checks of the kinds of settings, and that files and folders of a config exist."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,88 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmvmamba.engine.errors import UserError
+
+
+#: Parts of a config that are dicts, if they are there.
+_PARTS = (
+    *(f'{stage}_{part}' for stage in ('train', 'val', 'test') for part in ('cfg', 'dataloader')),
+    *(f'{stage}_dataloader.dataset' for stage in ('train', 'val', 'test')),
+    'default_hooks',
+    'env_cfg',
+    'model',
+    'model.backbone',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'randomness',
+)
+#: Settings that are numbers, if they are there, and the smallest one if there is one.
+_NUMBERS: dict[str, int | None] = {
+    'optim_wrapper.accumulative_counts': 1,
+    'optim_wrapper.clip_grad.max_norm': None,
+    'optim_wrapper.optimizer.lr': None,
+    'optim_wrapper.optimizer.weight_decay': None,
+    'randomness.seed': 0,
+    'train_cfg.max_epochs': None,
+    'train_cfg.max_iters': None,
+    'train_cfg.val_begin': None,
+    'train_cfg.val_interval': 1,
+    **{f'{stage}_dataloader.batch_size': 1 for stage in ('train', 'val', 'test')},
+    **{f'{stage}_dataloader.num_workers': 0 for stage in ('train', 'val', 'test')},
+}
+
+
+def check_settings(cfg: Config) -> None:
+    """Check that the main parts of a config are dicts, and that numbers are not strings.
+
+    MMEngine fails at these later, some of them after an epoch, and names no setting.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if cfg.model is None:
+        raise UserError('model must be a dict, but got None')
+    for name in _PARTS:
+        part = _setting(cfg, name)
+        if isinstance(part, str | int | float):
+            raise UserError(f'{name} must be a dict, but got {part!r}')
+    for name, least in _NUMBERS.items():
+        _check_number(name, _setting(cfg, name), least)
+    hooks = {f'default_hooks.{name}': h for name, h in (cfg.get('default_hooks') or {}).items()}
+    hooks.update(named_settings('custom_hooks', cfg.get('custom_hooks')))
+    for name, hook in hooks.items():
+        if isinstance(hook, Mapping):
+            _check_number(f'{name}.interval', hook.get('interval'), None)
+
+
+def check_stages(cfg: Config) -> None:
+    """Check that the parts of training, validation and test are complete or left out.
+
+    Raises:
+        UserError: If one is set and another is not.
+    """
+    for stage, last in (('train', 'optim_wrapper'), ('val', 'val_evaluator')):
+        names = (f'{stage}_dataloader', f'{stage}_cfg', last)
+        missing = [name for name in names if cfg.get(name) is None]
+        if missing and len(missing) < len(names):
+            hint = '; --no-validate turns validation off' if stage == 'val' else ''
+            raise UserError(
+                f'{", ".join(names)} must all be set or all be None, but {missing} are None{hint}'
+            )
+
+
+def _check_number(name: str, value: Any, least: int | None) -> None:
+    if isinstance(value, str):
+        raise UserError(f'{name} must be a number, but got {value!r}')
+    if least is not None and isinstance(value, int) and value < least:
+        raise UserError(f'{name} must be at least {least}, but got {value}')
+
+
+def _setting(cfg: Mapping[str, Any], name: str) -> Any:
+    """Return the setting of a dotted name, or None if there is none."""
+    value: Any = cfg
+    for key in name.split('.'):
+        value = value.get(key) if isinstance(value, Mapping | Config) else None
+    return value
 
 
 def check_data(cfg: Config, *loaders: str) -> None:

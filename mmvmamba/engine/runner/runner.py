@@ -1,7 +1,10 @@
 """MMEngine's runners with checks of the config and support for processes without a GPU."""
 
 import contextlib
+import logging
+import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from mmengine.config import Config
@@ -13,13 +16,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmvmamba.checkpoint.redaction import redact_record, redacted
+from mmvmamba.engine.checks.batch_norm import check_batch_norm, named_batch_norm
 from mmvmamba.engine.checks.channels import check_feature_maps, check_image_channels
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
+from mmvmamba.engine.checks.configs import check_stages
 from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
-from mmvmamba.engine.hooks.utils import optim_wrappers
+from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
 
 from .distributed import (
     cpu_model_wrapper,
@@ -31,17 +36,24 @@ from .distributed import (
 )
 
 
+#: The packages whose models and metrics do not go together.
+_TASK_PACKAGES = {'mmdet', 'mmpretrain', 'mmseg'}
+
+
 class CommonMixin:
     """Additions of the tools to all runners of MMEngine."""
 
     def _log_env(self, *args: Any) -> None:
         """Keep the passwords and tokens in the URLs of a config out of the log."""
         self.logger.addFilter(redact_record)
+        for handler in self.logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = partial(_raise_log_error, handler)
         super()._log_env(*args)
 
     def train(self) -> nn.Module:
         """Train after a check of all data, before MMEngine builds the data sets."""
-        with hanging_ranks_named():
+        with hanging_ranks_named(), named_batch_norm():
             self._check_data('train', 'val', 'test')
             return super().train()
 
@@ -55,6 +67,21 @@ class CommonMixin:
         for hook in self.hooks:
             if isinstance(hook, BadDataHook):
                 hook.check_data(self, *stages)
+
+
+def _package(part: Any) -> str:
+    return type(part).__module__.partition('.')[0]
+
+
+def _raise_log_error(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Raise the error of a log file, of which Python prints a traceback for each message."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        return type(handler).handleError(handler, record)
+    raise UserError(
+        f'{handler.baseFilename!r} cannot be written: {error.strerror}; free some space, or use '
+        'another --work-dir'
+    ) from error
 
 
 class ToolRunnerMixin(CommonMixin):
@@ -129,13 +156,27 @@ class ToolRunnerMixin(CommonMixin):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop and check that the heads have the classes of the data set."""
-        built = super().build_train_loop(loop)
+        with as_user_error(ValueError, TypeError):
+            built = super().build_train_loop(loop)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
         # The box and mask heads of a panoptic data set have the things alone.
         classes = known.get('thing_classes', known.get('classes'))
         if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
             for message in check_head_classes(self.cfg.model, len(classes)):
                 self.logger.warning(message)
+        check_batch_norm(unwrapped(self.model), built.dataloader)
+        return built
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Build an evaluator and check that its metrics are for this kind of model."""
+        built = super().build_evaluator(evaluator)
+        own = _package(unwrapped(self.model))
+        for metric in built.metrics:
+            if {own, _package(metric)} <= _TASK_PACKAGES and _package(metric) != own:
+                raise UserError(
+                    f'{type(metric).__name__} of {_package(metric)} cannot evaluate '
+                    f'{type(unwrapped(self.model)).__name__} of {own}; use a metric of {own}'
+                )
         return built
 
     def load_or_resume(self) -> None:
@@ -179,6 +220,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         UserError: If ``runner_type`` is not registered, or the config does not work with its
             strategy.
     """
+    check_stages(cfg)
     name = cfg.get('runner_type', 'Runner')
     base = RUNNERS.get(name)
     if base is None:
@@ -204,7 +246,10 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         if distributed and runs_on_cpu():
             use_cpu_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
-    return base.from_cfg(cfg)
+    try:
+        return base.from_cfg(cfg)
+    except (ValueError, TypeError, ImportError) as error:  # of what MMEngine builds by itself
+        raise UserError(f'{name} cannot be built: {str(error):.400}') from error
 
 
 def _check_strategy(cfg: Config, distributed: bool) -> None:

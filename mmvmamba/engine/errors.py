@@ -45,8 +45,8 @@ _WORKER_ERRORS = {
     'killed by signal: Killed': 'the system probably ran out of memory; lower num_workers',
 }
 _NETWORK_HINT = (
-    'the address must be that of the first node, and its port free: --master-addr and --master-port '
-    'of torchrun, or PORT of tools/dist_train.sh'
+    'the address must be that of the first node, and its port free: see --master-addr and '
+    '--master-port of torchrun, or set PORT for tools/dist_train.sh'
 )
 
 
@@ -67,8 +67,9 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
     """Run a tool and exit with status 0, with 2 after a user error, or with 130 after Ctrl-C.
 
     A user error is a :class:`UserError`, a file that cannot be opened, a component that cannot be
-    built from the config, or a lack of memory, disk space or other resources. Other errors keep their traceback, and
-    ``MMVMAMBA_TRACEBACK=1`` shows it for all. The process group ends with the tool.
+    built from the config, or a lack of memory, disk space or other resources. Other errors keep
+    their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for all. The process group ends with the
+    tool.
 
     Args:
         main (Callable): The tool.

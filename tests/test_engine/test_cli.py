@@ -78,6 +78,21 @@ def test_wrong_options(load, option, words):
         load('--cfg-options', option)
 
 
+@pytest.mark.parametrize('value', ['dict(dims=(8,8))', '{a:[1,2}', '[(1,2)'])
+def test_values_that_cannot_be_parsed(load, value, capsys):
+    with pytest.raises(SystemExit) as end:
+        load('--cfg-options', f'model.arch={value}')
+    assert end.value.code == 2
+    assert f'--cfg-options: model.arch={value} cannot be parsed; a dict' in capsys.readouterr().err
+
+
+def test_settings_are_checked(load):
+    with pytest.raises(
+        UserError, match="train_dataloader.batch_size must be a number, but got 'a'"
+    ):
+        load('--cfg-options', 'train_dataloader.batch_size=a')
+
+
 def test_a_config_without_a_model(load):
     with pytest.raises(UserError, match=r"own.py' has no model; it has \['a'\]"):
         load(text='a = 1\n')

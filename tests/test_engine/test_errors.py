@@ -158,7 +158,9 @@ class Chained(RuntimeError):
 
     def __init__(self, message, signal):
         super().__init__(message)
-        self.__context__ = RuntimeError(f'DataLoader worker (pid 3) is killed by signal: {signal}. ')
+        self.__context__ = RuntimeError(
+            f'DataLoader worker (pid 3) is killed by signal: {signal}. '
+        )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,10 @@ class Chained(RuntimeError):
             'Errno 24] Too many open files; raise the limit (`ulimit -n`)',
         ),
         (MemoryError(), 'out of memory; to use less, lower the batch size'),
-        (torch.OutOfMemoryError('CUDA out of memory. Tried'), 'Tried; to use less, lower the batch'),
+        (
+            torch.OutOfMemoryError('CUDA out of memory. Tried'),
+            'Tried; to use less, lower',
+        ),
         (RuntimeError("[x] DefaultCPUAllocator: can't allocate"), "can't allocate; to use less"),
         (torch.distributed.DistNetworkError('EADDRINUSE'), 'EADDRINUSE; the address must be that'),
         (Chained('DataLoader worker (pid(s) 3) exited', 'Bus error'), '; enlarge /dev/shm'),

@@ -352,15 +352,18 @@ def test_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr('os.pwrite', refuse)
-    with pytest.raises(UserError, match='cannot be used: No space left on device'):
+    with pytest.raises(UserError, match='No space left on device; use another --work-dir'):
         with locked(str(tmp_path)):
             pass
 
 
-@pytest.mark.parametrize('path', ['file', 'file/run'])
-def test_a_folder_that_cannot_be_made(tmp_path, path):
+@pytest.mark.parametrize(
+    ('path', 'reason'), [('file', 'it is a file'), ('file/run', 'Not a directory')]
+)
+def test_a_folder_that_cannot_be_made(tmp_path, path, reason):
     (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match=r"work_dir '.*file.*' cannot be used: "):
+    words = rf"work_dir '.*file.*' cannot be used: {reason}; use another --work-dir"
+    with pytest.raises(UserError, match=words):
         with locked(str(tmp_path / path)):
             pass
 

@@ -398,6 +398,46 @@ def test_wrong_option(run_here, detection_config, option, words):
     assert_mistake(run_here('train.py', detection_config, '--cfg-options', option), words)
 
 
+@pytest.mark.parametrize(
+    ('option', 'words'),
+    [
+        (
+            'train_dataloader.batch_size=1',
+            r'decode_head\.\S+ is a BatchNorm .*; set train_da',
+        ),
+        ('val_cfg=None', r"val_evaluator must all be set .*\['val_cfg'\] are None; --no-validate"),
+        ('train_cfg.val_interval=0', 'train_cfg.val_interval must be at least 1, but got 0'),
+        (
+            'model.backbone.arch=dict(dims=(8,8))',
+            r'arch=dict\(.* cannot be parsed; a dict is',
+        ),
+        ('val_evaluator.type=CocoMetric', 'CocoMetric is not in the mmseg::metric registry'),
+    ],
+)
+def test_wrong_option_of_a_segmentor(run_here, segmentation_config, option, words):
+    result = run_here('train.py', segmentation_config, '--cfg-options', option)
+    assert_mistake(result, words)
+    assert 'Iter(train)' not in result[1]
+
+
+@pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
+def test_a_last_batch_of_one_image(run_here, segmentation_config, runner_type, tmp_path):
+    """Three images in batches of two; the second runner stops at that batch."""
+    path = tmp_path / 'epochs.py'
+    path.write_text(f"""
+_base_ = {str(segmentation_config)!r}
+train_dataloader = dict(
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(indices=3),
+)
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=1)
+param_scheduler = None
+runner_type = {runner_type!r}
+""")
+    words = 'one pixel of a batch of one image|the last of 3 images is a batch by itself'
+    assert_mistake(run_here('train.py', path), words, 'set train_dataloader.batch_size to 2')
+
+
 def test_option_without_a_value(run_here, detection_config):
     code, err = run_here('train.py', detection_config, '--cfg-options', 'model')
     assert code == 2

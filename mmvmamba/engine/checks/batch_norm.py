@@ -37,16 +37,15 @@ def named_batch_norm() -> Iterator[None]:
         if _ONE_VALUE not in str(error):
             raise
         raise UserError(
-            f'BatchNorm cannot normalize a batch of one image whose map is a single pixel: {error}; '
-            f'{_REMEDY}'
+            f'BatchNorm cannot normalize one pixel of a batch of one image: {error}; {_REMEDY}'
         ) from error
 
 
 def check_batch_norm(model: nn.Module, loader: DataLoader) -> None:
-    """Check that neck and heads of a VMamba model train with batches of one image, if there are any.
+    """Check that neck and heads of a VMamba model train with the smallest batch of a loader.
 
-    Pooling to a single pixel, as in UperNet and PSPNet, leaves one value per channel. Modules run
-    on the meta device, which takes neither time nor random numbers.
+    In a batch of one image, pooling to a single pixel, as in UperNet and PSPNet, leaves one value
+    per channel. The modules run on the meta device, which takes neither time nor random numbers.
 
     Raises:
         UserError: If PyTorch refuses such a batch.
@@ -99,8 +98,8 @@ def _output(name: str, module: nn.Module, maps: Any, batch: str) -> Any:
         if _ONE_VALUE not in str(error):
             return None
         raise UserError(
-            f'model.{name}.{last[0]} is a BatchNorm of a map of one pixel, which needs at least two '
-            f'images in a batch, but {batch}; {_REMEDY}'
+            f'model.{name}.{last[0]} is a BatchNorm of a map of one pixel, which needs batches of '
+            f'two or more images, but {batch}; {_REMEDY}'
         ) from error
 
 

@@ -9,7 +9,6 @@ from mmengine.registry import DATASETS
 
 from mmvmamba.engine.errors import UserError
 
-
 #: Parts of a config that are dicts, if they are there.
 _PARTS = (
     *(f'{stage}_{part}' for stage in ('train', 'val', 'test') for part in ('cfg', 'dataloader')),

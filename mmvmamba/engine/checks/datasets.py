@@ -10,6 +10,7 @@ from .channels import model_channels
 from .coco import check_coco, coco_files
 from .configs import annotation_file, leaf_datasets, named_settings
 from .images import check_images
+from .metrics import top_k_mistake
 from .report import Report
 
 STAGES = ('train', 'val', 'test')
@@ -54,7 +55,10 @@ def check_datasets(
             leaf = dict(type='mmdet.CocoDataset', ann_file=path)
             if _is_new(done, leaf, stage == 'train'):
                 check_coco(leaf, report, stage, needs_masks)
-        _check_top_k(cfg, f'{stage}_evaluator', metrics, report)
+        for metric in metrics:
+            if mistake := top_k_mistake(cfg.get('model'), metric.get('topk', (1,))):
+                hint = f'Set {stage}_evaluator.topk=(1,)'
+                report.add('error', f'{stage}_evaluator', mistake, hint=hint)
         errors_as = 'warning' if stage in warn_only else 'error'
         whole.merge(report, errors_as, 'warning' if skip and stage == 'train' else errors_as)
     return whole
@@ -70,18 +74,3 @@ def _is_new(done: set[str], leaf: Mapping[str, Any], is_training: bool) -> bool:
 
 def _words(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
-
-
-def _check_top_k(cfg: Config, name: str, metrics: list[Mapping[str, Any]], report: Report) -> None:
-    """Report a top-k accuracy of more classes than a classifier has, which fails after an epoch."""
-    classes = ((cfg.get('model') or {}).get('head') or {}).get('num_classes')
-    for metric in metrics:
-        top = metric.get('topk', (1,))
-        largest = max(top) if isinstance(top, list | tuple) and top else top
-        if isinstance(classes, int) and isinstance(largest, int) and largest > classes:
-            report.add(
-                'error',
-                name,
-                f'`topk` is {top}, but model.head.num_classes is {classes}',
-                hint=f'Set {name}.topk=(1,)',
-            )

@@ -69,18 +69,22 @@ class Report:
             group.items.append(item)
 
     def merge(self, other: 'Report', errors_as: str = 'error', singles_as: str = 'error') -> None:
-        """Add the problems of another report that are not known, with other severities.
+        """Add the problems of another report with other severities.
+
+        A problem that both have keeps the more severe one.
 
         Args:
             other (Report): The other report.
             errors_as (str): The severity of errors. Defaults to 'error'.
             singles_as (str): That of errors in single samples. Defaults to 'error'.
         """
-        known = {(group.path, group.kind) for group in self.groups()}
+        known = {(group.path, group.kind): group.severity for group in self.groups()}
         for group in other.groups():
             if group.severity == 'error':
                 group.severity = singles_as if group.single else errors_as
-            if (group.path, group.kind) not in known:
+            before = known.get((group.path, group.kind))
+            if before is None or SEVERITIES.index(group.severity) < SEVERITIES.index(before):
+                self._groups.pop((before or '', group.path, group.kind), None)
                 self._groups[group.severity, group.path, group.kind] = group
 
     def groups(self, *severities: str) -> Iterator[Group]:

@@ -14,6 +14,10 @@ from mmvmamba.registry import TRANSFORMS
 _TAIL = 4096  # bytes at the end of a file in which its end marker must be
 #: The first bytes of a format, and its end marker.
 _ENDS = ((b'\xff\xd8', b'\xff\xd9'), (b'\x89PNG', b'IEND'))
+_EXIF_HINT = (
+    '; if it has an EXIF orientation, by which loading turns it, set '
+    "`color_type='color_ignore_orientation'` in `LoadImageFromFile`"
+)
 
 
 @TRANSFORMS.register_module()
@@ -51,7 +55,8 @@ class CheckSample(BaseTransform):
         size = tuple(image.shape[:2])
         annotated = results.get('height'), results.get('width')
         if None not in annotated and annotated != size:
-            yield f'the image is {_text(size)} but its annotation says {_text(annotated)}'
+            hint = _EXIF_HINT if annotated == size[::-1] else ''
+            yield f'the image is {_text(size)} but its annotation says {_text(annotated)}{hint}'
         yield from self._label_map_mistakes(results.get('gt_seg_map'), size)
         masks = results.get('gt_masks')
         if masks is not None and (masks.height, masks.width) != size:

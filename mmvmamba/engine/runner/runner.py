@@ -21,6 +21,7 @@ from mmvmamba.engine.checks.channels import check_feature_maps, check_image_chan
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.checks.configs import check_stages
+from mmvmamba.engine.checks.metrics import check_metrics
 from mmvmamba.engine.errors import UserError, as_user_error
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
@@ -34,10 +35,6 @@ from .distributed import (
     runs_on_cpu,
     use_cpu_strategy,
 )
-
-
-#: The packages whose models and metrics do not go together.
-_TASK_PACKAGES = {'mmdet', 'mmpretrain', 'mmseg'}
 
 
 class CommonMixin:
@@ -67,10 +64,6 @@ class CommonMixin:
         for hook in self.hooks:
             if isinstance(hook, BadDataHook):
                 hook.check_data(self, *stages)
-
-
-def _package(part: Any) -> str:
-    return type(part).__module__.partition('.')[0]
 
 
 def _raise_log_error(handler: logging.FileHandler, record: logging.LogRecord) -> None:
@@ -168,15 +161,9 @@ class ToolRunnerMixin(CommonMixin):
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Build an evaluator and check that its metrics are for this kind of model."""
+        """Build an evaluator and check that its metrics can evaluate the model."""
         built = super().build_evaluator(evaluator)
-        own = _package(unwrapped(self.model))
-        for metric in built.metrics:
-            if {own, _package(metric)} <= _TASK_PACKAGES and _package(metric) != own:
-                raise UserError(
-                    f'{type(metric).__name__} of {_package(metric)} cannot evaluate '
-                    f'{type(unwrapped(self.model)).__name__} of {own}; use a metric of {own}'
-                )
+        check_metrics(built.metrics, unwrapped(self.model), self.cfg.get('model'))
         return built
 
     def load_or_resume(self) -> None:

@@ -1,11 +1,17 @@
-"""Paths in the configs of data loaders and evaluators."""
+"""Settings of a config, and the paths of its data loaders and evaluators."""
 
 import pytest
 import torch
 from mmengine.config import Config
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from mmvmamba.engine.checks.configs import annotation_file, check_data, leaf_datasets
+from mmvmamba.engine.checks.configs import (
+    annotation_file,
+    check_data,
+    check_settings,
+    check_stages,
+    leaf_datasets,
+)
 from mmvmamba.engine.errors import UserError
 
 
@@ -85,3 +91,87 @@ def test_leaves_of_built_data_sets():
     inner = [TensorDataset(torch.ones(1)) for _ in range(3)]
     dataset = ConcatDataset([Subset(inner[0], [0]), ConcatDataset(inner[1:])])
     assert list(leaf_datasets(dataset)) == inner
+
+
+# ---- kinds of settings ----
+
+
+def settings(**changes):
+    cfg = Config(
+        dict(
+            model=dict(type='A', backbone=dict(type='B')),
+            train_dataloader=dict(batch_size=2, num_workers=0, dataset=dict(type='C')),
+            train_cfg=dict(type='D', max_epochs=2, val_interval=1),
+            optim_wrapper=dict(optimizer=dict(type='E', lr=0.1), clip_grad=None),
+            val_dataloader=None,
+            default_hooks=dict(timer=None, logger=dict(type='F', interval=10)),
+            custom_hooks=[dict(type='G', interval=-1), dict(type='H')],
+        )
+    )
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'default_hooks': None},
+        {'randomness': dict(seed=None)},
+        {'optim_wrapper.accumulative_counts': 4},
+        {'custom_hooks': None},
+    ],
+)
+def test_settings_of_the_right_kind(changes):
+    check_settings(settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('model', 'vmamba', "must be a dict, but got 'vmamba'"),
+        ('model', None, 'must be a dict, but got None'),
+        ('model.backbone', 'vmamba', "must be a dict, but got 'vmamba'"),
+        ('default_hooks', 'x', 'must be a dict'),
+        ('train_dataloader', 'mine', 'must be a dict'),
+        ('train_dataloader.dataset', 'mine', 'must be a dict'),
+        ('train_dataloader.batch_size', 0, 'must be at least 1, but got 0'),
+        ('train_dataloader.batch_size', 'two', "must be a number, but got 'two'"),
+        ('train_dataloader.num_workers', -1, 'must be at least 0, but got -1'),
+        ('train_cfg.max_epochs', 'many', "must be a number, but got 'many'"),
+        ('train_cfg.val_interval', 0, 'must be at least 1, but got 0'),
+        ('optim_wrapper.optimizer.lr', 'fast', "must be a number, but got 'fast'"),
+        ('default_hooks.logger.interval', 'often', "must be a number, but got 'often'"),
+        ('randomness', dict(seed=-3), r'\.seed must be at least 0, but got -3'),
+    ],
+)
+def test_settings_of_another_kind(name, value, words):
+    cfg = settings()
+    *parents, last = name.split('.')
+    part = cfg
+    for key in parents:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(UserError, match=rf'^{name} ?{words}'):
+        check_settings(cfg)
+
+
+def test_hooks_in_a_list():
+    cfg = settings(custom_hooks=[dict(type='G', interval='often')])
+    with pytest.raises(UserError, match=r'^custom_hooks\[0\]\.interval must be a number'):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize('names', [(), ('val_dataloader', 'val_cfg', 'val_evaluator')])
+def test_complete_stages(names):
+    check_stages(Config({name: {} for name in names}))
+
+
+@pytest.mark.parametrize('missing', ['val_dataloader', 'val_cfg', 'val_evaluator'])
+def test_incomplete_stages(missing):
+    names = {'val_dataloader', 'val_cfg', 'val_evaluator'} - {missing}
+    words = rf"must all be set or all be None, but \['{missing}'\] are None; --no-validate turns"
+    with pytest.raises(UserError, match=words):
+        check_stages(Config({name: {} for name in names}))
+    with pytest.raises(UserError, match=r"\['train_cfg', 'optim_wrapper'\] are None$"):
+        check_stages(Config(dict(train_dataloader={})))

@@ -102,6 +102,13 @@ def test_missing_images(cfg, tmp_path, stage):
         assert kinds(check_datasets(cfg, ('test',), warn_only=('test',)))[0][0] == 'warning'
 
 
+def test_training_does_not_excuse_an_image_of_the_validation(cfg, tmp_path):
+    """Training skips it, and evaluation cannot."""
+    cfg.val_dataloader = cfg.train_dataloader
+    (tmp_path / 'train' / 'images' / '1.jpg').unlink()
+    assert kinds(check_datasets(cfg, skip=True)) == [('error', 'train', 'image does not exist')]
+
+
 def test_validation_data_is_checked_like_training_data(cfg, tmp_path):
     for stage in ('train', 'val'):
         path = tmp_path / stage / 'coco.json'

@@ -38,6 +38,6 @@ def test_reports_are_merged_with_other_severities():
     whole.merge(again)
     assert [(g.severity, g.kind) for g in whole.groups()] == [
         ('error', 'is wrong'),
+        ('error', 'is gray'),  # the more severe of both
         ('warning', 'is truncated'),
-        ('note', 'is gray'),
     ]

@@ -1,6 +1,8 @@
 """Changes and checks of a config by the tools' runner."""
 
 import logging
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +45,7 @@ class Base:
     def __init__(self, **model):
         self.cfg = Config(dict(model=model))
         self.logger = logging.getLogger('runner')
+        self.model = nn.Identity()
 
     def build_train_loop(self, loop):
         dataset = SimpleNamespace(metainfo=self.metainfo)
@@ -136,3 +139,37 @@ def test_no_secret_in_the_log(runner_type, tmp_path, capsys):
     assert 'Load checkpoint from http://host/x.pth?...' in log
     assert 'pa55' not in log + capsys.readouterr().out
     assert url in built.cfg.pretty_text
+
+
+NEPTUNE = dict(type='Visualizer', vis_backends=[dict(type='NeptuneVisBackend')])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(env_cfg=dict(mp_cfg=dict(mp_start_method='no'))), "cannot find context for 'no'"),
+        (dict(visualizer=NEPTUNE), 'neptune'),
+        (dict(param_scheduler=[dict(type='StepLR')]), 'optim_wrapper'),
+    ],
+)
+def test_settings_that_mmengine_refuses(settings, words, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'neptune', None)
+    name = f'test_settings_{words[:6]}'
+    model = dict(type='mmengine.ToyModel')
+    cfg = Config(dict(model=model, work_dir=str(tmp_path), experiment_name=name, **settings))
+    with pytest.raises(UserError, match=f'^Runner cannot be built: .*{words}'):
+        build_runner(cfg)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a full disk')
+def test_a_log_that_cannot_be_written(tmp_path):
+    """Python alone prints a traceback for each message."""
+    backbone = dict(type='mmvmamba.VMamba', arch=dict(dims=(4, 4, 4, 4), depths=(1, 1, 1, 1)))
+    name = 'test_a_log_that_cannot_be_written'
+    cfg = Config(dict(model=backbone, work_dir=str(tmp_path), env_cfg={}, experiment_name=name))
+    built = build_runner(cfg)
+    (handler,) = (h for h in built.logger.handlers if isinstance(h, logging.FileHandler))
+    handler.setStream(open('/dev/full', 'w')).close()
+    words = r"\.log' cannot be written: No space left on device; free some space, or use another"
+    with pytest.raises(UserError, match=words):
+        built.logger.warning('a message')

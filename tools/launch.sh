@@ -22,6 +22,11 @@ require_count() {
     [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "$2 must be a whole number above 0, but got '$1'"
 }
 
+# require_free_port PORT: check that no other run listens; torchrun would end with a traceback.
+require_free_port() {
+    ! (: <> "/dev/tcp/127.0.0.1/$1") 2> /dev/null || fail "port $1 is in use; set PORT to a free one"
+}
+
 # run_torchrun GPUS SCRIPT ARGUMENTS...: run a tool with torchrun.
 run_torchrun() {
     local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous
@@ -36,6 +41,7 @@ run_torchrun() {
             --master-addr "${MASTER_ADDR:-127.0.0.1}"
             --master-port "${PORT:-29500}"
         )
+        [[ ${NODE_RANK:-0} != 0 ]] || require_free_port "${PORT:-29500}"
     fi
     [[ -z ${MAX_RESTARTS:-} ]] || rendezvous+=(--max-restarts "$MAX_RESTARTS")
     # After a restart the processes must not find the addresses of the killed ones in the store.

@@ -76,6 +76,18 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+def test_a_port_in_use(stand_in, script):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = str(server.getsockname()[1])
+        result = stand_in('python', TOOLS / script, *SCRIPTS[script], PORT=port)
+        assert result.returncode == 2
+        assert f'{script}: error: port {port} is in use; set PORT to a free one' in result.stderr
+        # Only the first node listens.
+        other = dict(PORT=port, NNODES='2', NODE_RANK='1')
+        assert port in stand_in('python', TOOLS / script, *SCRIPTS[script], **other)['arguments']
+
+
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_a_missing_argument_shows_the_usage(stand_in, script):
     arguments = SCRIPTS[script]

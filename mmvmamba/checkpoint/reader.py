@@ -135,7 +135,8 @@ def _read(
     elif start[7:9] == b'\0{':  # the end of the header's size, and its beginning
         has_checksums = False
     else:
-        raise ValueError('it begins like no format of checkpoints')
+        page = ', but of a web page, such as that of a login' if start.lstrip()[:1] == b'<' else ''
+        raise ValueError(f'its first bytes are not those of a checkpoint{page}')
     if not is_verified and not has_checksums:
         _logger.warning(
             'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '

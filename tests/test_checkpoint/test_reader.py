@@ -91,6 +91,12 @@ def test_truncated_file(tmp_path, share):
         read_local_checkpoint(path)
 
 
+def test_a_web_page(tmp_path):
+    (tmp_path / 'x.pth').write_text('\n<!DOCTYPE html><title>Log in</title>')
+    with pytest.raises(ValueError, match=r"x.pth' cannot be read; .* but of a web page, such as"):
+        read_local_checkpoint(str(tmp_path / 'x.pth'))
+
+
 @pytest.mark.parametrize(
     'content', [b'hello\n', b'backbone: x\n', b'j', b'<!DOCTYPE html><html></html>', b'\x89PNG\r\n']
 )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .classes import Head
 from .folders import (
     IMAGE_SUFFIXES,
     Folder,
@@ -22,7 +23,11 @@ _SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 
 def check_classification(
-    leaf: Mapping[str, Any], report: Report, sample: int | None, channels: int | None = None
+    leaf: Mapping[str, Any],
+    report: Report,
+    sample: int | None,
+    channels: int | None = None,
+    head: Head | None = None,
 ) -> None:
     """Check the folders, or the list, of a data set that is read as ``CustomDataset`` reads it.
 
@@ -31,6 +36,7 @@ def check_classification(
         report (Report): Gets the problems.
         sample (int, optional): The number of images to decode; None for all.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
+        head (Head, optional): The head that is trained with the labels. Defaults to None.
     """
     path, list_path = _paths(leaf)
     if path is None:
@@ -42,6 +48,8 @@ def check_classification(
         names = _check_list(leaf, report, folder, list_path, has_labels)
     else:
         names = _check_folders(leaf, report, folder, has_labels)
+        if has_labels and head is not None:
+            _report_head(report, folder, head)
     loader = image_loader(leaf, channels)
     paths = [os.path.join(path, name) for name in spread(names, sample)]
     report_images(report, path, read_all(lambda p: read_image(p, loader), paths), loader)
@@ -133,6 +141,15 @@ def _check_folders(
         hint = f'`data_root` or `data_prefix` is probably wrong; the suffixes are {suffixes}'
         report.add('error', folder.path, kind, hint=hint)
     return images
+
+
+def _report_head(report: Report, folder: Folder, head: Head) -> None:
+    """Report more class folders than a head has classes, of which the loss fails."""
+    folders = [name for name in folder.entries().folders if not name.startswith('.')]
+    if len(folders) > head.num_classes:
+        kind = f'there are {len(folders)} class folders, but {head.name}.num_classes is '
+        kind += f'{head.num_classes}'
+        report.add('error', folder.path, kind, hint=f'Set {head.name}.num_classes')
 
 
 def _report_hidden(

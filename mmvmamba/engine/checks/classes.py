@@ -2,17 +2,27 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from mmengine.registry import MODELS
 
 from mmvmamba.engine.errors import UserError
 
 from .coco import coco_files, read_coco
 from .configs import dataset_class, leaf_datasets, local_paths, named_settings
 
-#: Heads whose ``num_classes`` is that of the data set. Others, such as those of RPN and the
-#: auxiliary ones of STDC, only detect objects or boundaries.
+#: Heads whose ``num_classes`` is that of the data set. Others, such as that of RPN, only detect
+#: objects; an auxiliary head may detect boundaries, as that of STDC.
 _DETECTION_HEADS = ('bbox_head', 'mask_head')
-_OTHER_HEADS = ('decode_head', 'head')
+_AUXILIARY_HEAD = 'auxiliary_head'
+_OTHER_HEADS = ('decode_head', _AUXILIARY_HEAD, 'head')
+
+
+class Head(NamedTuple):
+    """A head in a config; labels from ``num_classes`` on fail in its loss."""
+
+    name: str
+    num_classes: int
 
 
 def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
@@ -90,10 +100,30 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
     return warnings
 
 
+def smallest_head(model: Any) -> Head | None:
+    """Return the head of a segmentor or classifier that has the fewest classes."""
+    heads = [
+        Head(name, head['num_classes'])
+        for name, head in (_heads(model, 'model') if isinstance(model, Mapping) else ())
+        if name.split('.')[-1].startswith(_OTHER_HEADS) and isinstance(head.get('num_classes'), int)
+    ]
+    return min(heads, key=lambda head: head.num_classes, default=None)
+
+
 def _heads(cfg: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the settings of each head with its name in the config."""
     for key, value in cfg.items():
         for path, part in named_settings(f'{name}.{key}', value):
             if key in (*_DETECTION_HEADS, *_OTHER_HEADS):
-                yield path, part
+                if key != _AUXILIARY_HEAD or _learns_labels(part):
+                    yield path, part
             yield from _heads(part, path)
+
+
+def _learns_labels(head: Mapping[str, Any]) -> bool:
+    """Return True for a head of mmseg whose loss compares it with the label map."""
+    kind = head.get('type')
+    with MODELS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+    loss = getattr(kind, 'loss_by_feat', None)
+    return getattr(loss, '__qualname__', '') == 'BaseDecodeHead.loss_by_feat'

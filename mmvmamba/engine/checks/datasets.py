@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from .channels import model_channels
+from .classes import smallest_head
 from .coco import check_coco, coco_files
 from .configs import annotation_file, leaf_datasets, named_settings
 from .images import check_images
@@ -49,7 +50,8 @@ def check_datasets(
             if _is_new(done, leaf, stage == 'train'):
                 for _ in coco_files(leaf):
                     check_coco(leaf, report, stage, needs_masks)
-                check_images(leaf, report, sample, channels)
+                head = smallest_head(cfg.get('model')) if stage == 'train' else None
+                check_images(leaf, report, sample, channels, head)
         files = {annotation_file(leaf) for leaf in leaves}
         for path in {metric.get('ann_file') for metric in metrics} - files - {None}:
             leaf = dict(type='mmdet.CocoDataset', ann_file=path)

@@ -7,6 +7,7 @@ from typing import Any
 from mmvmamba.engine.errors import UserError
 
 from .class_folders import check_classification
+from .classes import Head
 from .coco import coco_files, read_coco
 from .configs import dataset_class
 from .folders import Folder, report_missing
@@ -23,6 +24,7 @@ def check_images(
     report: Report,
     sample: int | None = 64,
     channels: int | None = None,
+    head: Head | None = None,
 ) -> None:
     """Check that images and label maps exist, and decode some of them.
 
@@ -35,6 +37,8 @@ def check_images(
         sample (int, optional): The number of images to decode, spread over the data set; None for
             all. Defaults to 64.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
+        head (Head, optional): The head of a segmentor or classifier that is trained with the
+            labels. Defaults to None.
     """
     kind = dataset_class(leaf)
     listing = getattr(getattr(kind, 'load_data_list', None), '__qualname__', '')
@@ -52,7 +56,7 @@ def check_images(
     elif is_coco:
         _check_coco(leaf, report, sample, channels, parsing)
     else:
-        checks[listing](leaf, report, sample, channels)
+        checks[listing](leaf, report, sample, channels, head)
 
 
 def _check_coco(

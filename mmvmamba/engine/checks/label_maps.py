@@ -10,6 +10,7 @@ import mmcv
 import numpy as np
 from PIL import Image
 
+from .classes import Head
 from .configs import dataset_class
 from .image_files import ImageFile, item_name, read_bytes, report_problem, undecodable
 from .report import Report
@@ -138,6 +139,23 @@ def report_labels(
     if raw and not wrong:
         _report_classes(report, folder, raw, labels, is_complete)
     return readable
+
+
+def report_head(
+    report: Report, folder: str, maps: Iterable[LabelMap], labels: Labels, head: Head
+) -> None:
+    """Report labels that are classes of the data set, but not of a head, whose loss fails."""
+    for label_map in maps:
+        values = [
+            v for v in label_map.counts or () if _is_whole(v) and labels.is_known(int(v) & 255)
+        ]
+        final = {int(labels.final[int(v) & 255]) for v in values} - labels.ignored
+        wrong = [label for label in final if label >= head.num_classes]
+        if wrong:
+            kind = f'label is a class of the data set, but {head.name}.num_classes is '
+            kind += f'{head.num_classes}'
+            item = f'{item_name(label_map.file.path, folder)} has class {_list(wrong)}'
+            report.add('error', folder, kind, item, f'Set {head.name}.num_classes')
 
 
 def _report_channels(report: Report, folder: str, item: str, are_equal: bool) -> None:

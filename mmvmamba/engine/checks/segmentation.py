@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .classes import Head
 from .folders import (
     IMAGE_SUFFIXES,
     Folder,
@@ -12,13 +13,17 @@ from .folders import (
     report_unreadable,
 )
 from .image_files import read_all, read_image, report_images, report_sizes, spread
-from .label_maps import labels_of, read_label_map, report_labels
+from .label_maps import labels_of, read_label_map, report_head, report_labels
 from .report import Report
 from .settings import Loader, data_folder, image_loader, join_root, label_map_loader, setting
 
 
 def check_segmentation(
-    leaf: Mapping[str, Any], report: Report, sample: int | None, channels: int | None = None
+    leaf: Mapping[str, Any],
+    report: Report,
+    sample: int | None,
+    channels: int | None = None,
+    head: Head | None = None,
 ) -> None:
     """Check images and label maps of a data set whose files ``BaseSegDataset`` lists.
 
@@ -27,6 +32,7 @@ def check_segmentation(
         report (Report): Gets the problems.
         sample (int, optional): The number of images and label maps to decode; None for all.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
+        head (Head, optional): The head that is trained with the labels. Defaults to None.
     """
     path = data_folder(leaf, 'img_path')
     suffix = setting(leaf, 'img_suffix', '.jpg')
@@ -62,7 +68,7 @@ def check_segmentation(
             _report_lone_maps(report, maps, map_suffix, set(names))
     usable = [n for n in names if n + suffix not in missing and n + map_suffix not in missing_maps]
     loader = image_loader(leaf, channels)
-    _check_sample(leaf, report, images, maps, usable, sample, loader)
+    _check_sample(leaf, report, images, maps, usable, sample, loader, head)
 
 
 def _listed_names(leaf: Mapping[str, Any], report: Report) -> list[str] | None:
@@ -137,6 +143,7 @@ def _check_sample(
     names: Sequence[str],
     sample: int | None,
     loader: Loader,
+    head: Head | None,
 ) -> None:
     """Decode some of the images and label maps, and compare their sizes."""
     suffix, map_suffix = setting(leaf, 'img_suffix'), setting(leaf, 'seg_map_suffix')
@@ -154,7 +161,10 @@ def _check_sample(
     map_paths = [os.path.join(maps.path, name + map_suffix) for name in chosen]
     label_maps = read_all(lambda path: read_label_map(path, map_loader), map_paths)
     is_complete = len(chosen) == len(names)
-    readable = report_labels(report, maps.path, label_maps, labels_of(leaf), is_complete)
+    labels = labels_of(leaf)
+    readable = report_labels(report, maps.path, label_maps, labels, is_complete)
+    if head is not None:
+        report_head(report, maps.path, readable, labels, head)
     sizes = {m.file.path: (m.file.width, m.file.height) for m in readable}
     map_of = dict(zip(paths, map_paths, strict=True))
     pairs = [(i, sizes[map_of[i.path]]) for i in usable if map_of[i.path] in sizes]

@@ -4,6 +4,7 @@ import pytest
 from mmpretrain.datasets import CustomDataset
 
 from mmvmamba.engine.checks.class_folders import check_classification, class_folders
+from mmvmamba.engine.checks.classes import Head
 
 from .images import Report, groups, only, picture, truncate
 
@@ -177,3 +178,11 @@ def test_weird_settings_never_raise(leaf, tmp_path, value):
     check(leaf, split=value)
     check(leaf, metainfo=dict(classes=value))
     class_folders(dict(leaf, data_prefix=value))
+
+
+def test_a_head_for_fewer_classes_than_folders(leaf):
+    for count in (2, 1000):
+        assert groups(check_classification, leaf, Report, 64, Head('model.head', count)) == []
+    found = groups(check_classification, leaf, Report, 64, Head('model.head', 1))
+    words = 'there are 2 class folders, but model.head.num_classes is 1. Set model.head.num_classes'
+    only(found, 'error', words)

@@ -7,7 +7,7 @@ import pytest
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from mmvmamba.engine.checks.classes import check_head_classes
+from mmvmamba.engine.checks.classes import check_head_classes, smallest_head
 from mmvmamba.engine.errors import UserError
 
 from .datasets import build, coco, multi_label, wrapped
@@ -69,6 +69,23 @@ def test_others_are_told(model, count):
         f'the training data set has {count} classes, but model.{name}.num_classes is '
         f'{head["num_classes"]}'
     )
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [('mmseg.FCNHead', 'model.auxiliary_head[0]'), ('mmseg.STDCHead', 'model.decode_head')],
+)
+def test_auxiliary_heads_that_learn_the_labels(kind, name):
+    """The one of STDC learns boundaries."""
+    auxiliary = [dict(type=kind, num_classes=2), dict(num_classes=1)]
+    model = dict(decode_head=dict(num_classes=3), auxiliary_head=auxiliary)
+    assert smallest_head(model).name == name
+    assert bool(check_head_classes(model, 3)) == ('auxiliary' in name)
+
+
+@pytest.mark.parametrize('model', [None, {}, DETECTOR, dict(head=dict(type='A'))])
+def test_models_without_a_head_for_labels(model):
+    assert smallest_head(model) is None
 
 
 def test_a_cascade_of_a_segmentors_heads():

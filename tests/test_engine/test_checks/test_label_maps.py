@@ -6,7 +6,13 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from mmvmamba.engine.checks.label_maps import labels_of, read_label_map, report_labels
+from mmvmamba.engine.checks.classes import Head
+from mmvmamba.engine.checks.label_maps import (
+    labels_of,
+    read_label_map,
+    report_head,
+    report_labels,
+)
 from mmvmamba.engine.checks.report import Report
 from mmvmamba.engine.checks.settings import Loader
 
@@ -209,3 +215,25 @@ def test_damaged_files_never_raise(tmp_path, backend):
         for length in range(0, len(content), max(1, len(content) // 20)):
             (tmp_path / 'b.png').write_bytes(content[:length])
             check(data_set(), tmp_path / 'b.png', loader=loader)
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'count', 'wrong'),
+    [
+        (data_set(3), 3, ''),
+        (data_set(3), 2, '2'),
+        (data_set(3), 1, '1, 2'),
+        (data_set(3, reduce_zero_label=True), 2, ''),
+        (data_set(2), 2, ''),  # report_labels reports the other labels
+        (dict(type='mmseg.BaseSegDataset'), 2, '2, 40'),
+    ],
+)
+def test_labels_beyond_a_head(tmp_path, leaf, count, wrong):
+    path = label_map(tmp_path / 'a.png', 0, 1, 2, 40, 255)
+    maps = [read_label_map(str(path), PILLOW)]
+    head = Head('model.decode_head', count)
+    found = groups(report_head, Report, str(tmp_path), maps, labels_of(leaf), head)
+    assert [group.items for group in found] == ([[f"'a.png' has class {wrong}"]] if wrong else [])
+    for group in found:
+        assert group.severity == 'error'
+        assert group.kind.endswith(f'but model.decode_head.num_classes is {count}')

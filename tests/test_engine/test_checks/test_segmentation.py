@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmvmamba.engine.checks.classes import Head
 from mmvmamba.engine.checks.segmentation import check_segmentation, read_lines
 
 from .images import Report, groups, label_map, only, picture, truncate
@@ -175,3 +176,9 @@ def test_lists(leaf, tmp_path):
     assert found[0].kind.startswith("the file cannot be read ('utf-8' codec")
     assert read_lines(str(tmp_path), report := Report()) == []
     assert 'Is a directory' in next(report.groups()).kind
+
+
+def test_a_head_for_fewer_classes_than_labels(leaf):
+    assert groups(check_segmentation, leaf, Report, 64, Head('model.decode_head', 2)) == []
+    found = groups(check_segmentation, leaf, Report, 64, Head('model.auxiliary_head', 1))
+    only(found, 'error', 'but model.auxiliary_head.num_classes is 1')

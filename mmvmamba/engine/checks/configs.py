@@ -66,7 +66,8 @@ def check_stages(cfg: Config) -> None:
     Raises:
         UserError: If one is set and another is not.
     """
-    for stage, last in (('train', 'optim_wrapper'), ('val', 'val_evaluator')):
+    for stage in ('train', 'val', 'test'):
+        last = 'optim_wrapper' if stage == 'train' else f'{stage}_evaluator'
         names = (f'{stage}_dataloader', f'{stage}_cfg', last)
         missing = [name for name in names if cfg.get(name) is None]
         if missing and len(missing) < len(names):

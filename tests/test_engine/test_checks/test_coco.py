@@ -463,3 +463,12 @@ def test_a_data_set_of_another_file(tmp_path, wrap):
     other = dict(images=[dict(id=0, file_name='0.png', width=9, height=9)], annotations=[])
     with pytest.raises(UserError, match=r"the categories \['chair leg'\], .*classes \['person'"):
         build(wrap(coco_dataset(tmp_path, dict(other, categories=[dict(id=1, name='chair leg')]))))
+
+
+@pytest.mark.parametrize('name', ['coco.json', 'coco.txt', 'coco'])
+def test_files_of_any_name(tmp_path, name):
+    leaf = dict(coco_dataset(tmp_path, valid()), ann_file=name)
+    (tmp_path / 'coco.json').rename(tmp_path / name)
+    assert [path for _, path in checks.coco_files(wrapped(leaf))] == [str(tmp_path / name)]
+    leaf['type'] = 'mmpretrain.CustomDataset'  # it has a format of its own
+    assert not list(checks.coco_files(leaf))

@@ -173,5 +173,6 @@ def test_incomplete_stages(missing):
     words = rf"must all be set or all be None, but \['{missing}'\] are None; --no-validate turns"
     with pytest.raises(UserError, match=words):
         check_stages(Config({name: {} for name in names}))
-    with pytest.raises(UserError, match=r"\['train_cfg', 'optim_wrapper'\] are None$"):
-        check_stages(Config(dict(train_dataloader={})))
+    for stage, last in (('train', 'optim_wrapper'), ('test', 'test_evaluator')):
+        with pytest.raises(UserError, match=rf"\['{stage}_cfg', '{last}'\] are None$"):
+            check_stages(Config({f'{stage}_dataloader': {}}))

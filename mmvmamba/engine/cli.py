@@ -45,9 +45,11 @@ class _Options(DictAction):
         try:
             super().__call__(*args)
         except (AssertionError, RecursionError) as error:  # brackets that do not match, or braces
-            values = ' '.join(args[2])
-            message = f'{values} cannot be parsed; a dict is given as MODEL.KEY=VALUE for each key'
-            raise argparse.ArgumentError(self, message) from error
+            raise argparse.ArgumentError(
+                self,
+                f'{" ".join(args[2])} cannot be parsed; write a dict as KEY.NAME=VALUE for each of '
+                'its names, or in a config',
+            ) from error
 
 
 def _key_value(text: str) -> str:

@@ -141,6 +141,20 @@ def _remedy(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
+def named_build(name: str) -> Iterator[None]:
+    """Name a part of the config that cannot be built, and that no registry builds."""
+    try:
+        yield
+    except _BUILD_ERRORS as error:
+        raise _build_error(name, error) from error
+
+
+def _build_error(name: str, error: Exception) -> UserError:
+    reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return UserError(f'{name} cannot be built: {str(reason) or type(error).__name__}')
+
+
+@contextlib.contextmanager
 def _named_components() -> Iterator[None]:
     """Name the innermost component that MMEngine's registries cannot build from the config."""
     build = Registry.build
@@ -150,10 +164,7 @@ def _named_components() -> Iterator[None]:
             return build(registry, cfg, *args, **kwargs)
         except _BUILD_ERRORS as error:
             kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-            name = getattr(kind, '__name__', kind) or registry.name
-            reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-            reason = str(reason) or type(error).__name__
-            raise UserError(f'{name} cannot be built: {reason}') from error
+            raise _build_error(getattr(kind, '__name__', kind) or registry.name, error) from error
 
     Registry.build = build_or_name
     try:

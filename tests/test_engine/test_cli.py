@@ -83,7 +83,10 @@ def test_values_that_cannot_be_parsed(load, value, capsys):
     with pytest.raises(SystemExit) as end:
         load('--cfg-options', f'model.arch={value}')
     assert end.value.code == 2
-    assert f'--cfg-options: model.arch={value} cannot be parsed; a dict' in capsys.readouterr().err
+    assert (
+        f'--cfg-options: model.arch={value} cannot be parsed; write a dict'
+        in capsys.readouterr().err
+    )
 
 
 def test_settings_are_checked(load):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,9 +55,9 @@ def check_batch_norm(model: nn.Module, loader: DataLoader) -> None:
     backbone = getattr(model, 'backbone', None)
     if not batch or getattr(type(backbone), 'forward', None) is not VMamba.forward:
         return
-    height, width = getattr(getattr(model, 'data_preprocessor', None), 'size', None) or _IMAGE_SIZE
+    size = getattr(getattr(model, 'data_preprocessor', None), 'size', None) or _IMAGE_SIZE
     maps: Any = tuple(
-        torch.zeros(1, backbone.settings.dims[i], -(-height >> i + 2), -(-width >> i + 2))
+        torch.zeros(1, backbone.settings.dims[i], *(math.ceil(side / (4 << i)) for side in size))
         for i in backbone.out_indices
     )
     neck = getattr(model, 'neck', None)

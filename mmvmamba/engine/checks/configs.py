@@ -10,9 +10,14 @@ from mmengine.registry import DATASETS
 from mmvmamba.engine.errors import UserError
 
 #: Parts of a config that are dicts, if they are there.
-_PARTS = (
+_DICTS = (
     *(f'{stage}_{part}' for stage in ('train', 'val', 'test') for part in ('cfg', 'dataloader')),
-    *(f'{stage}_dataloader.dataset' for stage in ('train', 'val', 'test')),
+    *(
+        f'{stage}_dataloader.{part}'
+        for stage in ('train', 'val', 'test')
+        for part in ('dataset', 'sampler')
+    ),
+    'auto_scale_lr',
     'default_hooks',
     'env_cfg',
     'model',
@@ -21,8 +26,10 @@ _PARTS = (
     'optim_wrapper.optimizer',
     'randomness',
 )
-#: Settings that are numbers, if they are there, and the smallest one if there is one.
+_STRINGS = ('default_scope', 'runner_type', 'work_dir')
+#: Settings that are numbers, if they are there. Those with a smallest one are integers.
 _NUMBERS: dict[str, int | None] = {
+    'log_processor.window_size': None,
     'optim_wrapper.accumulative_counts': 1,
     'optim_wrapper.clip_grad.max_norm': None,
     'optim_wrapper.optimizer.lr': None,
@@ -38,7 +45,7 @@ _NUMBERS: dict[str, int | None] = {
 
 
 def check_settings(cfg: Config) -> None:
-    """Check that the main parts of a config are dicts, and that numbers are not strings.
+    """Check the types of the main parts of a config, and that numbers are not strings.
 
     MMEngine fails at these later, some of them after an epoch, and names no setting.
 
@@ -47,10 +54,15 @@ def check_settings(cfg: Config) -> None:
     """
     if cfg.model is None:
         raise UserError('model must be a dict, but got None')
-    for name in _PARTS:
+    for name in _DICTS:
         part = _setting(cfg, name)
         if isinstance(part, str | int | float):
             raise UserError(f'{name} must be a dict, but got {part!r}')
+    for name in _STRINGS:
+        if not isinstance(cfg.get(name), str | None):
+            raise UserError(f'{name} must be a str, but got {cfg[name]!r}')
+    if not isinstance(cfg.get('custom_hooks'), list | tuple | None):
+        raise UserError(f'custom_hooks must be a list, but got {cfg.custom_hooks!r}')
     for name, least in _NUMBERS.items():
         _check_number(name, _setting(cfg, name), least)
     hooks = {f'default_hooks.{name}': h for name, h in (cfg.get('default_hooks') or {}).items()}
@@ -80,6 +92,8 @@ def check_stages(cfg: Config) -> None:
 def _check_number(name: str, value: Any, least: int | None) -> None:
     if isinstance(value, str):
         raise UserError(f'{name} must be a number, but got {value!r}')
+    if least is not None and isinstance(value, float):
+        raise UserError(f'{name} must be an integer, but got {value}')
     if least is not None and isinstance(value, int) and value < least:
         raise UserError(f'{name} must be at least {least}, but got {value}')
 

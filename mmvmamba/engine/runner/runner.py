@@ -22,7 +22,7 @@ from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_cla
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.checks.configs import check_stages
 from mmvmamba.engine.checks.metrics import check_metrics
-from mmvmamba.engine.errors import UserError, as_user_error
+from mmvmamba.engine.errors import UserError, as_user_error, named_build
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
@@ -149,7 +149,7 @@ class ToolRunnerMixin(CommonMixin):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop and check that the heads have the classes of the data set."""
-        with as_user_error(ValueError, TypeError):
+        with named_build('train_cfg'):
             built = super().build_train_loop(loop)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
         # The box and mask heads of a panoptic data set have the things alone.
@@ -159,6 +159,21 @@ class ToolRunnerMixin(CommonMixin):
                 self.logger.warning(message)
         check_batch_norm(unwrapped(self.model), built.dataloader)
         return built
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop, with errors that name its settings."""
+        with named_build('val_cfg'):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop, with errors that name its settings."""
+        with named_build('test_cfg'):
+            return super().build_test_loop(loop)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Build schedules, with errors that name their settings."""
+        with named_build('param_scheduler'):
+            return super().build_param_scheduler(scheduler)
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build an evaluator and check that its metrics can evaluate the model."""
@@ -233,10 +248,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         if distributed and runs_on_cpu():
             use_cpu_strategy(cfg)
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
-    try:
+    with named_build(name):  # of what MMEngine builds without a registry
         return base.from_cfg(cfg)
-    except (ValueError, TypeError, ImportError) as error:  # of what MMEngine builds by itself
-        raise UserError(f'{name} cannot be built: {str(error):.400}') from error
 
 
 def _check_strategy(cfg: Config, distributed: bool) -> None:

@@ -150,6 +150,7 @@ NEPTUNE = dict(type='Visualizer', vis_backends=[dict(type='NeptuneVisBackend')])
         (dict(env_cfg=dict(mp_cfg=dict(mp_start_method='no'))), "cannot find context for 'no'"),
         (dict(visualizer=NEPTUNE), 'neptune'),
         (dict(param_scheduler=[dict(type='StepLR')]), 'optim_wrapper'),
+        (dict(log_level='LOUD'), 'LOUD'),
     ],
 )
 def test_settings_that_mmengine_refuses(settings, words, tmp_path, monkeypatch):

@@ -87,9 +87,9 @@ class BadDataHook(Hook):
             errors = [[str(group) for group in report.groups('error')]]
         broadcast_object_list(errors)
         if self.check == 'stop' and errors[0]:
-            more = f' and {len(errors[0]) - 1} more errors, see the log' if errors[0][1:] else ''
+            others = f'; errors in the log: {len(errors[0])}' if errors[0][1:] else ''
             raise UserError(
-                f'{errors[0][0]}{more} (default_hooks.bad_data.check=warn trains nevertheless)'
+                f'{errors[0][0]}{others} (default_hooks.bad_data.check=warn trains nevertheless)'
             )
 
     def before_train(self, runner: Any) -> None:

@@ -182,7 +182,7 @@ def test_weird_settings_never_raise(leaf, tmp_path, value):
 
 def test_a_head_for_fewer_classes_than_folders(leaf):
     for count in (2, 1000):
-        assert groups(check_classification, leaf, Report, 64, Head('model.head', count)) == []
-    found = groups(check_classification, leaf, Report, 64, Head('model.head', 1))
+        assert groups(check_classification, leaf, Report, 64, head=Head('model.head', count)) == []
+    found = groups(check_classification, leaf, Report, 64, head=Head('model.head', 1))
     words = 'there are 2 class folders, but model.head.num_classes is 1. Set model.head.num_classes'
     only(found, 'error', words)

@@ -179,6 +179,6 @@ def test_lists(leaf, tmp_path):
 
 
 def test_a_head_for_fewer_classes_than_labels(leaf):
-    assert groups(check_segmentation, leaf, Report, 64, Head('model.decode_head', 2)) == []
-    found = groups(check_segmentation, leaf, Report, 64, Head('model.auxiliary_head', 1))
+    assert groups(check_segmentation, leaf, Report, 64, head=Head('model.decode_head', 2)) == []
+    found = groups(check_segmentation, leaf, Report, 64, head=Head('model.auxiliary_head', 1))
     only(found, 'error', 'but model.auxiliary_head.num_classes is 1')

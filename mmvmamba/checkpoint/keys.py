@@ -30,7 +30,7 @@ _MERGING_RENAMES = (
 _DIRECTIONS = 4
 BACKBONE, CLASSIFIER = 'backbone.', 'classifier.'
 CLASSIFIER_NORM, CLASSIFIER_HEAD = 'classifier.norm.', 'classifier.head.'
-#: The first convolution (d, channels, h, w), of the images.
+#: Weight of the first convolution, (d, channels, h, w).
 FIRST_CONV = 'patch_embed.0.weight'
 #: The linear layer of mmpretrain's classification heads.
 _IMAGE_CLASSIFIER_HEAD = 'head.fc.'
@@ -158,7 +158,7 @@ def resize_pos_embed(pos_embed: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Adapt the weight (d, 3, h, w) of a first convolution to images of other channels.
+    """Adapt the weight (d, 3, h, w) of a first convolution to another number of image channels.
 
     As ``timm.models._manipulate.adapt_input_conv`` does: a single channel gets the sum over the
     channels; otherwise they are repeated in their order, and scaled by 3 / ``channels`` so that

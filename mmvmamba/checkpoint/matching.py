@@ -247,7 +247,7 @@ def with_resized_pos_embed(
 def with_image_channels(
     tensors: dict[str, Tensor], model: nn.Module, prefix: str = ''
 ) -> tuple[dict[str, Tensor], str]:
-    """Adapt the first convolution of a file for images of 3 channels, if the network's has others.
+    """Adapt the first convolution of a 3-channel file to the network's number of image channels.
 
     One that differs in anything else stays as it is, so that the comparison with the model names
     it. A test or a resumed run must not adapt it: the results would be meaningless.

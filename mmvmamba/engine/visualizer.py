@@ -1,4 +1,4 @@
-"""Pictures of images with any number of channels."""
+"""Visualizer for images with any number of channels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +83,7 @@ def multispectral_visualizer(
         ValueError: If ``bands`` are not three channels, or ``base`` is not registered.
     """
     if bands is not None and (len(bands) != 3 or min(bands) < 0):
-        raise ValueError(f'bands must be three channels from 0, but got {bands}')
+        raise ValueError(f'bands must be three non-negative channel indices, but got {bands}')
     with ROOT_VISUALIZERS.switch_scope_and_registry(None) as registry:
         stock = registry.get(base)
     if stock is None:

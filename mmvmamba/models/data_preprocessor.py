@@ -52,16 +52,18 @@ def multispectral_preprocessor(
                 'have an order of colors'
             )
     built = ROOT_MODELS.build(dict(kwargs, type=base, mean=[0.0], std=[1.0]))
-    built.mean, built.std = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
-    built.register_forward_pre_hook(_check_channels)
+    for name, values in (('mean', mean), ('std', std)):
+        setattr(built, name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+    built.register_forward_pre_hook(_check_channels, with_kwargs=True)
     return built
 
 
-def _check_channels(module: nn.Module, args: tuple[Any, ...]) -> None:
+def _check_channels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse images of another number of channels; one channel would be broadcast to all."""
-    for image in args[0]['inputs']:  # (C, H, W)
+    data = args[0] if args else kwargs['data']
+    for image in data['inputs']:  # (C, H, W)
         if image.shape[0] != len(module.mean):
             raise ValueError(
-                f'images must have {len(module.mean)} channels, as mean has values, but one has '
-                f'{image.shape[0]} (shape {tuple(image.shape)})'
+                f'images must have {len(module.mean)} channels, one for each value of mean, but '
+                f'one has {image.shape[0]} (shape {tuple(image.shape)})'
             )

@@ -129,8 +129,8 @@ def test_an_image_without_a_path_is_drawn_itself():
 @pytest.mark.parametrize(
     ('kwargs', 'words'),
     [
-        (dict(bands=(0, 1)), r'bands must be three channels from 0, but got \(0, 1\)'),
-        (dict(bands=(0, 1, -1)), r'bands must be three channels from 0'),
+        (dict(bands=(0, 1)), r'bands must be three non-negative channel indices, but got \(0, 1\)'),
+        (dict(bands=(0, 1, -1)), r'bands must be three non-negative channel indices'),
         (dict(base='NoVisualizer'), "base must be a registered visualizer, but got 'NoVisualizer'"),
     ],
 )

@@ -34,17 +34,16 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
 
-import mmvmamba.engine.runner.distributed
 from mmvmamba.engine import AverageBatchNormHook
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.runner import build_runner
+from mmvmamba.engine.runner import build_runner, distributed
 from mmvmamba.engine.runner.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.models import VMamba
 from mmvmamba.nn.network import VSSBlock
 from mmvmamba.registry import register_config_packages
 
 TIMEOUT = 240
-TIMEOUT_OF_GLOO = 6
+GLOO_TIMEOUT = 6
 THIN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.2)
 
 
@@ -130,24 +129,28 @@ class LogSamples(Hook):
 
 
 @HOOKS.register_module()
-class Hang(Hook):
-    """Hang in one rank until the others have ended."""
+class Misbehave(Hook):
+    """Hang in one rank until the others have ended, be slow, or end."""
 
-    def __init__(self, rank, files):
-        self.rank, self.files = rank, [Path(file) for file in files]
+    def __init__(self, rank, kind, files):
+        self.rank, self.kind, self.files = rank, kind, [Path(file) for file in files]
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.rank == self.rank and runner.iter == 2:
+        if runner.rank != self.rank or runner.iter != 2:
+            return
+        if self.kind == 'hangs':
             while not all(file.exists() for file in self.files):
                 time.sleep(0.1)
-            raise UserError('hung')
+        elif self.kind == 'is slow':
+            time.sleep(GLOO_TIMEOUT + 2)
+        if self.kind != 'is slow':
+            raise UserError(self.kind)
 
 
-def hang(folder, world, rank):
-    """Train while one rank hangs; return the process, the message and the seconds it took."""
+def misbehave(folder, world, rank, kind):
+    """Train while one rank misbehaves; return the process and the message."""
     files = [f'{folder}/{other}.pt' for other in range(world) if other != rank]
-    start = time.monotonic()
-    mmvmamba.engine.runner.distributed._ANSWER_TIME = timedelta(seconds=TIMEOUT_OF_GLOO)
+    distributed.ANSWER_TIME = timedelta(seconds=5)
     with pytest.raises(UserError) as caught:
         order(
             folder,
@@ -155,12 +158,13 @@ def hang(folder, world, rank):
             batch_size=2,
             sampler='DefaultSampler',
             train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
-            hooks=[dict(type='Hang', rank=rank, files=files)],
+            hooks=[dict(type='Misbehave', rank=rank, kind=kind, files=files)],
+            env_cfg=dict(dist_cfg=dict(timeout=GLOO_TIMEOUT)),
         )
-    return dict(pid=os.getpid(), said=str(caught.value), seconds=time.monotonic() - start)
+    return dict(pid=os.getpid(), said=str(caught.value))
 
 
-def order(folder, world, batch_size, sampler, train_cfg, resumed=None, hooks=()):
+def order(folder, world, batch_size, sampler, train_cfg, resumed=None, hooks=(), **options):
     """Train; return the samples of each iteration in this process."""
     safety = Config.fromfile(Path(__file__).parents[2] / 'configs' / '_base_' / 'safety.py').safety
     loader = dict(
@@ -180,12 +184,12 @@ def order(folder, world, batch_size, sampler, train_cfg, resumed=None, hooks=())
                 'resume': safety['resume'],
             },
             custom_hooks=[dict(type='LogSamples'), *hooks],
-            env_cfg=dict(dist_cfg=dict(timeout=TIMEOUT_OF_GLOO)),
             randomness=dict(seed=5),
             work_dir=str(Path(folder) / 'work_dir'),
             launcher='pytorch' if world > 1 else 'none',
             load_from=resumed,
             resume=resumed is not None,
+            **options,
         )
     )
     runner = build_runner(cfg)
@@ -285,14 +289,14 @@ def gradients(folder, world):
     init_cpu_process_group('pytorch')
     rank = torch.distributed.get_rank()
     result = {}
-    for name, with_cp, distributed in (
+    for name, with_cp, several in (
         ('plain', False, True),
         ('with_cp', True, True),
         ('alone', False, False),
     ):
         torch.manual_seed(0)
         model = VMamba(THIN, with_cp=with_cp).train()
-        wrapped = wrap(model) if distributed else model
+        wrapped = wrap(model) if several else model
         for _ in range(2):  # accumulated; other paths are dropped in the second
             sum(m.square().mean() for m in wrapped(images(rank))).backward()
         result[name] = {k: p.grad.clone() for k, p in model.named_parameters()}

@@ -249,6 +249,18 @@ def test_a_mean_of_other_channels(data, run):
     (data / 'four.py').write_text(config)
     out = run('tools/train.py', 'four.py', '--work-dir', 'work_dirs/four', code=2)
     assert 'model.backbone.in_channels is 4, but mean of the data preprocessor has 12 values' in out
+    flexible = ['runner_type=FlexibleRunner', 'strategy.type=SingleDeviceStrategy']
+    out = run(
+        'tools/train.py',
+        'four.py',
+        '--work-dir',
+        'work_dirs/flexible',
+        '--cfg-options',
+        *flexible,
+        'default_hooks.bad_data.check=None',
+        code=2,
+    )
+    assert 'model.backbone.in_channels is 4, but mean of the data preprocessor has 12 values' in out
     out = run('tools/dataset_converters/check_dataset.py', 'four.py', code=2)
     assert 'image loads with 12 channels, but the model takes 4 (4 times)' in out
 
@@ -262,7 +274,7 @@ def with_bands(cfg, package, preprocessor, visualizer, data_root):
         cfg.model.data_preprocessor.update(settings, bgr_to_rgb=False)
         cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = f'{data_root}/coco.json'
     else:
-        cfg.data_preprocessor = settings
+        cfg.data_preprocessor.update(settings, to_rgb=False)
     for stage in ('train', 'val', 'test'):
         dataset = cfg[f'{stage}_dataloader'].dataset
         dataset.data_root = str(data_root)

@@ -22,7 +22,13 @@ R = TypeVar('R')
 _COMMON = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _TIFF = (b'II', b'MM')
 _PNG = b'\x89PNG\r\n\x1a\n'
-_NEEDS_TIFFFILE = 'is decoded by tifffile alone'
+_NEEDS_TIFFFILE = 'can be decoded only by tifffile'
+_LACKS_TIFFFILE = 'cannot be decoded, because tifffile is not installed'
+_SETTINGS_HINTS = {
+    _NEEDS_TIFFFILE: "Set `imdecode_backend='tifffile'` in `LoadImageFromFile` "
+    '(docs/multispectral.md)',
+    _LACKS_TIFFFILE: '`pip install tifffile imagecodecs`',
+}
 _EXIF_HINT = (
     "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
     '`LoadImageFromFile`, or turn the pixels, remove the tag and annotate the result'
@@ -80,6 +86,8 @@ def read_image(path: str, loader: Loader) -> ImageFile:
         return content
     try:
         if loader.is_stock and loader.backend == 'tifffile':
+            if not _has_tifffile():
+                return ImageFile(path, problem=_LACKS_TIFFFILE)
             return _properties(path, _load(content, loader))  # Pillow reads one page of several
         with Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -87,10 +95,14 @@ def read_image(path: str, loader: Loader) -> ImageFile:
                 reason = f'{loader.backend} does not read {image.format} files'
                 return ImageFile(path, problem='cannot be decoded', detail=reason)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            channels = 3 if image.mode == 'P' else len(image.getbands())
+            if loader.is_stock and loader.keeps_channels:
+                # Readers differ in CMYK, gray with alpha, and palettes.
+                channels = _channels(_load(content, loader))
             return ImageFile(
                 path,
                 *image.size,
-                channels=3 if image.mode == 'P' else len(image.getbands()),
+                channels=channels,
                 bits=_bits(image, content),
                 alpha=image.mode.endswith(('A', 'a')),
                 orientation=orientation if orientation in range(1, 9) else 1,
@@ -128,16 +140,27 @@ def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception)
         return problem
     if _loads(content, loader):
         return _properties(path, _load(content, loader))
-    is_tiff = loader.is_stock and content.startswith(_TIFF)
-    if is_tiff and _loads(content, loader._replace(backend='tifffile')):
+    if not loader.is_stock or not content.startswith(_TIFF):
+        return problem
+    if not _has_tifffile():
+        detail = f'{loader.backend} cannot read it; tifffile, which may, is not installed'
+        return problem._replace(detail=detail)
+    if _loads(content, loader._replace(backend='tifffile')):
         return ImageFile(path, problem=_NEEDS_TIFFFILE)
     return problem
 
 
+def _has_tifffile() -> bool:
+    return importlib.util.find_spec('tifffile') is not None
+
+
 def _properties(path: str, array: np.ndarray) -> ImageFile:
-    channels = 1 if array.ndim == 2 else array.shape[2]
     bits = 8 * array.dtype.itemsize
-    return ImageFile(path, array.shape[1], array.shape[0], channels=channels, bits=bits)
+    return ImageFile(path, array.shape[1], array.shape[0], channels=_channels(array), bits=bits)
+
+
+def _channels(array: np.ndarray) -> int:
+    return 1 if array.ndim == 2 else array.shape[2]
 
 
 def _loads(content: bytes, loader: Loader) -> bool:
@@ -149,8 +172,6 @@ def _loads(content: bytes, loader: Loader) -> bool:
 
 
 def _load(content: bytes, loader: Loader) -> np.ndarray:
-    if loader.backend == 'tifffile' and importlib.util.find_spec('tifffile') is None:
-        raise ImportError('tifffile is not installed')
     array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
         raise ValueError(f'not an image but of shape {getattr(array, "shape", None)}')
@@ -186,11 +207,10 @@ def report_problem(report: Report, folder: str, kind: str, image: ImageFile) -> 
     """Report a file that cannot be used."""
     item = item_name(image.path, folder) + (f' ({image.detail})' if image.detail else '')
     hint = 'Copy the file from its source again, or remove it from the data set'
-    if image.problem == _NEEDS_TIFFFILE:
-        hint = "Set `imdecode_backend='tifffile'` in `LoadImageFromFile` (docs/multispectral.md)"
     if image.problem == 'cannot be read':
         hint = 'Give this user the permission to read the file'
-    is_single = image.problem != _NEEDS_TIFFFILE
+    is_single = image.problem not in _SETTINGS_HINTS
+    hint = _SETTINGS_HINTS.get(image.problem, hint)
     report.add('error', folder, f'{kind} {image.problem}', item, hint, single=is_single)
 
 

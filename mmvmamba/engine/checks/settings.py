@@ -9,7 +9,7 @@ from mmengine.registry import TRANSFORMS
 
 from .configs import dataset_class
 
-#: Packages whose transforms keep the number of channels, but for those below.
+#: Packages whose transforms keep the number of channels, except those in ``_CHANGING``.
 _STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmvmamba')
 _CHANGING = ('Albu', 'Albumentations', 'ConcatCDInput', 'RandomGrayscale', 'RGB2Gray')
 _LOCAL = (None, 'local', 'disk', 'LocalBackend')

@@ -1,13 +1,14 @@
 """Batches of all processes together, in an order that does not depend on their number."""
 
-import copy
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, Sampler
+
+#: Package and name of mmdet's batch sampler, which needs no import here.
+_ASPECT_RATIO = ('mmdet', 'AspectRatioBatchSampler')
 
 
 class Progress(NamedTuple):
@@ -30,7 +31,7 @@ class NumberedIndex(int):
         return index
 
 
-class _Queue(Sampler):
+class _TrackedSampler(Sampler):
     """Sampler that remembers the samples which were taken but are not in a batch yet."""
 
     def __init__(self, dataset: Any, samples: Iterator[NumberedIndex]) -> None:
@@ -43,9 +44,9 @@ class _Queue(Sampler):
             self.waiting[sample.number] = sample
             yield sample
 
-    def released(self, batches: Iterable[list[NumberedIndex]]) -> Iterator[list[NumberedIndex]]:
-        """Yield batches and forget their samples."""
-        for batch in batches:
+    def batches(self, kind: type[BatchSampler], batch_size: int) -> Iterator[list[NumberedIndex]]:
+        """Yield the batches that a class of batch samplers makes, and forget their samples."""
+        for batch in kind(self, batch_size, False):
             for sample in batch:
                 del self.waiting[sample.number]
             yield batch
@@ -54,23 +55,22 @@ class _Queue(Sampler):
 def has_global_order(batch_sampler: BatchSampler) -> bool:
     """Return True if batches of all processes can be made with a batch sampler.
 
-    Its sampler must be one of MMEngine's own, which deal one order out to the processes, and its
-    constructor must take a sampler, a batch size and ``drop_last`` alone, as those of PyTorch's
-    ``BatchSampler`` and mmdet's ``AspectRatioBatchSampler`` do.
+    It must be PyTorch's ``BatchSampler`` or mmdet's ``AspectRatioBatchSampler`` with one of
+    MMEngine's own samplers, which deal one order out to the processes. Subclasses may do anything.
     """
-    arguments = list(inspect.signature(type(batch_sampler)).parameters)
-    own = type(batch_sampler.sampler) in (DefaultSampler, InfiniteSampler)
-    return own and arguments == ['sampler', 'batch_size', 'drop_last']
+    kind = type(batch_sampler)
+    is_aspect = (kind.__module__.partition('.')[0], kind.__name__) == _ASPECT_RATIO
+    samplers = DefaultSampler, InfiniteSampler
+    return (kind is BatchSampler or is_aspect) and type(batch_sampler.sampler) in samplers
 
 
 def global_order(sampler: DefaultSampler | InfiniteSampler) -> Iterator[NumberedIndex]:
     """Yield the samples of an epoch, or of an endless run, for all processes together."""
-    alone = copy.copy(sampler)
+    alone = type(sampler)(sampler.dataset, sampler.shuffle, sampler.seed)
     alone.rank, alone.world_size = 0, 1
-    if isinstance(alone, InfiniteSampler):
-        alone.indices = alone._indices_of_rank()
-    else:
+    if isinstance(alone, DefaultSampler):
         alone.num_samples = alone.total_size = len(alone.dataset)
+        alone.set_epoch(sampler.epoch)
     return map(NumberedIndex.of, alone, count())
 
 
@@ -79,24 +79,23 @@ def global_batches(
 ) -> Iterator[list[NumberedIndex]]:
     """Yield the batches of all processes together, after those that are done.
 
-    Every sample of an epoch is in one batch, even if earlier batches had other sizes: what a batch
-    sampler had taken for a batch that was not complete comes first.
+    Every sample of an epoch is in one batch, even if earlier batches had other sizes: the samples
+    that were waiting for a batch to be complete come first. The last batch may be incomplete.
 
     Args:
         batch_sampler (BatchSampler): Batch sampler of one process with :func:`has_global_order`.
         batch_size (int): Number of samples in a batch of all processes.
         done (Sequence[Progress]): The batches of this epoch that were trained on. Defaults to ().
     """
-    sampler, make = batch_sampler.sampler, type(batch_sampler)
+    sampler, kind = batch_sampler.sampler, type(batch_sampler)
     samples = global_order(sampler)
     for size, batches in done:
         # A batch may depend on those before it, so these are made again.
-        queue = _Queue(sampler.dataset, samples)
-        for _ in islice(queue.released(make(queue, size, batch_sampler.drop_last)), batches):
+        tracked = _TrackedSampler(sampler.dataset, samples)
+        for _ in islice(tracked.batches(kind, size), batches):
             pass
-        samples = chain(tuple(queue.waiting.values()), samples)
-    queue = _Queue(sampler.dataset, samples)
-    yield from queue.released(make(queue, batch_size, batch_sampler.drop_last))
+        samples = chain(tuple(tracked.waiting.values()), samples)
+    yield from _TrackedSampler(sampler.dataset, samples).batches(kind, batch_size)
 
 
 def share_of_rank(
@@ -105,7 +104,7 @@ def share_of_rank(
     """Return the samples of a global batch for one process.
 
     All processes get equally many, as the gradients of all count alike: the last batch of an epoch
-    is filled with the first samples of the epoch.
+    is padded with the first samples of the epoch.
     """
     lacking = -len(batch) % world_size
     if lacking:
@@ -114,9 +113,3 @@ def share_of_rank(
         # Numbers of their own, which no sample of the epoch has, give them another augmentation.
         batch = batch + list(map(NumberedIndex.of, again, count(len(sampler.dataset))))
     return batch[rank::world_size]
-
-
-def count_batches(batch_sampler: BatchSampler, batch_size: int) -> int:
-    """Return the number of global batches in an epoch."""
-    samples = len(batch_sampler.sampler.dataset)
-    return samples // batch_size if batch_sampler.drop_last else -(-samples // batch_size)

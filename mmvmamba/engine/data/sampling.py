@@ -21,7 +21,6 @@ from mmvmamba.engine.errors import UserError
 from .global_batches import (
     NumberedIndex,
     Progress,
-    count_batches,
     global_batches,
     has_global_order,
     share_of_rank,
@@ -62,7 +61,7 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
 
 
 class PositionedBatchSampler:
-    """Batches of another batch sampler, without those of an epoch that are done.
+    """Wrap a batch sampler and skip the batches of the epoch that are already done.
 
     The order of the samples is the same for any number of processes with the same global batch, the
     batches of all processes together: each process takes its share of a global batch. Samplers that
@@ -89,8 +88,6 @@ class PositionedBatchSampler:
             self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        if has_global_order(self.batch_sampler) and not is_endless(self.sampler):
-            return count_batches(self.batch_sampler, self.batch_size * get_world_size())
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
@@ -104,7 +101,9 @@ class PositionedBatchSampler:
     def _shares(self, done: Sequence[Progress]) -> Iterator[list[NumberedIndex]]:
         rank, world_size = get_rank(), get_world_size()
         for batch in global_batches(self.batch_sampler, self.batch_size * world_size, done):
-            yield share_of_rank(batch, self.sampler, rank, world_size)
+            share = share_of_rank(batch, self.sampler, rank, world_size)
+            if len(share) == self.batch_size or not self.batch_sampler.drop_last:
+                yield share
 
     def _own_batches(self, done: Sequence[Progress]) -> Iterator[list[NumberedIndex]]:
         rank, world_size = get_rank(), get_world_size()

@@ -20,8 +20,8 @@ from .utils import unwrapped
 class CheckpointMatchingHook(Hook):
     """Rename the tensors of a released file, and refuse a checkpoint that does not match the model.
 
-    MMEngine would load the tensors that match and keep random weights in the rest. A training
-    starts from a file for 3 image channels with other channels too: the first convolution is
+    MMEngine would load the tensors that match and keep random weights in the rest. Training with
+    another number of image channels can start from a 3-channel file: the first convolution is
     adapted.
 
     Args:

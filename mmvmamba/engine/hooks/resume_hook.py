@@ -188,9 +188,10 @@ class ResumeHook(Hook):
         before = saved['world_size'], saved['batch_size']
         now = get_world_size(), _batch_size(runner)
         if now != before:
-            order = 'continues at the same sample'
-            if math.prod(now) == math.prod(before):
-                order = 'continues in the same order of samples'
+            order = 'continues in the same order of samples'
+            if math.prod(now) != math.prod(before):
+                order = 'continues at the same sample'
+                _check_accumulation(runner)
             runner.logger.warning(
                 f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
                 f' this run has {now[0]} and {now[1]}: training {order}, but not bit for bit'
@@ -222,8 +223,8 @@ class ResumeHook(Hook):
         stream = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(stream, BatchStream) and stream.loader.batch_sampler.epoch != self._epoch:
             self._start_epoch(stream.loader.batch_sampler.epoch)
-        # The last number keeps these draws apart from those of the samples.
-        seed_all((self._seed, runner.iter, get_rank(), 1))
+        # The fifth number keeps these draws apart from those of the samples, which have four.
+        seed_all((self._seed, runner.iter, get_rank(), 0, 1))
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -268,6 +269,17 @@ class BatchStream:
 
     def skip_iter(self, count: int) -> None:
         """Do nothing, as the loader starts at the right position."""
+
+
+def _check_accumulation(runner: Any) -> None:
+    """Refuse another number of iterations, by which MMEngine scales accumulated gradients."""
+    counts = [getattr(w, '_accumulative_counts', 1) for w in optim_wrappers(runner.optim_wrapper)]
+    if max(counts) > 1 and not isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise UserError(
+            'a run that counts epochs and accumulates gradients can only be resumed with the same '
+            'batch size of all processes together; set optim_wrapper.accumulative_counts=1, or '
+            'resume with the batch size and the number of processes of the checkpoint'
+        )
 
 
 def _folders(runner: Any) -> list[str]:

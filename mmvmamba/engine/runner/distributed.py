@@ -5,7 +5,7 @@ import datetime
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +15,8 @@ from mmengine.device import get_device
 from mmvmamba.engine.errors import UserError
 
 #: Time in which the other ranks must answer after a collective operation has failed.
-_ANSWER_TIME = datetime.timedelta(seconds=30)
+ANSWER_TIME = datetime.timedelta(seconds=30)
+_GLOO_ERROR = r'gloo/\S+\.cc:\d+\] (.+)'
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
@@ -38,11 +39,11 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
 
 @contextlib.contextmanager
 def hanging_ranks_named() -> Iterator[None]:
-    """Name the ranks that hang or have ended if a collective operation of gloo fails.
+    """Name the ranks that hang if a collective operation of gloo fails.
 
-    After gloo's time-out the other ranks meet in a monitored barrier of PyTorch, which tells who is
-    missing. It needs a group of its own, as the connections of the failed operation are closed.
-    NCCL has its own monitor; see :func:`monitor_nccl`.
+    After gloo's timeout the other ranks enter PyTorch's monitored barrier, which reports the
+    missing ones. It needs a group of its own, as the connections of the failed operation are
+    closed. NCCL has its own monitor; see :func:`monitor_nccl`.
 
     Raises:
         UserError: If an operation fails; on rank 0 it names the ranks.
@@ -52,28 +53,37 @@ def hanging_ranks_named() -> Iterator[None]:
         return
     processes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(processes, f'process {os.getpid()} on {socket.gethostname()}')
-    group = dist.new_group(backend='gloo', timeout=_ANSWER_TIME)
+    group = dist.new_group(backend='gloo', timeout=ANSWER_TIME)
     try:
         yield
     except RuntimeError as error:
-        reason = re.search(r'gloo/\S+\.cc:\d+\] (.+)', str(error))
+        reason = re.search(_GLOO_ERROR, str(error))
         if reason is None:
             raise
-        missing = ', '.join(f'rank {i} ({processes[i]})' for i in _missing_ranks(group))
-        who = 'rank 0 names the rank that hangs or has ended; if it does not, it hangs itself'
-        if missing:
-            who = f'{missing} hangs or has ended; py-spy dump --pid PROCESS shows where it hangs'
-        raise UserError(f'a collective operation failed ({reason[1]}): {who}') from error
+        cause = _cause(group, processes)
+        raise UserError(f'a collective operation failed ({reason[1]}): {cause}') from error
+    dist.destroy_process_group(group)
 
 
-def _missing_ranks(group: dist.ProcessGroup) -> list[int]:
-    """Return the ranks that do not answer to rank 0, and an empty list on the others."""
+def _cause(group: dist.ProcessGroup, processes: Sequence[str]) -> str:
+    """Describe why a collective operation failed, after the ranks have been asked to answer."""
     try:
-        dist.monitored_barrier(group, _ANSWER_TIME, wait_all_ranks=True)
+        dist.monitored_barrier(group, ANSWER_TIME, wait_all_ranks=True)
     except RuntimeError as error:
         ranks = re.search(r'Ranks ([\d, ]+) failed to pass', str(error))
-        return [] if ranks is None else [int(rank) for rank in ranks[1].split(',')]
-    return []
+        if ranks:  # on rank 0
+            names = ', '.join(f'rank {i} ({processes[int(i)]})' for i in ranks[1].split(', '))
+            return (
+                f'{names} did not answer within {ANSWER_TIME.seconds} s and hangs; py-spy dump '
+                '--pid PROCESS shows where'
+            )
+        if dist.get_rank() == 0:
+            return 'another process has ended; its own message says why'
+        return 'see the message of rank 0; if it has none, rank 0 hangs'
+    return (
+        'all processes answered afterwards, so one of them was slower than the timeout; raise '
+        'env_cfg.dist_cfg.timeout'
+    )
 
 
 def monitor_nccl() -> None:

@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from mmvmamba.checkpoint.redaction import redact_record, redacted
 from mmvmamba.engine.checks.batch_norm import check_batch_norm, named_batch_norm
@@ -22,6 +22,7 @@ from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_cla
 from mmvmamba.engine.checks.coco import coco_files, read_coco
 from mmvmamba.engine.checks.configs import check_stages
 from mmvmamba.engine.checks.metrics import check_metrics
+from mmvmamba.engine.data.sampling import is_endless
 from mmvmamba.engine.errors import UserError, as_user_error, named_build
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
@@ -151,6 +152,7 @@ class ToolRunnerMixin(CommonMixin):
         """Build the loop and check that the heads have the classes of the data set."""
         with named_build('train_cfg'):
             built = super().build_train_loop(loop)
+        _check_drop_last(built.dataloader)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
         # The box and mask heads of a panoptic data set have the things alone.
         classes = known.get('thing_classes', known.get('classes'))
@@ -192,6 +194,7 @@ class FlexibleRunnerMixin(CommonMixin):
 
     def load_or_resume(self) -> None:
         """Let ResumeHook choose the file first; FlexibleRunner loads it before ``before_run``."""
+        check_image_channels(unwrapped(self.model))
         with named_checkpoint(self):
             for hook in self.hooks:
                 if isinstance(hook, ResumeHook):
@@ -250,6 +253,17 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     with named_build(name):  # of what MMEngine builds without a registry
         return base.from_cfg(cfg)
+
+
+def _check_drop_last(loader: DataLoader) -> None:
+    """Check that a process has a whole batch; MMEngine would train for no iteration."""
+    batches = getattr(loader, 'batch_sampler', None)
+    is_finite = isinstance(batches, BatchSampler) and not is_endless(batches.sampler)
+    if is_finite and len(batches) == 0:
+        raise UserError(
+            'train_dataloader.drop_last=True leaves no batch: a process has '
+            f'{len(batches.sampler)} samples, and batch_size is {batches.batch_size}'
+        )
 
 
 def _check_strategy(cfg: Config, distributed: bool) -> None:

@@ -1,5 +1,6 @@
 """Image files that decode or do not, and what loading makes of them."""
 
+import mmcv
 import numpy as np
 import pytest
 from PIL import Image
@@ -188,7 +189,7 @@ def test_bands_that_another_reader_does_not_know(tmp_path):
     path = tiff(tmp_path / 'a.tif')
     for backend in ('cv2', 'pillow'):
         found = read([path], COLOR._replace(backend=backend))
-        group = only(found, 'error', "image is decoded by tifffile alone: 'a.tif'")
+        group = only(found, 'error', "image can be decoded only by tifffile: 'a.tif'")
         assert "Set `imdecode_backend='tifffile'`" in group.hint and not group.single
     only(read([path], OTHER), 'note', 'image is not checked')
 
@@ -231,7 +232,29 @@ def test_bands_of_different_numbers(tmp_path):
 def test_bands_without_tifffile(tmp_path, monkeypatch):
     path = tiff(tmp_path / 'a.tif')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    only(read([path], BANDS), 'error', 'tifffile is not installed')
+    group = only(read([path], BANDS), 'error', 'because tifffile is not installed')
+    assert 'pip install tifffile' in group.hint and not group.single
+    only(read([path], COLOR), 'error', 'tifffile, which may, is not installed')
+
+
+@pytest.mark.parametrize(
+    ('mode', 'name', 'backend'),
+    [
+        ('CMYK', 'a.jpg', 'cv2'),
+        ('CMYK', 'a.jpg', 'pillow'),
+        ('LA', 'a.png', 'cv2'),
+        ('LA', 'a.png', 'pillow'),
+        ('P', 'a.png', 'cv2'),
+        ('P', 'a.png', 'pillow'),
+    ],
+)
+def test_channels_are_those_that_the_reader_returns(mode, name, backend, tmp_path):
+    """OpenCV and Pillow differ in CMYK, gray with alpha, and palettes."""
+    Image.new(mode, (8, 6)).save(tmp_path / name)
+    loader = Loader('LoadImageFromFile', 'unchanged', backend)
+    array = mmcv.imread(str(tmp_path / name), flag='unchanged', backend=backend)
+    expected = 1 if array.ndim == 2 else array.shape[2]
+    assert read_image(str(tmp_path / name), loader).channels == expected
 
 
 # ---- sizes ----

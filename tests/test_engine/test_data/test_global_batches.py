@@ -11,7 +11,6 @@ from torch.utils.data import BatchSampler, ConcatDataset, Dataset
 from mmvmamba.engine.data import sampling
 from mmvmamba.engine.data.global_batches import (
     Progress,
-    count_batches,
     global_batches,
     global_order,
     has_global_order,
@@ -49,6 +48,8 @@ def run(monkeypatch, world, done=(), steps=None, size=12, **options):
     for rank in range(world):
         monkeypatch.setattr(sampling, 'get_rank', lambda rank=rank: rank)
         monkeypatch.setattr(sampling, 'get_world_size', lambda: world)
+        info = 'mmengine.dataset.sampler.get_dist_info'
+        monkeypatch.setattr(info, lambda rank=rank: (rank, world))
         positioned = PositionedBatchSampler(make(size=size // world, **options), 3, 1, done)
         batches = list(islice(positioned, steps))
         if steps is None:
@@ -77,11 +78,11 @@ def test_the_same_order_for_any_number_of_processes(batches, sampler, world, mon
     filled = several[-1][len(last) :]
     assert len(filled) == (-len(last) % world if steps is None else 0)
     assert all(number >= SAMPLES for number, _ in filled)
-    first = [int(i) for i in global_order_of_epoch_1()]
+    first = [int(i) for i in global_order(sampler_of_epoch_1())]
     assert [index for _, index in filled] == first[: len(filled)]
 
 
-def global_order_of_epoch_1():
+def sampler_of_epoch_1():
     sampler = DefaultSampler(Images(), seed=3)
     sampler.set_epoch(1)
     return sampler
@@ -142,13 +143,16 @@ def test_batches_have_one_shape_of_image(monkeypatch):
 
 
 @BATCHES
+@pytest.mark.parametrize('drop_last', [False, True])
 @pytest.mark.parametrize('world', [1, 2, 4])
-def test_drop_last(batches, world, monkeypatch):
-    """The last batch of all processes is dropped if it is not complete."""
-    steps = run(monkeypatch, world, batches=batches, size=8, drop_last=True)
-    assert list(map(len, steps)) == [8, 8]
-    assert count_batches(make(batches, drop_last=True), 8) == 2
-    assert count_batches(make(batches), 8) == 3
+def test_as_many_batches_as_the_loop_counts(batches, drop_last, world, monkeypatch):
+    """MMEngine takes the length of the stock batch sampler of one process."""
+    for count in range(1, 40):
+        options = dict(batches=batches, size=8, drop_last=drop_last, count=count)
+        steps = run(monkeypatch, world, **options)
+        expected = len(make(**options | dict(size=8 // world)))
+        assert len(steps) == expected, count
+        assert all(len(step) == 8 for step in steps[: None if drop_last else -1])
 
 
 def test_fewer_samples_than_processes(monkeypatch):
@@ -161,8 +165,8 @@ def test_fewer_samples_than_processes(monkeypatch):
 
 
 def test_shares():
-    batch = list(islice(global_order(global_order_of_epoch_1()), 6))
-    shares = [share_of_rank(batch, global_order_of_epoch_1(), r, 3) for r in range(3)]
+    batch = list(islice(global_order(sampler_of_epoch_1()), 6))
+    shares = [share_of_rank(batch, sampler_of_epoch_1(), r, 3) for r in range(3)]
     assert shares == [batch[0::3], batch[1::3], batch[2::3]]
 
 
@@ -171,15 +175,14 @@ class OwnSampler(DefaultSampler):
 
 
 class OwnBatches(BatchSampler):
-    def __init__(self, sampler, batch_size, drop_last, kind):
-        super().__init__(sampler, batch_size, drop_last)
+    """It may repeat samples, or ask for the length of its sampler."""
 
 
 def test_samplers_of_unknown_order():
     assert has_global_order(make())
     assert has_global_order(make(AspectRatioBatchSampler, InfiniteSampler))
     assert not has_global_order(make(sampler=OwnSampler))
-    assert not has_global_order(OwnBatches(DefaultSampler(Images()), 2, False, 'a'))
+    assert not has_global_order(make(OwnBatches))
     several = MultiSourceSampler(ConcatDataset([Images(), Images()]), 3, [1, 2], seed=3)
     assert not has_global_order(BatchSampler(several, 3, False))
 

@@ -275,6 +275,15 @@ def test_other_processes_and_batches(train, monkeypatch):
     assert words in train(options, stop=dict(train=3)).said.getvalue()
 
 
+@RUNNERS
+def test_other_batches_with_accumulated_gradients(runner, train):
+    """MMEngine would scale the last gradients by another number of iterations, or fail."""
+    options = {'optim_wrapper.accumulative_counts': 2}
+    train(runner, options, stop=dict(train=3))
+    with pytest.raises(UserError, match='only be resumed with the same batch size of all'):
+        train(runner, options, {'train_dataloader.batch_size': 1})
+
+
 # ---- settings that differ from those of the checkpoint ----
 
 ADAMW = {'optim_wrapper.optimizer': dict(_delete_=True, type='AdamW', lr=0.1, weight_decay=0.2)}

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch._inductor import config as inductor
+from torch.utils.data import BatchSampler
 
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner, runner
@@ -174,3 +176,21 @@ def test_a_log_that_cannot_be_written(tmp_path):
     words = r"\.log' cannot be written: No space left on device; free some space, or use another"
     with pytest.raises(UserError, match=words):
         built.logger.warning('a message')
+
+
+@pytest.mark.parametrize(
+    ('drop_last', 'sampler'),
+    [(True, DefaultSampler), (False, DefaultSampler), (True, InfiniteSampler)],
+)
+def test_drop_last_that_leaves_no_batch(drop_last, sampler, monkeypatch):
+    """MMEngine would train for no iteration and end with status 0."""
+    batches = BatchSampler(sampler(range(3)), 4, drop_last)
+    loader = SimpleNamespace(dataset=SimpleNamespace(metainfo={}), batch_sampler=batches)
+    monkeypatch.setattr(Base, 'build_train_loop', lambda *_: SimpleNamespace(dataloader=loader))
+    if not drop_last or sampler is InfiniteSampler:
+        assert Mixed().build_train_loop(dict()).dataloader is loader
+        return
+    with pytest.raises(
+        UserError, match='leaves no batch: a process has 3 samples, and batch_size is 4'
+    ):
+        Mixed().build_train_loop(dict())

@@ -15,6 +15,7 @@ from mmvmamba.models.loading import local_path, use_safe_loader
 from mmvmamba.nn.settings import did_you_mean
 
 from .checks.configs import check_settings
+from .checks.metrics import check_top_k
 from .errors import UserError, as_user_error
 
 #: Keys that tools read from a config besides the runners' arguments.
@@ -98,6 +99,7 @@ def load_config(args: argparse.Namespace) -> Config:
     if 'model' not in cfg:
         raise UserError(f'config {args.config!r} has no model; it has {sorted(cfg)}')
     check_settings(cfg)
+    check_top_k(cfg)
     use_safe_loader()
     cfg.launcher = args.launcher
     name = os.path.splitext(os.path.basename(args.config))[0]

@@ -144,7 +144,7 @@ def _check_folders(
 
 
 def _report_head(report: Report, folder: Folder, head: Head) -> None:
-    """Report more class folders than a head has classes, of which the loss fails."""
+    """Report class folders beyond the head's ``num_classes``."""
     folders = [name for name in folder.entries().folders if not name.startswith('.')]
     if len(folders) > head.num_classes:
         kind = f'there are {len(folders)} class folders, but {head.name}.num_classes is '

@@ -19,10 +19,11 @@ _OTHER_HEADS = ('decode_head', _AUXILIARY_HEAD, 'head')
 
 
 class Head(NamedTuple):
-    """A head in a config; labels from ``num_classes`` on fail in its loss."""
+    """A head in a config, which learns labels below ``num_classes`` and leaves out one more."""
 
     name: str
     num_classes: int
+    ignore_index: int = 255
 
 
 def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
@@ -102,11 +103,14 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
 
 def smallest_head(model: Any) -> Head | None:
     """Return the head of a segmentor or classifier that has the fewest classes."""
-    heads = [
-        Head(name, head['num_classes'])
-        for name, head in (_heads(model, 'model') if isinstance(model, Mapping) else ())
-        if name.split('.')[-1].startswith(_OTHER_HEADS) and isinstance(head.get('num_classes'), int)
-    ]
+    heads = []
+    for key in _OTHER_HEADS if isinstance(model, Mapping) else ():
+        for name, head in named_settings(f'model.{key}', model.get(key)):
+            classes, ignored = head.get('num_classes'), head.get('ignore_index', 255)
+            if not isinstance(classes, int) or (key != 'head' and not _learns_labels(head)):
+                continue
+            # A segmentation head with one channel learns the labels 0 and 1.
+            heads.append(Head(name, classes if key == 'head' else max(classes, 2), ignored))
     return min(heads, key=lambda head: head.num_classes, default=None)
 
 

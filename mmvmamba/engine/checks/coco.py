@@ -64,9 +64,10 @@ def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any
     """Yield each data set that mmdet reads with the API of COCO, and its annotation file."""
     for leaf in leaf_datasets(cfg):
         path = annotation_file(leaf)
-        if path and os.path.isfile(path):
-            # Other data sets, such as those of mmpretrain, have a JSON format of their own.
-            if hasattr(dataset_class(leaf), 'COCOAPI'):
+        if path and os.path.isfile(path) and hasattr(dataset_class(leaf), 'COCOAPI'):
+            # Other data sets, such as those of mmpretrain, have a JSON format of their own, and a
+            # subclass may read other files.
+            if path.endswith('.json') or _is_numbered_by_coco(leaf):
                 yield leaf, path
 
 

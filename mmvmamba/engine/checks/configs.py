@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS
 
 from mmvmamba.engine.errors import UserError
 
-#: Parts of a config that are dicts, if they are there.
+#: Parts of a config that are no single values, if they are there.
 _DICTS = (
     *(f'{stage}_{part}' for stage in ('train', 'val', 'test') for part in ('cfg', 'dataloader')),
     *(
@@ -21,7 +21,6 @@ _DICTS = (
     'default_hooks',
     'env_cfg',
     'model',
-    'model.backbone',
     'optim_wrapper',
     'optim_wrapper.optimizer',
     'randomness',
@@ -39,25 +38,27 @@ _NUMBERS: dict[str, int | None] = {
     'train_cfg.max_iters': None,
     'train_cfg.val_begin': None,
     'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.interval': None,
+    'default_hooks.logger.interval': None,
     **{f'{stage}_dataloader.batch_size': 1 for stage in ('train', 'val', 'test')},
     **{f'{stage}_dataloader.num_workers': 0 for stage in ('train', 'val', 'test')},
 }
 
 
 def check_settings(cfg: Config) -> None:
-    """Check the types of the main parts of a config, and that numbers are not strings.
+    """Check the types of the main parts of a config.
 
-    MMEngine fails at these later, some of them after an epoch, and names no setting.
+    MMEngine fails on these later, sometimes after an epoch, without naming the setting.
 
     Raises:
-        UserError: If one is not.
+        UserError: If a setting has the wrong type or is too small.
     """
     if cfg.model is None:
         raise UserError('model must be a dict, but got None')
     for name in _DICTS:
         part = _setting(cfg, name)
-        if isinstance(part, str | int | float):
-            raise UserError(f'{name} must be a dict, but got {part!r}')
+        if isinstance(part, str | int | float | tuple):
+            raise UserError(f'{name} must be a dict, but got {part!r:.80}{_comma(part)}')
     for name in _STRINGS:
         if not isinstance(cfg.get(name), str | None):
             raise UserError(f'{name} must be a str, but got {cfg[name]!r}')
@@ -65,11 +66,6 @@ def check_settings(cfg: Config) -> None:
         raise UserError(f'custom_hooks must be a list, but got {cfg.custom_hooks!r}')
     for name, least in _NUMBERS.items():
         _check_number(name, _setting(cfg, name), least)
-    hooks = {f'default_hooks.{name}': h for name, h in (cfg.get('default_hooks') or {}).items()}
-    hooks.update(named_settings('custom_hooks', cfg.get('custom_hooks')))
-    for name, hook in hooks.items():
-        if isinstance(hook, Mapping):
-            _check_number(f'{name}.interval', hook.get('interval'), None)
 
 
 def check_stages(cfg: Config) -> None:
@@ -90,12 +86,18 @@ def check_stages(cfg: Config) -> None:
 
 
 def _check_number(name: str, value: Any, least: int | None) -> None:
-    if isinstance(value, str):
-        raise UserError(f'{name} must be a number, but got {value!r}')
-    if least is not None and isinstance(value, float):
+    if isinstance(value, str | bool | Mapping) or _comma(value):
+        raise UserError(f'{name} must be a number, but got {value!r:.80}{_comma(value)}')
+    if least is not None and isinstance(value, float) and not value.is_integer():
         raise UserError(f'{name} must be an integer, but got {value}')
-    if least is not None and isinstance(value, int) and value < least:
+    if least is not None and isinstance(value, int | float) and value < least:
         raise UserError(f'{name} must be at least {least}, but got {value}')
+
+
+def _comma(value: Any) -> str:
+    """Describe the likely cause of a tuple of one item."""
+    is_single = isinstance(value, tuple) and len(value) == 1
+    return ', a tuple; remove the comma after the value' if is_single else ''
 
 
 def _setting(cfg: Mapping[str, Any], name: str) -> Any:

@@ -11,7 +11,6 @@ from .classes import smallest_head
 from .coco import check_coco, coco_files
 from .configs import annotation_file, leaf_datasets, named_settings
 from .images import check_images
-from .metrics import top_k_mistake
 from .report import Report
 
 STAGES = ('train', 'val', 'test')
@@ -57,10 +56,6 @@ def check_datasets(
             leaf = dict(type='mmdet.CocoDataset', ann_file=path)
             if _is_new(done, leaf, stage == 'train'):
                 check_coco(leaf, report, stage, needs_masks)
-        for metric in metrics:
-            if mistake := top_k_mistake(cfg.get('model'), metric.get('topk', (1,))):
-                hint = f'Set {stage}_evaluator.topk=(1,)'
-                report.add('error', f'{stage}_evaluator', mistake, hint=hint)
         errors_as = 'warning' if stage in warn_only else 'error'
         whole.merge(report, errors_as, 'warning' if skip and stage == 'train' else errors_as)
     return whole

@@ -144,12 +144,13 @@ def report_labels(
 def report_head(
     report: Report, folder: str, maps: Iterable[LabelMap], labels: Labels, head: Head
 ) -> None:
-    """Report labels that are classes of the data set, but not of a head, whose loss fails."""
+    """Report labels that are classes of the data set but not of a head."""
     for label_map in maps:
         values = [
             v for v in label_map.counts or () if _is_whole(v) and labels.is_known(int(v) & 255)
         ]
-        final = {int(labels.final[int(v) & 255]) for v in values} - labels.ignored
+        final = {int(labels.final[int(v) & 255]) for v in values}
+        final -= labels.ignored | {head.ignore_index}
         wrong = [label for label in final if label >= head.num_classes]
         if wrong:
             kind = f'label is a class of the data set, but {head.name}.num_classes is '

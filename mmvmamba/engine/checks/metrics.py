@@ -3,45 +3,58 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmengine.evaluator import DumpResults
 from torch import nn
 
 from mmvmamba.engine.errors import UserError
+
+from .configs import named_settings
 
 #: The packages whose models and metrics do not go together.
 _PACKAGES = {'mmdet', 'mmpretrain', 'mmseg'}
 
 
-def check_metrics(metrics: Iterable[Any], model: nn.Module, cfg: Any) -> None:
-    """Check built metrics, of which others fail after an epoch.
+def check_top_k(cfg: Mapping[str, Any]) -> None:
+    """Check that top-k accuracies of a classifier are of classes that it has.
+
+    Raises:
+        UserError: If ``topk`` is not a number of classes.
+    """
+    model = cfg.get('model')
+    head = model.get('head') if isinstance(model, Mapping) else None
+    classes = head.get('num_classes') if isinstance(head, Mapping) else None
+    for stage in ('val', 'test'):
+        for name, metric in named_settings(f'{stage}_evaluator', cfg.get(f'{stage}_evaluator')):
+            kind, top = metric.get('type'), metric.get('topk', (1,))
+            if not str(getattr(kind, '__name__', kind)).endswith('Accuracy'):
+                continue
+            values = top if isinstance(top, list | tuple) else (top,)
+            if not values or not all(isinstance(k, int) and k > 0 for k in values):
+                raise UserError(f'{name}.topk must be positive integers, but got {top!r}')
+            if isinstance(classes, int) and max(values) > classes:
+                raise UserError(
+                    f'{name}.topk is {top}, but model.head.num_classes is {classes}; set it to (1,)'
+                )
+
+
+def check_metrics(metrics: Iterable[Any], model: nn.Module) -> None:
+    """Check that metrics match the model; a mismatch otherwise fails after the first epoch.
 
     Args:
         metrics (Iterable): The metrics of an evaluator.
         model (nn.Module): The model without wrappers.
-        cfg (Any): The ``model`` of the config.
 
     Raises:
         UserError: If a metric is for other predictions than those of the model.
     """
     own = _package(model)
     for metric in metrics:
-        name = type(metric).__name__
-        if own in _PACKAGES and _package(metric) in _PACKAGES - {own}:
+        is_other = own in _PACKAGES and _package(metric) in _PACKAGES - {own}
+        if is_other and not isinstance(metric, DumpResults):
             raise UserError(
-                f'{name} of {_package(metric)} cannot evaluate the predictions of '
+                f'{type(metric).__name__} of {_package(metric)} cannot evaluate the predictions of '
                 f'{type(model).__name__}; use a metric of {own}'
             )
-        if mistake := top_k_mistake(cfg, getattr(metric, 'topk', None)):
-            raise UserError(f'{name}: {mistake}; set `topk=(1,)`')
-
-
-def top_k_mistake(cfg: Any, top: Any) -> str:
-    """Describe a top-k accuracy of more classes than the head of a classifier has."""
-    head = cfg.get('head') if isinstance(cfg, Mapping) else None
-    classes = head.get('num_classes') if isinstance(head, Mapping) else None
-    largest = max(top) if isinstance(top, list | tuple) and top else top
-    if isinstance(classes, int) and isinstance(largest, int) and largest > classes:
-        return f'`topk` is {top}, but model.head.num_classes is {classes}'
-    return ''
 
 
 def _package(part: Any) -> str:

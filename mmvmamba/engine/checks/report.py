@@ -1,7 +1,7 @@
 """Problems of data sets, grouped and counted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: 'error': training or evaluation would fail, or would silently give wrong results. 'warning': some
 #: samples are not used, or something looks wrong. 'note': for information.
@@ -71,23 +71,33 @@ class Report:
     def merge(self, other: 'Report', errors_as: str = 'error', singles_as: str = 'error') -> None:
         """Add the problems of another report with other severities.
 
-        A problem that both have keeps the more severe one.
+        A problem that both have gets the more severe one.
 
         Args:
             other (Report): The other report.
             errors_as (str): The severity of errors. Defaults to 'error'.
             singles_as (str): That of errors in single samples. Defaults to 'error'.
         """
-        known = {(group.path, group.kind): group.severity for group in self.groups()}
+        known = {(group.path, group.kind): group for group in self.groups()}
         for group in other.groups():
             if group.severity == 'error':
                 group.severity = singles_as if group.single else errors_as
-            before = known.get((group.path, group.kind))
-            if before is None or SEVERITIES.index(group.severity) < SEVERITIES.index(before):
-                self._groups.pop((before or '', group.path, group.kind), None)
-                self._groups[group.severity, group.path, group.kind] = group
+            if before := known.get((group.path, group.kind)):
+                del self._groups[before.severity, before.path, before.kind]
+                group = _merged(before, group)
+            self._groups[group.severity, group.path, group.kind] = group
 
     def groups(self, *severities: str) -> Iterator[Group]:
         """Yield the groups of the given severities, or all, the most severe first."""
         for severity in severities or SEVERITIES:
             yield from (g for g in self._groups.values() if g.severity == severity)
+
+
+def _merged(first: Group, second: Group) -> Group:
+    """Return the union of two groups of one problem in one file or folder."""
+    new = [item for item in second.items if item not in first.items]
+    # Without new items the same problem was found twice, as a file may be read in two stages.
+    count = first.count + second.count if new else max(first.count, second.count)
+    severity = min(first.severity, second.severity, key=SEVERITIES.index)
+    items = (first.items + new)[:_SHOWN]
+    return replace(first, severity=severity, count=count, items=items)

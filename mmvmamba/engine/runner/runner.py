@@ -180,7 +180,7 @@ class ToolRunnerMixin(CommonMixin):
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build an evaluator and check that its metrics can evaluate the model."""
         built = super().build_evaluator(evaluator)
-        check_metrics(built.metrics, unwrapped(self.model), self.cfg.get('model'))
+        check_metrics(getattr(built, 'metrics', ()), unwrapped(self.model))
         return built
 
     def load_or_resume(self) -> None:

@@ -78,9 +78,25 @@ def test_others_are_told(model, count):
 def test_auxiliary_heads_that_learn_the_labels(kind, name):
     """The one of STDC learns boundaries."""
     auxiliary = [dict(type=kind, num_classes=2), dict(num_classes=1)]
-    model = dict(decode_head=dict(num_classes=3), auxiliary_head=auxiliary)
+    decode_head = dict(type='mmseg.FCNHead', num_classes=3)
+    model = dict(decode_head=decode_head, auxiliary_head=auxiliary)
     assert smallest_head(model).name == name
     assert bool(check_head_classes(model, 3)) == ('auxiliary' in name)
+
+
+@pytest.mark.parametrize(
+    ('head', 'expected'),
+    [
+        (dict(num_classes=2, ignore_index=2), (2, 2)),
+        (dict(num_classes=1, loss_decode=dict(use_sigmoid=True)), (2, 255)),
+        (dict(num_classes=19), (19, 255)),
+    ],
+)
+def test_labels_of_a_segmentation_head(head, expected):
+    """One with a single channel learns two labels, and one may leave out a label."""
+    teacher = dict(decode_head=dict(type='mmseg.FCNHead', num_classes=2))
+    model = dict(decode_head=dict(head, type='mmseg.FCNHead'), teacher=teacher)
+    assert smallest_head(model) == ('model.decode_head', *expected)
 
 
 @pytest.mark.parametrize('model', [None, {}, DETECTOR, dict(head=dict(type='A'))])

@@ -7,6 +7,7 @@ import random
 
 import pytest
 from mmdet.datasets import CocoDataset
+from mmengine.registry import DATASETS
 
 from mmvmamba.engine.checks import coco as checks
 from mmvmamba.engine.checks.coco import check_coco, read_coco
@@ -471,4 +472,18 @@ def test_files_of_any_name(tmp_path, name):
     (tmp_path / 'coco.json').rename(tmp_path / name)
     assert [path for _, path in checks.coco_files(wrapped(leaf))] == [str(tmp_path / name)]
     leaf['type'] = 'mmpretrain.CustomDataset'  # it has a format of its own
+    assert not list(checks.coco_files(leaf))
+
+
+@DATASETS.register_module()
+class PickledAnnotations(CocoDataset):
+    """A subclass may read files of another format."""
+
+    def load_data_list(self):
+        return []
+
+
+def test_other_formats_are_left_to_their_data_set(tmp_path):
+    (tmp_path / 'a.pkl').write_bytes(b'\x80\x04]\x94.')
+    leaf = dict(type='PickledAnnotations', data_root=str(tmp_path), ann_file='a.pkl')
     assert not list(checks.coco_files(leaf))

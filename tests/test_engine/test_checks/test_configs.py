@@ -131,7 +131,11 @@ def test_settings_of_the_right_kind(changes):
     [
         ('model', 'vmamba', "must be a dict, but got 'vmamba'"),
         ('model', None, 'must be a dict, but got None'),
-        ('model.backbone', 'vmamba', "must be a dict, but got 'vmamba'"),
+        (
+            'model',
+            (dict(type='A'),),
+            r"must be a dict, but got \({'type': 'A'},\), a tuple; remove",
+        ),
         ('default_hooks', 'x', 'must be a dict'),
         ('train_dataloader', 'mine', 'must be a dict'),
         ('train_dataloader.dataset', 'mine', 'must be a dict'),
@@ -143,6 +147,9 @@ def test_settings_of_the_right_kind(changes):
         ('train_dataloader.num_workers', 1.5, r'must be an integer, but got 1\.5'),
         ('train_dataloader.num_workers', -1, 'must be at least 0, but got -1'),
         ('train_cfg.max_epochs', 'many', "must be a number, but got 'many'"),
+        ('train_cfg.max_epochs', (12,), r'must be a number, but got \(12,\), a tuple; remove the'),
+        ('train_dataloader.batch_size', True, 'must be a number, but got True'),
+        ('optim_wrapper.optimizer.lr', {}, 'must be a number, but got {}'),
         ('train_cfg.val_interval', 0, 'must be at least 1, but got 0'),
         ('optim_wrapper.optimizer.lr', 'fast', "must be a number, but got 'fast'"),
         ('default_hooks.logger.interval', 'often', "must be a number, but got 'often'"),
@@ -160,10 +167,18 @@ def test_settings_of_another_kind(name, value, words):
         check_settings(cfg)
 
 
-def test_hooks_in_a_list():
-    cfg = settings(custom_hooks=[dict(type='G', interval='often')])
-    with pytest.raises(UserError, match=r'^custom_hooks\[0\]\.interval must be a number'):
-        check_settings(cfg)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(custom_hooks=[dict(type='MyHook', interval='epoch')]),
+        dict(default_hooks=dict(mine=dict(type='MyHook', interval='epoch'))),
+        dict(model=dict(type='Mine', backbone='vmamba_tiny')),
+        dict(train_cfg=dict(max_epochs=2, val_interval=1e3)),
+        dict(train_dataloader=dict(batch_size=[8, 32])),  # of a sampler for several data sets
+    ],
+)
+def test_settings_that_others_define(changes):
+    check_settings(settings(**changes))
 
 
 @pytest.mark.parametrize('names', [(), ('val_dataloader', 'val_cfg', 'val_evaluator')])

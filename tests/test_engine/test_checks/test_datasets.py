@@ -129,18 +129,3 @@ def test_an_annotation_file_of_the_evaluator_alone(cfg, tmp_path):
     write(tmp_path / 'other', bbox=None)
     cfg.val_evaluator.ann_file = str(tmp_path / 'other' / 'coco.json')
     assert {folder for _, folder, _ in kinds(check_datasets(cfg))} == {'other'}
-
-
-@pytest.mark.parametrize(('topk', 'is_wrong'), [((1, 5), True), (5, True), ((1, 3), False)])
-def test_top_k_of_more_classes_than_there_are(topk, is_wrong):
-    cfg = Config(
-        dict(
-            model=dict(head=dict(num_classes=3)),
-            val_evaluator=[dict(type='Accuracy', topk=topk), dict(type='SingleLabelMetric')],
-        )
-    )
-    found = [str(group) for group in check_datasets(cfg).groups('error')]
-    assert bool(found) == is_wrong
-    if is_wrong:
-        words = f'val_evaluator: `topk` is {topk}, but model.head.num_classes is 3. Set val_evalua'
-        assert found[0].startswith(words)

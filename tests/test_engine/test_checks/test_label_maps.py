@@ -234,6 +234,9 @@ def test_labels_beyond_a_head(tmp_path, leaf, count, wrong):
     head = Head('model.decode_head', count)
     found = groups(report_head, Report, str(tmp_path), maps, labels_of(leaf), head)
     assert [group.items for group in found] == ([[f"'a.png' has class {wrong}"]] if wrong else [])
+    ignoring = head._replace(ignore_index=int((wrong or '0').split(',')[-1]))
+    remaining = groups(report_head, Report, str(tmp_path), maps, labels_of(leaf), ignoring)
+    assert bool(remaining) is (',' in wrong)
     for group in found:
         assert group.severity == 'error'
         assert group.kind.endswith(f'but model.decode_head.num_classes is {count}')

@@ -35,9 +35,13 @@ def test_reports_are_merged_with_other_severities():
     whole.merge(report, errors_as='error', singles_as='warning')
     again = Report()
     again.add('error', 'a', 'is gray')
+    again.add('error', 'a', 'is truncated', 'y.jpg', single=True)
+    again.add('error', 'a', 'is wrong')
     whole.merge(again)
     assert [(g.severity, g.kind) for g in whole.groups()] == [
-        ('error', 'is wrong'),
         ('error', 'is gray'),  # the more severe of both
-        ('warning', 'is truncated'),
+        ('error', 'is truncated'),
+        ('error', 'is wrong'),
     ]
+    files = [(g.count, g.items) for g in whole.groups()]
+    assert sorted(files) == [(1, []), (1, []), (2, ['x.jpg', 'y.jpg'])]

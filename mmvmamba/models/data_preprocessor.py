@@ -41,7 +41,8 @@ def multispectral_preprocessor(
     """
     if not len(mean) == len(std) > 0:
         raise ValueError(
-            f'mean and std must have a value for each channel, but got {len(mean)} and {len(std)}'
+            f'mean and std must have a value for each channel, but mean has {len(mean)} and std '
+            f'{len(std)}'
         )
     if min(std) <= 0:
         raise ValueError(f'std must be positive, but got {list(std)}')

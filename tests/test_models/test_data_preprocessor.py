@@ -93,8 +93,8 @@ def test_a_model_of_mmseg_owns_it():
 @pytest.mark.parametrize(
     ('kwargs', 'error', 'words'),
     [
-        (dict(mean=[1.0] * 4), ValueError, 'a value for each channel, but got 4 and 12'),
-        (dict(mean=[], std=[]), ValueError, 'a value for each channel, but got 0 and 0'),
+        (dict(mean=[1.0] * 4), ValueError, 'a value for each channel, but mean has 4 and std 12'),
+        (dict(mean=[], std=[]), ValueError, 'a value for each channel, but mean has 0 and std 0'),
         (dict(std=[0.0] * 12), ValueError, 'std must be positive'),
         (dict(bgr_to_rgb=True), ValueError, 'bgr_to_rgb must be False for images with 12 channels'),
         (dict(rgb_to_bgr=True), ValueError, 'rgb_to_bgr must be False for images with 12'),

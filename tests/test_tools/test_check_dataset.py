@@ -28,6 +28,16 @@ def test_bad_data(data_root, detection_config, run_here, tmp_path):
     assert 'instances.json: ' in err
 
 
+def test_classes_with_other_names(detection_config, run_here, tmp_path):
+    """As training names them."""
+    config = tmp_path / 'config.py'
+    config.write_text(detection_config.read_text().replace("'box'", "'Box'"))
+    for tool in (TOOL, 'train.py'):
+        status, err = run_here(tool, config)
+        assert status == 2
+        assert "metainfo.classes has ['Box'], but the categories of annotation file" in err
+
+
 def test_arguments(detection_config, run_here):
     status, err = run_here(TOOL, detection_config, '--sample', '-1')
     assert status == 2

@@ -5,6 +5,7 @@ import argparse
 from mmengine.registry import init_default_scope
 
 from mmvmamba.engine import cli, errors
+from mmvmamba.engine.checks.classes import check_dataset_classes
 from mmvmamba.engine.checks.configs import check_data
 from mmvmamba.engine.checks.datasets import STAGES, check_datasets
 from mmvmamba.engine.errors import UserError
@@ -39,6 +40,8 @@ def main() -> None:
     count = len(list(report.groups('error')))
     if count:
         raise UserError(f'the data has {count} kind(s) of errors, see above')
+    for stage in args.stages:  # as the tools do when they build the data sets
+        check_dataset_classes((cfg.get(f'{stage}_dataloader') or {}).get('dataset'))
     print('no errors')
 
 

@@ -12,6 +12,7 @@ from mmvmamba.models import VMamba
 from mmvmamba.nn import VMambaNet
 
 from .configs import named_settings
+from .report import Report
 
 _HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
 _BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
@@ -23,6 +24,15 @@ _PREPROCESSORS = (
     'ImgDataPreprocessor',
     'MultispectralPreprocessor',
     'SegDataPreProcessor',
+)
+#: Transforms of hue, saturation and the like, which take three channels.
+_COLOR_TRANSFORMS = (
+    'AutoAugment',
+    'ColorJitter',
+    'PhotoMetricDistortion',
+    'RandAugment',
+    'RandomGrayscale',
+    'YOLOXHSVRandomAug',
 )
 _MAP_SIZE = 32  # of the first stage
 
@@ -49,8 +59,24 @@ def _type_name(cfg: Any) -> str | None:
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
-def check_image_channels(model: nn.Module) -> None:
-    """Check that a VMamba backbone takes as many image channels as are normalized.
+def check_color_transforms(leaf: Mapping[str, Any], report: Report, channels: int | None) -> None:
+    """Report transforms of colors in the pipeline of a data set for other than three channels."""
+    if channels in (None, 3):
+        return
+    for step in leaf.get('pipeline') or ():
+        name = _type_name(step)
+        if name in _COLOR_TRANSFORMS:
+            kind = f'`{name}` takes three channels, but the model takes {channels}'
+            hint = 'Leave it out of the pipeline (docs/multispectral.md)'
+            report.add('error', f'{leaf.get("type")}.pipeline', kind, hint=hint)
+
+
+def check_image_channels(model: nn.Module, bands: Any = None) -> None:
+    """Check that a VMamba backbone takes the channels that are normalized and drawn.
+
+    Args:
+        model (nn.Module): The whole model.
+        bands (Any): ``visualizer.bands`` of the config. Defaults to None.
 
     Raises:
         UserError: If it does not.
@@ -63,6 +89,11 @@ def check_image_channels(model: nn.Module) -> None:
         raise UserError(
             f'model.backbone.in_channels is {backbone.in_channels}, but mean of the data '
             f'preprocessor has {len(mean)} values (docs/multispectral.md)'
+        )
+    if isinstance(bands, list | tuple) and bands and max(bands) >= backbone.in_channels:
+        raise UserError(
+            f'visualizer.bands must be below model.backbone.in_channels, {backbone.in_channels}, '
+            f'but got {bands}'
         )
 
 

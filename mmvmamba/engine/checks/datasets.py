@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .channels import model_channels
+from .channels import check_color_transforms, model_channels
 from .classes import smallest_head
 from .coco import check_coco, coco_files
 from .configs import annotation_file, leaf_datasets, named_settings
@@ -51,6 +51,7 @@ def check_datasets(
                     check_coco(leaf, report, stage, needs_masks)
                 head = smallest_head(cfg.get('model')) if stage == 'train' else None
                 check_images(leaf, report, sample, channels, head)
+                check_color_transforms(leaf, report, channels)
         files = {annotation_file(leaf) for leaf in leaves}
         for path in {metric.get('ann_file') for metric in metrics} - files - {None}:
             leaf = dict(type='mmdet.CocoDataset', ann_file=path)

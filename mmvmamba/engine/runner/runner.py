@@ -85,7 +85,7 @@ class ToolRunnerMixin(CommonMixin):
         """Build a model and check that its parts match the channels of the backbone."""
         built = super().build_model(model)
         if isinstance(model, dict):
-            check_image_channels(built)
+            check_image_channels(built, _bands(self.cfg))
             check_feature_maps(model, built)
         return built
 
@@ -194,7 +194,7 @@ class FlexibleRunnerMixin(CommonMixin):
 
     def load_or_resume(self) -> None:
         """Let ResumeHook choose the file first; FlexibleRunner loads it before ``before_run``."""
-        check_image_channels(unwrapped(self.model))
+        check_image_channels(unwrapped(self.model), _bands(self.cfg))
         with named_checkpoint(self):
             for hook in self.hooks:
                 if isinstance(hook, ResumeHook):
@@ -253,6 +253,11 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
     with named_build(name):  # of what MMEngine builds without a registry
         return base.from_cfg(cfg)
+
+
+def _bands(cfg: Config) -> Any:
+    visualizer = cfg.get('visualizer')
+    return visualizer.get('bands') if isinstance(visualizer, dict) else None
 
 
 def _check_drop_last(loader: DataLoader) -> None:

@@ -9,10 +9,12 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmvmamba.engine.checks.channels import (
+    check_color_transforms,
     check_feature_maps,
     check_image_channels,
     model_channels,
 )
+from mmvmamba.engine.checks.report import Report
 from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
 
@@ -273,3 +275,27 @@ def test_image_channels_of_a_model(count):
             check_image_channels(model)
     else:
         check_image_channels(model)
+
+
+def test_bands_that_the_images_lack():
+    model = nn.Module()
+    with torch.device('meta'):
+        model.backbone = VMamba(in_channels=12)
+    model.data_preprocessor = nn.Module()
+    model.data_preprocessor.mean = torch.zeros(12, 1, 1)
+    check_image_channels(model, (3, 2, 11))
+    words = r'visualizer.bands must be below model.backbone.in_channels, 12, but got \(3, 2, 12\)'
+    with pytest.raises(UserError, match=words):
+        check_image_channels(model, (3, 2, 12))
+
+
+@pytest.mark.parametrize(('channels', 'count'), [(None, 0), (3, 0), (1, 1), (12, 1)])
+def test_transforms_of_colors(channels, count):
+    steps = [dict(type='LoadImageFromFile'), dict(type='mmseg.PhotoMetricDistortion')]
+    report = Report()
+    check_color_transforms(dict(type='BaseSegDataset', pipeline=steps), report, channels)
+    found = list(report.groups('error'))
+    assert len(found) == count
+    for group in found:
+        words = f'`PhotoMetricDistortion` takes three channels, but the model takes {channels}'
+        assert (group.path, group.kind) == ('BaseSegDataset.pipeline', words)

@@ -91,7 +91,7 @@ val_interval = max(1, max_iters // 10)
 train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
 # The rate of the recipe, 6e-5, is for 16 images a step; it is scaled to the batch of this run.
 auto_scale_lr = dict(enable=True, base_batch_size=16)
-warmup_iters = max(2, min(100, max_iters // 10))  # LinearLR needs two steps
+warmup_iters = min(100, max(2, max_iters // 10), max_iters - 1)  # LinearLR needs two steps
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=warmup_iters, end=max_iters, by_epoch=False),

@@ -11,7 +11,7 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmvmamba.nn.cpu_inference import has_no_hooks
+from mmvmamba.nn.cpu_inference import is_plain_linear
 from mmvmamba.nn.layers import DropPath
 from mmvmamba.nn.settings import check_choice, check_images, check_settings
 from mmvmamba.nn.ss2d import init_dt_bias
@@ -65,9 +65,9 @@ class BidirectionalMamba(nn.Module):
         params = getattr(self, f'x_proj{end}')(x.transpose(1, 2))
         dt, B, C = params.transpose(1, 2).split((self.rank, self.d_state, self.d_state), dim=1)
         dt_proj = getattr(self, f'dt_proj{end}')
-        if type(dt_proj) is nn.Linear and has_no_hooks(dt_proj):
+        if is_plain_linear(dt_proj):
             delta, bias = F.linear(dt.transpose(1, 2), dt_proj.weight), dt_proj.bias
-        else:  # quantization and adapters replace the layer, and pruning sets its weight in a hook
+        else:
             delta, bias = dt_proj(dt.transpose(1, 2)), None
         delta = delta.transpose(1, 2)
         A = -getattr(self, f'A{end}_log').float().exp()

@@ -52,6 +52,20 @@ def has_no_hooks(*modules: nn.Module) -> bool:
     return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return True if a call of this module does no more than a product with its weight.
+
+    Quantization and adapters replace the module or its ``forward``, pruning sets its weight in a
+    forward hook, and tools that watch gradients have backward hooks.
+    """
+    if type(module) is not nn.Linear or 'forward' in vars(module) or not has_no_hooks(module):
+        return False
+    everywhere: Any = nn.modules.module
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        return False
+    return not (module._backward_hooks or module._backward_pre_hooks)
+
+
 def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
     """Apply an activation to the result ``x`` of ``source``, in place if nothing else keeps it."""
     in_place = _IN_PLACE.get(type(act))

@@ -11,7 +11,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, activate, cast_for_products, has_no_hooks
+from .cpu_inference import Conv2d, activate, cast_for_products, is_plain_linear
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
@@ -172,8 +172,7 @@ class SS2D(nn.Module):
 
     def _gated_projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project a map to the one that is scanned and its gate, (N, H, W, C) each."""
-        if type(self.in_proj) is not nn.Linear or not has_no_hooks(self.in_proj):
-            # Quantization and adapters replace the layer, and pruning sets its weight in a hook.
+        if not is_plain_linear(self.in_proj):
             x, z = self.in_proj(x).chunk(2, dim=-1)
             return x, z
         # Two products with halves of the weight give two contiguous maps; the halves of one

@@ -174,6 +174,15 @@ def test_refuses_wrong_images(shape):
         thin()(torch.rand(shape))
 
 
+def test_hooks_of_the_time_steps():
+    vim, grads = thin(), []
+    for name, module in vim.named_modules():
+        if 'dt_proj' in name:
+            module.register_full_backward_hook(lambda *_: grads.append(1))
+    vim(torch.rand(1, 3, 32, 32))[0].sum().backward()
+    assert len(grads) == 2 * len(vim.layers)
+
+
 @pytest.mark.filterwarnings('ignore:torch.ao.quantization:DeprecationWarning')
 @pytest.mark.filterwarnings('ignore:must run observer:UserWarning')
 def test_dynamic_quantization():

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv2d
 
 from mmvmamba.nn import SS2D, VSSBlock, cpu_inference
-from mmvmamba.nn.cpu_inference import Conv2d, activate
+from mmvmamba.nn.cpu_inference import Conv2d, activate, is_plain_linear
 from mmvmamba.nn.layers import DropPath, Mlp
 from mmvmamba.ops import extension_error
 
@@ -143,6 +143,31 @@ class KeepingLinear(nn.Linear):
 
 def hook(*_):
     """A hook that has no effect, but could store its input."""
+
+
+@pytest.mark.parametrize(
+    'register',
+    [
+        'register_forward_hook',
+        'register_forward_pre_hook',
+        'register_full_backward_hook',
+        'register_full_backward_pre_hook',
+    ],
+)
+def test_plain_linear_layers(register):
+    layer = nn.Linear(2, 2)
+    assert is_plain_linear(layer)
+    handle = getattr(layer, register)(hook)
+    assert not is_plain_linear(layer)
+    handle.remove()
+    everywhere = register.replace('register_', 'register_module_')
+    handle = getattr(nn.modules.module, everywhere)(hook)
+    assert not is_plain_linear(layer)
+    handle.remove()
+    assert is_plain_linear(layer)
+    layer.forward = lambda x: x
+    assert not is_plain_linear(layer)
+    assert not is_plain_linear(KeepingLinear(2, 2))
 
 
 @pytest.mark.parametrize(

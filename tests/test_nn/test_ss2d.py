@@ -304,6 +304,22 @@ def test_pruned_in_proj(gate):
     torch.testing.assert_close(got, layer(x))
 
 
+@pytest.mark.parametrize('gate', ['none', 'act'])
+def test_hooks_and_replaced_forward_of_in_proj(gate):
+    """Such as a hook that reads gradients, and accelerate's ``add_hook_to_module``."""
+    layer, grads, outputs = make_layer(gate=gate), [], []
+    x = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    want = layer(x)
+    handle = layer.in_proj.register_full_backward_hook(lambda _, __, out: grads.append(out[0]))
+    layer(x).sum().backward()
+    handle.remove()
+    assert [grad.shape[-1] for grad in grads] == [layer.in_proj.out_features]
+    forward = layer.in_proj.forward
+    layer.in_proj.forward = lambda x: outputs.append(forward(x)) or outputs[-1]
+    torch.testing.assert_close(layer(x), want)
+    assert len(outputs) == 1
+
+
 @pytest.mark.filterwarnings('ignore:torch.ao.quantization:DeprecationWarning')
 @pytest.mark.filterwarnings('ignore:must run observer:UserWarning')
 @pytest.mark.parametrize('gate', ['none', 'act'])

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from traceback import format_exception
+from traceback import format_exception, walk_tb
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -33,8 +33,8 @@ _MACHINE_ERRORS = {
     errno.EROFS: 'use another --work-dir',
 }
 _LESS_MEMORY = (
-    'to use less, lower the batch size or the size of the images, or set '
-    'model.backbone.with_cp=True or --amp'
+    'to use less, lower the batch size or the size of the images; in training, set '
+    'model.backbone.with_cp=True or use --amp'
 )
 #: The only signs of a lack of memory in a RuntimeError of PyTorch or of the native ops.
 _NO_MEMORY = ('DefaultCPUAllocator: ', 'CUDA out of memory.')
@@ -90,8 +90,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
         if message is None or os.environ.get(_TRACEBACK_VARIABLE) == '1':
             sys.excepthook = _show_traceback
             raise
-        # Half-built data loaders fail once more when they are freed.
-        sys.unraisablehook = lambda unraisable: None
+        sys.unraisablehook = _mute_half_built
         sys.stderr.write(
             f'{os.path.basename(sys.argv[0])}: error: {redacted(message)}\n'
             f'({_TRACEBACK_VARIABLE}=1 shows where it was raised)\n'
@@ -99,6 +98,12 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
         sys.exit(2)
     _end_process_group()
     sys.exit(code)
+
+
+def _mute_half_built(unraisable: Any) -> None:
+    """Ignore the AttributeError of half-built data loaders, which fail again when freed."""
+    if not isinstance(unraisable.exc_value, AttributeError):
+        sys.__unraisablehook__(unraisable)
 
 
 def _show_traceback(
@@ -142,11 +147,22 @@ def _remedy(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def named_build(name: str) -> Iterator[None]:
-    """Name a part of the config that cannot be built, and that no registry builds."""
+    """Turn build errors of parts without a registry into a UserError that names the part.
+
+    Errors that this package raises itself stay as they are, since they are its own bugs.
+    """
     try:
         yield
     except _BUILD_ERRORS as error:
+        if _is_raised_here(error):
+            raise
         raise _build_error(name, error) from error
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return True if the innermost frame of a traceback is in this package."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_globals.get('__name__', '').startswith('mmvmamba.')
 
 
 def _build_error(name: str, error: Exception) -> UserError:

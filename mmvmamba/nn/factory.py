@@ -54,6 +54,8 @@ def create_model(
         TypeError: If an argument has a wrong type.
         ValueError: If a name or a number is not allowed, the file cannot be read or does not match.
     """
+    if not isinstance(model_name, str):
+        raise TypeError(f'model_name must be a str, but got {model_name!r}')
     if model_name not in MODEL_NAMES:
         raise ValueError(f'model_name must be one of {sorted(MODEL_NAMES)}, but got {model_name!r}')
     if not isinstance(pretrained, str | os.PathLike) and pretrained is not False:

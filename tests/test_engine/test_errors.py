@@ -205,6 +205,19 @@ def test_a_bug_keeps_its_traceback(error):
     assert caught.value is error
 
 
+@pytest.mark.parametrize('error', [TypeError('no'), KeyError('no'), AssertionError()])
+def test_parts_that_no_registry_builds(error):
+    with pytest.raises(errors.UserError, match='^a part cannot be built: (no|AssertionError)$'):
+        with errors.named_build('a part'):
+            raise error
+
+
+def test_a_bug_of_this_package_is_not_a_mistake_in_a_part(monkeypatch):
+    monkeypatch.setattr(errors, '_remedy', None)  # called in a frame of errors.py
+    with pytest.raises(TypeError, match='not callable'), errors.named_build('a part'):
+        errors.explain(ValueError())
+
+
 @pytest.mark.parametrize('main', [tool_that_builds(error=RuntimeError('bug'))])
 def test_a_bug_in_a_constructor(main):
     with pytest.raises(RuntimeError, match='bug'):
@@ -216,6 +229,23 @@ def test_traceback_on_demand(monkeypatch):
     with pytest.raises(errors.UserError, match='must be 1') as caught:
         errors.run(tool_that_builds(error=ValueError('must be 1')))
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+class FailingWhenFreed:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_only_half_built_data_loaders_are_muted(capsys):
+    message_of(tool_that_raises(errors.UserError('no')), capsys)
+    for error in (AttributeError('_workers'), ValueError('a lost error')):
+        FailingWhenFreed(error)
+    err = capsys.readouterr().err
+    assert 'ValueError: a lost error' in err
+    assert '_workers' not in err
 
 
 def test_the_error_of_a_data_loading_process():

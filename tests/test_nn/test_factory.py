@@ -71,6 +71,7 @@ def test_all_stages_of_an_architecture_with_three():
     ('kwargs', 'error', 'words'),
     [
         (dict(model_name='vmamba_huge'), ValueError, "model_name must be one of .*'vmamba_huge'"),
+        (dict(model_name=dict(dims=(8,))), TypeError, "model_name must be a str, but got {'dims'"),
         (dict(model_name='tiny'), ValueError, "model_name must be one of .*'tiny'"),
         (dict(pretrained=True), TypeError, 'pretrained must be the path of a .*or False.*True'),
         (dict(pretrained=0), TypeError, 'pretrained must be the path of a .*or False.*0'),

@@ -164,6 +164,15 @@ def test_settings_that_mmengine_refuses(settings, words, tmp_path, monkeypatch):
         build_runner(cfg)
 
 
+def test_a_bug_in_a_check_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, 'check_feature_maps', None)
+    name = 'test_a_bug_in_a_check'
+    model = dict(type='mmvmamba.VMamba', arch=dict(dims=(4, 4, 4, 4), depths=(1, 1, 1, 1)))
+    cfg = Config(dict(model=model, work_dir=str(tmp_path), env_cfg={}, experiment_name=name))
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        build_runner(cfg)
+
+
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a full disk')
 def test_a_log_that_cannot_be_written(tmp_path):
     """Python alone prints a traceback for each message."""

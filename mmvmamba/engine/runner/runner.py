@@ -1,6 +1,7 @@
 """MMEngine's runners with checks of the config and support for processes without a GPU."""
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,33 @@ from .distributed import (
     use_cpu_strategy,
 )
 
+_NO_SPACE = (errno.EDQUOT, errno.ENOSPC, errno.EROFS)
+
+
+class _LogErrors:
+    """Handling of OSErrors of log files, for which Python prints a traceback for each message.
+
+    A full or read-only disk ends a run before its first training step is complete. Any other error
+    is written to stderr once, so that a run of days does not end with its log.
+    """
+
+    def __init__(self) -> None:
+        self.has_trained = False
+        self._is_shown = False
+
+    def handle(self, handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        """Take the place of ``handleError`` of a handler."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return type(handler).handleError(handler, record)
+        message = f'{handler.baseFilename!r} cannot be written: {error.strerror}'
+        if error.errno in _NO_SPACE and not self.has_trained:
+            raise UserError(f'{message}; free some space, or use another --work-dir') from error
+        if not self._is_shown:
+            self._is_shown = True
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f'{message}; the run continues without it\n')
+
 
 class CommonMixin:
     """Additions of the tools to all runners of MMEngine."""
@@ -44,10 +72,18 @@ class CommonMixin:
     def _log_env(self, *args: Any) -> None:
         """Keep the passwords and tokens in the URLs of a config out of the log."""
         self.logger.addFilter(redact_record)
+        # Handlers outlive the runner, so they must not refer to it.
+        self._log_errors = _LogErrors()
         for handler in self.logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                handler.handleError = partial(_raise_log_error, handler)
+                handler.handleError = partial(self._log_errors.handle, handler)
         super()._log_env(*args)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks."""
+        if fn_name == 'after_train_iter':
+            self._log_errors.has_trained = True
+        super().call_hook(fn_name, **kwargs)
 
     def train(self) -> nn.Module:
         """Train after a check of all data, before MMEngine builds the data sets."""
@@ -65,17 +101,6 @@ class CommonMixin:
         for hook in self.hooks:
             if isinstance(hook, BadDataHook):
                 hook.check_data(self, *stages)
-
-
-def _raise_log_error(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Raise the error of a log file, of which Python prints a traceback for each message."""
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-        return type(handler).handleError(handler, record)
-    raise UserError(
-        f'{handler.baseFilename!r} cannot be written: {error.strerror}; free some space, or use '
-        'another --work-dir'
-    ) from error
 
 
 class ToolRunnerMixin(CommonMixin):

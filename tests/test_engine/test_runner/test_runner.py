@@ -1,5 +1,6 @@
 """Changes and checks of a config by the tools' runner."""
 
+import errno
 import logging
 import os
 import sys
@@ -174,17 +175,37 @@ def test_a_bug_in_a_check_keeps_its_traceback(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a full disk')
-def test_a_log_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
+def test_a_log_on_a_full_disk(runner_type, tmp_path, capsys):
     """Python alone prints a traceback for each message."""
     backbone = dict(type='mmvmamba.VMamba', arch=dict(dims=(4, 4, 4, 4), depths=(1, 1, 1, 1)))
-    name = 'test_a_log_that_cannot_be_written'
-    cfg = Config(dict(model=backbone, work_dir=str(tmp_path), env_cfg={}, experiment_name=name))
-    built = build_runner(cfg)
+    settings = dict(env_cfg={}, experiment_name=f'test_a_log_on_a_full_disk_{runner_type}')
+    cfg = dict(model=backbone, work_dir=str(tmp_path), runner_type=runner_type, **settings)
+    built = build_runner(Config(cfg))
     (handler,) = (h for h in built.logger.handlers if isinstance(h, logging.FileHandler))
     handler.setStream(open('/dev/full', 'w')).close()
     words = r"\.log' cannot be written: No space left on device; free some space, or use another"
     with pytest.raises(UserError, match=words):
         built.logger.warning('a message')
+    built._hooks.clear()
+    built.call_hook('after_train_iter', batch_idx=0)
+    capsys.readouterr()
+    built.logger.error('a message')
+    built.logger.error('a message')
+    err = capsys.readouterr().err
+    assert err.count('cannot be written: No space left on device; the run continues without') == 1
+    assert 'Traceback' not in err
+
+
+def test_a_stale_log_does_not_end_a_run(tmp_path, capsys):
+    log_errors = runner._LogErrors()
+    handler = logging.FileHandler(tmp_path / 'a.log', delay=True)
+    for _ in range(2):
+        try:
+            raise OSError(errno.ESTALE, 'Stale file handle')
+        except OSError:
+            log_errors.handle(handler, None)
+    assert capsys.readouterr().err.count('Stale file handle; the run continues without it') == 1
 
 
 @pytest.mark.parametrize(

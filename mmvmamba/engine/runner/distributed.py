@@ -33,8 +33,13 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
     limit = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
     try:
         dist.init_process_group('gloo', **limit)
-    except ValueError as error:  # names the missing variable
-        raise UserError(f'{error}; start the tool with torchrun') from error
+    except ValueError as error:
+        message = str(error)  # names a missing variable, but not one that is not a number
+        for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'):
+            value = os.environ.get(name, '')
+            if value and not value.strip().isdecimal():
+                message = f'the environment variable {name} must be a number, but got {value!r}'
+        raise UserError(f'{message}; start the tool with torchrun') from error
 
 
 @contextlib.contextmanager

@@ -50,6 +50,14 @@ def test_a_process_that_torchrun_did_not_start(monkeypatch):
         distributed.init_cpu_process_group('pytorch')
 
 
+@pytest.mark.parametrize('name', ['RANK', 'WORLD_SIZE', 'MASTER_PORT'])
+def test_a_variable_that_is_not_a_number(name, monkeypatch):
+    monkeypatch.setattr(os, 'environ', TORCHRUN | {name: 'hello'})
+    words = f"^the environment variable {name} must be a number, but got 'hello'; start the tool"
+    with pytest.raises(UserError, match=words):
+        distributed.init_cpu_process_group('pytorch')
+
+
 @pytest.mark.parametrize(
     ('cfg', 'expected'),
     [

@@ -1,9 +1,12 @@
 """BatchNorm and batches of one image, compared with what a training step of PyTorch does."""
 
+import importlib
+
 import mmpretrain.models  # noqa: F401
 import mmseg.models  # noqa: F401
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -86,7 +89,7 @@ def test_segmentors_as_they_train(pool_scales, norm, size):
 
 
 def test_the_layer_the_batch_and_the_remedy_are_named():
-    words = r'^model\.decode_head\.psp_modules\.0\.1\.bn is a BatchNorm of a map of one pixel, .*'
+    words = r'^model\.decode_head\.psp_modules\.0\.1\.bn is a BatchNorm over a 1 x 1 map and .*'
     words += r'but train_dataloader\.batch_size is 1; set train_dataloader\.batch_size to 2 or more'
     with pytest.raises(UserError, match=words):
         check_batch_norm(build(segmentor()), loader())
@@ -115,6 +118,67 @@ def test_heads_of_classifiers():
     check_batch_norm(build(classifier(dict(type='LN'))), loader())
     with pytest.raises(UserError, match=r'^model\.head\.layers\.0\.norm is a BatchNorm'):
         check_batch_norm(build(classifier(dict(type='BN1d'))), loader())
+
+
+@pytest.fixture
+def group_of_one():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_single_process_of_a_group(group_of_one):
+    model = build(segmentor())
+    with pytest.raises(UserError, match=' is a BatchNorm over a 1 x 1 map'):
+        check_batch_norm(model, loader())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+class Recorder:
+    """An owner of hooks that cannot be copied."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __deepcopy__(self, memo):
+        raise AssertionError('copied')
+
+    def hook(self, *_):
+        self.calls.append(1)
+
+
+def test_hooks_of_the_user_do_not_run():
+    model, recorder = build(segmentor()), Recorder()
+    for module in model.modules():
+        module.register_forward_hook(recorder.hook)
+        module.register_forward_pre_hook(recorder.hook)
+    with pytest.raises(UserError, match=r'^model\.decode_head\.psp_modules\.0\.1\.bn is'):
+        check_batch_norm(model, loader())
+    assert not recorder.calls
+
+
+def test_models_without_batch_norm_are_not_copied(monkeypatch):
+    model = build(segmentor(norm=GROUP_NORM))
+    monkeypatch.setattr(batch_norm, '_output', None)
+    check_batch_norm(model, loader())
+
+
+def test_training_on_several_views():
+    """SimCLR normalizes two views of each image."""
+    neck = dict(type='NonLinearNeck', in_channels=8, hid_channels=8, out_channels=4)
+    head = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'))
+    backbone = dict(BACKBONE, out_indices=(3,))
+    model = build(dict(type='mmpretrain.SimCLR', backbone=backbone, neck=neck, head=head))
+    check_batch_norm(model, loader())
+    losses = model.loss([torch.zeros(1, 3, 64, 64)] * 2, [])
+    assert losses['loss'].isfinite()
+
+
+@pytest.mark.parametrize('name', sorted(batch_norm._LOSSES))
+def test_the_names_of_the_losses(name):
+    path, kind, loss = name.rsplit('.', 2)
+    found = getattr(getattr(importlib.import_module(path), kind), loss)
+    assert f'{found.__module__}.{found.__qualname__}' == name
 
 
 def test_values_of_several_processes_count(monkeypatch):

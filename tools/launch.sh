@@ -23,8 +23,12 @@ require_count() {
 }
 
 # require_free_port PORT: check that no other run listens; torchrun would end with a traceback.
+# A listener with a full backlog does not answer, which counts as in use. A port that is bound
+# without a listener, or only to another address, is not seen.
 require_free_port() {
-    ! (: <> "/dev/tcp/127.0.0.1/$1") 2> /dev/null || fail "port $1 is in use; set PORT to a free one"
+    local status=0
+    timeout 2 bash -c ': <> "/dev/tcp/127.0.0.1/$1"' _ "$1" 2> /dev/null || status=$?
+    [[ $status != 0 && $status != 124 ]] || fail "port $1 is in use; set PORT to a free one"
 }
 
 # run_torchrun GPUS SCRIPT ARGUMENTS...: run a tool with torchrun.

@@ -88,6 +88,22 @@ def test_a_port_in_use(stand_in, script):
         assert port in stand_in('python', TOOLS / script, *SCRIPTS[script], **other)['arguments']
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='backlogs are those of Linux')
+def test_a_port_whose_listener_does_not_answer(stand_in):
+    with socket.create_server(('127.0.0.1', 0), backlog=0) as server:
+        address, waiting = server.getsockname(), []
+        for _ in range(3):
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(address)
+        script = 'dist_train.sh'
+        result = stand_in('python', TOOLS / script, *SCRIPTS[script], PORT=str(address[1]))
+        for client in waiting:
+            client.close()
+    assert result.returncode == 2
+    assert f'port {address[1]} is in use' in result.stderr
+
+
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_a_missing_argument_shows_the_usage(stand_in, script):
     arguments = SCRIPTS[script]

@@ -45,12 +45,15 @@ class _Options(DictAction):
     def __call__(self, *args: Any) -> None:
         try:
             super().__call__(*args)
-        except (AssertionError, RecursionError) as error:  # brackets that do not match, or braces
-            raise argparse.ArgumentError(
-                self,
-                f'{" ".join(args[2])} cannot be parsed; write a dict as KEY.NAME=VALUE for each of '
-                'its names, or in a config',
-            ) from error
+        except (AssertionError, RecursionError) as error:
+            text = ' '.join(args[2])
+            if isinstance(error, AssertionError):
+                reason = 'the brackets do not match'
+            elif '{' in text or 'dict(' in text:
+                reason = 'write a dict as KEY.NAME=VALUE for each of its names, or in a config'
+            else:
+                reason = 'write nested lists as "[(a,b),(c,d)]"'
+            raise argparse.ArgumentError(self, f'{text} cannot be parsed; {reason}') from error
 
 
 def _key_value(text: str) -> str:

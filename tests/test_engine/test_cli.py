@@ -78,15 +78,23 @@ def test_wrong_options(load, option, words):
         load('--cfg-options', option)
 
 
-@pytest.mark.parametrize('value', ['dict(dims=(8,8))', '{a:[1,2}', '[(1,2)'])
-def test_values_that_cannot_be_parsed(load, value, capsys):
+@pytest.mark.parametrize(
+    ('value', 'reason'),
+    [
+        ('dict(dims=(8,8))', 'write a dict as KEY.NAME=VALUE for each of its names'),
+        ('{a:[1,2]}', 'write a dict as KEY.NAME=VALUE for each of its names'),
+        ('{a:[1,2}', 'the brackets do not match'),
+        ('[(1,2)', 'the brackets do not match'),
+        ('(1,2),(3,4)', 'write nested lists as "[(a,b),(c,d)]"'),
+        ('(1,2),(3', 'the brackets do not match'),
+    ],
+)
+def test_values_that_cannot_be_parsed(load, value, reason, capsys):
     with pytest.raises(SystemExit) as end:
         load('--cfg-options', f'model.arch={value}')
     assert end.value.code == 2
-    assert (
-        f'--cfg-options: model.arch={value} cannot be parsed; write a dict'
-        in capsys.readouterr().err
-    )
+    message = f'--cfg-options: model.arch={value} cannot be parsed; {reason}'
+    assert message in capsys.readouterr().err
 
 
 def test_settings_are_checked(load):

@@ -28,10 +28,14 @@ _LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 _MAX_GROWTH, _MIN_LIMIT = 10, 1 << 20
 _MAX_TENSOR_GROWTH, _MIN_TENSOR_LIMIT = 64, 1 << 30
 _CHUNK = 1 << 20
+_PAGE_START = 1 << 10
 
 
 class _DamagedError(Exception):
-    """Raised for a file whose content does not match its checksums or the hash in its name."""
+    """Raised for a file whose content does not match its checksums or the hash in its name.
+
+    An HTML page in the place of a checkpoint counts as well.
+    """
 
 
 def read_local_checkpoint(
@@ -135,8 +139,12 @@ def _read(
     elif start[7:9] == b'\0{':  # the end of the header's size, and its beginning
         has_checksums = False
     else:
-        page = ', but of a web page, such as that of a login' if start.lstrip()[:1] == b'<' else ''
-        raise ValueError(f'its first bytes are not those of a checkpoint{page}')
+        page = file.read(_PAGE_START).lstrip().lower()
+        if page.startswith(b'<') and b'html' in page:
+            raise _DamagedError(
+                'cannot be read: it is not a checkpoint but an HTML page, perhaps a login page'
+            )
+        raise ValueError('its first bytes are not those of a checkpoint')
     if not is_verified and not has_checksums:
         _logger.warning(
             'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '

@@ -15,7 +15,7 @@ _TAIL = 4096  # bytes at the end of a file in which its end marker must be
 #: The first bytes of a format, and its end marker.
 _ENDS = ((b'\xff\xd8', b'\xff\xd9'), (b'\x89PNG', b'IEND'))
 _EXIF_HINT = (
-    '; if it has an EXIF orientation, by which loading turns it, set '
+    '; if loading rotates it by its EXIF orientation, set '
     "`color_type='color_ignore_orientation'` in `LoadImageFromFile`"
 )
 

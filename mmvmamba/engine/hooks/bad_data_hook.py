@@ -87,7 +87,7 @@ class BadDataHook(Hook):
             errors = [[str(group) for group in report.groups('error')]]
         broadcast_object_list(errors)
         if self.check == 'stop' and errors[0]:
-            others = f'; errors in the log: {len(errors[0])}' if errors[0][1:] else ''
+            others = f'; the log lists all {len(errors[0])} errors' if errors[0][1:] else ''
             raise UserError(
                 f'{errors[0][0]}{others} (default_hooks.bad_data.check=warn trains nevertheless)'
             )

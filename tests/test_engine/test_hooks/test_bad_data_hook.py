@@ -94,7 +94,7 @@ MESSAGES = [
 
 def test_errors_in_the_data_stop_a_run_before_its_first_step(checked):
     runner, messages = runner_of()
-    words = r'a\.json: an error; errors in the log: 2 \(default_hooks.bad_data.check=warn'
+    words = r'a\.json: an error; the log lists all 2 errors \(default_hooks.bad_data.check=warn'
     with pytest.raises(UserError, match=words):
         BadDataHook(sample=None).before_train(runner)
     assert messages == MESSAGES

@@ -422,8 +422,14 @@ def test_wrong_option_of_a_segmentor(run_here, segmentation_config, option, word
     assert 'Iter(train)' not in result[1]
 
 
-@pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
-def test_a_last_batch_of_one_image(run_here, segmentation_config, runner_type, tmp_path):
+@pytest.mark.parametrize(
+    ('runner_type', 'words'),
+    [
+        ('Runner', r'decode_head\.\S+ is a BatchNorm .* the last of 3 images is a batch by itself'),
+        ('FlexibleRunner', 'BatchNorm cannot normalize one pixel of a batch of one image'),
+    ],
+)
+def test_a_last_batch_of_one_image(run_here, segmentation_config, runner_type, words, tmp_path):
     """Three images in batches of two; the second runner stops at that batch."""
     path = tmp_path / 'epochs.py'
     path.write_text(f"""
@@ -436,8 +442,18 @@ train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=1)
 param_scheduler = None
 runner_type = {runner_type!r}
 """)
-    words = 'one pixel of a batch of one image|the last of 3 images is a batch by itself'
     assert_mistake(run_here('train.py', path), words, 'set train_dataloader.batch_size to 2')
+
+
+def test_a_metric_of_another_package(run_here, segmentation_config, tmp_path):
+    path = tmp_path / 'boxes.py'
+    path.write_text(f"""
+_base_ = {str(segmentation_config)!r}
+val_evaluator = dict(_delete_=True, type='mmdet.CocoMetric', metric='bbox')
+""")
+    result = run_here('train.py', path)
+    assert_mistake(result, 'CocoMetric of mmdet cannot evaluate the predictions of EncoderDecoder')
+    assert 'Iter(train)' not in result[1]
 
 
 def test_option_without_a_value(run_here, detection_config):

@@ -129,3 +129,25 @@ def test_an_annotation_file_of_the_evaluator_alone(cfg, tmp_path):
     write(tmp_path / 'other', bbox=None)
     cfg.val_evaluator.ann_file = str(tmp_path / 'other' / 'coco.json')
     assert {folder for _, folder, _ in kinds(check_datasets(cfg))} == {'other'}
+
+
+@pytest.mark.parametrize(('num_classes', 'is_wrong'), [(2, True), (3, False)])
+def test_a_head_for_fewer_classes_than_its_label_maps_have(num_classes, is_wrong, tmp_path):
+    """Labels that are classes of the data set, so that only the head is wrong."""
+    for folder, value, kind in (('images', 99, 'jpg'), ('labels', 2, 'png')):
+        (tmp_path / folder).mkdir()
+        shape = (30, 40, 3) if folder == 'images' else (30, 40)
+        Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / folder / f'a.{kind}')
+    dataset = dict(
+        type='mmseg.BaseSegDataset',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        metainfo=dict(classes=('a', 'b', 'c')),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
+    )
+    head = dict(type='mmseg.FCNHead', num_classes=num_classes)
+    cfg = Config(dict(model=dict(decode_head=head), train_dataloader=dict(dataset=dataset)))
+    found = [str(group) for group in check_datasets(cfg).groups('error')]
+    assert len(found) == is_wrong
+    if is_wrong:
+        assert 'but model.decode_head.num_classes is 2' in found[0]

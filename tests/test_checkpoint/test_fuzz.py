@@ -195,7 +195,8 @@ def save_small(folder, kind, hashed):
     """Save one of the small files, with its hash in its name or without."""
     ending, build = SMALL[kind]
     data = build()
-    name = f'x-{hashlib.sha256(data).hexdigest()[:8]}{ending}' if hashed else f'x{ending}'
+    # Few digits may all be decimal, which is taken for a date.
+    name = f'x-{hashlib.sha256(data).hexdigest()}{ending}' if hashed else f'x{ending}'
     (folder / name).write_bytes(data)
     return folder / name
 

@@ -161,7 +161,11 @@ def annotation_file(cfg: Mapping[str, Any]) -> str | None:
 
 
 def local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the names and paths of a data set's local files and folders."""
+    """Yield the names and paths of a data set's local files and folders.
+
+    Raises:
+        UserError: If ``data_prefix`` is neither a folder nor a dict of folders.
+    """
     backend = cfg.get('backend_args')
     if backend and backend.get('backend') not in (None, 'local', 'disk'):
         return
@@ -169,6 +173,8 @@ def local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     prefix = cfg.get('data_prefix') or {}
     if isinstance(prefix, str):
         prefix = {'data_prefix': prefix}
+    if not isinstance(prefix, Mapping):
+        raise UserError(f'data_prefix must be a str or a dict, but got {prefix!r:.80}')
     paths = {'data_root': root, 'ann_file': annotation_file(cfg)}
     paths |= {f'folder {key}': _join(root, value) for key, value in prefix.items()}
     for name, path in paths.items():

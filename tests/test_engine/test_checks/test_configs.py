@@ -54,6 +54,12 @@ def test_paths_that_exist_or_are_elsewhere(root, wrap, dataset):
     check_data(config(root, wrap, **dataset), 'train', 'val')
 
 
+@pytest.mark.parametrize('prefix', [5, ['images'], ('images',)])
+def test_prefixes_of_another_type(root, prefix):
+    with pytest.raises(UserError, match='data_prefix must be a str or a dict, but got '):
+        check_data(config(root, data_prefix=prefix), 'train')
+
+
 @WRAPPERS
 @pytest.mark.parametrize(
     ('dataset', 'words'),

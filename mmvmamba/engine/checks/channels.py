@@ -11,7 +11,7 @@ from mmvmamba.engine.errors import UserError
 from mmvmamba.models import VMamba
 from mmvmamba.nn import VMambaNet
 
-from .configs import named_settings
+from .configs import named_settings, type_name
 from .report import Report
 
 _HEADS_WITHOUT_NECK = ('decode_head', 'auxiliary_head', 'panoptic_head')
@@ -45,18 +45,10 @@ def model_channels(cfg: Mapping[str, Any]) -> int | None:
     model = cfg.get('model') or {}
     backbone = model.get('backbone')
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    if _type_name(backbone) not in _BACKBONES or _type_name(preprocessor) not in _PREPROCESSORS:
+    if type_name(backbone) not in _BACKBONES or type_name(preprocessor) not in _PREPROCESSORS:
         return None
     channels = backbone.get('in_channels', backbone.get('in_chans', 3))
     return channels if isinstance(channels, int) else None
-
-
-def _type_name(cfg: Any) -> str | None:
-    """Return the name of the class in a config without its scope; '' if there is none."""
-    if not isinstance(cfg, Mapping):
-        return None
-    kind = cfg.get('type', '')
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def check_color_transforms(leaf: Mapping[str, Any], report: Report, channels: int | None) -> None:
@@ -64,7 +56,7 @@ def check_color_transforms(leaf: Mapping[str, Any], report: Report, channels: in
     if channels in (None, 3):
         return
     for step in leaf.get('pipeline') or ():
-        name = _type_name(step)
+        name = type_name(step)
         if name in _COLOR_TRANSFORMS:
             kind = f'`{name}` takes three channels, but the model takes {channels}'
             hint = 'Leave it out of the pipeline (docs/multispectral.md)'

@@ -9,7 +9,13 @@ from mmengine.registry import MODELS
 from mmvmamba.engine.errors import UserError
 
 from .coco import coco_files, read_coco
-from .configs import dataset_class, leaf_datasets, local_paths, named_settings
+from .configs import (
+    dataset_class,
+    leaf_datasets,
+    local_paths,
+    named_settings,
+    registered_class,
+)
 
 #: Heads whose ``num_classes`` is that of the data set. Others, such as that of RPN, only detect
 #: objects; an auxiliary head may detect boundaries, as that of STDC.
@@ -126,8 +132,5 @@ def _heads(cfg: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str
 
 def _learns_labels(head: Mapping[str, Any]) -> bool:
     """Return True for a head of mmseg whose loss compares it with the label map."""
-    kind = head.get('type')
-    with MODELS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(kind) if isinstance(kind, str) else kind
-    loss = getattr(kind, 'loss_by_feat', None)
+    loss = getattr(registered_class(MODELS, head), 'loss_by_feat', None)
     return getattr(loss, '__qualname__', '') == 'BaseDecodeHead.loss_by_feat'

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, Registry
 
 from mmvmamba.engine.errors import UserError
 
@@ -148,11 +148,24 @@ def named_settings(name: str, value: Any) -> Iterator[tuple[str, Mapping[str, An
             yield from named_settings(f'{name}[{i}]', part)
 
 
+def registered_class(registry: Registry, cfg: Mapping[str, Any]) -> type | None:
+    """Return the class of a component in the scope of the run."""
+    kind = cfg.get('type')
+    with registry.switch_scope_and_registry(None) as current:
+        return current.get(kind) if isinstance(kind, str) else kind
+
+
 def dataset_class(cfg: Mapping[str, Any]) -> type | None:
     """Return the class of a data set in the scope of the run."""
-    kind = cfg.get('type')
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        return registry.get(kind) if isinstance(kind, str) else kind
+    return registered_class(DATASETS, cfg)
+
+
+def type_name(cfg: Any) -> str | None:
+    """Return the name of the class in a config without its scope; '' if there is none."""
+    if not isinstance(cfg, Mapping):
+        return None
+    kind = cfg.get('type', '')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def annotation_file(cfg: Mapping[str, Any]) -> str | None:

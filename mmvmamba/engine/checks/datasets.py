@@ -37,7 +37,7 @@ def check_datasets(
             warnings. Defaults to False.
     """
     whole = Report()
-    channels = model_channels(cfg)
+    channels, head = model_channels(cfg), smallest_head(cfg.get('model'))
     done: set[str] = set()
     for stage in stages:
         report = Report()
@@ -49,8 +49,7 @@ def check_datasets(
             if _is_new(done, leaf, stage == 'train'):
                 for _ in coco_files(leaf):
                     check_coco(leaf, report, stage, needs_masks)
-                head = smallest_head(cfg.get('model')) if stage == 'train' else None
-                check_images(leaf, report, sample, channels, head)
+                check_images(leaf, report, sample, channels, head if stage == 'train' else None)
                 check_color_transforms(leaf, report, channels)
         files = {annotation_file(leaf) for leaf in leaves}
         for path in {metric.get('ann_file') for metric in metrics} - files - {None}:

@@ -1,5 +1,6 @@
 """Checks of image files: whether they decode, and what loading makes of them."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -138,7 +139,7 @@ def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception)
     problem = undecodable(path, error)
     if problem.problem == 'is truncated' or loader.backend == 'tifffile':
         return problem
-    if _loads(content, loader):
+    with contextlib.suppress(Exception):  # of OpenCV and others
         return _properties(path, _load(content, loader))
     if not loader.is_stock or not content.startswith(_TIFF):
         return problem

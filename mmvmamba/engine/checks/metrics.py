@@ -8,7 +8,7 @@ from torch import nn
 
 from mmvmamba.engine.errors import UserError
 
-from .configs import named_settings
+from .configs import named_settings, type_name
 
 #: The packages whose models and metrics do not go together.
 _PACKAGES = {'mmdet', 'mmpretrain', 'mmseg'}
@@ -25,9 +25,9 @@ def check_top_k(cfg: Mapping[str, Any]) -> None:
     classes = head.get('num_classes') if isinstance(head, Mapping) else None
     for stage in ('val', 'test'):
         for name, metric in named_settings(f'{stage}_evaluator', cfg.get(f'{stage}_evaluator')):
-            kind, top = metric.get('type'), metric.get('topk', (1,))
-            if not str(getattr(kind, '__name__', kind)).endswith('Accuracy'):
+            if not (type_name(metric) or '').endswith('Accuracy'):
                 continue
+            top = metric.get('topk', (1,))
             values = top if isinstance(top, list | tuple) else (top,)
             if not values or not all(isinstance(k, int) and k > 0 for k in values):
                 raise UserError(f'{name}.topk must be positive integers, but got {top!r}')

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mmengine.registry import TRANSFORMS
 
-from .configs import dataset_class
+from .configs import dataset_class, registered_class
 
 #: Packages whose transforms keep the number of channels, except those in ``_CHANGING``.
 _STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmvmamba')
@@ -138,9 +138,7 @@ def _loader(
 def _keeps_channels(leaf: Mapping[str, Any]) -> bool:
     """Return True if no transform of a pipeline can change the number of channels."""
     for step in _steps(leaf):
-        kind = step.get('type')
-        with TRANSFORMS.switch_scope_and_registry(None) as registry:
-            cls = registry.get(kind) if isinstance(kind, str) else kind
+        cls = registered_class(TRANSFORMS, step)
         package = getattr(cls, '__module__', '').partition('.')[0]
         if package not in _STOCK or cls.__name__ in _CHANGING or 'transforms' in step:
             return False

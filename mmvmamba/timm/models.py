@@ -7,6 +7,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from mmvmamba.checkpoint.keys import FIRST_CONV
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors, naming_file
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.checkpoint.tensors import same_shape
@@ -28,7 +29,7 @@ _FILES = {
     'vanilla_small': '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth',
     'vanilla_base': '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth',
 }
-_FIRST_CONV, _HEAD = 'patch_embed.0', 'classifier.head'
+_HEAD = 'classifier.head'
 
 # timm loads files with weights_only=True. This allows the settings in the authors' full training
 # files, which are read as a plain dictionary.
@@ -49,7 +50,7 @@ default_cfgs = generate_default_cfgs(
             crop_pct=0.875,
             interpolation='bicubic',
             pool_size=(7, 7),
-            first_conv=_FIRST_CONV,
+            first_conv=FIRST_CONV.removesuffix('.weight'),
             classifier=_HEAD,
             paper_ids='arXiv:2401.10166',
             paper_name='VMamba: Visual State Space Model',
@@ -74,9 +75,8 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
     with naming_file('the checkpoint'):
         tensors = adapt_tensors(model, tensors)
         own = model.state_dict()
-        conv = f'{_FIRST_CONV}.weight'
-        if conv in tensors:
-            own[conv] = own[conv].new_zeros(tensors[conv].shape)
+        if FIRST_CONV in tensors:
+            own[FIRST_CONV] = own[FIRST_CONV].new_zeros(tensors[FIRST_CONV].shape)
         # timm drops a last layer of another shape, and its own load is strict about the classifier.
         is_other = {k for k in (f'{_HEAD}.weight', f'{_HEAD}.bias') if _differs(k, own, tensors)}
         matching = match_tensors(own, {k: v for k, v in tensors.items() if k not in is_other})

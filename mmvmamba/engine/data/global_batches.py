@@ -1,7 +1,7 @@
 """Batches of all processes together, in an order that does not depend on their number."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import chain, count, cycle, islice
 from typing import Any, NamedTuple
 
 from mmengine.dataset import DefaultSampler, InfiniteSampler
@@ -16,6 +16,11 @@ class Progress(NamedTuple):
 
     batch_size: int  # of all processes together
     batches: int
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples in them."""
+        return self.batch_size * self.batches
 
 
 class NumberedIndex(int):
@@ -108,8 +113,7 @@ def share_of_rank(
     """
     lacking = -len(batch) % world_size
     if lacking:
-        first = list(islice(global_order(sampler), lacking))
-        again = [first[i % len(first)] for i in range(lacking)]
+        first = islice(cycle(global_order(sampler)), lacking)
         # Numbers of their own, which no sample of the epoch has, give them another augmentation.
-        batch = batch + list(map(NumberedIndex.of, again, count(len(sampler.dataset))))
+        batch = batch + list(map(NumberedIndex.of, first, count(len(sampler.dataset))))
     return batch[rank::world_size]

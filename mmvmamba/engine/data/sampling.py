@@ -107,8 +107,7 @@ class PositionedBatchSampler:
 
     def _own_batches(self, done: Sequence[Progress]) -> Iterator[list[NumberedIndex]]:
         rank, world_size = get_rank(), get_world_size()
-        samples = sum(size * batches for size, batches in done)
-        first = samples // ((self.batch_size or 1) * world_size)
+        first = sum(progress.samples for progress in done) // ((self.batch_size or 1) * world_size)
         # Samples of several processes have different numbers.
         numbers = itertools.count(rank, world_size)
         # A batch may depend on those before it, so the skipped ones are generated too.

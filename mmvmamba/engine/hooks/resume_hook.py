@@ -198,7 +198,7 @@ class ResumeHook(Hook):
             )
         samples = _length(runner.train_dataloader.dataset)
         if saved.get('samples', samples) != samples:
-            done = sum(math.prod(progress) for progress in self._done(runner))
+            done = sum(progress.samples for progress in self._done(runner))
             left = max(-(-(samples - done) // math.prod(now)), 0)
             runner.logger.warning(
                 f'the training data set had {saved["samples"]} samples and now has {samples}: '

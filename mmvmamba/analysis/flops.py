@@ -92,9 +92,10 @@ class MultiplyAdds(FlopCounterMode):
 
     def __init__(self) -> None:
         formulas = _formulas()
-        for name in ('ss2d_scan', 'scan_mark'):
-            if hasattr(torch.ops.mmvmamba, name):  # scans without a kernel are only marked
-                formulas[getattr(torch.ops.mmvmamba, name)] = getattr(self, f'_{name}')
+        scans = dict.fromkeys(('ss2d_scan', 'ss2d_scan_triton'), self._ss2d_scan)
+        for name, formula in (scans | {'scan_mark': self._scan_mark}).items():
+            if hasattr(torch.ops.mmvmamba, name):  # the native extension may be missing
+                formulas[getattr(torch.ops.mmvmamba, name)] = formula
         super().__init__(display=False, custom_mapping=formulas)
         self.rounding = 0
         self._marked: Counter[str] = Counter()
@@ -106,11 +107,13 @@ class MultiplyAdds(FlopCounterMode):
 
     @property
     def counts(self) -> Counter[str]:
-        """Exact multiply-adds by op."""
+        """Exact multiply-adds by op, whatever backend a scan has."""
         flops = self.get_flop_counts().get('Global', {})
-        counts = Counter({op.__name__: count // 2 for op, count in flops.items() if count})
-        counts.pop('scan_mark', None)
-        return counts + self._marked
+        counts = self._marked.copy()
+        for op, count in flops.items():
+            if count and op is not torch.ops.mmvmamba.scan_mark:
+                counts[op.__name__.removesuffix('_triton')] += count // 2
+        return counts
 
     def _ss2d_scan(
         self, x: Shape, proj: Shape, dt_weight: Shape, dt_bias: Shape, A: Shape, *_: Any, **__: Any

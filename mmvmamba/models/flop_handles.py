@@ -21,7 +21,9 @@ def count_scan(name: str, inputs: list[Any], outputs: list[Any]) -> int:
 
 
 # MMEngine's FlopAnalyzer and ActivationAnalyzer count these by default.
-for _name in ('ss2d_scan', 'selective_scan', 'scan_mark'):
+for _name in (
+    'ss2d_scan', 'ss2d_scan_triton', 'selective_scan', 'selective_scan_triton', 'scan_mark',
+):  # fmt: skip
     _op = f'mmvmamba::{_name}'
     complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[_op] = partial(count_scan, _name)
     complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS[_op] = generic_activation_jit()

@@ -8,8 +8,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .extension import architecture_error, extension_error, has_kernel, warn_no_kernel
+from .triton import triton_error
 
-BACKENDS = ('auto', 'native', 'reference')
+BACKENDS = ('auto', 'native', 'triton', 'reference')
+#: The backends that 'auto' tries on a type of device, in this order.
+AUTO_ORDER: dict[str, tuple[str, ...]] = {
+    'cpu': ('native',),
+    # Compiled, Triton's kernels issue fewer instructions than the CUDA kernels, which instructions
+    # limit (docs/performance.md). A measurement on a GPU is to settle this.
+    'cuda': ('triton', 'native'),
+    # Computes nothing. The native op comes first, as it also stands for a CPU.
+    'meta': ('native', 'triton'),
+}
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 #: Dtypes that the native kernels of a device read and write.
@@ -17,8 +27,10 @@ NATIVE_DTYPES = {
     'cpu': (torch.float32, torch.bfloat16, torch.float64),
     'cuda': FLOAT_DTYPES,
 }
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The limit of mamba_ssm's kernels.
 MAX_STATE = 256
+MAX_TRITON_STATE = 256
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -73,6 +85,15 @@ def _shape_text(shape: tuple[int | str, ...]) -> str:
     return '(' + ', '.join(str(size) for size in shape) + (',)' if len(shape) == 1 else ')')
 
 
+def check_out_dtype(dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
+    """Check that an output has the dtype of its input, or that of the sums."""
+    allowed = (None, dtype, accumulate_dtype(dtype))
+    if out_dtype not in allowed:
+        raise TypeError(
+            f'out_dtype must be one of {allowed} for an input of {dtype}, but got {out_dtype}'
+        )
+
+
 def check_state_size(d_state: int) -> None:
     """Check that every backend computes this number of states."""
     if not 1 <= d_state <= MAX_STATE:
@@ -106,45 +127,87 @@ def needs_states(inputs: Iterable[Tensor | None]) -> bool:
     return any(value is not None and value.requires_grad for value in inputs)
 
 
-def choose_backend(op: str, backend: str, value: Tensor) -> str:
-    """Choose between the native kernel and the PyTorch forms for an input.
+def _dtype_error(
+    device: torch.device, dtype: torch.dtype, allowed: Iterable[torch.dtype]
+) -> str | None:
+    if dtype in allowed:
+        return None
+    names = ', '.join(str(d).removeprefix('torch.') for d in allowed)
+    return f'the kernels for {device.type} take {names}, not {dtype}'
+
+
+def _why_not_native(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == 'meta':  # nothing is computed, but the extension defines the op
+        return extension_error()
+    if not has_kernel(op, device.type):
+        return extension_error(device.type) or f'the library for {device.type} lacks {op}'
+    if device.type == 'cuda' and (reason := architecture_error(device.index)):
+        return reason
+    return _dtype_error(device, dtype, NATIVE_DTYPES[device.type])
+
+
+def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == 'meta':
+        return None
+    return triton_error(device) or _dtype_error(device, dtype, TRITON_DTYPES)
+
+
+_WHY_NOT = {'native': _why_not_native, 'triton': _why_not_triton}
+_MAX_STATES = {'native': MAX_STATE, 'triton': MAX_TRITON_STATE}
+
+
+def why_not(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Return the reason why the kernels of a backend cannot run an op, or None if they can.
+
+    Args:
+        backend (str): 'native' or 'triton'.
+        op (str): 'ss2d_scan' or 'selective_scan'.
+        device (torch.device): The device of the input.
+        dtype (torch.dtype): The dtype of the input. Defaults to float32.
+    """
+    return _WHY_NOT[backend](op, device, dtype)
+
+
+# torch.compile calls the function, which may import, and keeps the result. The decorator for this,
+# torch.compiler.assume_constant_result, imports the whole compiler.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def choose_backend(op: str, backend: str, value: Tensor, d_state: int) -> str:
+    """Choose between the kernels and the PyTorch forms for an input with a number of states.
 
     Returns:
-        str: 'native', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster PyTorch
-        form.
+        str: 'native', 'triton', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster
+        PyTorch form.
 
     Raises:
         ValueError: If ``backend`` is unknown.
-        RuntimeError: If ``backend='native'`` and no kernel can run, with the reason.
+        RuntimeError: If ``backend`` is 'native' or 'triton' and cannot run, with the reason.
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {BACKENDS}, but got {backend!r}')
     if backend == 'reference':
         return 'reference'
-    device = value.device.type
-    # Neither the meta device nor an export to ONNX, which translates the op, computes anything.
-    symbolic = device == 'meta' or torch.onnx.is_in_onnx_export()
-    if symbolic and extension_error() is None:
+    # An export to ONNX computes nothing, and translates the native op.
+    if torch.onnx.is_in_onnx_export() and extension_error() is None:
         return 'native'
-    if device == 'meta' and backend == 'auto':
-        return 'chunked'
-    if not has_kernel(op, device):
-        reason = extension_error(device) or f'the library for {device} lacks {op}'
-    elif differentiates_functionally():
-        reason = 'the kernels have no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
-    elif (
-        device == 'cuda'
-        and not torch.compiler.is_compiling()
-        and (missing := architecture_error(value.device.index))
-    ):
-        reason = missing
-    elif value.dtype not in NATIVE_DTYPES[device]:
-        names = ', '.join(str(d).removeprefix('torch.') for d in NATIVE_DTYPES[device])
-        reason = f'the {device} kernels take {names}, not {value.dtype}'
-    else:
-        return 'native'
-    if backend == 'native':
-        raise RuntimeError(f"backend='native' cannot run {op} on {device}: {reason}")
+    device = value.device
+    functional = device.type != 'meta' and differentiates_functionally()
+    reasons = []
+    for name in AUTO_ORDER.get(device.type, ('native',)) if backend == 'auto' else (backend,):
+        reason = why_not(name, op, device, value.dtype)
+        if reason is None and functional:
+            reason = 'no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
+        # A trace of torch.jit would record the comparison.
+        if reason is None and not torch.jit.is_tracing() and d_state > _MAX_STATES[name]:
+            reason = f'the kernels take up to {_MAX_STATES[name]} states, not {d_state}'
+        if reason is None:
+            return name
+        reasons.append((name, reason))
+    if backend != 'auto':
+        raise RuntimeError(f'backend={backend!r} cannot run {op} on {device.type}: {reason}')
     if not torch.compiler.is_compiling():
-        warn_no_kernel(device, reason)
+        warn_no_kernel(device.type, tuple(reasons))
     return 'chunked'

@@ -1,4 +1,4 @@
-"""The native extension: loading it, why it did not load, and registration of its ops."""
+"""The native extension: loading it, why it did not load, and registration of ops."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class ExtensionUnavailableWarning(UserWarning):
-    """The native kernels cannot run, and a slower PyTorch form replaces them."""
+    """The kernels cannot run, and a slower PyTorch form replaces them."""
 
 
 def build_info() -> dict[str, Any]:
@@ -108,6 +108,8 @@ def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
 @functools.cache
 def architecture_error(index: int | None) -> str | None:
     """Return the reason why the CUDA kernels do not run on a GPU, or None if they do."""
+    if not torch.cuda.is_available():
+        return 'there is no GPU'
     arch_list = build_info().get('arch_list', [])
     capability = torch.cuda.get_device_capability(index)
     if torch.version.hip is not None or runs_on(capability, arch_list):
@@ -120,17 +122,20 @@ def architecture_error(index: int | None) -> str | None:
 
 
 @functools.cache
-def warn_no_kernel(device_type: str, reason: str) -> None:
-    """Warn once for each device type and reason that the slow PyTorch form runs."""
+def warn_no_kernel(device_type: str, reasons: tuple[tuple[str, str], ...]) -> None:
+    """Warn once that the slow PyTorch form runs, with each backend and why it cannot run."""
+    text = '; '.join(f'no {name} kernel for {device_type}: {reason}' for name, reason in reasons)
     warnings.warn(
-        f'mmvmamba: no native kernel for {device_type}: {reason}. A much slower PyTorch form '
-        'runs in its place.',
+        f'mmvmamba: {text}. A much slower PyTorch form runs in its place.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )
 
 
-# ---- registration of the native ops: each at the end of its own file ----
+# ---- registration of the ops: each at the end of its own file ----
+
+#: The ops that are defined in Python. In a variable, as an op disappears with its library.
+LIBRARY = torch.library.Library('mmvmamba', 'FRAGMENT')
 
 #: Positions between two saved states, as ``kChunk`` in ``csrc/scan_common.h``.
 CHUNK = 64
@@ -146,10 +151,13 @@ def register_op(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    schema: str | None = None,
+    kernel: Callable[..., Any] | None = None,
 ) -> None:
-    """Register shapes and gradient of ``mmvmamba::name``, whose schema is in ``csrc/``.
+    """Register shapes and gradient of ``mmvmamba::name``.
 
-    An op without ``backward`` is itself a backward; its gradient raises RuntimeError.
+    An op without ``backward`` is itself a backward; its gradient raises RuntimeError. The schema
+    of a native op is in ``csrc/``; with a ``schema`` and a ``kernel`` the op is defined here.
     """
 
     def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -158,6 +166,10 @@ def register_op(
             'backward'
         )
 
+    if schema is not None and kernel is not None:
+        LIBRARY.define(name + schema)
+        for key in ('CPU', 'CUDA'):
+            LIBRARY.impl(name, kernel, key)
     op = f'mmvmamba::{name}'
     torch.library.register_fake(op, fake)
     torch.library.register_autograd(

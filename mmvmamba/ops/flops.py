@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .backend import differentiates_functionally
-from .extension import input_gradients
+from .extension import LIBRARY, input_gradients
 
 Shape = Sequence[int]
 
@@ -53,10 +53,8 @@ def scan_mark_cost(y_shape: Shape, A_shape: Shape, extra: int) -> int:
 
 # ---- a mark on scans that run as PyTorch's own ops ----
 
-# Kept in a variable: an op disappears with its library.
-_LIBRARY = torch.library.Library('mmvmamba', 'FRAGMENT')
-_LIBRARY.define('scan_mark(Tensor y, Tensor A, int rank, int extra, int times) -> Tensor')
-_LIBRARY.impl('scan_mark', lambda y, *_: y.clone(), 'CompositeExplicitAutograd')
+LIBRARY.define('scan_mark(Tensor y, Tensor A, int rank, int extra, int times) -> Tensor')
+LIBRARY.impl('scan_mark', lambda y, *_: y.clone(), 'CompositeExplicitAutograd')
 
 
 def mark_scan(y: Tensor, A: Tensor, rank: int, extra: int) -> Tensor:
@@ -65,10 +63,12 @@ def mark_scan(y: Tensor, A: Tensor, rank: int, extra: int) -> Tensor:
     ``rank`` is that of the time steps, 0 if their projection is not part of the scan; ``extra``
     is as in :func:`scan_mark_cost`.
     """
+    # Elsewhere the mark would be one more op, unknown to exporters and transforms. torch.compile
+    # cannot trace the other questions.
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return y
     counted = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    # Elsewhere the mark would be one more op, unknown to exporters and transforms.
-    exported = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-    if not counted or exported or differentiates_functionally():
+    if not counted or differentiates_functionally():
         return y
     return torch.ops.mmvmamba.scan_mark(y, A, int(rank), extra, 1)
 
@@ -90,34 +90,27 @@ torch.library.register_autograd('mmvmamba::scan_mark', _backward, setup_context=
 # ---- formulas for FlopCounterMode, with the arguments of the ops as shapes ----
 
 
-def _register_formula(op_name: str, multiply_adds: Callable[..., int]) -> None:
-    """Register a formula for multiply-adds, each of which is two FLOPs."""
-    if not hasattr(torch.ops.mmvmamba, op_name):
-        return  # The extension, which defines the op, is not installed.
-    op = getattr(torch.ops.mmvmamba, op_name)
+def register_formulas(op_name: str, multiply_adds: Callable[..., int]) -> None:
+    """Register the multiply-adds of an op, each of which is two FLOPs, and twice as many backward.
 
-    def flops(*args: Any, **kwargs: Any) -> int:
+    ``multiply_adds`` takes the arguments of the op. Those of its backward begin with a gradient;
+    tensors come next, in the same order.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> int:
         return 2 * multiply_adds(*args)
 
-    register_flop_formula(op)(flops)
+    def backward(grad: Shape, *args: Any, **kwargs: Any) -> int:
+        return 4 * multiply_adds(*args)
+
+    register_flop_formula(getattr(torch.ops.mmvmamba, op_name))(forward)
+    register_flop_formula(getattr(torch.ops.mmvmamba, f'{op_name}_backward'))(backward)
 
 
-def _scan_mark(y: Shape, A: Shape, rank: int, extra: int, times: int) -> int:
-    return times * scan_mark_cost(y, A, extra)
-
-
-def _ss2d_scan(x: Shape, proj: Shape, dt_weight: Shape, dt_bias: Shape, A: Shape, *_: Any) -> int:
-    return ss2d_scan_cost(x, dt_weight, A)
-
-
-def _selective_scan(
-    u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape | None, z: Shape | None, *_: Any
+def _scan_mark(
+    y: Shape, A: Shape, rank: int, extra: int, times: int, out_shape: Shape | None = None
 ) -> int:
-    return selective_scan_cost(u, A, D is not None, z is not None)
+    return 2 * times * scan_mark_cost(y, A, extra)
 
 
-_register_formula('scan_mark', _scan_mark)
-_register_formula('ss2d_scan', _ss2d_scan)
-_register_formula('ss2d_scan_backward', lambda grad, *args: 2 * _ss2d_scan(*args))
-_register_formula('selective_scan', _selective_scan)
-_register_formula('selective_scan_backward', lambda grad, *args: 2 * _selective_scan(*args))
+register_flop_formula(torch.ops.mmvmamba.scan_mark)(_scan_mark)

@@ -1,16 +1,24 @@
 """The selective scan of Mamba (arXiv 2312.00752, Sec. 3.2 and Alg. 2) over 1-D sequences."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import accumulate_dtype, check_state_size, check_tensor, choose_backend, needs_states
+from . import triton
+from .backend import (
+    accumulate_dtype,
+    check_out_dtype,
+    check_state_size,
+    check_tensor,
+    choose_backend,
+    needs_states,
+)
 from .extension import extension_error, input_gradients, num_chunks, register_op
-from .flops import mark_scan
+from .flops import mark_scan, register_formulas, selective_scan_cost
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -136,7 +144,7 @@ def selective_scan_reference(
     delta_softplus: bool = False,
     scan: Scan = scan_reference,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`selective_scan` in plain PyTorch: the specification of the native kernels.
+    """:func:`selective_scan` in plain PyTorch: the specification of the kernels.
 
     ``scan`` is ``scan_reference`` or ``scan_chunked``. Return the output and the last state.
     """
@@ -189,8 +197,9 @@ def selective_scan(
         delta_softplus (bool): Whether to apply softplus to the time steps. Defaults to False.
         return_last_state (bool): Whether to return the last state as well; no gradient flows
             through it. Defaults to False.
-        backend (str): 'native', 'reference' or 'auto', which takes the native kernel if it can
-            run. Defaults to 'auto'.
+        backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
+            takes the first kernel that can run: on a GPU Triton's, else the native one.
+            Defaults to 'auto'.
 
     Returns:
         Tensor | tuple[Tensor, Tensor]: The output (B, D, L), of the dtype of ``u``, and with
@@ -199,16 +208,16 @@ def selective_scan(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or dtypes disagree.
         ValueError: If shapes or devices disagree, or ``backend`` is unknown.
-        RuntimeError: If ``backend='native'`` and no kernel can run.
+        RuntimeError: If ``backend`` is 'native' or 'triton' and cannot run.
     """
     _check_arguments(u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend('selective_scan', backend, u)
-    if chosen == 'native':
+    chosen = choose_backend('selective_scan', backend, u, A.shape[1])
+    if chosen in ('native', 'triton'):
         acc = accumulate_dtype(u.dtype)
         D, delta_bias = (v if v is None else v.to(acc) for v in (D, delta_bias))
         inputs = (u, delta, A.to(acc), *_weights_for_kernel(B, C, acc), D, z, delta_bias)
-        save_states = needs_states(inputs)
-        y, last_state, _ = torch.ops.mmvmamba.selective_scan(*inputs, delta_softplus, save_states)
+        run = _run_native if chosen == 'native' else _run_triton
+        y, last_state = run(*inputs, delta_softplus)
     else:
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y, last_state = selective_scan_reference(
@@ -229,6 +238,12 @@ def _weights_for_kernel(B: Tensor, C: Tensor, acc: torch.dtype) -> list[Tensor]:
     return weights
 
 
+def _run_native(*args: Any) -> tuple[Tensor, Tensor]:
+    *tensors, _delta_softplus = args
+    y, last_state, _ = torch.ops.mmvmamba.selective_scan(*args, needs_states(tensors))
+    return y, last_state
+
+
 class _Arguments(NamedTuple):
     """Arguments of ``mmvmamba::selective_scan`` in the order of its schema."""
 
@@ -241,7 +256,7 @@ class _Arguments(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     delta_softplus: bool
-    save_states: bool
+    save_states: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -261,13 +276,19 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def _cost(*args: Any) -> int:
+    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    a: Any = _Arguments(*args)
+    return selective_scan_cost(a.u, a.A, a.D is not None, a.z is not None)
+
+
 def _backward_fake(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, _states, _delta_softplus = args
+    return _fake_gradients(grad_out, _Arguments(*args).tensors)
+
+
+def _fake_gradients(grad_out: Tensor, tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
     # The gradient of an argument that is None is empty.
-    return tuple(
-        grad_out.new_empty((0,)) if tensor is None else tensor.new_empty(tensor.shape)
-        for tensor in tensors
-    )
+    return tuple(grad_out.new_empty((0,)) if v is None else v.new_empty(v.shape) for v in tensors)
 
 
 def _setup_context(
@@ -288,11 +309,136 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | Non
     grads = torch.ops.mmvmamba.selective_scan_backward(
         grad_out, *tensors, states, ctx.delta_softplus
     )
-    return input_gradients(
-        ctx, (None if v is None else grad for grad, v in zip(grads, tensors, strict=True))
-    )
+    return _given(ctx, grads, tensors)
+
+
+def _given(
+    ctx: Any, grads: Iterable[Tensor], tensors: Iterable[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the arguments that are not None."""
+    pairs = zip(grads, tensors, strict=True)
+    return input_gradients(ctx, (None if v is None else grad for grad, v in pairs))
 
 
 if extension_error() is None:
     register_op('selective_scan', _fake, _backward, _setup_context)
     register_op('selective_scan_backward', _backward_fake)
+    register_formulas('selective_scan', _cost)
+
+
+# ---- the same op in Triton, which saves no states and leaves the gate to PyTorch ----
+
+
+class _TritonArguments(NamedTuple):
+    """Arguments of ``mmvmamba::selective_scan_triton`` in the order of its schema.
+
+    Its backward has no ``out_dtype``.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The differentiable arguments."""
+        return self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias
+
+
+def _run_triton(*args: Any) -> tuple[Tensor, Tensor]:
+    a = _Arguments(*args)
+    acc = accumulate_dtype(a.u.dtype)
+    out_dtype = a.u.dtype if a.z is None else acc
+    y, last_state = torch.ops.mmvmamba.selective_scan_triton(
+        a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus, out_dtype
+    )
+    if a.z is not None:
+        y = (y * F.silu(a.z.to(acc))).to(a.u.dtype)
+        y = mark_scan(y, a.A[:, :0], 0, 1)  # the states are counted with the op
+    return y, last_state
+
+
+def _check_triton(a: _TritonArguments) -> None:
+    """Check the arguments of a direct call."""
+    _check_arguments(a.u, a.delta, a.A, a.B, a.C, a.D, None, a.delta_bias)
+    check_out_dtype(a.u.dtype, a.out_dtype)
+    groups = {v.shape[1] for v in (a.B, a.C) if v.dim() != 2}
+    if 3 in (a.B.dim(), a.C.dim()) or len(groups) > 1:
+        raise ValueError(
+            f'B and C must be (D, N), or (B, G, N, L) in the same number of groups, but got shapes '
+            f'{tuple(a.B.shape)} and {tuple(a.C.shape)}'
+        )
+    choose_backend('selective_scan', 'triton', a.u, a.A.shape[1])
+
+
+def _triton_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    _check_triton(_TritonArguments(*args))
+    return triton.run('selective_scan_forward', _triton_fake, *args)
+
+
+def _triton_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = _TritonArguments(*args)
+    _check_triton(a)
+    check_tensor('grad_out', grad_out, tuple(a.u.shape), a.u.device)
+    return triton.run('selective_scan_backward', _triton_backward_fake, grad_out, *args)
+
+
+def _triton_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    a = _TritonArguments(*args)
+    batch, dim, _ = a.u.shape
+    acc = accumulate_dtype(a.u.dtype)
+    y = a.u.new_empty(a.u.shape, dtype=a.out_dtype)
+    return y, a.u.new_empty((batch, dim, a.A.shape[1]), dtype=acc)
+
+
+def _triton_backward_fake(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(grad_out, _TritonArguments(*args).tensors)
+
+
+def _triton_cost(*args: Any) -> int:
+    a: Any = _TritonArguments(*args)
+    return selective_scan_cost(a.u, a.A, a.D is not None, gate=False)
+
+
+def _triton_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    a = _TritonArguments(*inputs)
+    ctx.save_for_backward(*a.tensors)
+    ctx.delta_softplus = a.delta_softplus
+    ctx.set_materialize_grads(False)
+
+
+def _triton_gradients(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return input_gradients(ctx)
+    tensors = ctx.saved_tensors
+    grads = torch.ops.mmvmamba.selective_scan_triton_backward(
+        grad_out, *tensors, ctx.delta_softplus
+    )
+    return _given(ctx, grads, tensors)
+
+
+_TRITON_ARGUMENTS = (
+    'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, '
+    'bool delta_softplus'
+)
+register_op(
+    'selective_scan_triton',
+    _triton_fake,
+    _triton_gradients,
+    _triton_setup_context,
+    schema=f'({_TRITON_ARGUMENTS}, ScalarType out_dtype) -> (Tensor, Tensor)',
+    kernel=_triton_forward,
+)
+register_op(
+    'selective_scan_triton_backward',
+    _triton_backward_fake,
+    schema=f'(Tensor grad_out, {_TRITON_ARGUMENTS}) -> ({", ".join(["Tensor"] * 7)})',
+    kernel=_triton_backward,
+)
+register_formulas('selective_scan_triton', _triton_cost)

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import triton
 from .backend import (
     accumulate_dtype,
+    check_out_dtype,
     check_state_size,
     check_tensor,
     choose_backend,
@@ -17,7 +19,7 @@ from .backend import (
 )
 from .cross_scan import resolve_pattern, to_map, to_sequence
 from .extension import extension_error, input_gradients, num_chunks, register_op
-from .flops import mark_scan
+from .flops import mark_scan, register_formulas, ss2d_scan_cost
 from .selective_scan import Scan, scan_chunked, scan_reference
 
 
@@ -51,11 +53,7 @@ def _check_arguments(
     check_tensor('proj', proj, (N, H, W, directions, inner), x.device)
     if proj.dtype != x.dtype:
         raise TypeError(f'proj must be {x.dtype} like x, but is {proj.dtype}')
-    allowed = (None, x.dtype, accumulate_dtype(x.dtype))
-    if out_dtype not in allowed:
-        raise TypeError(
-            f'out_dtype must be one of {allowed} for x of {x.dtype}, but got {out_dtype}'
-        )
+    check_out_dtype(x.dtype, out_dtype)
 
 
 def ss2d_scan_reference(
@@ -69,7 +67,7 @@ def ss2d_scan_reference(
     out_dtype: torch.dtype | None = None,
     scan: Scan = scan_reference,
 ) -> Tensor:
-    """:func:`ss2d_scan` in plain PyTorch: the specification of the native kernels.
+    """:func:`ss2d_scan` in plain PyTorch: the specification of the kernels.
 
     ``scan`` is ``scan_reference`` or ``scan_chunked``.
     """
@@ -104,8 +102,8 @@ def ss2d_scan(
     ``dt_proj``, selective scan and cross-merge. For each direction k, with the map read in that
     direction's order, (low, B, C) = proj[..., k, :] and dt = softplus(dt_weight[k] low +
     dt_bias[k]): h_t = exp(dt_t A[k]) h_{t-1} + dt_t B_t x_t and y_t = C_t . h_t + D[k] x_t.
-    Sums and states are float32 inside, float64 for float64 input. The native kernels read the map
-    in place in every order, without reordered copies.
+    Sums and states are float32 inside, float64 for float64 input. The kernels read the map in place
+    in every order, without reordered copies.
 
     Args:
         x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
@@ -121,8 +119,9 @@ def ss2d_scan(
             Defaults to 'cross'.
         out_dtype (torch.dtype, optional): The dtype of ``x``, or the one used inside, which keeps
             a half-precision map from overflowing. Defaults to None, the dtype of ``x``.
-        backend (str): 'native', 'reference' or 'auto', which takes the native kernel if it can
-            run. Defaults to 'auto'.
+        backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
+            takes the first kernel that can run: on a GPU Triton's, else the native one.
+            Defaults to 'auto'.
 
     Returns:
         Tensor: The merged map (N, H, W, C).
@@ -130,18 +129,21 @@ def ss2d_scan(
     Raises:
         TypeError: If an argument is not a floating-point tensor, or dtypes disagree.
         ValueError: If shapes or devices disagree, or ``pattern`` or ``backend`` is unknown.
-        RuntimeError: If ``backend='native'`` and no kernel can run.
+        RuntimeError: If ``backend`` is 'native' or 'triton' and cannot run.
     """
     orders = resolve_pattern(pattern)
     _check_arguments(x, proj, dt_weight, dt_bias, A, D, len(orders), out_dtype)
-    chosen = choose_backend('ss2d_scan', backend, x)
-    if chosen != 'native':
+    chosen = choose_backend('ss2d_scan', backend, x, A.shape[2])
+    if chosen in ('reference', 'chunked'):
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y = ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
         return mark_scan(y, A, dt_weight.shape[2], len(orders))
     acc = accumulate_dtype(x.dtype)
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
-    y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype or x.dtype, needs_states(inputs))
+    out_dtype = out_dtype or x.dtype
+    if chosen == 'triton':
+        return torch.ops.mmvmamba.ss2d_scan_triton(*inputs, orders, out_dtype)
+    y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype, needs_states(inputs))
     return y
 
 
@@ -152,19 +154,22 @@ def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
     2 sqrt(H W) steps for each scan and direction, so it is long, and slower than the kernels.
 
     Returns:
-        dict: The decomposition of ``mmvmamba::ss2d_scan``.
-
-    Raises:
-        RuntimeError: If the native extension, which defines the op, is not loaded.
+        dict: The decompositions of ``mmvmamba::ss2d_scan``, where the native extension is loaded,
+        and of ``mmvmamba::ss2d_scan_triton``.
     """
-    reason = extension_error()
-    if reason is not None:
-        raise RuntimeError(f'the decomposition needs the native extension: {reason}')
-    return {torch.ops.mmvmamba.ss2d_scan.default: _decomposed}
+    ops = torch.ops.mmvmamba
+    table: dict[Callable[..., Any], Callable[..., Any]]
+    table = {ops.ss2d_scan_triton.default: lambda *args: _decomposed(*args)[0]}
+    if extension_error() is None:
+        table[ops.ss2d_scan.default] = _decomposed
+    return table
 
 
 class _Arguments(NamedTuple):
-    """Arguments of ``mmvmamba::ss2d_scan`` in the order of its schema."""
+    """Arguments of ``mmvmamba::ss2d_scan`` in the order of its schema.
+
+    ``mmvmamba::ss2d_scan_triton`` has no ``save_states``; a backward differs after the tensors.
+    """
 
     x: Tensor
     proj: Tensor
@@ -173,13 +178,19 @@ class _Arguments(NamedTuple):
     A: Tensor
     D: Tensor
     orders: Sequence[int]
-    out_dtype: torch.dtype
-    save_states: bool
+    out_dtype: torch.dtype | None = None
+    save_states: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The differentiable arguments."""
         return self.x, self.proj, self.dt_weight, self.dt_bias, self.A, self.D
+
+
+def _cost(*args: Any) -> int:
+    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    a: Any = _Arguments(*args)
+    return ss2d_scan_cost(a.x, a.dt_weight, a.A)
 
 
 def _decomposed(*args: Any) -> tuple[Tensor, Tensor]:
@@ -198,13 +209,12 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, _states, _orders = args
-    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in _Arguments(*args).tensors)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    a, (_, states) = _Arguments(*inputs), output
-    ctx.save_for_backward(*a.tensors, states)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    a, states = _Arguments(*inputs), () if isinstance(output, Tensor) else output[1:]
+    ctx.save_for_backward(*a.tensors, *states)
     ctx.orders, ctx.out_dtype, ctx.has_states = a.orders, a.out_dtype, a.save_states
     ctx.set_materialize_grads(False)
 
@@ -222,3 +232,54 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, 
 if extension_error() is None:
     register_op('ss2d_scan', _fake, _backward, _setup_context)
     register_op('ss2d_scan_backward', _backward_fake)
+    register_formulas('ss2d_scan', _cost)
+
+
+# ---- the same op in Triton, which saves no states ----
+
+
+def _check_triton(a: _Arguments) -> None:
+    """Check the arguments of a direct call."""
+    _check_arguments(*a.tensors, len(resolve_pattern(a.orders)), a.out_dtype)
+    choose_backend('ss2d_scan', 'triton', a.x, a.A.shape[2])
+
+
+def _triton_forward(*args: Any) -> Tensor:
+    _check_triton(_Arguments(*args))
+    return triton.run('ss2d_scan_forward', _triton_fake, *args)
+
+
+def _triton_backward(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = _Arguments(*args)
+    _check_triton(a)
+    check_tensor('grad_y', grad_y, tuple(a.x.shape), a.x.device)
+    return triton.run('ss2d_scan_backward', _backward_fake, grad_y, *args)
+
+
+def _triton_fake(*args: Any) -> Tensor:
+    return _fake(*args)[0]
+
+
+def _triton_gradients(ctx: Any, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return input_gradients(ctx)
+    grads = torch.ops.mmvmamba.ss2d_scan_triton_backward(grad_y, *ctx.saved_tensors, ctx.orders)
+    return input_gradients(ctx, grads)
+
+
+_TENSORS = 'Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D'
+register_op(
+    'ss2d_scan_triton',
+    _triton_fake,
+    _triton_gradients,
+    _setup_context,
+    schema=f'({_TENSORS}, int[] orders, ScalarType out_dtype) -> Tensor',
+    kernel=_triton_forward,
+)
+register_op(
+    'ss2d_scan_triton_backward',
+    _backward_fake,
+    schema=f'(Tensor grad_y, {_TENSORS}, int[] orders) -> ({", ".join(["Tensor"] * 6)})',
+    kernel=_triton_backward,
+)
+register_formulas('ss2d_scan_triton', _cost)

@@ -1,11 +1,14 @@
-"""Bad arguments: an error that names the argument, never a crash, never a wrong answer."""
+"""Bad arguments: an error that names the argument, never a crash. The choice of a backend."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
+from mmvmamba.ops import ExtensionUnavailableWarning, has_kernel, selective_scan, ss2d_scan
+from mmvmamba.ops import backend as backends
+from mmvmamba.ops.backend import AUTO_ORDER, choose_backend
 
 from .cases import selective_inputs, ss2d_inputs
 
@@ -174,6 +177,113 @@ def test_meta_tensors_give_shapes(backend):
     sequences = {k: v.to('meta') for k, v in selective_inputs().items()}
     y, state = selective_scan(**sequences, return_last_state=True, backend=backend)
     assert (y.shape, state.shape, y.device.type) == ((2, 4, 9), (2, 4, 2), 'meta')
+
+
+# ---- the choice of a backend --------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Inputs on a GPU as far as the choice reads them, and reasons why kernels cannot run there."""
+    reasons = {'native': None, 'triton': None}
+    monkeypatch.setattr(backends, 'has_kernel', lambda op, device: True)
+    monkeypatch.setattr(backends, 'extension_error', lambda *_: reasons['native'])
+    monkeypatch.setattr(backends, 'architecture_error', lambda index: reasons['native'])
+    monkeypatch.setattr(backends, 'triton_error', lambda device: reasons['triton'])
+    backends.warn_no_kernel.cache_clear()
+    yield reasons
+    backends.warn_no_kernel.cache_clear()
+
+
+def choose(backend, dtype=torch.float32, device='cuda:0', d_state=1):
+    value = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    return choose_backend('ss2d_scan', backend, value, d_state)
+
+
+def test_every_backend_of_a_device_has_its_question():
+    assert {name for order in AUTO_ORDER.values() for name in order} == set(backends._WHY_NOT)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_triton_comes_first_on_a_gpu(gpu, dtype):
+    assert choose('auto', dtype) == 'triton'
+    gpu['triton'] = 'it is too old'
+    assert choose('auto', dtype) == 'native'
+    gpu.update(native='it was not built', triton=None)
+    assert choose('auto', dtype) == 'triton'
+
+
+def test_what_triton_does_not_take_is_left_to_the_native_kernels(gpu, monkeypatch):
+    assert choose('auto', torch.float64) == 'native'
+    message = r"^backend='triton' cannot run ss2d_scan on cuda: the kernels for cuda take float32"
+    with pytest.raises(RuntimeError, match=message):
+        choose('triton', torch.float64)
+    monkeypatch.setitem(backends._MAX_STATES, 'triton', 16)
+    assert choose('auto', d_state=16) == 'triton'
+    assert choose('auto', d_state=17) == 'native'
+    with pytest.raises(RuntimeError, match='the kernels take up to 16 states, not 17'):
+        choose('triton', d_state=17)
+
+
+def test_a_named_backend_runs_or_says_why_not(gpu):
+    for name in ('native', 'triton', 'reference'):
+        assert choose(name) == name
+    for name in ('native', 'triton'):
+        gpu[name] = 'it is broken'
+        message = f'^backend={name!r} cannot run ss2d_scan on cuda: it is broken$'
+        with pytest.raises(RuntimeError, match=message):
+            choose(name)
+
+
+def test_one_warning_names_every_backend(gpu):
+    gpu.update(native='it was not built', triton='it is too old')
+    message = (
+        '^mmvmamba: no triton kernel for cuda: it is too old; no native kernel for cuda: it was '
+        r'not built\. A much slower PyTorch form runs in its place\.$'
+    )
+    with pytest.warns(ExtensionUnavailableWarning, match=message) as caught:
+        assert [choose('auto'), choose('auto')] == ['chunked'] * 2
+    assert len(caught) == 1
+
+
+def test_a_cpu_has_native_kernels_alone(gpu):
+    assert choose('auto', device='cpu') == 'native'
+    with pytest.warns(ExtensionUnavailableWarning, match='take float32, bfloat16, float64, not'):
+        assert choose('auto', torch.float16, 'cpu') == 'chunked'
+    assert choose('triton', device='cpu') == 'triton'  # where the interpreter is on
+
+
+def test_a_device_of_another_kind(gpu, monkeypatch):
+    monkeypatch.setattr(backends, 'has_kernel', lambda op, device: False)
+    gpu['native'] = 'there are no kernels for mps'
+    with pytest.warns(ExtensionUnavailableWarning, match='there are no kernels for mps'):
+        assert choose('auto', device='mps') == 'chunked'
+
+
+def test_the_meta_device_needs_no_kernel(gpu):
+    gpu['triton'] = 'a GPU is required'
+    assert choose('auto', torch.float64, 'meta') == choose('native', device='meta') == 'native'
+    gpu['native'] = 'it was not built'
+    assert choose('auto', torch.float64, 'meta') == choose('triton', device='meta') == 'triton'
+
+
+def test_an_export_to_onnx_holds_the_op_that_is_translated(gpu, monkeypatch):
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    assert [choose(name) for name in ('auto', 'native', 'triton')] == ['native'] * 3
+    assert choose('reference') == 'reference'
+
+
+@pytest.mark.parametrize('op', ['ss2d_scan', 'selective_scan'])
+def test_triton_on_meta_tensors(op):
+    function, make = {
+        'ss2d_scan': (ss2d_scan, ss2d_inputs),
+        'selective_scan': (selective_scan, selective_inputs),
+    }[op]
+    inputs = [v.to('meta').requires_grad_() for v in make(dtype=torch.float16).values()]
+    y = function(*inputs, backend='triton')
+    grads = torch.autograd.grad(y.sum(), inputs)
+    for got, like in ((y, inputs[0]), *zip(grads, inputs, strict=True)):
+        assert (got.shape, got.dtype, got.device.type) == (like.shape, like.dtype, 'meta')
 
 
 # ---- the ops below the public functions -------------------------------------------------------

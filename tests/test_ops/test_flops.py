@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvmamba.nn import SS2D
-from mmvmamba.ops import has_kernel, ss2d_scan
+from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
 from mmvmamba.ops.flops import ss2d_scan_cost
 
 needs_native = pytest.mark.skipif(
@@ -47,3 +47,23 @@ def test_flop_counter_mode_on_the_meta_device():
     with FlopCounterMode(display=False) as counter:
         ss2d_scan(x, inner, *weights)
     assert counter.get_total_flops() == 2 * ss2d_scan_cost((1, 3, 5, 16), (4, 16, 1), (4, 16, 2))
+
+
+@needs_native
+@pytest.mark.parametrize('skip_and_gate', [(False, False), (True, True)])
+def test_the_count_does_not_depend_on_the_backend(skip_and_gate):
+    x, proj = torch.empty(1, 3, 5, 16), torch.empty(1, 3, 5, 4, 5)
+    weights = [torch.empty(4, 16, *tail) for tail in ((1,), (), (2,), ())]
+    u, A, B, D = torch.empty(2, 4, 9), torch.empty(4, 3), torch.empty(2, 3, 9), torch.empty(4)
+    optional = [v if given else None for given, v in zip(skip_and_gate, (D, u), strict=True)]
+    counts = []
+    for backend in ('native', 'triton'):
+        with FlopCounterMode(display=False) as counter:
+            for scan, inputs in (
+                (ss2d_scan, (x, proj, *weights)),
+                (selective_scan, (u, u, A, B, B, *optional)),
+            ):
+                values = [v if v is None else v.to('meta').requires_grad_() for v in inputs]
+                scan(*values, backend=backend).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

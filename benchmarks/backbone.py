@@ -8,6 +8,7 @@ imported, or the one that ``--peers`` names.
 
 `vmamba-t-nocore` is VMamba-T with the core of each SS2D (x_proj, dt, scan, merge) replaced by the
 identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
+`vmamba-t-native` and `vmamba-t-triton` are VMamba-T with that backend of the scans.
 
 Examples:
     python benchmarks/backbone.py --quick --out work_dirs/benchmarks/backbone.json
@@ -29,10 +30,13 @@ from torch import nn
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.measure import MIB, Row
 from mmvmamba.nn import SS2D, VMambaNet
+from mmvmamba.ops import BACKENDS
 
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
 DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
 BASELINE = 'swin-t'
+#: What a VMamba's name may end in.
+VARIANTS = ('nocore', 'native', 'triton')
 COLUMNS = dict(
     model='model',
     size='size',
@@ -57,10 +61,18 @@ def _identity_core(x: torch.Tensor, *_) -> torch.Tensor:
     return x
 
 
-def build_vmamba(scale: str, core: bool = True) -> nn.Module:
-    """VMamba up to the normalized map of its last stage; ``core=False``: without the scans."""
-    model = VMambaNet(SCALES[scale], out_indices=(3,), drop_path_rate=DROP_PATH[scale])
-    if not core:
+def build_vmamba(scale: str, variant: str | None = None) -> nn.Module:
+    """VMamba up to the normalized map of its last stage.
+
+    Args:
+        scale (str): 't', 's' or 'b'.
+        variant (str, optional): One of :data:`VARIANTS`: without the scans, or with a backend.
+            Defaults to None.
+    """
+    backend = variant if variant in BACKENDS else 'auto'
+    rate = DROP_PATH[scale]
+    model = VMambaNet(SCALES[scale], out_indices=(3,), drop_path_rate=rate, backend=backend)
+    if variant == 'nocore':
         for module in model.modules():
             if isinstance(module, SS2D):
                 module.core = _identity_core
@@ -155,7 +167,7 @@ def model_names() -> list[str]:
     """All names that ``--models`` takes."""
     families = ('vmamba', 'swin', 'convnext', 'deit')
     names = [f'{family}-{scale}' for family in families for scale in SCALES]
-    return names + [f'vmamba-{scale}-nocore' for scale in SCALES]
+    return names + [f'vmamba-{scale}-{variant}' for scale in SCALES for variant in VARIANTS]
 
 
 def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Module:
@@ -167,7 +179,7 @@ def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Modul
     """
     family, scale, *rest = name.split('-')
     if family == 'vmamba':
-        return build_vmamba(scale, core=not rest)
+        return build_vmamba(scale, *rest)
     if peers is None:
         raise ImportError('; '.join(f'{name}: {import_error(name)}' for name in PEERS))
     return build_peer(family, scale, size, peers)
@@ -321,7 +333,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         runs=['eager'],
     )
     full = dict(
-        models=[name for name in names if not name.endswith('-nocore') and name != 'deit-t'],
+        models=[name for name in names if name.count('-') == 1 and name != 'deit-t'],
         sizes=[(side, side) for side in (224, 384, 512, 768, 1024)],
         batch_sizes=[1],
         modes=['inference', 'train'],

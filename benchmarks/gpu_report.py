@@ -8,6 +8,7 @@ Examples:
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -22,8 +23,9 @@ Row = dict[str, Any]
 NOT_RUN = 'not run'
 BEGIN = '<!-- begin: written by benchmarks/gpu_report.py -->'
 END = '<!-- end: written by benchmarks/gpu_report.py -->'
+#: Our backends.
+OURS = {'native': 'CUDA', 'triton': 'Triton'}
 PEERS = {
-    'triton': 'Triton',
     'vmamba': "authors'",
     'mamba_ssm': 'mamba_ssm',
     'composed': 'our 1-D scan',
@@ -147,13 +149,18 @@ def op_table(results: Row) -> str:
     for setting in op_settings(results):
         stages = [op_stage(rows, setting, stage) for stage in range(4)]
         names = [f'stage {stage}' for stage in range(4)]
-        measured = {name: s for name, s in zip(names, stages, strict=True) if s['native']}
+        measured = {
+            name: s
+            for name, s in zip(names, stages, strict=True)
+            if any('forward_ms' in s[ours] for ours in OURS)
+        }
         if len(measured) == 4 or not measured:
             measured = {'all blocks': add_stages(stages)} | measured
         for name, cores in measured.items():
             precision, size, batch = setting
             lines.append([f'{size}, {batch}', precision, name, *op_cells(cores, bandwidth)])
-    headings = ('image, batch', 'precision', 'part', 'ms', 'of copy', *PEERS.values())
+    ours = [cell for name in OURS.values() for cell in (f'{name}, ms', 'of copy')]
+    headings = ('image, batch', 'precision', 'part', *ours, *PEERS.values())
     text = f'Copy bandwidth, read and written: {number(bandwidth, " GB/s")}.\n\n'
     return text + table(headings, lines) + left_out(rows, 'candidate')
 
@@ -170,10 +177,10 @@ def op_stage(rows: Sequence[Row], setting: tuple, stage: int) -> dict[str, Row]:
     """Return the rows of all candidates at a stage; a missing one has its status as ``why``."""
     precision, size, batch = setting
     where = dict(precision=precision, size=size, batch=batch, stage=stage)
-    cores = {name: find(rows, candidate=name, **where) for name in PEERS}
+    cores = {name: find(rows, candidate=name, **where) for name in (*OURS, *PEERS)}
     for name, row in cores.items():
         cores[name] = row or dict(why=why_not(rows, candidate=name, **where))
-    return cores | dict(native=find(rows, candidate='native', **where))
+    return cores
 
 
 def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
@@ -191,17 +198,20 @@ def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
 
 
 def op_cells(cores: dict[str, Row], bandwidth: float | None) -> list[str]:
-    """Format time, share of the copy bandwidth and ratios, each for both passes."""
-    native, kinds = cores['native'], ('forward', 'training')
-    times = [native.get(f'{kind}_ms') for kind in kinds]
-    shares = [
-        over(over(native.get(f'{kind}_bytes'), bandwidth and bandwidth * 1e6), time)
-        for kind, time in zip(kinds, times, strict=True)
-    ]
-    cells = [pair(times, number), pair(shares, '{:.0%}'.format)]
+    """Format times and shares of the copy bandwidth of ours, and ratios, each for both passes."""
+    cells, kinds = [], ('forward', 'training')
+    times = {name: [row.get(f'{kind}_ms') for kind in kinds] for name, row in cores.items()}
+    for name in OURS:
+        shares = [
+            over(over(cores[name].get(f'{kind}_bytes'), bandwidth and bandwidth * 1e6), time)
+            for kind, time in zip(kinds, times[name], strict=True)
+        ]
+        why = cores[name].get('why')
+        cells += [why or pair(times[name], number), why or pair(shares, '{:.0%}'.format)]
+    measured = [times[name] for name in OURS if None not in times[name]]
+    best = [min(column) for column in zip(*measured, strict=True)] or [None, None]
     for name in PEERS:
-        others = [cores[name].get(f'{kind}_ms') for kind in kinds]
-        ratios = [over(other, time) for other, time in zip(others, times, strict=True)]
+        ratios = [over(other, time) for other, time in zip(times[name], best, strict=True)]
         cells.append(cores[name].get('why') or pair(ratios, number))
     return cells
 
@@ -219,27 +229,28 @@ def op_settings(results: Row) -> list[tuple]:
 
 
 def backbone_table(results: Row) -> str:
-    """Format the speed and memory of VMamba-T, and their ratios to its peers."""
+    """Format the speed and memory of VMamba-T with each backend, and their ratios to its peers."""
     rows = rows_of(results, 6)
     settings = list(BACKBONE_SETTINGS)
     for row in rows:
         if 'images_per_s' in row:
             settings.append((row['size'], row['batch'], row['mode'], row['run']))
     lines = []
-    for size, batch, mode, run in dict.fromkeys(settings):
+    for (size, batch, mode, run), backend in itertools.product(dict.fromkeys(settings), OURS):
         where = dict(size=size, batch=batch, mode=mode, run=run)
         item = f'{mode}, {size}, batch {batch}, amp, {run}'
-        ours = find(rows, model='vmamba-t', **where)
-        cells = [number(ours.get('images_per_s')), number(ours.get('peak_mib'))]
+        ours = find(rows, model=f'vmamba-t-{backend}', **where)
+        status = why_not(rows, model=f'vmamba-t-{backend}', item=item)
+        cells = [number(ours[key]) if ours else status for key in ('images_per_s', 'peak_mib')]
         for name in ('swin-t', 'convnext-t'):
             other = find(rows, model=name, **where)
             for key in ('images_per_s', 'peak_mib'):
                 ratio = over(ours.get(key), other.get(key))
                 missing = why_not(rows, model=name, item=item)
                 cells.append(missing if ratio is None else number(ratio))
-        lines.append((f'{size}, {batch}', mode, run, *cells))
+        lines.append((f'{size}, {batch}', mode, run, OURS[backend], *cells))
     headings = (
-        'image, batch', '', '', 'images/s', 'peak MiB', 'speed / Swin-T', 'memory / Swin-T',
+        'image, batch', '', '', 'scan', 'images/s', 'peak MiB', 'speed / Swin-T', 'memory / Swin-T',
         'speed / ConvNeXt-T', 'memory / ConvNeXt-T',
     )  # fmt: skip
     return table(headings, lines) + left_out(rows, 'model')
@@ -297,22 +308,22 @@ not deterministic.
 ### The core and its peers
 
 Each cell: forward / forward and backward. `of copy` is the time in which a copy would move the
-bytes that the core's passes must read and write, divided by the time of the core. The other columns
-are a peer's time divided by ours. At batch 4 and less, the maps of the last stages fit into the
-second-level cache, and their kernels may take less time than their launches.
+bytes that the core's passes must read and write, divided by the time of the core. The last columns
+are a peer's time divided by that of the faster of ours. At batch 4 and less, the maps of the last
+stages fit into the second-level cache, and their kernels may take less time than their launches.
 
 {ops}
 ### Backbones
 
-AMP (float16), channels-last and TF32 for all three.
+AMP (float16), channels-last and TF32 for all.
 
 {backbones}
 ### Sweeps
 
-The native op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
+The op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
 float16, rank 6, one state and four directions unless stated otherwise. The backward is a training
 step minus the inference forward. `threads` is the minimum of resident threads per multiprocessor,
-which bounds the registers; the build has 512.
+which bounds the registers of the CUDA kernels; the build has 512.
 
 {sweeps}
 Registers of the build:
@@ -359,38 +370,54 @@ def sanitizer_figure(rows: Sequence[Row]) -> str:
 
 
 def op_figure(rows: Sequence[Row]) -> str:
-    """Return the times of the first setting, and the authors' time divided by ours."""
-    native = find(rows, candidate='native')
-    if not native:
+    """Return the times of the first setting, and the authors' time divided by the best of ours."""
+    first = next((row for row in rows if row.get('candidate') in OURS and 'forward_ms' in row), {})
+    if not first:
         return ''
-    text = f'{native["forward_ms"]:.3g} ms forward, {native["training_ms"]:.3g} ms training'
-    authors = find(rows, candidate='vmamba', item=native['item'])
-    if authors:
-        text += f", authors' {authors['training_ms'] / native['training_ms']:.2f} x in training"
-    return f'{text} ({native["item"]})'
+    item = first['item']
+    found = {name: find(rows, candidate=name, item=item) for name in (*OURS, 'vmamba')}
+    ours = {OURS[name]: row for name, row in found.items() if row and name in OURS}
+    text = '; '.join(
+        f'{name} {row["forward_ms"]:.3g} ms forward, {row["training_ms"]:.3g} ms training'
+        for name, row in ours.items()
+    )
+    if authors := found['vmamba']:
+        best = min(row['training_ms'] for row in ours.values())
+        text += f"; authors' {authors['training_ms'] / best:.2f} x in training"
+    return f'{text} ({item})'
 
 
 def backbone_figure(rows: Sequence[Row]) -> str:
-    """Return the speed at the first setting, and its ratio to Swin-T's."""
-    ours = find(rows, model='vmamba-t')
+    """Return the speed at the first setting, and the ratio of the best of ours to Swin-T's."""
+    speeds = [row for row in rows if 'images_per_s' in row]
+    item = speeds[0]['item'] if speeds else ''
+    found = {name: find(speeds, model=f'vmamba-t-{name}', item=item) for name in OURS}
+    ours = {OURS[name]: row['images_per_s'] for name, row in found.items() if row}
     if not ours:
         return ''
-    text = f'{number(ours["images_per_s"])} images/s ({ours["item"]})'
-    swin = find(rows, model='swin-t', item=ours['item'])
+    text = ', '.join(f'{name} {number(speed)}' for name, speed in ours.items())
+    text += f' images/s ({item})'
+    swin = find(speeds, model='swin-t', item=item)
     if swin:
-        text += f', {ours["images_per_s"] / swin["images_per_s"]:.2f} x Swin-T'
+        text += f', {max(ours.values()) / swin["images_per_s"]:.2f} x Swin-T'
     return text
 
 
 def sweep_figure(rows: Sequence[Row]) -> str:
-    """Fit a straight line to the forward's time over the rank."""
+    """Fit a straight line to the forward's time over the rank, for each backend."""
+    fits = {OURS[name]: fit_rank(matching(rows, dict(backend=name))) for name in OURS}
+    return '; '.join(f'{name} forward: {fit}' for name, fit in fits.items() if fit)
+
+
+def fit_rank(rows: Sequence[Row]) -> str:
+    """Fit a straight line to the forward's time over the rank, if there are two or more."""
     points = [(row['rank'], row['forward_ns'] * 1e3) for row in rows if 'rank' in row]
     if len(points) < 2:
         return ''
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
     slope /= sum((x - mean_x) ** 2 for x, _ in points)
-    return f'forward: {mean_y - slope * mean_x:.3g} + {slope:.3g} x rank ps'
+    return f'{mean_y - slope * mean_x:.3g} + {slope:.3g} x rank ps'
 
 
 FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {

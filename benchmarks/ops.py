@@ -30,7 +30,8 @@ from torch import Tensor
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import ARCHS, SS2D
-from mmvmamba.ops import BACKENDS, has_kernel, selective_scan, ss2d_scan_reference
+from mmvmamba.ops import selective_scan, ss2d_scan_reference
+from mmvmamba.ops.backend import AUTO_ORDER, why_not
 from mmvmamba.ops.selective_scan import scan_chunked
 
 CANDIDATES = ('native', 'triton', 'reference', 'composed', 'mamba_ssm', 'vmamba')
@@ -176,15 +177,15 @@ def find_cores(
 
 def why_missing(name: str, device: torch.device) -> str | None:
     """Return the reason why a candidate cannot run here, or None."""
-    ops = {'native': 'ss2d_scan', 'composed': 'selective_scan'}
     modules = {
         'mamba_ssm': 'mamba_ssm.ops.selective_scan_interface',
         'vmamba': 'selective_scan_cuda_oflex',
     }
-    if name in ops and not has_kernel(ops[name], device.type):
-        return f'the extension has no kernel for {device.type}'
-    if name == 'triton' and name not in BACKENDS:
-        return 'this version has no Triton backend'
+    if name in ('native', 'triton'):
+        return why_not(name, 'ss2d_scan', device)
+    if name == 'composed':
+        reasons = [why_not(name, 'selective_scan', device) for name in AUTO_ORDER[device.type]]
+        return '; '.join(map(str, reasons)) if all(reasons) else None
     if name in modules and device.type != 'cuda':
         return 'it needs a GPU'
     error = common.import_error(modules[name]) if name in modules else None
@@ -302,18 +303,16 @@ def measure_calls(
 
 
 def summary_lines(args: argparse.Namespace, rows: Sequence[Row]) -> list[str]:
-    """The native core over all blocks of the network, for each image size."""
+    """Our core over all blocks of the network, for each image size and backend."""
     depths = ARCHS[args.arch].depths
     lines = []
-    for size, batch, precision in dict.fromkeys(
-        (row['size'], row['batch'], row['precision']) for row in rows
-    ):
-        part = [
-            row
-            for row in rows
-            if (row['candidate'], row['size'], row['batch'], row['precision'])
-            == ('native', size, batch, precision)
-        ]
+    keys = ('candidate', 'size', 'batch', 'precision')
+    settings = dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
+    for name, size, batch, precision in settings:
+        if name not in ('native', 'triton'):
+            continue
+        where = (name, size, batch, precision)
+        part = [row for row in rows if tuple(row[key] for key in keys) == where]
         if len(part) < len(depths):
             continue
         forward, training = (
@@ -322,7 +321,7 @@ def summary_lines(args: argparse.Namespace, rows: Sequence[Row]) -> list[str]:
         )
         maps = max(row['saved_maps'] - row['low_rank_maps'] for row in part)
         lines.append(
-            f'{args.arch} at {size}, batch {batch}, {precision}: native core of all blocks '
+            f'{args.arch} at {size}, batch {batch}, {precision}: {name} core of all blocks '
             f'{forward:.2f} ms forward, {training:.2f} ms forward + backward '
             f'({training / forward:.2f} x forward); training forward at most {maps:.2f} maps + '
             'low-rank values'

@@ -23,14 +23,15 @@ from mmvmamba.ops import selective_scan, ss2d_scan  # noqa: E402
 
 
 def calls(device: torch.device, backend: str) -> Iterator[tuple[Callable, Inputs]]:
-    """List functions and inputs. The CPU kernels have no float16, bfloat16 is used instead."""
+    """List functions and inputs, in another dtype where the kernels do not take the usual one."""
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
+    double = torch.float32 if backend == 'triton' else torch.float64
     scan = functools.partial(ss2d_scan, backend=backend)
     yield scan, ss2d_inputs(2, (9, 29), 40, 6, half, device)
     yield scan, ss2d_inputs(1, (14, 14), 384, 24, torch.bfloat16, device)
     yield scan, ss2d_inputs(2, (20, 33), 100, 3, torch.float32, device)
     yield scan, ss2d_inputs(2, (7, 7), 70, 2, torch.float32, device, d_state=5)
-    yield scan, ss2d_inputs(1, (5, 13), 33, 2, torch.float64, device, d_state=3)
+    yield scan, ss2d_inputs(1, (5, 13), 33, 2, double, device, d_state=3)
     yield scan, ss2d_inputs(1, (30, 100), 32, 6, half, device)
     three = functools.partial(scan, pattern=(2, 2, 1))
     yield three, ss2d_inputs(1, (11, 6), 17, 70, torch.float32, device, directions=3)

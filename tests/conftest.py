@@ -26,16 +26,18 @@ GLOBALS = _globals()
 
 
 def pytest_configure():
-    """Fail if MMVMAMBA_REQUIRE_CUDA=1 and the CUDA kernels cannot run."""
+    """Fail if MMVMAMBA_REQUIRE_CUDA=1 and no kernels can run on a GPU."""
     if os.environ.get('MMVMAMBA_REQUIRE_CUDA') != '1':
         return
     import mmvmamba
-    from mmvmamba.info import why_not_native
+    from mmvmamba.ops.backend import AUTO_ORDER, why_not
 
-    if reason := why_not_native(torch.device('cuda', 0)):
+    reasons = {n: why_not(n, 'ss2d_scan', torch.device('cuda', 0)) for n in AUTO_ORDER['cuda']}
+    if all(reasons.values()):
+        text = '; '.join(f'{name}: {reason}' for name, reason in reasons.items())
         # `python -m pytest` puts the working directory before what is installed.
         raise pytest.UsageError(
-            f'MMVMAMBA_REQUIRE_CUDA=1, but the CUDA kernels cannot run: {reason} (mmvmamba was '
+            f'MMVMAMBA_REQUIRE_CUDA=1, but no kernels can run on a GPU: {text} (mmvmamba was '
             f'imported from {Path(mmvmamba.__file__).parent})'
         )
 

@@ -104,7 +104,9 @@ def test_the_rehearsal_runs_every_step(rehearsal):
     cuda = [row for record in results['steps'].values() for row in record['rows']
             if row.get('reason') == 'needs CUDA (DEVICE=cpu)']  # fmt: skip
     tools = {'memcheck', 'racecheck', 'initcheck', 'synccheck'}
-    assert {row['item'] for row in cuda} >= tools | {'kernels', 'compiled', 'threads 256'}
+    tools = {f'{tool}, native' for tool in tools}
+    others = {'triton kernels', 'ten calls, triton', 'rank 6, triton', 'compiled', 'threads 256'}
+    assert {row['item'] for row in cuda} >= tools | others
 
 
 def test_the_last_output_is_the_table(rehearsal):
@@ -113,7 +115,7 @@ def test_the_last_output_is_the_table(rehearsal):
     assert summary in (out / 'log.txt').read_text()
     lines = [line for line in text.splitlines() if line.startswith('| ')]
     assert lines[-1] == summary.splitlines()[-1] and lines[-1].startswith('| 7. sweeps | passed')
-    for word in ('GPU', 'torch', 'this version has no Triton backend', 'it needs a GPU'):
+    for word in ('GPU', 'torch', 'needs CUDA (DEVICE=cpu)', 'a GPU is required', 'it needs a GPU'):
         assert word in summary
     steps = json.loads((out / 'summary.json').read_text())['steps']
     assert {step['title']: step['status'] for step in steps.values()}['exactness'] == 'passed'
@@ -137,8 +139,9 @@ def test_the_report_of_the_rehearsal(rehearsal):
     command = [sys.executable, str(BENCHMARKS / 'gpu_report.py'), str(out)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r'^\| ss2d_scan \| 2 x 9x14 x 24, rank 6 .* 10 runs \|$', text, re.M)
-    assert re.search(r'^\| 32x48, 2 \| fp32 \| stage 0 \| [\d.]+ / [\d.]+ \| \d+% / ', text, re.M)
-    assert re.search(r'^\| rank 48 \| \d+ \| \d+ \|', text, re.M)
+    times = r'[\d.]+ / [\d.]+ \| \d+% / \d+% \| skipped \| skipped \|'
+    assert re.search(rf'^\| 32x48, 2 \| fp32 \| stage 0 \| {times}', text, re.M)
+    assert re.search(r'^\| rank 48, native \| \d+ \| \d+ \|', text, re.M)
     assert '- mamba_ssm, vmamba: it needs a GPU' in text
 
 
@@ -511,10 +514,11 @@ def test_what_a_sanitizer_says(tool, status, output, want):
 def test_a_missing_sanitizer_is_named(monkeypatch, tmp_path):
     sanitizers = load('gpu_steps.sanitizers')
     monkeypatch.setattr(sanitizers, 'find_tool', lambda *_: None)
+    monkeypatch.setattr(sanitizers, 'require', lambda *_: None)
     context = load('gpu_steps.context')
     on_gpu = context.Context(4, gpu_steps.STEPS[4], tmp_path, 'cuda', 10)
     with pytest.raises(context.Skip, match='compute-sanitizer is not installed'):
-        sanitizers.sanitize(on_gpu, 'memcheck')
+        sanitizers.sanitize(on_gpu, 'memcheck', 'native')
 
 
 def test_registers_of_the_compiled_kernels(tmp_path):
@@ -585,10 +589,11 @@ def test_a_backbone_that_fails_costs_vmamba_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones.backbone, 'find_peers', lambda: 'timm')
     context = load('gpu_steps.context').Context(6, gpu_steps.STEPS[6], tmp_path, 'cpu', 10)
     got = backbones.compare(context, ('32', 1, 'inference', 'eager'))
-    assert [row['model'] for row in got] == ['vmamba-t', 'swin-t', 'convnext-t']
-    assert got[0]['images_per_s'] > 0
-    for row in got[1:]:
-        assert row['status'] == 'skipped' and row['reason'].startswith('RuntimeError: mat1')
+    reasons = {row['model']: row.get('reason', '') for row in got}
+    assert list(reasons) == ['vmamba-t-native', 'swin-t', 'convnext-t', 'vmamba-t-triton']
+    assert got[0]['images_per_s'] > 0 and all(row['status'] == 'skipped' for row in got[1:])
+    assert reasons['vmamba-t-triton'] == 'needs CUDA (DEVICE=cpu)'
+    assert all(reasons[name].startswith('RuntimeError: mat1') for name in backbones.PEERS)
 
 
 def test_bytes_that_the_core_must_move():
@@ -658,24 +663,37 @@ def test_ratios_of_a_gpu_run():
         where = dict(item=item, status='passed', precision='fp16', size='224', batch=128)
         where |= dict(stage=stage, forward_bytes=2e9, training_bytes=6e9)
         ops.append(where | dict(candidate='native', forward_ms=1.0, training_ms=3.0))
+        ops.append(where | dict(candidate='triton', forward_ms=2.0, training_ms=2.5))
         ops.append(where | dict(candidate='vmamba', forward_ms=4.0, training_ms=9.0))
         missing = where | dict(status='skipped', reason='it is not installed')
         ops.append(missing | dict(candidate='mamba_ssm'))
     # An item that failed before it could be measured.
     ops.append(dict(item='x', status='failed', candidate='native', reason='no memory'))
     nets = []
-    for model, speed, memory in (('vmamba-t', 3000, 600), ('swin-t', 2000, 800)):
+    speeds = dict(vmamba_t_native=(3000, 600), vmamba_t_triton=(4000, 600), swin_t=(2000, 800))
+    for model, (speed, memory) in speeds.items():
         nets.append(dict(
-            item='inference, 224, batch 128, amp, eager', status='passed', model=model, size='224',
-            batch=128, mode='inference', run='eager', images_per_s=speed, peak_mib=memory,
+            item='inference, 224, batch 128, amp, eager', status='passed', size='224',
+            model=model.replace('_', '-'), batch=128, mode='inference', run='eager',
+            images_per_s=speed, peak_mib=memory,
         ))  # fmt: skip
     results = {'steps': {'5': {'rows': ops}, '6': {'rows': nets}}}
     text = gpu_report.tables(results)
-    line = '4 / 3 | skipped | not run | not run |'
-    assert f'| 224, 128 | fp16 | all blocks | 14 / 42 | 50% / 50% | not run | {line}' in text
-    assert f'| 224, 128 | fp16 | stage 3 | 1 / 3 | 50% / 50% | not run | {line}' in text
+    line = '50% / 50% | {} | 25% / 60% | 4 / 3.6 | skipped | not run | not run |'
+    assert f'| 224, 128 | fp16 | all blocks | 14 / 42 | {line.format("28 / 35")}' in text
+    assert f'| 224, 128 | fp16 | stage 3 | 1 / 3 | {line.format("2 / 2.5")}' in text
     assert '- mamba_ssm: it is not installed' in text and '- native: no memory' in text
-    assert '| 224, 128 | inference | eager | 3000 | 600 | 1.5 | 0.75 | not run | not run |' in text
+    where, rest = '| 224, 128 | inference | eager |', 'not run | not run |'
+    assert f'{where} CUDA | 3000 | 600 | 1.5 | 0.75 | {rest}' in text
+    assert f'{where} Triton | 4000 | 600 | 2 | 0.75 | {rest}' in text
+    summary = gpu_report.summary_text(results)
+    assert (
+        "CUDA 1 ms forward, 3 ms training; Triton 2 ms forward, 2.5 ms training; authors' 3.60 x"
+        in summary
+    )
+    assert (
+        'CUDA 3000, Triton 4000 images/s (inference, 224' in summary and '2.00 x Swin-T' in summary
+    )
 
 
 def test_tables_are_put_between_the_marks(tmp_path, capsys):
@@ -702,18 +720,20 @@ def test_tests_of_kernels_that_are_not_there(tmp_path, required):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(ROOT / 'pyproject.toml', tmp_path)
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONSAFEPATH'}
-    env |= {'MMVMAMBA_REQUIRE_CUDA': '1' if required else '0'}
+    env |= {'MMVMAMBA_REQUIRE_CUDA': '1' if required else '0', 'CUDA_VISIBLE_DEVICES': ''}
     command = [sys.executable, '-m', 'pytest', 'tests/test_ops/test_cuda.py', '-q']
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     text = done.stdout + done.stderr
     if required:
         assert done.returncode == 4
         (line,) = [line for line in text.splitlines() if line.strip()]
-        assert line == (
-            'ERROR: MMVMAMBA_REQUIRE_CUDA=1, but the CUDA kernels cannot run: it was not built '
-            f'(mmvmamba was imported from {tmp_path / "mmvmamba"})'
+        assert line.startswith(
+            'ERROR: MMVMAMBA_REQUIRE_CUDA=1, but no kernels can run on a GPU: triton: '
         )
+        where = f'(mmvmamba was imported from {tmp_path / "mmvmamba"})'
+        assert line.endswith(f'; native: it was not built {where}')
     else:
         assert done.returncode == 0
-        why = f'the CUDA kernels of {tmp_path / "mmvmamba"} cannot run: it was not built'
-        assert why in text and ' passed' not in text
+        for kernels in ('native', 'triton'):
+            assert f'the {kernels} kernels of {tmp_path / "mmvmamba"} cannot run on a GPU: ' in text
+        assert ' passed' not in text

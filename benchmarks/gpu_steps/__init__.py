@@ -10,21 +10,22 @@ __all__ = ['BACKBONE_SETTINGS', 'DEPTHS', 'OP_SETTINGS', 'RESTART', 'STEPS', 'St
 
 INPUTS = ('benchmarks/op_inputs.py',)
 TIMING = ('benchmarks/common.py', 'benchmarks/ops.py', 'benchmarks/backbone.py')
+#: An item may have to compile its Triton kernels, a minute or more.
 STEPS = {
     1: Step('build and load', 'build', limit=240, item_seconds=220, stop_at_failure=True),
-    2: Step('exactness', 'exactness', limit=90, item_seconds=60, files=INPUTS),
+    2: Step('exactness', 'exactness', limit=180, item_seconds=120, files=INPUTS),
     3: Step(
-        'tests', 'tests', limit=180, item_seconds=60, threads=1, files=('tests/test_ops/*.py',)
+        'tests', 'tests', limit=240, item_seconds=120, threads=1, files=('tests/test_ops/*.py',)
     ),
     4: Step(
         'sanitizers',
         'sanitizers',
-        limit=240,
-        item_seconds=100,
+        limit=300,
+        item_seconds=150,
         may_skip=True,
         files=(*INPUTS, 'benchmarks/sanitize_ops.py'),
     ),
-    5: Step('op table', 'op_table', limit=180, item_seconds=90, files=TIMING),
+    5: Step('op table', 'op_table', limit=240, item_seconds=150, files=TIMING),
     6: Step('backbones', 'backbones', limit=360, item_seconds=150, files=TIMING),
     7: Step('sweeps', 'sweeps', limit=200, item_seconds=100, files=INPUTS),
 }

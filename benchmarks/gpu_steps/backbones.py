@@ -1,4 +1,4 @@
-"""Step 6: VMamba-T beside Swin-T and ConvNeXt-T, all under the same settings."""
+"""Step 6: VMamba-T with each backend beside Swin-T and ConvNeXt-T, under the same settings."""
 
 import functools
 import gc
@@ -10,9 +10,11 @@ import backbone
 import torch
 
 from gpu_steps import BACKBONE_SETTINGS
+from gpu_steps.backends import BACKENDS, require
 from gpu_steps.context import NEEDS_CUDA, Context, Item, Row, Skip, first_line, skip
 from mmvmamba.analysis import measure
 
+OURS = {f'vmamba-t-{backend}': backend for backend in BACKENDS}
 PEERS = ('swin-t', 'convnext-t')
 
 
@@ -25,7 +27,7 @@ def items(context: Context) -> Iterator[Item]:
     for setting in settings:
         size, batch, mode, run = setting
         if run == 'compiled':
-            for model in ('vmamba-t', *PEERS):
+            for model in (*OURS, *PEERS):
                 function = functools.partial(warm_up, context, model, setting)
                 yield f'compile {model}, {mode}', function
         name = f'{mode}, {size}, batch {batch}, amp, {run}'
@@ -34,6 +36,8 @@ def items(context: Context) -> Iterator[Item]:
 
 def warm_up(context: Context, model: str, setting: tuple) -> list[Row]:
     """Compile one model, so that the comparison finds its kernels in Inductor's cache."""
+    if model in OURS:
+        require(context, OURS[model])
     begin = time.monotonic()
     try:
         rows, missing = measure_models(context, setting, [model])
@@ -51,9 +55,15 @@ def warm_up(context: Context, model: str, setting: tuple) -> list[Row]:
 
 def compare(context: Context, setting: tuple) -> list[Row]:
     """Return the rows of ``backbone.py`` at one setting, and a reason for each missing model."""
-    reason = None
+    ours, unable, reason = [], {}, None
+    for name, backend in OURS.items():
+        try:
+            require(context, backend)
+            ours.append(name)
+        except Skip as why:
+            unable[name] = str(why)
     try:
-        rows, missing = measure_models(context, setting, ['vmamba-t', *PEERS])
+        rows, missing = measure_models(context, setting, [*ours, *PEERS])
     except Exception as error:  # a peer may raise anything
         traceback.print_exc()
         reason = first_line(error)
@@ -61,10 +71,12 @@ def compare(context: Context, setting: tuple) -> list[Row]:
         gc.collect()
         if context.cuda:
             torch.cuda.empty_cache()
-        rows, missing = measure_models(context, setting, ['vmamba-t'])
+        rows, missing = measure_models(context, setting, ours)
         missing |= dict.fromkeys(PEERS, reason)
-    if 'vmamba-t' in missing:
-        raise RuntimeError(f'VMamba-T was not measured: {missing["vmamba-t"]}')
+    for name in ours:
+        if name in missing:
+            raise RuntimeError(f'{name} was not measured: {missing[name]}')
+    missing |= unable
     return rows + [dict(model=n, status='skipped', reason=why) for n, why in missing.items()]
 
 
@@ -76,7 +88,7 @@ def measure_models(
     shape = measure.parse_size(size)
     arguments = ['--device', context.device, '--seconds', '4' if context.cuda else '0']
     arguments += ['--min-rounds', '3' if context.cuda else '1', '--channels-last', '--tf32']
-    args = backbone.parse_args([*arguments, '--models', *names, '--baseline', 'vmamba-t'])
+    args = backbone.parse_args([*arguments, '--models', *names, '--baseline', names[0]])
     backbone.allow_tf32(args.tf32)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import torch
 
-from gpu_steps.context import NEEDS_CUDA, ROOT, Context, Item, Row, logger, with_package
+from gpu_steps.context import ROOT, Context, Item, Row, Skip, logger, with_package
 
 PROBE = """
 import json, sys
 import torch
-from mmvmamba.info import build_info, why_not_native
-problem = why_not_native(torch.device(sys.argv[1], 0 if sys.argv[1] == 'cuda' else None))
-info = build_info()
+from mmvmamba.info import build_info
+from mmvmamba.ops.backend import why_not
+device = torch.device(sys.argv[1], 0)
+problem, info = why_not('native', 'ss2d_scan', device), build_info()
 if problem is None and info.get('sources') != sys.argv[2]:
     problem = 'it was built from different sources'
-print(json.dumps(dict(problem=problem, architectures=info.get('arch_list', []))))
+triton = why_not('triton', 'ss2d_scan', device) is None
+print(json.dumps(dict(problem=problem, architectures=info.get('arch_list', []), triton=triton)))
 """
 
 
@@ -32,7 +34,8 @@ def items(context: Context) -> Iterator[Item]:
     """List the items of the step."""
     yield 'machine', lambda: [describe(context)]
     yield 'extension', lambda: [find_or_build(context)]
-    yield 'kernels', lambda: check_kernels(context)
+    for backend in ('native', 'triton'):
+        yield f'{backend} kernels', functools.partial(check_kernels, context, backend)
 
 
 def load_setup():
@@ -106,11 +109,17 @@ def nvcc_version() -> str | None:
 
 
 def find_or_build(context: Context) -> Row:
-    """Use the extension in the source tree, or build it."""
+    """Use the extension in the source tree, or build it.
+
+    Raises:
+        Skip: If there is no nvcc, and Triton's kernels can run without the extension's.
+    """
     begin = time.monotonic()
     found = probe(context, ROOT)
     if found['problem'] is None:
         return found | dict(how='reused', seconds=0.0)
+    if context.cuda and found.get('triton') and nvcc_version() is None:
+        raise Skip(f'{found["problem"]}; there is no nvcc to build it')
     logger.info('building the extension: %s', found['problem'])
     reason = found['problem']
     build(context, ['build_ext', '--inplace'])
@@ -128,7 +137,8 @@ def probe(context: Context, folder: Path) -> Row:
         folder (Path): The folder that holds the package.
 
     Returns:
-        dict: ``problem``, the reason why it cannot be used or None, and ``architectures``.
+        dict: ``problem``, the reason why it cannot be used or None, ``architectures``, and
+        ``triton``, whether Triton's kernels can run.
     """
     digest = load_setup().source_digest()
     done = subprocess.run(
@@ -167,25 +177,24 @@ def build(context: Context, command: Sequence[str], **variables: str) -> None:
         raise RuntimeError(f'setup.py {command[2]} ended with {done.returncode}, see log.txt')
 
 
-def check_kernels(context: Context) -> list[Row]:
-    """Check that each op has its kernel, and run it."""
+def check_kernels(context: Context, backend: str) -> list[Row]:
+    """Run each op's kernels of a backend."""
+    # Imported after the build.
     from op_inputs import run, selective_inputs, ss2d_inputs
 
-    from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
+    from gpu_steps.backends import require
+    from mmvmamba.ops import extension_error, selective_scan, ss2d_scan
 
-    ops = ('ss2d_scan', 'selective_scan')
-    missing = [op for op in ops if not has_kernel(op, context.device)]
-    if missing:
-        raise RuntimeError(f'the {context.device} kernels are missing: {", ".join(missing)}')
+    if backend == 'triton':
+        require(context, backend)
+    elif reason := extension_error(context.device):
+        raise Skip(reason)
     device = torch.device(context.device)
-    scan = functools.partial(ss2d_scan, backend='native')
+    scan = functools.partial(ss2d_scan, backend=backend)
     results = run(scan, ss2d_inputs(1, (5, 7), 8, 2, torch.float32, device))
-    scan = functools.partial(selective_scan, delta_softplus=True, backend='native')
+    scan = functools.partial(selective_scan, delta_softplus=True, backend=backend)
     results |= run(scan, selective_inputs(1, 9, 8, torch.float32, device))
     for name, value in results.items():
         if not value.isfinite().all():
             raise RuntimeError(f'{name} is not finite')
-    rows = [dict(ops=list(ops))]
-    if not context.cuda:
-        rows.append(dict(name='CUDA kernels', status='skipped', reason=NEEDS_CUDA))
-    return rows
+    return [dict(ops=['ss2d_scan', 'selective_scan'])]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import op_inputs
 import torch
 
-from gpu_steps.context import Context, Item, Row, Skip
+from gpu_steps.backends import BACKENDS, require
+from gpu_steps.context import Context, Item, Row
 from mmvmamba import ops
 from mmvmamba.ops.selective_scan import scan_chunked
 
 REPEATS = 10
-BACKENDS = ('native', 'triton', 'chunked')
 #: The largest error allowed of a tensor: the norm of the difference over that of the float64
 #: result. For 16-bit types four times what the rounding of the result costs.
 TOLERANCE = {
@@ -47,7 +47,7 @@ def items(context: Context) -> Iterator[Item]:
     """List each case with each backend."""
     for case in CASES if context.cuda else CPU_CASES:
         op, dtype, *_ = case
-        for backend in BACKENDS:
+        for backend in (*BACKENDS, 'chunked'):
             name = f'{op} {dtype} {describe(case)}, {backend}'
             yield name, functools.partial(check_exactness, context, case, backend)
 
@@ -59,11 +59,13 @@ def describe(case: tuple) -> str:
     return ', '.join([f'{batch} x {where} x {channels}', *(f'{k} {v}' for k, v in options.items())])
 
 
-def scan_functions(op: str, backend: str) -> tuple[Callable, Callable]:
+def scan_functions(
+    context: Context, op: str, dtype: str, backend: str
+) -> tuple[Callable, Callable]:
     """Return an op with a backend, and the PyTorch form for the exact result.
 
     Raises:
-        Skip: If this version does not have the backend.
+        Skip: If the backend cannot run here.
     """
     if op == 'ss2d_scan':
         function = ops.ss2d_scan
@@ -77,8 +79,7 @@ def scan_functions(op: str, backend: str) -> tuple[Callable, Callable]:
 
     if backend == 'chunked':
         return chunked, chunked
-    if backend not in ops.BACKENDS:
-        raise Skip(f'this version has no {backend} backend')
+    require(context, backend, op, getattr(torch, dtype))
     return functools.partial(function, backend=backend), chunked
 
 
@@ -94,7 +95,7 @@ def fill_with_nan(context: Context) -> None:
 def check_exactness(context: Context, case: tuple, backend: str) -> list[Row]:
     """Compare output and gradients with float64, then repeat the run."""
     op, dtype, shape, options = case
-    function, exact_form = scan_functions(op, backend)
+    function, exact_form = scan_functions(context, op, dtype, backend)
     make = op_inputs.ss2d_inputs if op == 'ss2d_scan' else op_inputs.selective_inputs
     torch.manual_seed(0)
     device = torch.device(context.device)

@@ -12,6 +12,7 @@ import ops
 import torch
 
 from gpu_steps import OP_SETTINGS
+from gpu_steps.backends import BACKENDS
 from gpu_steps.context import BENCHMARKS, Context, Item, Row, first_line, logger
 from mmvmamba.analysis import measure
 
@@ -60,7 +61,7 @@ def compare_ops(context: Context, args: argparse.Namespace, where: Row) -> list[
             raise RuntimeError(error)
     measured = {row['candidate'] for row in rows}
     for name in set(cores) - measured - set(missing):
-        (failed if name == 'native' else missing)[name] = 'out of memory or sequence too long'
+        (failed if name in BACKENDS else missing)[name] = 'out of memory or sequence too long'
     for row in rows:
         row.update(least_bytes(row))
     for status, reasons in (('skipped', missing), ('failed', failed)):

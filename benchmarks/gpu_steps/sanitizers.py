@@ -1,4 +1,4 @@
-"""Step 4: ``sanitize_ops.py`` under the four tools of compute-sanitizer."""
+"""Step 4: ``sanitize_ops.py`` under the four tools of compute-sanitizer, with each backend."""
 
 import functools
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import find_tool
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
 
@@ -21,28 +22,31 @@ REFUSALS = (
 
 
 def items(context: Context) -> Iterator[Item]:
-    """List the tools; on a CPU the calls run without one."""
-    if not context.cuda:
-        yield 'ten calls', lambda: [run_calls(context)]
-    for tool in TOOLS:
-        yield tool, functools.partial(sanitize, context, tool)
+    """List the calls without a tool, after which Triton has its kernels on disk, and the tools."""
+    for backend in BACKENDS:
+        yield f'ten calls, {backend}', functools.partial(run_calls, context, backend)
+        for tool in TOOLS:
+            yield f'{tool}, {backend}', functools.partial(sanitize, context, tool, backend)
 
 
-def sanitizer_script(context: Context) -> list[str]:
+def sanitizer_script(context: Context, backend: str) -> list[str]:
     """Return the command of the ten calls."""
-    return [sys.executable, str(BENCHMARKS / 'sanitize_ops.py'), '--device', context.device]
+    script = str(BENCHMARKS / 'sanitize_ops.py')
+    return [sys.executable, script, '--device', context.device, '--backend', backend]
 
 
-def run_calls(context: Context) -> Row:
+def run_calls(context: Context, backend: str) -> list[Row]:
     """Run the ten calls without a sanitizer."""
-    subprocess.run(sanitizer_script(context), check=True)
-    return {}
+    require(context, backend)
+    subprocess.run(sanitizer_script(context, backend), check=True)
+    return [{}]
 
 
-def sanitize(context: Context, tool: str) -> list[Row]:
+def sanitize(context: Context, tool: str, backend: str) -> list[Row]:
     """Run the ten calls under a tool of compute-sanitizer."""
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
+    require(context, backend)
     program = find_tool('compute-sanitizer', 'compute-sanitizer')
     if program is None:
         raise Skip('compute-sanitizer is not installed; it comes with the CUDA toolkit')
@@ -51,11 +55,13 @@ def sanitize(context: Context, tool: str) -> list[Row]:
         # Padding between allocations, so that an overrun does not end in the next one. PyTorch
         # probes optional driver APIs and handles their errors.
         command += ['--padding', '256', '--report-api-errors', 'no']
-    if tool != 'initcheck':
-        # initcheck must also see what PyTorch's kernels write and read.
+    # initcheck must also see what PyTorch's kernels write and read.
+    if tool != 'initcheck' and backend == 'native':
         command += ['--kernel-name', 'kernel_substring=mmvmamba']
+    elif tool != 'initcheck':
+        command += ['--kernel-name-exclude', 'kernel_substring=at6native']
     process = subprocess.Popen(
-        [*command, *sanitizer_script(context)],
+        [*command, *sanitizer_script(context, backend)],
         env=os.environ | dict(PYTORCH_NO_CUDA_MEMORY_CACHING='1'),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Step 7: time the op alone over rank, directions, states and registers."""
+"""Step 7: time the op alone over rank, directions, states and registers, with each backend."""
 
 import contextlib
 import functools
@@ -14,6 +14,7 @@ import torch
 from op_inputs import ss2d_inputs
 
 import mmvmamba
+from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import build, find_tool, probe
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip, with_package
 from mmvmamba.analysis import measure
@@ -32,24 +33,30 @@ THREADS = (256, 1024)
 
 def items(context: Context) -> Iterator[Item]:
     """List the sweeps; those that need a build come last."""
-    for rank in (1, 6, 12, 24, 48):
-        yield f'rank {rank}', functools.partial(sweep, context, rank=rank)
-    for name, pattern in PATTERNS.items():
-        yield f'directions: {name}', functools.partial(sweep, context, pattern=pattern)
-    for d_state in (4, 16):
-        yield f'states {d_state}', functools.partial(sweep, context, d_state=d_state)
+    settings = [(f'rank {rank}', dict(rank=rank)) for rank in (1, 6, 12, 24, 48)]
+    settings += [(f'directions: {name}', dict(pattern=p)) for name, p in PATTERNS.items()]
+    settings += [(f'states {d_state}', dict(d_state=d_state)) for d_state in (4, 16)]
+    for name, options in settings:
+        for backend in BACKENDS:
+            yield f'{name}, {backend}', functools.partial(sweep, context, backend, **options)
     yield 'resources', kernel_resources
     for threads in THREADS:
         yield f'threads {threads}', functools.partial(sweep_threads, context, threads)
 
 
-def sweep(context: Context, **options: Any) -> list[Row]:
+def sweep(context: Context, backend: str, **options: Any) -> list[Row]:
     """Time the op alone."""
-    return [dict(options) | time_scan(context.device, **options)]
+    require(context, backend)
+    where = dict(backend=backend, **options)
+    return [where | time_scan(context.device, **where)]
 
 
 def time_scan(
-    device: str, rank: int = 6, d_state: int = 1, pattern: Sequence[int] = (0, 1, 2, 3)
+    device: str,
+    backend: str = 'native',
+    rank: int = 6,
+    d_state: int = 1,
+    pattern: Sequence[int] = (0, 1, 2, 3),
 ) -> Row:
     """Time the op alone at the first stage of VMamba-T at 224, batch 128, in nanoseconds.
 
@@ -64,7 +71,7 @@ def time_scan(
     )
     leaves = {name: value.requires_grad_() for name, value in inputs.items()}
     scan = functools.partial(
-        ss2d_scan, **leaves, pattern=tuple(pattern), out_dtype=torch.float32, backend='native'
+        ss2d_scan, **leaves, pattern=tuple(pattern), out_dtype=torch.float32, backend=backend
     )
     grad = torch.randn(inputs['x'].shape, device=where)
 
@@ -158,6 +165,7 @@ def sweep_threads(context: Context, threads: int) -> list[Row]:
     """
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
+    require(context, 'native')
     folder = ROOT / 'build' / 'gpu_check' / f'threads_{threads}'
     built = (folder / 'lib' / 'mmvmamba').is_dir()
     if not built or probe(context, folder / 'lib')['problem'] is not None:

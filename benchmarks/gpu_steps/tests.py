@@ -1,4 +1,4 @@
-"""Step 3: the tests of the CUDA kernels. Each test is an item."""
+"""Step 3: the tests of the kernels on a GPU. Each test is an item."""
 
 import faulthandler
 import os

@@ -1,6 +1,6 @@
-"""The CUDA kernels on a GPU: the host harness's grid, and GPU-only behavior.
+"""The native and the Triton kernels on a GPU: the host harness's grid, and GPU-only behavior.
 
-With MMVMAMBA_REQUIRE_CUDA=1 it is an error if they cannot run, see conftest.py.
+With MMVMAMBA_REQUIRE_CUDA=1 it is an error if neither can run, see conftest.py.
 """
 
 import functools
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import mmvmamba
-from mmvmamba.info import why_not_native
+from mmvmamba import info
 from mmvmamba.nn import SS2D
 from mmvmamba.ops import selective_scan, ss2d_scan
+from mmvmamba.ops.backend import AUTO_ORDER, TRITON_DTYPES, why_not
+from mmvmamba.ops.selective_scan import scan_chunked
 from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 
 from . import test_selective_scan as selective
@@ -27,24 +29,64 @@ from .cases import (
     ss2d_inputs,
 )
 
-REASON = why_not_native(torch.device('cuda', 0))
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        REASON is not None,
-        reason=f'the CUDA kernels of {Path(mmvmamba.__file__).parent} cannot run: {REASON}',
-    ),
-]
-native_ss2d_scan = functools.partial(ss2d_scan, backend='native')
-native_selective_scan = functools.partial(selective_scan, backend='native')
+pytestmark = pytest.mark.cuda
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+REASONS = {name: why_not(name, 'ss2d_scan', torch.device('cuda', 0)) for name in AUTO_ORDER['cuda']}
+
+
+def with_backend(name, *values, marks=(), **options):
+    """A parameter with a backend, skipped where its kernels cannot run."""
+    reason = f'the {name} kernels of {Path(mmvmamba.__file__).parent} cannot run on a GPU: '
+    skip = pytest.mark.skipif(REASONS[name] is not None, reason=reason + str(REASONS[name]))
+    return pytest.param(name, *values, marks=[skip, *marks], **options)
+
+
+BACKENDS = pytest.mark.parametrize('backend', [with_backend(name) for name in REASONS])
+NARROW = [torch.float16, torch.bfloat16]
+
+
+def with_dtypes(dtypes):
+    """The backends with each dtype that they take."""
+    return pytest.mark.parametrize(
+        ('backend', 'dtype'),
+        [
+            with_backend(name, dtype, id=f'{name}-{dtype}')
+            for name in REASONS
+            for dtype in dtypes
+            if name == 'native' or dtype in TRITON_DTYPES
+        ],
+    )
+
+
+def with_cases(module):
+    """The backends with the cases of the host harness, without the harness's own settings."""
+    found = []
+    for parameter in kernel_cases(module):
+        case = {k: v for k, v in parameter.values[0].items() if k not in SPLITS}
+        for name in REASONS:
+            if name == 'native' or case['dtype'] in TRITON_DTYPES:
+                identifier = f'{name}-{parameter.id}'
+                found.append(with_backend(name, case, marks=parameter.marks, id=identifier))
+    return pytest.mark.parametrize(('backend', 'case'), found)
+
+
 OPS = {
-    'ss2d_scan': (native_ss2d_scan, lambda **kw: ss2d_inputs(20, 33, **kw)),
+    'ss2d_scan': (ss2d_scan, lambda **kw: ss2d_inputs(20, 33, **kw)),
     'selective_scan': (
-        functools.partial(native_selective_scan, delta_softplus=True),
+        functools.partial(selective_scan, delta_softplus=True),
         lambda **kw: selective_inputs(660, **kw),
     ),
 }
 BOTH = pytest.mark.parametrize('op', list(OPS))
+
+
+def function_of(op, backend):
+    return functools.partial(OPS[op][0], backend=backend)
+
+
+def inputs_of(op, dtype=torch.float32, **settings):
+    return OPS[op][1](channels=40, dtype=dtype, **settings)
 
 
 def on(device, inputs):
@@ -57,28 +99,23 @@ def run_on_gpu(function, inputs, device='cuda', **options):
     return {name: value.cpu() for name, value in result.items()}
 
 
-def without_splits(case):
-    """A case without the settings of the host harness."""
-    return {name: value for name, value in case.items() if name not in SPLITS}
+@with_cases(ss2d)
+def test_ss2d_scan_is_as_exact_as_eager(backend, case):
+    scan = functools.partial(run_on_gpu, functools.partial(ss2d_scan, backend=backend))
+    ss2d.compare_with_eager(case, scan)
 
 
-@pytest.mark.parametrize('case', list(kernel_cases(ss2d)))
-def test_ss2d_scan_is_as_exact_as_eager(case):
-    native = functools.partial(run_on_gpu, native_ss2d_scan)
-    ss2d.compare_with_eager(without_splits(case), native)
-
-
-@pytest.mark.parametrize('case', list(kernel_cases(selective)))
-def test_selective_scan_is_as_exact_as_eager(case):
-    native = functools.partial(run_on_gpu, native_selective_scan)
-    selective.compare_with_eager(without_splits(case), native)
+@with_cases(selective)
+def test_selective_scan_is_as_exact_as_eager(backend, case):
+    scan = functools.partial(run_on_gpu, functools.partial(selective_scan, backend=backend))
+    selective.compare_with_eager(case, scan)
 
 
 @BOTH
-@pytest.mark.parametrize('dtype', HALF['dtype'], ids=str)
-def test_deterministic_to_the_last_bit(op, dtype):
-    function, make = OPS[op]
-    inputs = make(d_state=3, channels=40, batch=5, dtype=dtype)
+@with_dtypes(HALF['dtype'])
+def test_deterministic_to_the_last_bit(op, backend, dtype):
+    function = function_of(op, backend)
+    inputs = inputs_of(op, dtype, d_state=3, batch=5)
     first = run_on_gpu(function, inputs)
     for _ in range(100):
         for name, value in run_on_gpu(function, inputs).items():
@@ -86,10 +123,10 @@ def test_deterministic_to_the_last_bit(op, dtype):
 
 
 @BOTH
-def test_on_another_stream(op):
+@BACKENDS
+def test_on_another_stream(op, backend):
     """The work waits for what its stream has queued, and nothing else."""
-    function, make = OPS[op]
-    inputs = make(channels=40)
+    function, inputs = function_of(op, backend), inputs_of(op)
     want = run_on_gpu(function, inputs)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -102,10 +139,10 @@ def test_on_another_stream(op):
 
 
 @BOTH
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
-def test_on_a_device_that_is_not_the_current_one(op):
-    function, make = OPS[op]
-    inputs = make(channels=40)
+@BACKENDS
+@needs_two_gpus
+def test_on_a_device_that_is_not_the_current_one(op, backend):
+    function, inputs = function_of(op, backend), inputs_of(op)
     with torch.cuda.device(0):
         result = run_on_gpu(function, inputs, device='cuda:1')
     for name, value in run_on_gpu(function, inputs, device='cuda:0').items():
@@ -113,9 +150,10 @@ def test_on_a_device_that_is_not_the_current_one(op):
 
 
 @BOTH
-def test_in_a_cuda_graph(op):
-    function, make = OPS[op]
-    static = {k: v.requires_grad_() for k, v in on('cuda', make(channels=40)).items()}
+@BACKENDS
+def test_in_a_cuda_graph(op, backend):
+    function = function_of(op, backend)
+    static = {k: v.requires_grad_() for k, v in on('cuda', inputs_of(op)).items()}
 
     def step():
         y = function(**static)
@@ -131,7 +169,7 @@ def test_in_a_cuda_graph(op):
     with torch.cuda.graph(graph):
         results = step()
     with torch.no_grad():
-        for name, value in make(channels=40, seed=7).items():
+        for name, value in inputs_of(op, seed=7).items():
             static[name].copy_(value)
     graph.replay()
     torch.cuda.synchronize()
@@ -139,27 +177,33 @@ def test_in_a_cuda_graph(op):
         assert torch.equal(got, want)
 
 
-def test_no_synchronization():
-    inputs = {k: v.requires_grad_() for k, v in on('cuda', ss2d_inputs(20, 33)).items()}
-    native_ss2d_scan(**inputs).sum().backward()
+@BOTH
+@BACKENDS
+def test_no_synchronization(op, backend):
+    function = function_of(op, backend)
+    inputs = {k: v.requires_grad_() for k, v in on('cuda', inputs_of(op)).items()}
+    function(**inputs).sum().backward()
     torch.cuda.set_sync_debug_mode('error')
     try:
-        native_ss2d_scan(**inputs).sum().backward()
+        function(**inputs).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode('default')
 
 
-def test_threads_with_different_shared_memory():
+@BACKENDS
+def test_threads_with_different_shared_memory(backend):
     """A launch of one host thread must not take shared memory from another's."""
-    calls = [on('cuda', ss2d_inputs(5, 7, 1, rank, channels=64)) for rank in (1, 64)]
-    wanted = [native_ss2d_scan(**inputs) for inputs in calls]
+    scan = functools.partial(ss2d_scan, backend=backend)
+    sizes = dict(channels=64, dtype=torch.float32)
+    calls = [on('cuda', ss2d_inputs(5, 7, 1, rank, **sizes)) for rank in (1, 64)]
+    wanted = [scan(**inputs) for inputs in calls]
     failures = []
 
     def work(index):
         try:
             with torch.cuda.stream(torch.cuda.Stream()):
                 for _ in range(500):
-                    got = native_ss2d_scan(**calls[index % 2])
+                    got = scan(**calls[index % 2])
                 torch.cuda.current_stream().synchronize()
             assert torch.equal(got, wanted[index % 2])
         except Exception as error:
@@ -174,20 +218,21 @@ def test_threads_with_different_shared_memory():
     assert not failures, failures
 
 
+@BACKENDS
 @pytest.mark.slow
-def test_compiled_with_max_autotune():
+def test_compiled_with_max_autotune(backend):
     torch.manual_seed(0)
-    module = SS2D(16).cuda()
+    module = SS2D(16, backend=backend).cuda()
     x = torch.randn(2, 9, 13, 16, device='cuda')
     want = module(x)
     got = torch.compile(module, mode='max-autotune', fullgraph=True)(x)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_keeps_the_scan_wide(dtype):
+@with_dtypes(NARROW)
+def test_autocast_keeps_the_scan_wide(backend, dtype):
     torch.manual_seed(0)
-    module = SS2D(32).cuda()
+    module = SS2D(32, backend=backend).cuda()
     x = torch.randn(2, 9, 13, 32, device='cuda')
     with torch.autocast('cuda', dtype):
         got = module(x)
@@ -195,12 +240,13 @@ def test_autocast_keeps_the_scan_wide(dtype):
     torch.testing.assert_close(got.float(), module(x), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-def test_very_long_sequences_stay_finite_and_exact(dtype):
+@with_dtypes(NARROW)
+def test_very_long_sequences_stay_finite_and_exact(backend, dtype):
     """Four million positions, one channel, beside float64 on the same GPU."""
     inputs = on('cuda', ss2d_inputs(1, 2**22, 1, 1, 1, 1, dtype, pattern=(0, 2)))
-    got = run(native_ss2d_scan, inputs, pattern=(0, 2), out_dtype=torch.float32)
-    want = run(native_ss2d_scan, inputs, torch.float64, pattern=(0, 2))
+    got = run(ss2d_scan, inputs, pattern=(0, 2), out_dtype=torch.float32, backend=backend)
+    exact = functools.partial(ss2d_scan_reference, scan=scan_chunked)
+    want = run(exact, inputs, torch.float64, pattern=(0, 2))
     for name, value in got.items():
         assert value.isfinite().all(), name
         scale = want[name].abs().max()
@@ -208,8 +254,9 @@ def test_very_long_sequences_stay_finite_and_exact(dtype):
         assert error < 2 * torch.finfo(value.dtype).eps + 1e-4, name
 
 
+@BACKENDS
 @pytest.mark.slow
-def test_more_than_2_to_the_31_elements():
+def test_more_than_2_to_the_31_elements(backend):
     free, _ = torch.cuda.mem_get_info()
     if free < 60 * 2**30:
         pytest.skip('needs 60 GiB of memory')
@@ -220,12 +267,26 @@ def test_more_than_2_to_the_31_elements():
     x[-1:], proj[-1:] = small['x'].cuda(), small['proj'].cuda()
     assert x.numel() > 2**31
     params = {k: v.cuda() for k, v in small.items() if k not in ('x', 'proj')}
-    y = native_ss2d_scan(x, proj, **params, pattern=(1,))
-    want = native_ss2d_scan(**on('cuda', small), pattern=(1,))
+    y = ss2d_scan(x, proj, **params, pattern=(1,), backend=backend)
+    want = ss2d_scan(**on('cuda', small), pattern=(1,), backend=backend)
     torch.testing.assert_close(y[-1:], want, rtol=1e-3, atol=1e-3)
     assert not y[:-1].any()
 
 
+@needs_gpu
+def test_auto_takes_the_first_backend_that_can_run():
+    inputs = on('cuda', inputs_of('ss2d_scan'))
+    first = next((name for name, reason in REASONS.items() if reason is None), 'reference')
+    assert torch.equal(ss2d_scan(**inputs), ss2d_scan(**inputs, backend=first))
+
+
+@pytest.mark.parametrize('backend', [with_backend('triton')])
+def test_warm_up(backend, capsys):
+    info.main(['--warm-up', '--dtype', 'bfloat16'])
+    assert capsys.readouterr().out.count('stage') == 8
+
+
+@needs_gpu
 def test_reference_on_the_gpu_is_the_one_on_the_cpu():
     inputs = ss2d_inputs(5, 7)
     want = run(ss2d_scan_reference, inputs)
@@ -233,6 +294,7 @@ def test_reference_on_the_gpu_is_the_one_on_the_cpu():
         torch.testing.assert_close(value, want[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
+@needs_gpu
 def test_tensors_on_two_devices_are_named():
     inputs = on('cuda', ss2d_inputs())
     with pytest.raises(ValueError, match='A must be on cuda'):

@@ -1,16 +1,33 @@
-"""Installed versions and chosen backends: ``python -m mmvmamba.info``."""
+"""Installed versions and chosen backends: ``python -m mmvmamba.info``.
 
+With ``--warm-up`` the command compiles the Triton kernels of a model instead, ahead of its first
+call. Triton keeps them on disk.
+"""
+
+import argparse
+import importlib
 import platform
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from .environment import PACKAGES, describe_machine, installed_version, mmcv_is_compiled
 from .ops import extension_error, has_kernel
-from .ops.backend import NATIVE_DTYPES
-from .ops.extension import architecture_error, build_info
+from .ops.backend import AUTO_ORDER, FLOAT_DTYPES, TRITON_DTYPES, why_not
+from .ops.extension import build_info
+from .ops.triton import package_error
 from .version import __version__
+
+_FORMS = {
+    'native': 'native kernels',
+    'triton': 'Triton kernels',
+    None: 'the chunked PyTorch form',
+}
+#: Images whose maps have one chunk in the last stages, and several in all.
+_IMAGE_SIZES = (224, 512)
 
 
 def files() -> dict[str, str]:
@@ -30,6 +47,7 @@ def versions() -> dict[str, str]:
         'mmvmamba': __version__,
         'python': platform.python_version(),
         'torch': f'{torch.__version__} (CUDA: {cuda})',
+        'triton': package_error() or importlib.import_module('triton').__version__,
     }
     ops = 'compiled ops' if mmcv_is_compiled() else 'without compiled ops'
     for package, names in PACKAGES.items():
@@ -79,21 +97,16 @@ def backends() -> dict[str, str]:
     return {name: _backend(torch.device(name)) for name in devices}
 
 
-def why_not_native(device: torch.device) -> str | None:
-    """Return the reason why the native kernels cannot run on a device, or None."""
-    if not has_kernel('ss2d_scan', device.type):
-        return extension_error(device.type) or f'built without {device.type} kernels'
-    if device.type != 'cuda':
-        return None
-    return architecture_error(device.index) if torch.cuda.is_available() else 'there is no GPU'
-
-
 def _backend(device: torch.device) -> str:
-    slow = 'the chunked PyTorch form'
-    if reason := why_not_native(device):
-        return slow if extension_error() else f'{slow}: {reason}'
-    names = ', '.join(str(dtype).removeprefix('torch.') for dtype in NATIVE_DTYPES[device.type])
-    return f'native kernels for {names}; {slow} for others'
+    order = AUTO_ORDER[device.type]
+    dtypes: dict[str, list[str]] = {}
+    for dtype in FLOAT_DTYPES:
+        able = (name for name in order if why_not(name, 'ss2d_scan', device, dtype) is None)
+        dtypes.setdefault(_FORMS[next(able, None)], []).append(str(dtype).removeprefix('torch.'))
+    text = '; '.join(f'{form} for {", ".join(names)}' for form, names in dtypes.items())
+    reasons = ((name, why_not(name, 'ss2d_scan', device)) for name in order)
+    missing = '; '.join(f'{name}: {reason}' for name, reason in reasons if reason)
+    return f'{text} ({missing})' if missing else text
 
 
 def report() -> str:
@@ -111,9 +124,65 @@ def report() -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
-    """Write the report to the standard output."""
-    sys.stdout.write(report() + '\n')
+def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
+    """Compile the Triton kernels of a model's scans for the present GPU, forward and backward.
+
+    Args:
+        arch (str): A key of :data:`mmvmamba.nn.ARCHS`.
+        dtype (torch.dtype): float32, or the dtype of autocast.
+
+    Yields:
+        str: A line for each map of each stage, with the time that it took.
+
+    Raises:
+        ValueError: If ``arch`` is unknown.
+    """
+    from .nn import SS2D, resolve_arch  # the report needs the ops alone
+
+    settings = resolve_arch(arch)
+    for stage, dim in enumerate(settings.dims):
+        layer = SS2D(dim, backend='triton', **settings.ssm_settings).cuda()
+        for size in _IMAGE_SIZES:
+            side = size // settings.patch_size >> stage
+            start = time.perf_counter()
+            with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+                y = layer(torch.randn(1, side, side, dim, device='cuda'))
+            y.sum().backward()
+            torch.cuda.synchronize()
+            yield (
+                f'stage {stage}: map {side} x {side}, {layer.d_inner} channels, d_state '
+                f'{layer.d_state}, rank {layer.dt_rank}: {time.perf_counter() - start:.1f} s'
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report, or the progress of the compilation, to the standard output."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mmvmamba.info', description='Print versions and chosen backends.'
+    )
+    parser.add_argument(
+        '--warm-up',
+        metavar='MODEL',
+        nargs='?',
+        const='tiny',
+        help="compile the Triton kernels of a model for this GPU into Triton's cache; "
+        'defaults to tiny',
+    )
+    names = [str(dtype).removeprefix('torch.') for dtype in TRITON_DTYPES]
+    parser.add_argument('--dtype', choices=names, default='float16', help='of --warm-up')
+    args = parser.parse_args(argv)
+    if args.warm_up is None:
+        sys.stdout.write(report() + '\n')
+        return
+    if reason := why_not('triton', 'ss2d_scan', torch.device('cuda')):
+        parser.error(f'--warm-up: the Triton kernels cannot run: {reason}')
+    start = time.perf_counter()
+    try:
+        for line in warm_up(args.warm_up, getattr(torch, args.dtype)):
+            sys.stdout.write(line + '\n')
+    except ValueError as error:
+        parser.error(f'--warm-up: {error}')
+    sys.stdout.write(f'{args.warm_up}, {args.dtype}: {time.perf_counter() - start:.1f} s\n')
 
 
 if __name__ == '__main__':

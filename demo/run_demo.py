@@ -34,7 +34,8 @@ from mmengine.config import Config
 from mmvmamba import info
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.ops import extension_error, has_kernel
+from mmvmamba.ops import extension_error
+from mmvmamba.ops.backend import AUTO_ORDER, why_not
 from mmvmamba.registry import MODELS
 
 REPO = Path(__file__).resolve().parent.parent
@@ -118,14 +119,14 @@ def main() -> None:
 
 
 def choose_device() -> tuple[str, str]:
-    """Return the device and the backend of the scans: native on a GPU if possible, else a CPU."""
-    for device in ('cuda', 'cpu') if torch.cuda.is_available() else ('cpu',):
-        if has_kernel('ss2d_scan', device):
-            return device, 'native'
-    show(
-        f'the native kernels are missing ({extension_error()}); the PyTorch form takes much longer'
-    )
-    return 'cuda' if torch.cuda.is_available() else 'cpu', 'auto'
+    """Return the device and the backend of the scans: a GPU if it has kernels, else a CPU."""
+    devices = ('cuda', 'cpu') if torch.cuda.is_available() else ('cpu',)
+    for device in devices:
+        for backend in AUTO_ORDER[device]:
+            if why_not(backend, 'ss2d_scan', torch.device(device)) is None:
+                return device, backend
+    show(f'the kernels are missing ({extension_error()}); the PyTorch form takes much longer')
+    return devices[0], 'auto'
 
 
 def run_task(

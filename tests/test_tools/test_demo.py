@@ -95,16 +95,20 @@ def test_configs_agree_with_the_data(data_root):
 @pytest.mark.parametrize(
     ('gpu', 'kernels', 'expected'),
     [
-        (True, {'cuda', 'cpu'}, ('cuda', 'native')),
-        (True, {'cpu'}, ('cpu', 'native')),
-        (False, {'cuda', 'cpu'}, ('cpu', 'native')),
+        (True, {('triton', 'cuda'), ('native', 'cuda')}, ('cuda', 'triton')),
+        (True, {('native', 'cuda'), ('native', 'cpu')}, ('cuda', 'native')),
+        (True, {('native', 'cpu')}, ('cpu', 'native')),
+        (False, {('native', 'cpu')}, ('cpu', 'native')),
         (True, set(), ('cuda', 'auto')),
         (False, set(), ('cpu', 'auto')),
     ],
 )
 def test_device_and_backend(run_demo, monkeypatch, capsys, gpu, kernels, expected):
     monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
-    monkeypatch.setattr(run_demo, 'has_kernel', lambda op, device: device in kernels)
+    reasons = {False: 'it cannot', True: None}
+    monkeypatch.setattr(
+        run_demo, 'why_not', lambda name, op, device: reasons[(name, device.type) in kernels]
+    )
     monkeypatch.setattr(run_demo, 'extension_error', lambda: 'it was not built (no compiler)')
     assert run_demo.choose_device() == expected
     assert ('no compiler' in capsys.readouterr().out) is (not kernels)

@@ -1,4 +1,4 @@
-"""VMamba for OpenMMLab, timm and plain PyTorch, with selective-scan kernels for CPU and CUDA.
+"""VMamba for OpenMMLab, timm and plain PyTorch, with selective-scan kernels for CPU and GPU.
 
 ``mmvmamba``, its ``ops``, ``checkpoint`` and ``nn`` need torch alone; ``mmvmamba.models`` and
 ``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.

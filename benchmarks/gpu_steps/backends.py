@@ -1,4 +1,4 @@
-"""The kernels that each step covers."""
+"""Backends of the GPU check."""
 
 import torch
 

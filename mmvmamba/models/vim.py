@@ -116,7 +116,8 @@ class Vim(BaseModule):
             the first block. Defaults to 0.1.
         with_cp (bool): Whether to recompute each block in the backward pass to save memory.
             Defaults to False.
-        backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        backend (str): Backend of the scan: 'auto', 'native', 'triton' or 'reference', see
+            :func:`mmvmamba.ops.selective_scan`. Defaults to 'auto'.
         init_cfg (dict | list[dict], optional): Initialization config of MMEngine.
             Defaults to None.
 

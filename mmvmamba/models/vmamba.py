@@ -46,7 +46,8 @@ class VMamba(VMambaNet, BaseModule):
             Defaults to False.
         in_channels (int): Number of image channels. ``init_cfg`` adapts the first convolution of a
             file for 3 channels. Defaults to 3.
-        backend (str): Backend of the scan: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        backend (str): Backend of the scan: 'auto', 'native', 'triton' or 'reference', see
+            :func:`mmvmamba.ops.ss2d_scan`. Defaults to 'auto'.
         init_cfg (dict | list[dict], optional): Initialization config.
             ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` loads a released classifier,
             detector or segmentor; ``prefix`` selects a part of a larger model. MMEngine handles

@@ -123,7 +123,8 @@ class VMambaNet(TimmMethods):
         global_pool (str): Pooling of a classifier: 'avg', 'max' or '' for none.
             Defaults to 'avg'.
         drop_rate (float): Dropout before a classifier's linear layer. Defaults to 0.
-        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        backend (str): The scan's backend: 'auto', 'native', 'triton' or 'reference', see
+            :func:`mmvmamba.ops.ss2d_scan`. Defaults to 'auto'.
         **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``; None
             leaves one as it is.
 

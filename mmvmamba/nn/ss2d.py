@@ -61,7 +61,8 @@ class SS2D(nn.Module):
     Args:
         dim (int): Input and output channels d; the inner channels are C = int(ssm_ratio * d).
         drop_rate (float): Dropout of the result. Defaults to 0.
-        backend (str): The scan's backend: 'auto', 'native' or 'reference'. Defaults to 'auto'.
+        backend (str): The scan's backend: 'auto', 'native', 'triton' or 'reference', see
+            :func:`mmvmamba.ops.ss2d_scan`. Defaults to 'auto'.
 
     Raises:
         TypeError: If an argument has a wrong type.

@@ -36,7 +36,7 @@ REASONS = {name: why_not(name, 'ss2d_scan', torch.device('cuda', 0)) for name in
 
 
 def with_backend(name, *values, marks=(), **options):
-    """A parameter with a backend, skipped where its kernels cannot run."""
+    """Return a parameter that is skipped where the kernels of its backend cannot run."""
     reason = f'the {name} kernels of {Path(mmvmamba.__file__).parent} cannot run on a GPU: '
     skip = pytest.mark.skipif(REASONS[name] is not None, reason=reason + str(REASONS[name]))
     return pytest.param(name, *values, marks=[skip, *marks], **options)
@@ -47,7 +47,7 @@ NARROW = [torch.float16, torch.bfloat16]
 
 
 def with_dtypes(dtypes):
-    """The backends with each dtype that they take."""
+    """Parametrize over the backends, each with the dtypes that it takes."""
     return pytest.mark.parametrize(
         ('backend', 'dtype'),
         [
@@ -60,7 +60,7 @@ def with_dtypes(dtypes):
 
 
 def with_cases(module):
-    """The backends with the cases of the host harness, without the harness's own settings."""
+    """Parametrize over backends and cases of the host harness, without its own settings."""
     found = []
     for parameter in kernel_cases(module):
         case = {k: v for k, v in parameter.values[0].items() if k not in SPLITS}

@@ -42,7 +42,7 @@ def leaves(inputs):
 
 
 def op_inputs(**options):
-    """The tensors of the 1-D op itself: B and C in one number of groups, no gate."""
+    """Tensors of the 1-D op itself: B and C in groups or constant, no gate."""
     inputs = selective_inputs(channels=2, z=False, **options)
     del inputs['z']
     return [v.unsqueeze(1) if k in 'BC' and v.dim() == 3 else v for k, v in inputs.items()]
@@ -82,7 +82,7 @@ def test_opcheck_selective_scan(batch, given, dtype):
 
 
 def grouped(length=9):
-    """Arguments of the 1-D op by name, in float32."""
+    """Return arguments of the 1-D op by name, in float32."""
     names = ('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias')
     inputs = op_inputs(length=length, B='grouped', C='grouped', dtype=torch.float32)
     return dict(zip(names, inputs, strict=True), delta_softplus=True)

@@ -19,8 +19,8 @@ import mmvmamba
 import mmvmamba.registry  # noqa: F401  (resolves mmseg:: and mmvmamba::)
 from mmvmamba.analysis.flops import count_multiply_adds
 from mmvmamba.analysis.model_flops import count_config
-from mmvmamba.ops import has_kernel, selective_scan
-from mmvmamba.ops.flops import selective_scan_cost
+from mmvmamba.ops import has_kernel, selective_scan, ss2d_scan
+from mmvmamba.ops.flops import selective_scan_cost, ss2d_scan_cost
 
 ROOT = Path(__file__).parents[2]
 STOCK = {
@@ -72,6 +72,28 @@ def test_selective_scan_is_counted(skip, gate, backend):
     with FlopCounterMode(display=False) as counter:
         Scan()(leaf, *inputs[1:]).sum().backward()
     assert counter.get_total_flops() == 2 * expected * 3  # a backward is two forwards
+
+
+@pytest.mark.parametrize('gate', [False, True])
+def test_triton_ops_are_counted(gate):
+    """On the meta device, where they need no kernel."""
+
+    class Scans(torch.nn.Module):
+        def forward(self, x, proj, weights, u, A, B):
+            z = u if gate else None
+            y = selective_scan(u, u, A, B, B, z=z, backend='triton')
+            return ss2d_scan(x, proj, *weights, backend='triton'), y
+
+    def empty(*shape):
+        return torch.empty(shape, device='meta')
+
+    weights = (empty(4, 16, 1), empty(4, 16), empty(4, 16, 2), empty(4, 16))
+    inputs = (empty(1, 3, 5, 16), empty(1, 3, 5, 4, 5), weights, empty(2, 4, 9), empty(4, 3))
+    inputs += (empty(2, 3, 9),)
+    result = get_model_complexity_info(Scans(), inputs=inputs, show_table=False, show_arch=False)
+    expected = ss2d_scan_cost((1, 3, 5, 16), (4, 16, 1), (4, 16, 2))
+    expected += selective_scan_cost((2, 4, 9), (4, 3), False, gate)
+    assert result['flops'] == count_multiply_adds(Scans(), *inputs).total == expected
 
 
 def run_tool(folder, *arguments, **env):

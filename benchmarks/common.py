@@ -108,19 +108,26 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def write_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+def write_table(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], markdown: bool = False
+) -> None:
     """Write rows as an aligned table to stdout.
 
     Args:
         rows (Iterable[Mapping]): The rows.
         columns (Mapping[str, str]): Keys of a row and their headings.
+        markdown (bool): Write Markdown. Defaults to False.
     """
     lines = [list(columns.values())]
     lines += [[_cell(row.get(key)) for key in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if markdown:
+        lines = [[f'| {cell}' for cell in line] + ['|'] for line in lines]
+        lines.insert(1, ['| ---'] * len(widths) + ['|'])
+        widths = [0] * len(lines[0])
     for line in lines:
         cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        sys.stdout.write('  '.join(cells) + '\n')
+        sys.stdout.write((' ' if markdown else '  ').join(cells) + '\n')
     sys.stdout.write('\n')
     sys.stdout.flush()
 

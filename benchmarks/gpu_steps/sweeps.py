@@ -119,6 +119,16 @@ def find_cuobjdump() -> str | None:
     return find_tool('cuobjdump', *folders)
 
 
+def read_usage(path: Path, cuobjdump: str, *options: str) -> dict[str, dict[str, int]]:
+    """Read what each function of a cubin or library uses: ``REG``, ``STACK``, ``SHARED``, ..."""
+    command = [cuobjdump, '--dump-resource-usage', *options, str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {
+        name: {key: int(value) for key, value in re.findall(r'(\w+)(?:\[0\])?:(\d+)', usage)}
+        for name, usage in re.findall(r'Function (\S+):\s+(REG:.*)', text)
+    }
+
+
 def resources_of(library: Path, cuobjdump: str) -> list[Row]:
     """List the kernels of an extension.
 
@@ -130,8 +140,6 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
         list[dict]: ``kernel``, ``dtype``, ``states`` ('1' or 'many'), ``registers``, and ``stack``:
         the bytes for what does not fit into registers.
     """
-    command = [cuobjdump, '--dump-resource-usage', str(library)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     dtypes = {
         'f': 'float32',
         'd': 'float64',
@@ -139,8 +147,7 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
         'N3c108BFloat16E': 'bfloat16',
     }
     rows = []
-    for name, usage in re.findall(r'Function (\S+):\s+(REG:.*)', text):
-        used = {key: int(value) for key, value in re.findall(r'(\w+)(?:\[0\])?:(\d+)', usage)}
+    for name, used in read_usage(library, cuobjdump).items():
         scan = re.search(r'(Forward|Backward)ScanI(f|d|N3c10\w+?E)Li(\d+)ELb([01])E', name)
         combine = re.search(r'combine_kernelI([fd])E', name)
         if scan:

@@ -12,7 +12,7 @@ import torch
 from mmvmamba.analysis import measure
 
 FOLDER = Path(__file__).resolve().parents[1] / 'benchmarks'
-SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot')
+SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot', 'sass')
 HEAD = {'benchmark', 'date', 'device', 'machine', 'versions', 'results', 'summary'}
 SHORT = ('--seconds', '0', '--min-rounds', '1', '--threads', '1')
 

@@ -14,53 +14,53 @@ from .forward import (
     SIZES,
     carry_pointer,
     constant_weights,
-    direction_rows,
     load_carry,
     load_direction,
     load_skip,
     load_tiles,
+    position_rows,
     program_channels,
     program_item,
-    reversed_tuple,
+    shared_time_steps,
     step_terms,
-    time_steps,
+    store_sum,
 )
 from .tiles import (
     LN2,
-    LOG2E,
     load_state_weights,
     scan_rows,
     softplus_slope,
     subchunk_positions,
+    walked,
     weight_units,
+    zero_tiles,
 )
 
 
 @triton.jit
 def subchunk_ends(
-    xs, dys, dts, given, rows, exists, high, low, b, a, units, B_const, C_const, c, valid, s,
-    BACKWARDS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, J: tl.constexpr,
-    SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr, CONST_C: tl.constexpr, EXACT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    us, dys, dts, deltas, rows, there, high, low, b, a, units, B_const, C_const, c, valid, s,
+    R: tl.constexpr, S: tl.constexpr, J: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk each subchunk from zero.
 
     Returns its sum of time steps, its product of decays, the state at its end and the gradient of
     the state before it.
     """
-    total = tl.zeros([exists[0].shape[0], b.shape[0]], tl.float32)
+    total = tl.zeros([there[0].shape[0], b.shape[0]], tl.float32)
     p = total + 1.0
     h = total
     g = total
-    for i in tl.static_range(J):
+    for j in tl.static_range(J):
         dt, B, C = step_terms(
-            dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s,
-            J - 1 - i if BACKWARDS else i, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
+            dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid, s, j, R, S,
+            SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
         )  # fmt: skip
         decay = tl.exp2(a * dt)
-        h = decay * h + dt * (B * xs[J - 1 - i if BACKWARDS else i].to(tl.float32))
+        h = decay * h + dt * (B * us[j].to(tl.float32))
         p *= decay
-        g += p * (C * dys[J - 1 - i if BACKWARDS else i].to(tl.float32))
+        g += p * (C * dys[j].to(tl.float32))
         total += dt
     return total, p, h, g
 
@@ -68,20 +68,20 @@ def subchunk_ends(
 @triton.jit(do_not_specialize=SIZES)
 def backward_summary_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, grad_y, steps, ends, grad_ends,
-    k0, k1, length, line, step, subchunks, chunks, items, repeat, channels: tl.constexpr,
-    groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr, CONST_C: tl.constexpr,
-    T: tl.constexpr, J: tl.constexpr, BC: tl.constexpr, EXACT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k0, k1, length, line, step, subchunks, chunks, items, repeat,
+    channels: tl.constexpr, groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    S: tl.constexpr, COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr,
+    BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store what :func:`subchunk_ends` returns, but for the product of decays."""
     group, c, valid = program_channels(channels, groups, BC)
-    first_item = program_item(channels, groups, BC) * repeat
     stride: tl.constexpr = (K if R > 0 else groups) * (R + 2 * S)
     dtype: tl.constexpr = proj.dtype.element_ty
     units = weight_units(R, S, BC, dtype)
     high0, low0, b0, a0 = load_direction(weight, bias, A, k0, c, valid, channels, R, S, dtype)
     high1, low1, b1, a1 = load_direction(weight, bias, A, k1, c, valid, channels, R, S, dtype)
+    first_item = program_item(channels, groups, BC) * repeat
     for item in range(first_item, tl.minimum(first_item + repeat, items)):
         n = (item // chunks).to(tl.int64)
         q = (item % chunks) * T + tl.arange(0, T)
@@ -89,9 +89,7 @@ def backward_summary_kernel(
         sample = n * length * channels
         xs = load_tiles(x + sample, positions, exists, c, valid, channels, J)
         dys = load_tiles(grad_y + sample, positions, exists, c, valid, channels, J)
-        given = load_tiles(
-            delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J
-        )
+        given = load_tiles(delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J)
         mask = (q < subchunks)[:, None] & valid[None, :]
         for side in tl.static_range(2):
             k = k1 if side else k0
@@ -99,23 +97,31 @@ def backward_summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                first = (k if R > 0 else group) * (R + 2 * S)
-                rows = direction_rows(proj + n * length * stride, positions, stride, first, J)
-                dts = time_steps(
-                    given, rows, exists, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                which = k if R > 0 else group
+                rows = walked(
+                    position_rows(
+                        proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                    ),
+                    J, side == 1,
+                )  # fmt: skip
+                there = walked(exists, J, side == 1)
+                us = walked(xs, J, side == 1)
+                grads = walked(dys, J, side == 1)
+                deltas = walked(given, 0 if R > 0 else J, side == 1)
+                dts = shared_time_steps(
+                    deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
                 )
                 for s in range(S):
                     a = a1 if side else a0
                     if S > 1:
                         a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                     total, _, h, g = subchunk_ends(
-                        xs, dys, dts, given, rows, exists, high, low, b, a, units, B_const, C_const, c,
-                        valid, s, side == 1, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
+                        us, grads, dts, deltas, rows, there, high, low, b, a, units, B_const,
+                        C_const, c, valid, s, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
-                    tl.store(carry_pointer(ends, n, k, s, q, c, subchunks, channels, K, S), h, mask)
-                    tl.store(
-                        carry_pointer(grad_ends, n, k, s, q, c, subchunks, channels, K, S), g, mask
-                    )
+                    offset = carry_pointer(0, n, k, s, q, c, subchunks, channels, K, S)
+                    tl.store(ends + offset, h, mask)
+                    tl.store(grad_ends + offset, g, mask)
                     if s == 0:
                         tl.store(
                             carry_pointer(steps, n, k, 0, q, c, subchunks, channels, K, 1),
@@ -124,34 +130,12 @@ def backward_summary_kernel(
 
 
 @triton.jit
-def zero_tiles(count: tl.constexpr, rows: tl.constexpr, BC: tl.constexpr):
-    """Return a tuple of tiles of zeros."""
-    out = ()
-    for _ in tl.static_range(count):
-        out = out + (tl.zeros([rows, BC], tl.float32),)
-    return out
-
-
-@triton.jit
-def store_step_gradient(
-    ddt, dt, grad_steps, mask, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr
-):
+def store_step_gradient(ddt, dt, grad_steps, mask, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
     """Store the gradient of the argument of softplus, or of the time step, and return it."""
     if SOFTPLUS:
         ddt *= softplus_slope(dt, EXACT)
     tl.store(grad_steps, ddt.to(grad_steps.dtype.element_ty), mask)
     return ddt
-
-
-@triton.jit
-def store_sum(total, sums, out, mask, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Add a tile to the sums of the sweeps before it; the last sweep stores the result."""
-    if not FIRST:
-        total += tl.load(sums, mask=mask, other=0.0)
-    if LAST:
-        tl.store(out, (total * LN2).to(out.dtype.element_ty), mask)
-    else:
-        tl.store(sums, total, mask)
 
 
 @triton.jit
@@ -173,23 +157,25 @@ def store_weight_gradients(
     T: tl.constexpr = dB.shape[0]
     N: tl.constexpr = 2 * T if dB.shape[1] > T else 16
     r = tl.arange(0, N)[None, :]
-    sums = tl.where(
-        r == 0,
-        add_channels(dB, N, dtype, PRECISION),
-        add_channels(dC, N, dtype, PRECISION),
+    sums_B = add_channels(dB, N, dtype, PRECISION)
+    sums_C = add_channels(dC, N, dtype, PRECISION)
+    tl.store(
+        grad_row[:, None] + (s + S * r),
+        tl.where(r == 0, sums_B, sums_C) * LN2,
+        exists[:, None] & (r < 2),
     )
-    tl.store(grad_row[:, None] + (s + S * r), sums * LN2, exists[:, None] & (r < 2))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, D, grad_y, ends, grad_ends,
     sums, grad_x, grad_steps, proj_parts, param_parts, D_parts,
-    k0, k1, length, line, step, subchunks, chunks, samples, channels: tl.constexpr,
-    groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
-    SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr,
-    J: tl.constexpr, BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    k0, k1, length, line, step, subchunks, chunks, samples,
+    channels: tl.constexpr, groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    S: tl.constexpr, COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr,
+    BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of a sweep's directions to the sums of the sweeps before it.
 
@@ -202,7 +188,9 @@ def backward_kernel(
     ROWS: tl.constexpr = 1 + S + (S if CONST_B else 0) + (S if CONST_C else 0)
     stride: tl.constexpr = (K if R > 0 else groups) * (R + 2 * S)
     part_stride: tl.constexpr = (K if R > 0 else groups) * 2 * S
+    dtype: tl.constexpr = proj.dtype.element_ty
     group, c, valid = program_channels(channels, groups, BC)
+    units = weight_units(R, S, BC, dtype)
     part = program_item(channels, groups, BC).to(tl.int64)
     n = part // chunks
     q = (part % chunks).to(tl.int32) * T + tl.arange(0, T)
@@ -212,7 +200,6 @@ def backward_kernel(
     xs = load_tiles(x + sample, positions, exists, c, valid, channels, J)
     dys = load_tiles(grad_y + sample, positions, exists, c, valid, channels, J)
     given = load_tiles(delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J)
-    units = weight_units(R, S, BC, proj.dtype.element_ty)
     d = load_skip(D, k0, k1, c, valid, channels)
     dxs = ()
     dD = tl.zeros([T, BC], tl.float32)
@@ -227,21 +214,25 @@ def backward_kernel(
     for side in tl.static_range(2):
         k = k1 if side else k0
         if k >= 0:
-            high, low, b, a = load_direction(
-                weight, bias, A, k, c, valid, channels, R, S, proj.dtype.element_ty
-            )
+            high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
             which = k if R > 0 else group
-            rows = direction_rows(
-                proj + n * length * stride, positions, stride, which * (R + 2 * S), J
+            places = walked(positions, J, side == 1)
+            there = walked(exists, J, side == 1)
+            rows = position_rows(
+                proj + n * length * stride + which * (R + 2 * S), places, stride, J
             )
-            grad_rows = direction_rows(
-                proj_parts + (block * samples + n) * length * part_stride, positions, part_stride,
-                which * 2 * S, J,
+            grad_rows = position_rows(
+                proj_parts + (block * samples + n) * length * part_stride + which * 2 * S,
+                places, part_stride, J,
             )  # fmt: skip
             grad_step = grad_steps + (k * samples + n) * length * channels
             params = param_parts + (part * K + k) * ROWS * channels + c
-            dts = time_steps(
-                given, rows, exists, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+            us = walked(xs, J, side == 1)
+            grads = walked(dys, J, side == 1)
+            deltas = walked(given, 0 if R > 0 else J, side == 1)
+            sums_dx = walked(dxs, J, side == 1)
+            dts = shared_time_steps(
+                deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
             )
             ddts = zero_tiles(J, T, BC)
             dbias = tl.zeros([T, BC], tl.float32)
@@ -250,62 +241,54 @@ def backward_kernel(
                     a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                 if WHOLE:
                     _, p, h, g = subchunk_ends(
-                        xs, dys, dts, given, rows, exists, high, low, b, a, units, B_const, C_const, c,
-                        valid, s, side == 1, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT,
-                        PRECISION,
+                        us, grads, dts, deltas, rows, there, high, low, b, a, units, B_const,
+                        C_const, c, valid, s, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     h, _ = scan_rows(p, h, side == 1)
                     g, _ = scan_rows(p, g, side == 0)
                 else:
-                    h = load_carry(
-                        ends, n, k, s, q + 1 if side else q - 1, c, valid, subchunks, channels,
-                        K, S,
-                    )  # fmt: skip
-                    g = load_carry(
-                        grad_ends, n, k, s, q - 1 if side else q + 1, c, valid, subchunks,
-                        channels, K, S,
-                    )  # fmt: skip
+                    before = q + 1 if side else q - 1
+                    after = q - 1 if side else q + 1
+                    h = load_carry(ends, n, k, s, before, c, valid, subchunks, channels, K, S)
+                    g = load_carry(grad_ends, n, k, s, after, c, valid, subchunks, channels, K, S)
                 # Along the walk: the state before each position.
                 hs = ()
                 steps = ()
-                for i in tl.static_range(J):
+                for j in tl.static_range(J):
                     dt, B, _ = step_terms(
-                        dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s,
-                        J - 1 - i if side else i, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT,
-                        PRECISION,
+                        dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid,
+                        s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     hs = hs + (h,)
                     steps = steps + (dt,)
-                    u = xs[J - 1 - i if side else i].to(tl.float32)
-                    h = tl.exp2(a * dt) * h + dt * (B * u)
-                # Against the walk, last position first.
+                    h = tl.exp2(a * dt) * h + dt * (B * us[j].to(tl.float32))
+                # Against the walk: the gradients, those of the last position first.
                 dA = tl.zeros([T, BC], tl.float32)
                 dB_const = tl.zeros([T, BC], tl.float32)
                 dC_const = tl.zeros([T, BC], tl.float32)
                 new_dxs = ()
                 new_ddts = ()
                 for i in tl.static_range(J):
-                    exist = exists[i if side else J - 1 - i]
                     B, C = load_state_weights(
-                        rows[i if side else J - 1 - i], exist, s, units, R, S, PRECISION
+                        rows[J - 1 - i], there[J - 1 - i], s, units, R, S, PRECISION
                     )
                     B, C = constant_weights(
                         B, C, B_const, C_const, c, valid, s, S, CONST_B, CONST_C
                     )
-                    u = xs[i if side else J - 1 - i].to(tl.float32)
-                    dy = dys[i if side else J - 1 - i].to(tl.float32)
+                    u = us[J - 1 - i].to(tl.float32)
+                    dy = grads[J - 1 - i].to(tl.float32)
                     dt = steps[J - 1 - i]
                     dC = dy * h
                     h = hs[J - 1 - i]
                     g += C * dy
                     gdt = g * dt
                     dB = gdt * u
-                    new_dxs = new_dxs + (dxs[i if side else J - 1 - i] + gdt * B,)
+                    new_dxs = (sums_dx[J - 1 - i] + gdt * B,) + new_dxs
                     ddt = g * (B * u)
                     g *= tl.exp2(a * dt)
                     slope = g * h
                     dA += dt * slope
-                    ddt += ddts[i if side else J - 1 - i] + (a * LN2) * slope
+                    ddt += ddts[J - 1 - i] + (a * LN2) * slope
                     if CONST_B:
                         dB_const += dB
                         dB = tl.zeros([T, BC], tl.float32)
@@ -313,33 +296,31 @@ def backward_kernel(
                         dC_const += dC
                         dC = tl.zeros([T, BC], tl.float32)
                     store_weight_gradients(
-                        dB, dC, grad_rows[i if side else J - 1 - i], exist, s, S,
-                        proj.dtype.element_ty, PRECISION,
-                    )  # fmt: skip
+                        dB, dC, grad_rows[J - 1 - i], there[J - 1 - i], s, S, dtype, PRECISION
+                    )
                     if S == 1:
-                        offset = (positions[i if side else J - 1 - i] * channels)[:, None]
+                        offset = (places[J - 1 - i] * channels)[:, None] + c[None, :]
+                        mask = there[J - 1 - i][:, None] & valid[None, :]
                         dbias += store_step_gradient(
-                            ddt, dt, grad_step + offset + c[None, :],
-                            exist[:, None] & valid[None, :], SOFTPLUS, EXACT,
-                        )  # fmt: skip
-                    else:
-                        new_ddts = new_ddts + (ddt,)
+                            ddt, dt, grad_step + offset, mask, SOFTPLUS, EXACT
+                        )
+                    new_ddts = (ddt,) + new_ddts
+                sums_dx = new_dxs
+                ddts = new_ddts
                 tl.store(params + (1 + s) * channels, tl.sum(dA, 0) * (LN2 * LN2), valid)
                 if CONST_B:
                     tl.store(params + (1 + S + s) * channels, tl.sum(dB_const, 0) * LN2, valid)
                 if CONST_C:
                     tl.store(params + (ROWS - S + s) * channels, tl.sum(dC_const, 0) * LN2, valid)
-                dxs = new_dxs if side else reversed_tuple(new_dxs, J)
-                if S > 1:
-                    ddts = new_ddts if side else reversed_tuple(new_ddts, J)
             if S > 1:
                 for j in tl.static_range(J):
-                    offset = (positions[j] * channels)[:, None]
+                    offset = (places[j] * channels)[:, None] + c[None, :]
+                    mask = there[j][:, None] & valid[None, :]
                     dbias += store_step_gradient(
-                        ddts[j], dts[j], grad_step + offset + c[None, :],
-                        exists[j][:, None] & valid[None, :], SOFTPLUS, EXACT,
-                    )  # fmt: skip
+                        ddts[j], dts[j], grad_step + offset, mask, SOFTPLUS, EXACT
+                    )
             tl.store(params, tl.sum(dbias, 0), valid)
+            dxs = walked(sums_dx, J, side == 1)
 
     for j in tl.static_range(J):
         offset = sample + (positions[j] * channels)[:, None] + c[None, :]

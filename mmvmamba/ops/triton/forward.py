@@ -17,11 +17,13 @@ from .tiles import (
     single_state_row,
     softplus,
     subchunk_positions,
+    walked,
     weight_units,
 )
 
 #: Arguments that depend on the size of the map. A new size compiles nothing.
-SIZES = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', 'repeat', 'samples']
+SIZES = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', 'repeat', 'samples',
+         'backwards']  # fmt: skip
 
 
 @triton.jit
@@ -59,20 +61,22 @@ def load_tiles(values, positions, exists, c, valid, channels: tl.constexpr, J: t
 
 
 @triton.jit
-def reversed_tuple(values, J: tl.constexpr):
-    """Return a tuple of J values backwards."""
-    out = ()
-    for j in tl.static_range(J):
-        out = out + (values[J - 1 - j],)
-    return out
+def store_sum(total, sums, out, mask, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Add a tile to the sums of the sweeps before this one; the last sweep stores the result."""
+    if not FIRST:
+        total += tl.load(sums, mask=mask, other=0.0)
+    if LAST:
+        tl.store(out, (total * LN2).to(out.dtype.element_ty), mask)
+    else:
+        tl.store(sums, total, mask)
 
 
 @triton.jit
-def direction_rows(proj, positions, stride, first, J: tl.constexpr):
-    """Return pointers to the rows of ``proj`` of one direction: J tensors (T)."""
+def position_rows(first, positions, stride: tl.constexpr, J: tl.constexpr):
+    """Return pointers (T) to the rows of one direction at J positions."""
     rows = ()
     for j in tl.static_range(J):
-        rows = rows + (proj + positions[j] * stride + first,)
+        rows = rows + (first + positions[j] * stride,)
     return rows
 
 
@@ -94,35 +98,33 @@ def load_direction(
 
 @triton.jit
 def time_step(
-    given, row, exists, high, low, b, j: tl.constexpr, R: tl.constexpr, SOFTPLUS: tl.constexpr,
+    given, rows, exists, high, low, b, j: tl.constexpr, R: tl.constexpr, SOFTPLUS: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return a time step (T, BC): from R ranks, or as it is given if R is 0.
+    """Return time step j of each subchunk (T, BC): from R ranks, or as it is given if R is 0.
 
     A given step that does not exist is zero, so that it leaves the state as it is.
     """
     if R > 0:
-        dt = rank_time_step(row, exists, high, low, b, R, EXACT, PRECISION)
+        dt = rank_time_step(rows[j], exists[j], high, low, b, R, EXACT, PRECISION)
     else:
         dt = given[j].to(tl.float32) * LOG2E + b[None, :]
         if SOFTPLUS:
             dt = softplus(dt, EXACT)
-        dt = tl.where(exists[:, None], dt, 0.0)
+        dt = tl.where(exists[j][:, None], dt, 0.0)
     return dt
 
 
 @triton.jit
-def time_steps(
+def shared_time_steps(
     given, rows, exists, high, low, b, R: tl.constexpr, S: tl.constexpr, J: tl.constexpr,
     SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the J time steps of a direction that all states share; zeros for a single state."""
+    """Return the J time steps of a direction that several states share; zeros for a single one."""
     out = ()
     for j in tl.static_range(J):
         if S > 1:
-            dt = time_step(
-                given, rows[j], exists[j], high, low, b, j, R, SOFTPLUS, EXACT, PRECISION
-            )
+            dt = time_step(given, rows, exists, high, low, b, j, R, SOFTPLUS, EXACT, PRECISION)
         else:
             dt = tl.zeros([exists[j].shape[0], b.shape[0]], tl.float32)
         out = out + (dt,)
@@ -144,20 +146,16 @@ def constant_weights(
 
 @triton.jit
 def step_terms(
-    dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s,
-    j: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr,
+    dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s, j: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr,
     CONST_C: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the time step, B and C of state s at position j of each subchunk (T, BC)."""
     if S == 1 and R > 0:
-        dt, B, C = single_state_row(
-            rows[j], exists[j], high, low, b, units, R, EXACT, PRECISION
-        )
+        dt, B, C = single_state_row(rows[j], exists[j], high, low, b, units, R, EXACT, PRECISION)
     else:
         if S == 1:
-            dt = time_step(
-                given, rows[j], exists[j], high, low, b, j, R, SOFTPLUS, EXACT, PRECISION
-            )
+            dt = time_step(given, rows, exists, high, low, b, j, R, SOFTPLUS, EXACT, PRECISION)
         else:
             dt = dts[j]
         B, C = load_state_weights(rows[j], exists[j], s, units, R, S, PRECISION)
@@ -173,7 +171,9 @@ def load_skip(D, k0, k1, c, valid, channels: tl.constexpr):
 
 
 @triton.jit
-def carry_pointer(carry, n, k, s, q, c, subchunks, channels: tl.constexpr, K: tl.constexpr, S: tl.constexpr):
+def carry_pointer(
+    carry, n, k, s, q, c, subchunks, channels: tl.constexpr, K: tl.constexpr, S: tl.constexpr
+):
     """Return pointers (T, BC) into the carries (N, K, S, Q, C) of subchunks q."""
     first = ((n * K + k) * S + s) * subchunks * channels
     return carry + first + (q * channels)[:, None] + c[None, :]
@@ -194,29 +194,27 @@ def load_carry(
 @triton.jit(do_not_specialize=SIZES)
 def summary_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, steps, ends,
-    k0, k1, length, line, step, subchunks, chunks, items, repeat, channels: tl.constexpr,
-    groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr, CONST_C: tl.constexpr,
-    T: tl.constexpr, J: tl.constexpr, BC: tl.constexpr, EXACT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k0, k1, length, line, step, subchunks, chunks, items, repeat,
+    channels: tl.constexpr, groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    S: tl.constexpr, COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr,
+    BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store the sum of each subchunk's time steps and its state at the end, started from zero."""
     group, c, valid = program_channels(channels, groups, BC)
-    first_item = program_item(channels, groups, BC) * repeat
     stride: tl.constexpr = (K if R > 0 else groups) * (R + 2 * S)
     dtype: tl.constexpr = proj.dtype.element_ty
     units = weight_units(R, S, BC, dtype)
     high0, low0, b0, a0 = load_direction(weight, bias, A, k0, c, valid, channels, R, S, dtype)
     high1, low1, b1, a1 = load_direction(weight, bias, A, k1, c, valid, channels, R, S, dtype)
+    first_item = program_item(channels, groups, BC) * repeat
     for item in range(first_item, tl.minimum(first_item + repeat, items)):
         n = (item // chunks).to(tl.int64)
         q = (item % chunks) * T + tl.arange(0, T)
         positions, exists = subchunk_positions(q, length, line, step, J, COLUMNS, SHORT_LINES)
         sample = n * length * channels
         xs = load_tiles(x + sample, positions, exists, c, valid, channels, J)
-        given = load_tiles(
-            delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J
-        )
+        given = load_tiles(delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J)
         mask = (q < subchunks)[:, None] & valid[None, :]
         for side in tl.static_range(2):
             k = k1 if side else k0
@@ -224,10 +222,18 @@ def summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                first = (k if R > 0 else group) * (R + 2 * S)
-                rows = direction_rows(proj + n * length * stride, positions, stride, first, J)
-                dts = time_steps(
-                    given, rows, exists, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                which = k if R > 0 else group
+                rows = walked(
+                    position_rows(
+                        proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                    ),
+                    J, side == 1,
+                )  # fmt: skip
+                there = walked(exists, J, side == 1)
+                us = walked(xs, J, side == 1)
+                deltas = walked(given, 0 if R > 0 else J, side == 1)
+                dts = shared_time_steps(
+                    deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
                 )
                 for s in range(S):
                     a = a1 if side else a0
@@ -235,14 +241,12 @@ def summary_kernel(
                         a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                     h = tl.zeros([T, BC], tl.float32)
                     total = tl.zeros([T, BC], tl.float32)
-                    for i in tl.static_range(J):
+                    for j in tl.static_range(J):
                         dt, B, _ = step_terms(
-                            dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s,
-                            J - 1 - i if side else i, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT,
-                            PRECISION,
+                            dts, deltas, rows, there, high, low, b, units, B_const, C_const, c,
+                            valid, s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                         )  # fmt: skip
-                        u = xs[J - 1 - i if side else i].to(tl.float32)
-                        h = tl.exp2(a * dt) * h + dt * (B * u)
+                        h = tl.exp2(a * dt) * h + dt * (B * us[j].to(tl.float32))
                         total += dt
                     tl.store(carry_pointer(ends, n, k, s, q, c, subchunks, channels, K, S), h, mask)
                     if s == 0:
@@ -259,10 +263,11 @@ def walked_offset(walked, subchunks, reverse, channels: tl.constexpr):
     return (q.to(tl.int64) * channels)[:, None]
 
 
-@triton.jit(do_not_specialize=['subchunks', 'backwards'])
+@triton.jit(do_not_specialize=SIZES)
 def combine_kernel(
-    steps, ends, A, last_state, subchunks, backwards, channels: tl.constexpr, K: tl.constexpr, S: tl.constexpr, LAST_STATE: tl.constexpr, T: tl.constexpr,
-    J: tl.constexpr, BC: tl.constexpr,
+    steps, ends, A, last_state, subchunks, backwards,
+    channels: tl.constexpr, K: tl.constexpr, S: tl.constexpr, LAST_STATE: tl.constexpr,
+    T: tl.constexpr, J: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Turn the ends of subchunks started from zero into those of the whole walk, in place.
 
@@ -311,12 +316,13 @@ def combine_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, D, ends, sums, out, last_state,
-    k0, k1, length, line, step, subchunks, chunks, channels: tl.constexpr,
-    groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
-    LAST_STATE: tl.constexpr, SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr,
-    CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr, BC: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    k0, k1, length, line, step, subchunks, chunks,
+    channels: tl.constexpr, groups: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    S: tl.constexpr, COLUMNS: tl.constexpr, SHORT_LINES: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr, LAST_STATE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr,
+    BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the outputs of a sweep's directions to the sums of the sweeps before it.
 
@@ -324,19 +330,17 @@ def scan_kernel(
     sequence, so the states between its subchunks are found here.
     """
     group, c, valid = program_channels(channels, groups, BC)
-    item = program_item(channels, groups, BC)
     stride: tl.constexpr = (K if R > 0 else groups) * (R + 2 * S)
     dtype: tl.constexpr = proj.dtype.element_ty
     units = weight_units(R, S, BC, dtype)
-    d = load_skip(D, k0, k1, c, valid, channels)
+    item = program_item(channels, groups, BC)
     n = (item // chunks).to(tl.int64)
     q = (item % chunks) * T + tl.arange(0, T)
     positions, exists = subchunk_positions(q, length, line, step, J, COLUMNS, SHORT_LINES)
     sample = n * length * channels
     xs = load_tiles(x + sample, positions, exists, c, valid, channels, J)
-    given = load_tiles(
-        delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J
-    )
+    given = load_tiles(delta + sample, positions, exists, c, valid, channels, 0 if R > 0 else J)
+    d = load_skip(D, k0, k1, c, valid, channels)
     ys = ()
     for j in tl.static_range(J):
         ys = ys + (d[None, :] * xs[j].to(tl.float32),)
@@ -345,62 +349,55 @@ def scan_kernel(
         k = k1 if side else k0
         # A branch also keeps the compiler from loading both directions' rows at once.
         if k >= 0:
-            high, low, b, a = load_direction(
-                weight, bias, A, k, c, valid, channels, R, S, dtype
-            )
-            first = (k if R > 0 else group) * (R + 2 * S)
-            rows = direction_rows(proj + n * length * stride, positions, stride, first, J)
-            dts = time_steps(
-                given, rows, exists, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+            high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
+            which = k if R > 0 else group
+            rows = walked(
+                position_rows(
+                    proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                ),
+                J, side == 1,
+            )  # fmt: skip
+            there = walked(exists, J, side == 1)
+            us = walked(xs, J, side == 1)
+            deltas = walked(given, 0 if R > 0 else J, side == 1)
+            sums_y = walked(ys, J, side == 1)
+            dts = shared_time_steps(
+                deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
             )
             for s in range(S):
                 if S > 1:
                     a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                 h = tl.zeros([T, BC], tl.float32)
                 if not WHOLE:
-                    h = load_carry(
-                        ends, n, k, s, q + 1 if side else q - 1, c, valid, subchunks, channels,
-                        K, S,
-                    )  # fmt: skip
+                    before = q + 1 if side else q - 1
+                    h = load_carry(ends, n, k, s, before, c, valid, subchunks, channels, K, S)
                 p = tl.full([T, BC], 1.0, tl.float32)
-                new = ()
+                local = ()
                 reach = ()
-                for i in tl.static_range(J):
+                for j in tl.static_range(J):
                     dt, B, C = step_terms(
-                        dts, given, rows, exists, high, low, b, units, B_const, C_const, c, valid, s,
-                        J - 1 - i if side else i, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT,
-                        PRECISION,
+                        dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid,
+                        s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     decay = tl.exp2(a * dt)
-                    h = decay * h + dt * (B * xs[J - 1 - i if side else i].to(tl.float32))
-                    new = new + (ys[J - 1 - i if side else i] + C * h,)
+                    h = decay * h + dt * (B * us[j].to(tl.float32))
+                    local = local + (sums_y[j] + C * h,)
                     if WHOLE:
                         p *= decay
                         reach = reach + (C * p,)
+                sums_y = local
                 if WHOLE:
                     h, after = scan_rows(p, h, side == 1)
-                    local = new
-                    new = ()
-                    for i in tl.static_range(J):
-                        new = new + (local[i] + reach[i] * h,)
+                    sums_y = ()
+                    for j in tl.static_range(J):
+                        sums_y = sums_y + (local[j] + reach[j] * h,)
                     if LAST_STATE:
                         end = tl.where(tl.arange(0, T)[:, None] == T - 1, after, 0.0)
-                        tl.store(
-                            last_state + (n * channels + c) * S + s, tl.sum(end, 0) * LN2,
-                            valid,
-                        )  # fmt: skip
-                if side:
-                    ys = reversed_tuple(new, J)
-                else:
-                    ys = new
+                        state = last_state + (n * channels + c) * S + s
+                        tl.store(state, tl.sum(end, 0) * LN2, valid)
+            ys = walked(sums_y, J, side == 1)
 
     for j in tl.static_range(J):
         offset = sample + (positions[j] * channels)[:, None] + c[None, :]
         mask = exists[j][:, None] & valid[None, :]
-        y = ys[j]
-        if not FIRST:
-            y += tl.load(sums + offset, mask=mask, other=0.0)
-        if LAST:
-            tl.store(out + offset, (y * LN2).to(out.dtype.element_ty), mask)
-        else:
-            tl.store(sums + offset, y, mask)
+        store_sum(ys[j], sums + offset, out + offset, mask, FIRST, LAST)

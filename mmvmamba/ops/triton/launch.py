@@ -34,8 +34,8 @@ FORWARD_TILES = (Tile(16, 4, 64, 4), Tile(32, 7, 64, 8), Tile(16, 8, 64, 4))
 BACKWARD_TILES = (Tile(16, 4, 64, 8), Tile(64, 4, 16, 4), Tile(16, 5, 64, 8))
 #: The tile of the combination, which has subchunks where the others have positions.
 COMBINE_TILE = Tile(16, 8, 32, 2)
-#: Programs that keep any GPU busy. A summary gives the chunks of further ones to its programs, up to
-#: a number beyond which little is saved.
+#: Programs that keep any GPU busy. A summary gives the chunks of further ones to its programs, up
+#: to a number beyond which little is saved.
 PROGRAMS = 1024
 MAX_REPEAT = 8
 #: The combination takes the direction of each walk from the bits of an integer.
@@ -108,7 +108,8 @@ class Sweep(NamedTuple):
 def plan_sweeps(orders: Sequence[int]) -> list[Sweep]:
     """Group the directions of a scan into sweeps."""
     sweeps = []
-    for columns, forwards, backwards in ((False, ROW, ROW_REVERSED), (True, COLUMN, COLUMN_REVERSED)):
+    axes = ((False, ROW, ROW_REVERSED), (True, COLUMN, COLUMN_REVERSED))
+    for columns, forwards, backwards in axes:
         pairs = zip_longest(
             (k for k, order in enumerate(orders) if order == forwards),
             (k for k, order in enumerate(orders) if order == backwards),
@@ -277,7 +278,7 @@ def _float32(like: Tensor, *shape: int) -> Tensor:
 
 
 def plan_forward(scan: Scan, out: Tensor, last_state: Tensor | None = None) -> Iterator[Launch]:
-    """Yield the launches of a forward, which write the output and, of a sequence, the last state."""
+    """Yield the launches that write the output and, of a sequence, the last state."""
     tile, whole = scan.tile(FORWARD_TILES)
     sweeps = plan_sweeps(scan.orders)
     ends = scan.A
@@ -439,7 +440,7 @@ def selective_scan_inputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     delta_bias: Tensor | None, softplus: bool, target: GPUTarget,
 ) -> Scan:  # fmt: skip
-    """Return the inputs of the kernels for a scan of sequences, which they take position by position.
+    """Return the inputs of the kernels for a scan of sequences, transposed to (N, 1, L, C).
 
     B and C are copied next to each other, (N, 1, L, G, 2 S), with zeros in place of a constant.
     """

@@ -5,7 +5,7 @@ for each row of a tile (T, BC) of BC channels. Tile j holds position j of every 
 the recurrence along a subchunk is arithmetic on whole tiles, without any exchange between threads.
 
 Positions are counted along an axis of the map: a = h W + w along rows, a = w H + h along columns.
-A direction walks its axis forwards or, with ``REVERSE``, backwards.
+A direction walks its axis forwards or, with ``BACKWARDS``, backwards.
 
 Time steps are in units of log2(e), so that every exponential is a power of two, which GPUs compute
 in one instruction: ``dt`` stands for log2(e) dt. States then stand for h / ln 2, as their input is
@@ -93,7 +93,7 @@ def subchunk_positions(
 
 @triton.jit
 def load_columns(rows, exists, first, end: tl.constexpr):
-    """Load the columns ``first`` to ``first`` + 15 of each row, those before ``end``, as (T, 16)."""
+    """Load 16 columns of each row from ``first`` on, those before ``end``, as (T, 16)."""
     column = first + tl.arange(0, 16)
     mask = exists[:, None] & (column < end)[None, :]
     return tl.load(rows[:, None] + column[None, :], mask=mask, other=0.0)
@@ -205,24 +205,46 @@ def single_state_row(
     return softplus(v, EXACT), B, C
 
 
+# ---- tuples of J tiles ----
+
+
+@triton.jit
+def walked(values, J: tl.constexpr, BACKWARDS: tl.constexpr):
+    """Put J values in the order of a walk, or back in the order of the axis."""
+    out = ()
+    for j in tl.static_range(J):
+        out = out + (values[J - 1 - j if BACKWARDS else j],)
+    return out
+
+
+@triton.jit
+def zero_tiles(J: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """Return J tiles of zeros."""
+    out = ()
+    for _ in tl.static_range(J):
+        out = out + (tl.zeros([T, BC], tl.float32),)
+    return out
+
+
 # ---- scans over the rows of a tile ----
 
 
 @triton.jit
 def combine_states(p1, h1, p2, h2):
+    """Return one step that has the effect of two: h <- p2 (p1 h + h1) + h2."""
     return p1 * p2, p2 * h1 + h2
 
 
 @triton.jit
-def scan_rows(p, h, REVERSE: tl.constexpr):
-    """Return the state before each row (T, BC) of a walk over rows that starts from zero.
+def scan_rows(p, h, BACKWARDS: tl.constexpr):
+    """Return the state before and after each row (T, BC) of a walk that starts from zero.
 
     A row multiplies the state by p and adds h.
     """
     T: tl.constexpr = p.shape[0]
-    _, after = tl.associative_scan((p, h), 0, combine_states, reverse=REVERSE)
+    _, after = tl.associative_scan((p, h), 0, combine_states, reverse=BACKWARDS)
     row = tl.arange(0, T)[:, None] + tl.zeros(p.shape, tl.int32)
-    if REVERSE:
+    if BACKWARDS:
         before = tl.gather(after, tl.minimum(row + 1, T - 1), 0)
         return tl.where(row == T - 1, 0.0, before), after
     before = tl.gather(after, tl.maximum(row - 1, 0), 0)

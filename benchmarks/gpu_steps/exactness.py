@@ -117,7 +117,9 @@ def check_exactness(context: Context, case: tuple, backend: str) -> list[Row]:
         name: ((got[name].double() - want).norm() / want.norm().clamp(min=1e-30)).item()
         for name, want in exact.items()
     }
-    allowed = {name: TOLERANCE[got[name].dtype] for name in exact}
+    # Some products of Triton's kernels have the digits of the inputs.
+    least = TOLERANCE[getattr(torch, dtype)] if backend == 'triton' else 0.0
+    allowed = {name: max(TOLERANCE[got[name].dtype], least) for name in exact}
     worst = max(errors, key=lambda name: errors[name] / allowed[name])
     row |= dict(errors=errors, worst=worst, error=errors[worst], allowed=allowed[worst])
     if not errors[worst] <= allowed[worst]:

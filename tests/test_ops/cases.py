@@ -197,7 +197,7 @@ def relative_error(value, exact):
     return ((error / scale).norm() / (exact[places] / scale).norm().clamp(min=1.0)).item()
 
 
-def assert_as_exact_as_eager(native, eager, exact, ulps=4):
+def assert_as_exact_as_eager(native, eager, exact, ulps=4, precision=None):
     """Finite wherever the exact result is, and at most twice eager's error plus a few ulp.
 
     Of several draws the medians of the errors are compared: what a single draw's sums lose where
@@ -209,6 +209,8 @@ def assert_as_exact_as_eager(native, eager, exact, ulps=4):
         eager (Iterable): Of one or more forms in the same precision, each as ``native``; one after
             the other is asked for until one's error allows that of ``native``.
         exact (list): As ``native``, in float64.
+        ulps (int): The least error that is allowed. Defaults to 4.
+        precision (torch.dtype, optional): Whose ulp counts where it is larger than the result's.
     """
     for got, want in zip(native, exact, strict=True):
         for name in want:
@@ -216,18 +218,18 @@ def assert_as_exact_as_eager(native, eager, exact, ulps=4):
             assert got[name][places].isfinite().all(), f'{name} is not finite'
     excess = ['there is no eager result']
     for form in eager:
-        excess = _excess(native, form, exact, ulps)
+        excess = _excess(native, form, exact, ulps, precision)
         if not excess:
             break
     assert not excess, '; '.join(excess)
 
 
-def _excess(native, eager, exact, ulps):
+def _excess(native, eager, exact, ulps, precision):
     """Where an error is larger than eager's allows, in words."""
     out = []
     for name in exact[0]:
         dtype = native[0][name].dtype
-        least = ulps * torch.finfo(dtype).eps
+        least = ulps * max(torch.finfo(d).eps for d in (dtype, precision or dtype))
         errors, allowed = (
             [relative_error(got[name], want[name]) for got, want in zip(form, exact, strict=True)]
             for form in (native, eager)

@@ -100,7 +100,7 @@ def test_native_is_as_exact_as_eager(case):
     compare_with_eager(case, lambda i, **kw: run(ss2d_scan, i, backend='native', **kw))
 
 
-def compare_with_eager(case, run_native):
+def compare_with_eager(case, run_native, **tolerance):
     """Compare ``run_native(inputs, **options)`` with the references over the draws of a case."""
     seeds = range(draws(case))
     case = dict(case)
@@ -110,7 +110,7 @@ def compare_with_eager(case, run_native):
     exact = [run(exact_form(height * width), i, torch.float64, **options) for i in inputs]
     native = [run_native(i, **options) for i in inputs]
     eager = eager_forms(lambda form: [run(form, i, **options) for i in inputs], height * width)
-    assert_as_exact_as_eager(native, eager, exact)
+    assert_as_exact_as_eager(native, eager, exact, **tolerance)
 
 
 def exact_form(length):

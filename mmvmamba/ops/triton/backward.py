@@ -194,7 +194,7 @@ def backward_kernel(
     part = program_item(channels, groups, BC).to(tl.int64)
     n = part // chunks
     q = (part % chunks).to(tl.int32) * T + tl.arange(0, T)
-    block = (tl.program_id(0) % tl.cdiv(channels // groups, BC)).to(tl.int64)
+    block = (tl.program_id(0) % ((channels // groups + BC - 1) // BC)).to(tl.int64)
     positions, exists = subchunk_positions(q, length, line, step, J, COLUMNS, SHORT_LINES)
     sample = n * length * channels
     xs = load_tiles(x + sample, positions, exists, c, valid, channels, J)

@@ -29,7 +29,7 @@ SIZES = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', '
 @triton.jit
 def program_channels(channels: tl.constexpr, groups: tl.constexpr, BC: tl.constexpr):
     """Return the group of a program, its channels (BC), and which of them exist."""
-    group_blocks: tl.constexpr = tl.cdiv(channels // groups, BC)
+    group_blocks: tl.constexpr = (channels // groups + BC - 1) // BC
     block = tl.program_id(0) % (groups * group_blocks)
     group = block // group_blocks
     within = (block % group_blocks) * BC + tl.arange(0, BC)
@@ -42,7 +42,7 @@ def program_item(channels: tl.constexpr, groups: tl.constexpr, BC: tl.constexpr)
 
     It stands for a chunk of T subchunks of a sample, or for several of them.
     """
-    return tl.program_id(0) // (groups * tl.cdiv(channels // groups, BC))
+    return tl.program_id(0) // (groups * ((channels // groups + BC - 1) // BC))
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def carry_pointer(
 ):
     """Return pointers (T, BC) into the carries (N, K, S, Q, C) of subchunks q."""
     first = ((n * K + k) * S + s) * subchunks * channels
-    return carry + first + (q * channels)[:, None] + c[None, :]
+    return carry + first + (q.to(tl.int64) * channels)[:, None] + c[None, :]
 
 
 @triton.jit

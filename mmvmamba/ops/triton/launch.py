@@ -378,7 +378,16 @@ def ss2d_scan_inputs(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     orders: Sequence[int], target: GPUTarget,
 ) -> Scan:  # fmt: skip
-    """Return the inputs of the kernels for a scan of a map."""
+    """Return the inputs of the kernels for a scan of a map.
+
+    Raises:
+        ValueError: If there are more directions than :data:`MAX_DIRECTIONS`.
+    """
+    if len(orders) > MAX_DIRECTIONS:
+        raise ValueError(
+            f"pattern must have at most {MAX_DIRECTIONS} directions with backend='triton', but got "
+            f'{len(orders)}'
+        )
     x, proj, weight, bias, A, D = (v.contiguous() for v in (x, proj, dt_weight, dt_bias, A, D))
     return Scan(x, None, proj, weight, bias, A, D, None, None, tuple(orders), True, target)
 

@@ -36,10 +36,14 @@ def _gpu_error(index: int | None) -> str | None:
     if not torch.cuda.is_available():
         return 'there is no GPU'
     capability = torch.cuda.get_device_capability(index)
-    if torch.version.hip is not None or capability >= MIN_CAPABILITY:
-        return None
-    needed, found = ('.'.join(map(str, numbers)) for numbers in (MIN_CAPABILITY, capability))
-    return f'a compute capability of {needed} is required, but this GPU has {found}'
+    if torch.version.hip is None and capability < MIN_CAPABILITY:
+        needed, found = ('.'.join(map(str, numbers)) for numbers in (MIN_CAPABILITY, capability))
+        return f'a compute capability of {needed} is required, but this GPU has {found}'
+    try:  # before triton 3.8, this builds a launcher with gcc or clang, unless it is in the cache
+        importlib.import_module('triton.runtime').driver.active.get_current_target()
+    except Exception as error:  # what fails depends on the version
+        return f"triton's driver does not load: {error}"
+    return None
 
 
 def interprets() -> bool:

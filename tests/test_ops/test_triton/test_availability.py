@@ -18,12 +18,21 @@ def machine(monkeypatch):
         triton.package_error.cache_clear()
         triton._gpu_error.cache_clear()
 
-    def is_this(version='3.7.1', capability=(9, 0), hip=None, interprets=False):
+    def is_this(version='3.7.1', capability=(9, 0), hip=None, interprets=False, driver_error=None):
+        def get_current_target():
+            if driver_error:
+                raise RuntimeError(driver_error)
+
+        active = SimpleNamespace(get_current_target=get_current_target)
+
         def import_module(name):
-            assert name == 'triton'
             if version is None:
                 raise ImportError("No module named 'triton'")
-            return SimpleNamespace(__version__=version)
+            modules = {
+                'triton': SimpleNamespace(__version__=version),
+                'triton.runtime': SimpleNamespace(driver=SimpleNamespace(active=active)),
+            }
+            return modules[name]
 
         monkeypatch.setattr(triton.importlib, 'import_module', import_module)
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: capability is not None)
@@ -55,6 +64,10 @@ def test_versions_that_run(machine, version):
         ),
         (dict(capability=(7, 5), hip='6.4'), None),  # another count of architectures
         (dict(capability=(12, 0)), None),
+        (
+            dict(driver_error='Failed to find C compiler'),
+            "triton's driver does not load: Failed to find C compiler",
+        ),
     ],
 )
 def test_reasons(machine, settings, reason):

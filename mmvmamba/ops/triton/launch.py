@@ -15,7 +15,7 @@ from . import backward, forward
 
 
 class Tile(NamedTuple):
-    """The work of a program: ``rows`` subchunks of ``steps`` positions, ``channels`` wide."""
+    """Work of a program: ``rows`` subchunks of ``steps`` positions, ``channels`` wide."""
 
     rows: int
     steps: int
@@ -24,7 +24,7 @@ class Tile(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """The positions of a program."""
+        """Positions of a program."""
         return self.rows * self.steps
 
 
@@ -98,7 +98,7 @@ def _type_name(value: Tensor | int) -> str:
 
 
 class Sweep(NamedTuple):
-    """The directions that are scanned together along one axis: at most one each way."""
+    """Directions that are scanned together along one axis: at most one each way."""
 
     columns: bool
     forwards: int | None
@@ -132,7 +132,7 @@ def choose_tile(tiles: Sequence[Tile], length: int, channels: int) -> tuple[Tile
 
 
 class Scan(NamedTuple):
-    """The inputs of a scan of a map (N, H, W, C), or of a sequence as a map of one row."""
+    """Inputs of a scan of a map (N, H, W, C), or of a sequence as a map of one row."""
 
     x: Tensor  # (N, H, W, C)
     delta: Tensor | None  # like x, if the time steps are given
@@ -149,12 +149,12 @@ class Scan(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The positions of the map."""
+        """Positions of the map."""
         return self.x.shape[1] * self.x.shape[2]
 
     @property
     def groups(self) -> int:
-        """The groups of channels that share B and C."""
+        """Number of groups of channels, each with its own B and C."""
         return 1 if self.delta is None else self.proj.shape[3]
 
     def tile(self, tiles: Sequence[Tile]) -> tuple[Tile, bool]:
@@ -300,7 +300,7 @@ def plan_forward(scan: Scan, out: Tensor, last_state: Tensor | None = None) -> I
 
 
 class Gradients(NamedTuple):
-    """What the kernels of a backward write: gradients, and parts of sums that are still to add."""
+    """Outputs of the kernels of a backward: gradients, and parts of sums that are still to add."""
 
     x: Tensor  # (N, H, W, C), of the dtype of x
     steps: Tensor  # (K, N, H, W, C), of the time steps before softplus, of the dtype of x
@@ -435,9 +435,10 @@ def rank_gradients(grad_steps: Tensor, low: Tensor, weight: Tensor) -> tuple[Ten
     with without_autocast(grads.device):
         grad_low = torch.bmm(grads, weight.to(low.dtype))
         low = low.flatten(0, 2)  # (N H W, K, R)
-        if grads.is_cuda and grads.dtype != torch.float32:
+        # bmm takes out_dtype with cuBLAS alone.
+        if grads.is_cuda and torch.version.hip is None and grads.dtype != torch.float32:
             grad_weight = torch.bmm(grads.mT, low.transpose(0, 1), out_dtype=torch.float32)
-        else:  # on a CPU, bmm has no out_dtype
+        else:
             grad_weight = torch.bmm(grads.float().mT, low.float().transpose(0, 1))
     return grad_low.transpose(0, 1).unflatten(0, grad_steps.shape[1:4]), grad_weight
 

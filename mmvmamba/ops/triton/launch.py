@@ -74,13 +74,9 @@ class Launch(NamedTuple):
 
     def compile(self, target: GPUTarget) -> Any:
         """Compile for a GPU that need not be here, as a first run would; return Triton's kernel."""
-        names, sizes = self.kernel.arg_names, forward.SIZES
+        names = self.kernel.arg_names
         signature = {name: _type_name(value) for name, value in self.args.items()}
-        aligned = [
-            name
-            for name, value in self.args.items()
-            if isinstance(value, Tensor) or (value % 16 == 0 and name not in sizes)
-        ]
+        aligned = [name for name, value in self.args.items() if isinstance(value, Tensor)]
         source = triton.compiler.ASTSource(
             fn=self.kernel,
             signature={name: signature.get(name, 'constexpr') for name in names},

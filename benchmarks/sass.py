@@ -1,8 +1,8 @@
 """Count the instructions of the GPU kernels in their machine code; no GPU is needed.
 
 Triton: instructions of all threads over the elements of the map times the directions, for each
-launch of an op; "all" adds them up. The column "loops" tells how many loops were counted with one
-trip. AMD targets are compiled, not counted.
+launch of an op; "all" adds them up. A loop over chunks counts as often as it runs. AMD targets are
+compiled, not counted.
 
 CUDA: the kernels of a library, by loop. A line counts one trip of a loop, and one of each loop in
 it; "all" is the whole kernel. In this package's scans the outermost loop runs over directions and

@@ -1,11 +1,11 @@
 """Compile the Triton kernels without a GPU and count the instructions in their machine code.
 
 The counts are the instructions of all threads over the elements of the map times the directions.
-A loop counts once unless its trips are given. AMD targets are compiled, not counted.
+With one state a kernel has at most one loop, whose trips are known from the launch. AMD targets are
+compiled, not counted.
 """
 
 import functools
-import importlib
 import itertools
 import math
 import os
@@ -28,9 +28,8 @@ from machine_code import (
 )
 
 from mmvmamba.analysis.measure import Row
+from mmvmamba.ops.triton import interprets
 
-#: The module that plans and compiles the launches of the ops.
-BACKEND = 'mmvmamba.ops.triton.launch'
 BATCH = 128
 ORDERS = (0, 1, 2, 3)
 #: Side of the map, channels and rank of the stages of VMamba-T at 224.
@@ -67,19 +66,16 @@ class Setting(NamedTuple):
         return BATCH * size * size * channels * len(ORDERS)
 
 
-# ---- the backend ---------------------------------------------------------------------------------
-
-
-def backend() -> Any:
-    """Import the module that plans and compiles the launches of the ops."""
-    return importlib.import_module(BACKEND)
+# ---- launches ------------------------------------------------------------------------------------
 
 
 def why_not_counted() -> str | None:
     """Return the reason why the kernels cannot be counted here, or None if they can."""
     if cuobjdump() is None:
         return NO_CUOBJDUMP
-    return import_error('triton') or import_error(BACKEND)
+    if interprets():
+        return 'TRITON_INTERPRET=1 interprets the kernels instead of compiling them'
+    return import_error('mmvmamba.ops.triton.launch')
 
 
 def parse_target(name: str) -> Any:
@@ -93,6 +89,8 @@ def parse_target(name: str) -> Any:
 
 def plan(setting: Setting) -> list[Any]:
     """List the launches of an op."""
+    from mmvmamba.ops.triton.launch import Gradients, plan_backward, plan_forward, ss2d_scan_inputs
+
     size, C, rank = SHAPES[setting.shape]
     K, target = len(ORDERS), parse_target(setting.target)
     dtype = getattr(torch, setting.dtype)
@@ -102,10 +100,11 @@ def plan(setting: Setting) -> list[Any]:
 
     x = meta(BATCH, size, size, C, dtype=dtype)
     proj = meta(BATCH, size, size, K, rank + 2, dtype=dtype)
-    inputs = (x, proj, meta(K, C, rank), meta(K, C), meta(K, C, 1), meta(K, C), ORDERS)
+    params = (meta(K, C, rank), meta(K, C), meta(K, C, 1), meta(K, C))
+    scan = ss2d_scan_inputs(x, proj, *params, ORDERS, target)
     if setting.mode == 'forward':
-        return backend().plan_ss2d_forward(*inputs, dtype, target)
-    return backend().plan_ss2d_backward(torch.empty_like(x), *inputs, target)
+        return list(plan_forward(scan, torch.empty_like(x)))
+    return list(plan_backward(scan, torch.empty_like(x), Gradients.allocate(scan)))
 
 
 def name_launches(launches: Sequence[Any]) -> list[str]:
@@ -137,15 +136,21 @@ def read_cubin(cubin: bytes) -> Function:
     return kernel
 
 
-def count_thread(kernel: Function, trips: Sequence[int]) -> Row:
-    """Count the instructions, loops, registers and stack of a thread."""
-    kinds = count(kernel.blocks, trips=trips)
+def count_thread(kernel: Function, trips: int) -> Row:
+    """Count the instructions, loops, registers and stack of a thread.
+
+    Args:
+        kernel (Function): The kernel.
+        trips (int): How often each of its loops runs.
+    """
+    loops = find_loops(kernel.blocks)
+    kinds = count(kernel.blocks, trips=[trips] * len(loops))
     return dict(
         instructions=sum(kinds.values()),
         **{kind: kinds[kind] for kind in KINDS},
         registers=kernel.registers,
         stack_bytes=kernel.stack_bytes,
-        loops=len(find_loops(kernel.blocks)),
+        loops=len(loops),
     )
 
 
@@ -160,22 +165,15 @@ def read_amd_usage(assembly: str) -> Row:
     )
 
 
-def count_launch(launch: Any, target: Any, trips: Sequence[int] = ()) -> Row:
-    """Compile a launch and count its instructions for each element and direction.
-
-    Args:
-        launch (Launch): The launch.
-        target (GPUTarget): The architecture.
-        trips (Sequence[int]): How often each loop of the kernel runs, loops in the order of their
-            addresses. Defaults to once each.
-    """
+def count_launch(launch: Any, target: Any) -> Row:
+    """Compile a launch and count its instructions for each element and direction."""
     begin = sum(os.times()[:4])  # ptxas is a process of its own
-    kernel = backend().compile_launch(launch, target)
+    kernel = launch.compile(target)
     row = dict(elements=launch.elements, seconds=sum(os.times()[:4]) - begin)
     row['shared_bytes'] = kernel.metadata.shared
     if target.backend == 'hip':
         return row | read_amd_usage(kernel.asm['amdgcn'])
-    counts = count_thread(read_cubin(kernel.asm['cubin']), trips)
+    counts = count_thread(read_cubin(kernel.asm['cubin']), launch.trips)
     threads = 32 * launch.num_warps * math.prod(launch.grid)
     return row | counts | {key: counts[key] * threads / launch.elements for key in PER_ELEMENT}
 

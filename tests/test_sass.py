@@ -5,8 +5,6 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,9 +28,8 @@ def load(name):
 
 machine_code, sass, triton_kernels = map(load, ('machine_code', 'sass', 'triton_kernels'))
 
-needs_compiler = pytest.mark.skipif(
-    triton is None or machine_code.cuobjdump() is None, reason='triton or cuobjdump is missing'
-)
+PROBLEM = triton_kernels.why_not_counted()
+needs_compiler = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
 
 def function(*lines):
@@ -199,17 +196,6 @@ def test_counts_the_loops_of_a_library(tmp_path, monkeypatch):
 # ---- Triton --------------------------------------------------------------------------------------
 
 
-class Launch(NamedTuple):
-    """A launch as the backend describes it."""
-
-    kernel: Any
-    grid: tuple[int]
-    args: dict
-    constants: dict
-    num_warps: int
-    elements: int
-
-
 def scale_kernel(x, y, count, BLOCK: 'tl.constexpr', TWICE: 'tl.constexpr'):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     values = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32)
@@ -218,43 +204,34 @@ def scale_kernel(x, y, count, BLOCK: 'tl.constexpr', TWICE: 'tl.constexpr'):
     tl.store(y + at, tl.exp2(values).to(y.dtype.element_ty), mask=at < count)
 
 
-def compile_launch(launch, target):
-    names = launch.kernel.arg_names
-    types = {torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.float32: 'fp32'}
-    signature = {
-        name: 'constexpr' if name in launch.constants
-        else 'i32' if isinstance(launch.args[name], int)
-        else '*' + types[launch.args[name].dtype]
-        for name in names
-    }  # fmt: skip
-    constants = {(names.index(name),): value for name, value in launch.constants.items()}
-    aligned = {(names.index(name),): [['tt.divisibility', 16]] for name in launch.args}
-    source = triton.compiler.ASTSource(launch.kernel, signature, constants, aligned)
-    return triton.compile(source, target=target, options=dict(num_warps=launch.num_warps))
+def test_the_loop_of_a_kernel_counts_as_often_as_it_runs():
+    blocks = blocks_of('MOV R0, RZ', 'MUFU.EX2 R0, R0', '@P0 BRA 0x10', *padding(0x30))
+    row = triton_kernels.count_thread(machine_code.Function('kernel', blocks, 9, 8, 0), 5)
+    assert [row[key] for key in ('special', 'instructions', 'loops')] == [5, 12, 1]
 
 
 @pytest.fixture
-def backend(monkeypatch):
+def small_kernels(monkeypatch):
     """Replace the launches of an op: one applies exp2 once, one twice, and the first again."""
+    from mmvmamba.ops.triton.launch import Launch
+
     kernel = triton.jit(scale_kernel)
 
-    def plan(x, *args):
+    def plan(setting):
+        count = setting.elements // 4
+        x = torch.empty(count, dtype=torch.float16, device='meta')
+
         def launch(twice):
-            tensors = dict(x=x, y=torch.empty_like(x), count=x.numel())
-            constants = dict(BLOCK=512, TWICE=twice)
-            return Launch(kernel, (x.numel() // 512,), tensors, constants, 4, 4 * x.numel())
+            args, constants = dict(x=x, y=x, count=count), dict(BLOCK=512, TWICE=twice)
+            return Launch(kernel, (count // 512,), args, constants, 4, 4 * count, 1)
 
         return [launch(False), launch(True), launch(False)]
 
-    fake = SimpleNamespace(
-        plan_ss2d_forward=plan, plan_ss2d_backward=plan, compile_launch=compile_launch
-    )
-    monkeypatch.setattr(triton_kernels, 'backend', lambda: fake)
-    monkeypatch.setattr(triton_kernels, 'why_not_counted', lambda: None)
+    monkeypatch.setattr(triton_kernels, 'plan', plan)
 
 
 @needs_compiler
-def test_counts_a_compiled_kernel(backend):
+def test_counts_a_compiled_kernel(small_kernels):
     setting = triton_kernels.Setting('stage4', 'float16', 'forward', 'sm_90')
     rows = triton_kernels.count_settings([setting])
     once, twice, again, total = rows
@@ -274,7 +251,7 @@ def test_counts_a_compiled_kernel(backend):
 
 
 @needs_compiler
-def test_reads_the_registers_of_amd(backend):
+def test_reads_the_registers_of_amd(small_kernels):
     setting = triton_kernels.Setting('stage4', 'float16', 'forward', 'gfx942')
     row = triton_kernels.count_settings([setting])[-1]
     assert 0 < row['registers'] <= 512 and row['sgprs'] > 0 and row['spills'] == 0
@@ -282,7 +259,9 @@ def test_reads_the_registers_of_amd(backend):
 
 
 @needs_compiler
-def test_command_writes_and_checks_the_baseline(backend, tmp_path, monkeypatch, capsys, caplog):
+def test_command_writes_and_checks_the_baseline(
+    small_kernels, tmp_path, monkeypatch, capsys, caplog
+):
     baseline = tmp_path / 'baseline.json'
     monkeypatch.setattr(sass, 'BASELINE', baseline)
     args = ('--kernels', 'triton', '--shapes', 'stage4', '--dtypes', 'float16', '--modes')
@@ -337,21 +316,22 @@ def test_counts_of_another_compiler_are_not_compared(monkeypatch, version, compa
     assert comparable or problem.endswith('triton 3.8.1, but this is 3.7.1')
 
 
-def check_baseline(shapes, dtypes):
-    """Count with the disk cache, or skip where the counts say nothing."""
+@needs_compiler
+@pytest.mark.parametrize(
+    'setting',
+    [
+        pytest.param(
+            setting, marks=() if setting[:2] == ('stage1', 'float16') else pytest.mark.slow
+        )
+        for setting in itertools.product(
+            triton_kernels.SHAPES, triton_kernels.DTYPES, triton_kernels.MODES
+        )
+    ],
+    ids=' '.join,
+)
+def test_counts_stay_within_the_baseline(setting):
     baseline = sass.read_baseline()
-    if problem := triton_kernels.why_not_counted() or sass.why_not_comparable(baseline):
+    if problem := sass.why_not_comparable(baseline):
         pytest.skip(problem)
-    modes, targets = triton_kernels.MODES, [sass.BASELINE_TARGET]
-    for setting in itertools.product(shapes, dtypes, modes, targets):
-        rows = triton_kernels.count_setting(triton_kernels.Setting(*setting))
-        assert not sass.check(rows, baseline)
-
-
-def test_counts_stay_within_the_baseline():
-    check_baseline(['stage1', 'rank48'], ['float16'])
-
-
-@pytest.mark.slow
-def test_all_counts_stay_within_the_baseline():
-    check_baseline(triton_kernels.SHAPES, triton_kernels.DTYPES)
+    rows = triton_kernels.count_setting(triton_kernels.Setting(*setting, sass.BASELINE_TARGET))
+    assert sass.check(rows, baseline) == []

@@ -1,10 +1,14 @@
 """The Triton ops as PyTorch knows them, and what the public functions do around them.
 
-How exact the kernels are is the subject of test_triton/.
+How exact the kernels are is the subject of test_triton/. Triton's interpreter takes about 0.1 s for
+a direction of a sample, forward and backward: here are few of both.
 """
+
+import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from mmvmamba.nn import SS2D
@@ -13,9 +17,15 @@ from mmvmamba.ops import decompositions, selective_scan, ss2d_scan
 from .cases import run, selective_inputs, ss2d_inputs
 
 pytestmark = pytest.mark.usefixtures('triton_on_cpu')
-OPS = {'ss2d_scan': (ss2d_scan, ss2d_inputs), 'selective_scan': (selective_scan, selective_inputs)}
+PATTERN = (3, 0)
+ORDERS = list(PATTERN)
+map_inputs = functools.partial(ss2d_inputs, batch=1, pattern=PATTERN)
+sequence_inputs = functools.partial(selective_inputs, batch=1, channels=2)
+OPS = {
+    'ss2d_scan': (functools.partial(ss2d_scan, pattern=PATTERN), map_inputs),
+    'selective_scan': (selective_scan, sequence_inputs),
+}
 BOTH = pytest.mark.parametrize('op', list(OPS))
-ORDERS = [0, 1, 2, 3]
 LOOSE = dict(atol=1e-2, rtol=1e-2)
 DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
 FORMS = pytest.mark.parametrize(
@@ -43,7 +53,7 @@ def leaves(inputs):
 
 def op_inputs(**options):
     """Tensors of the 1-D op itself: B and C in groups or constant, no gate."""
-    inputs = selective_inputs(channels=2, z=False, **options)
+    inputs = sequence_inputs(z=False, **options)
     del inputs['z']
     return [v.unsqueeze(1) if k in 'BC' and v.dim() == 3 else v for k, v in inputs.items()]
 
@@ -58,9 +68,9 @@ def compare(got, want):
 
 
 @DTYPES
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, 1])
 def test_opcheck_ss2d_scan(batch, dtype):
-    inputs = ss2d_inputs(batch=batch, dtype=dtype, layout='permuted').values()
+    inputs = map_inputs(batch=batch, dtype=dtype, layout='permuted').values()
     for out_dtype in {dtype, torch.float32}:
         opcheck(of('ss2d_scan'), (*leaves(inputs), ORDERS, out_dtype), **LOOSE)
         grad = torch.ones(batch, 3, 5, 5, dtype=out_dtype)
@@ -69,7 +79,7 @@ def test_opcheck_ss2d_scan(batch, dtype):
 
 @DTYPES
 @pytest.mark.parametrize('given', [True, False], ids=['all', 'required'])
-@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('batch', [0, pytest.param(2, marks=pytest.mark.slow), 1])
 def test_opcheck_selective_scan(batch, given, dtype):
     form = 'grouped' if given else 'constant'
     inputs = op_inputs(batch=batch, C=form, D=given, bias=given, dtype=dtype, layout='permuted')
@@ -84,7 +94,7 @@ def test_opcheck_selective_scan(batch, given, dtype):
 def grouped(length=9):
     """Return arguments of the 1-D op by name, in float32."""
     names = ('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias')
-    inputs = op_inputs(length=length, B='grouped', C='grouped', dtype=torch.float32)
+    inputs = op_inputs(length=length, batch=2, B='grouped', C='grouped', dtype=torch.float32)
     return dict(zip(names, inputs, strict=True), delta_softplus=True)
 
 
@@ -108,7 +118,7 @@ BAD_CALLS = [
 @pytest.mark.parametrize(('op', 'name', 'value', 'error', 'message'), BAD_CALLS)
 def test_direct_calls_are_checked(op, name, value, error, message):
     if op == 'ss2d_scan':
-        inputs = ss2d_inputs(dtype=torch.float32) | {'orders': ORDERS}
+        inputs = map_inputs(dtype=torch.float32) | {'orders': ORDERS}
         grad = {'grad_y': inputs['x']}
     else:
         inputs = grouped()
@@ -129,7 +139,7 @@ def test_direct_calls_where_the_kernels_cannot_run(op, monkeypatch):
         function(**make(dtype=torch.float32), backend='triton')
     arguments = grouped()
     if op == 'ss2d_scan':
-        arguments = ss2d_inputs(dtype=torch.float32) | {'orders': ORDERS}
+        arguments = map_inputs(dtype=torch.float32) | {'orders': ORDERS}
     with pytest.raises(RuntimeError, match=message):
         of(op)(**arguments, out_dtype=torch.float32)
 
@@ -141,7 +151,7 @@ def test_direct_calls_where_the_kernels_cannot_run(op, monkeypatch):
 @pytest.mark.parametrize('wide', [False, True])
 @pytest.mark.parametrize('pattern', ['cross', (3, 0)], ids=str)
 def test_ss2d_scan_is_the_reference(pattern, wide, dtype):
-    inputs = ss2d_inputs(pattern=pattern, dtype=dtype, layout='sliced')
+    inputs = map_inputs(pattern=pattern, dtype=dtype, layout='sliced')
     options = dict(pattern=pattern, out_dtype=torch.float32 if wide else None)
     got = run(ss2d_scan, inputs, **options, backend='triton')
     assert got['out'].dtype == (torch.float32 if wide else dtype)
@@ -152,7 +162,7 @@ def test_ss2d_scan_is_the_reference(pattern, wide, dtype):
 @FORMS
 @pytest.mark.parametrize('softplus', [True, False])
 def test_selective_scan_is_the_reference(softplus, options, dtype):
-    inputs = selective_inputs(**options, softplus=softplus, dtype=dtype, layout='sliced')
+    inputs = sequence_inputs(**options, softplus=softplus, dtype=dtype, layout='sliced')
     got = run(selective_scan, inputs, delta_softplus=softplus, backend='triton')
     assert got['out'].dtype == dtype
     compare(got, run(selective_scan, inputs, delta_softplus=softplus, backend='reference'))
@@ -160,10 +170,10 @@ def test_selective_scan_is_the_reference(softplus, options, dtype):
 
 def test_the_gate_multiplies_in_float32():
     """The result is rounded once, after the gate."""
-    inputs = selective_inputs(dtype=torch.float16)
-    wide = {k: v.float() for k, v in inputs.items()}
+    inputs = sequence_inputs(dtype=torch.float16)
     got = selective_scan(**inputs, delta_softplus=True, backend='triton')
-    want = selective_scan(**wide, delta_softplus=True, backend='triton').half()
+    y, _ = of('selective_scan')(*op_inputs(dtype=torch.float16), True, torch.float32)
+    want = (y * F.silu(inputs['z'].float())).half()
     assert torch.equal(got, want)
 
 
@@ -271,7 +281,7 @@ def test_autocast():
     torch.manual_seed(0)
     layer = SS2D(16, d_state=2, backend='triton')
     x = torch.randn(1, 4, 5, 16)
-    want = layer(x)
+    want = layer(x).detach()
     with torch.autocast('cpu', dtype=torch.float16):
         y = layer(x)
         y.float().sum().backward()
@@ -283,9 +293,9 @@ def test_autocast():
 @pytest.mark.parametrize('training', [True, False], ids=['training', 'inference'])
 def test_one_compilation_serves_all_map_sizes(training):
     torch._dynamo.reset()
-    layer = SS2D(16, d_state=2, backend='triton')
+    layer = SS2D(16, d_state=1, backend='triton')
     compiled = torch.compile(layer, backend='aot_eager', fullgraph=True, dynamic=True)
-    for i, size in enumerate([(2, 4, 5), (2, 9, 7), (3, 5, 2)]):
+    for i, size in enumerate([(2, 4, 5), (3, 5, 2)]):
         x = torch.randn(*size, 16)
         with torch._dynamo.config.patch(error_on_recompile=i > 0), torch.set_grad_enabled(training):
             y, want = compiled(x), layer(x)
@@ -299,7 +309,7 @@ def test_one_compilation_serves_all_map_sizes(training):
 
 def test_compiled_selective_scan():
     torch._dynamo.reset()
-    values = leaves(selective_inputs(dtype=torch.float32).values())
+    values = leaves(sequence_inputs(dtype=torch.float32).values())
 
     def function(*values):
         return selective_scan(*values, delta_softplus=True, backend='triton')

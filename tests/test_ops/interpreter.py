@@ -109,7 +109,8 @@ def interpreted():
     import triton.language as tl
     from triton.runtime import interpreter
 
-    owners = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+    owners = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype)
+    owners += (tl.core.tensor_descriptor_base,)
     owners += (interpreter, interpreter.InterpreterBuilder, interpreter.ScanOps)
     modules, library = copies(), _library()
     states = [dict(vars(owner)) for owner in owners]

@@ -27,9 +27,11 @@ def positions_probe(
 
 
 @triton.jit
-def scan_rows_probe(p, h, before, after, T: tl.constexpr, BC: tl.constexpr, REVERSE: tl.constexpr):
+def scan_rows_probe(
+    p, h, before, after, T: tl.constexpr, BC: tl.constexpr, BACKWARDS: tl.constexpr
+):  # fmt: skip
     i = tl.arange(0, T)[:, None] * BC + tl.arange(0, BC)[None, :]
-    start, end = tiles.scan_rows(tl.load(p + i), tl.load(h + i), REVERSE)
+    start, end = tiles.scan_rows(tl.load(p + i), tl.load(h + i), BACKWARDS)
     tl.store(before + i, start)
     tl.store(after + i, end)
 

@@ -5,6 +5,7 @@ a direction of a sample, forward and backward: here are few of both.
 """
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -77,9 +78,19 @@ def test_opcheck_ss2d_scan(batch, dtype):
         opcheck(backward_of('ss2d_scan'), (grad, *inputs, ORDERS), **LOOSE)
 
 
-@DTYPES
-@pytest.mark.parametrize('given', [True, False], ids=['all', 'required'])
-@pytest.mark.parametrize('batch', [0, pytest.param(2, marks=pytest.mark.slow), 1])
+OPCHECKS = [
+    (0, True, torch.float16),
+    (0, False, torch.float16),
+    (1, True, torch.float32),
+    (1, False, torch.float16),
+    *(
+        pytest.param(2, given, dtype, marks=pytest.mark.slow)
+        for given, dtype in itertools.product([True, False], [torch.float32, torch.float16])
+    ),
+]
+
+
+@pytest.mark.parametrize(('batch', 'given', 'dtype'), OPCHECKS, ids=str)
 def test_opcheck_selective_scan(batch, given, dtype):
     form = 'grouped' if given else 'constant'
     inputs = op_inputs(batch=batch, C=form, D=given, bias=given, dtype=dtype, layout='permuted')
@@ -172,8 +183,10 @@ def test_the_gate_multiplies_in_float32():
     """The result is rounded once, after the gate."""
     inputs = sequence_inputs(dtype=torch.float16)
     got = selective_scan(**inputs, delta_softplus=True, backend='triton')
-    y, _ = of('selective_scan')(*op_inputs(dtype=torch.float16), True, torch.float32)
-    want = (y * F.silu(inputs['z'].float())).half()
+    z = inputs.pop('z')
+    inputs |= {name: inputs[name].unsqueeze(1) for name in 'BC'}
+    y, _ = of('selective_scan')(**inputs, delta_softplus=True, out_dtype=torch.float32)
+    want = (y * F.silu(z.float())).half()
     assert torch.equal(got, want)
 
 
@@ -290,7 +303,9 @@ def test_autocast():
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
 
 
-@pytest.mark.parametrize('training', [True, False], ids=['training', 'inference'])
+@pytest.mark.parametrize(
+    'training', [True, pytest.param(False, marks=pytest.mark.slow)], ids=['training', 'inference']
+)
 def test_one_compilation_serves_all_map_sizes(training):
     torch._dynamo.reset()
     layer = SS2D(16, d_state=1, backend='triton')

@@ -43,14 +43,14 @@ def test_positions_are_those_of_the_definition(triton_on_cpu, size, steps, colum
     assert out.flatten()[:length].tolist() == [h * width + w for h, w in path]
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-def test_scan_rows(triton_on_cpu, reverse):
+@pytest.mark.parametrize('backwards', [False, True])
+def test_scan_rows(triton_on_cpu, backwards):
     generator = torch.Generator().manual_seed(0)
     p, h = torch.rand(2, 16, 4, generator=generator)
     before, after = torch.empty_like(p), torch.empty_like(p)
-    triton_on_cpu.probes.scan_rows_probe[(1,)](p, h, before, after, T=16, BC=4, REVERSE=reverse)
+    triton_on_cpu.probes.scan_rows_probe[(1,)](p, h, before, after, T=16, BC=4, BACKWARDS=backwards)
     state = torch.zeros(4)
-    for row in reversed(range(16)) if reverse else range(16):
+    for row in reversed(range(16)) if backwards else range(16):
         torch.testing.assert_close(before[row], state)
         state = p[row] * state + h[row]
         torch.testing.assert_close(after[row], state)

@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from mmvmamba.ops import triton as package
 
@@ -81,6 +82,20 @@ def _get_bf16(self, value):
     return self.create_fp_trunc(self.get_fp32(value), tl.bfloat16)
 
 
+def _cast_impl(cast_impl):
+    """Round float32 to the nearest bfloat16: the interpreter would cut off its last bits."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def patched(builder, value, dtype):
+        if (value.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast_impl(builder, value, dtype)
+        rounded = torch.tensor(value.data).bfloat16().view(torch.uint16).numpy()
+        return TensorHandle(rounded, tl.bfloat16)
+
+    return patched
+
+
 def _generic_scan(self, inputs):
     """Combine whole slices; the interpreter's own scan goes element by element, for seconds."""
     slices = [np.moveaxis(value.handle.data, self.axis, 0) for value in inputs]
@@ -116,6 +131,7 @@ def interpreted():
     states = [dict(vars(owner)) for owner in owners]
     builder, scans = interpreter.InterpreterBuilder, interpreter.ScanOps
     builder.create_dot = _create_dot(builder.create_dot)
+    builder.cast_impl = _cast_impl(builder.cast_impl)
     builder.get_bf16 = _get_bf16
     scans.generic_scan = _generic_scan
     for module, name, function in library:

@@ -39,7 +39,7 @@ def test_ss2d_scan_is_the_definition(size, pattern):
 @pytest.mark.parametrize('dtype', grid.DTYPES, ids=str)
 @pytest.mark.parametrize('length', [1, 65, pytest.param(300, marks=pytest.mark.slow)])
 def test_last_state(length, dtype):
-    """The state is float32, so its error is that of the time steps."""
+    """In float32, with the error of the time steps."""
     inputs = selective_inputs(length, d_state=3, channels=6, batch=1, dtype=dtype)
     options = {'delta_softplus': True, 'return_last_state': True}
     _, got = selective_scan(**inputs, **options, backend='triton')

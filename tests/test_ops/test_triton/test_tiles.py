@@ -63,3 +63,11 @@ def test_products_of_the_interpreter_are_right(triton_on_cpu, dtype):
     out = torch.empty(16, 16)
     triton_on_cpu.probes.dot_probe[(1,)](a, b, out, N=16)
     torch.testing.assert_close(out, a.float() @ b.float())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_numbers_of_the_interpreter_are_rounded_to_nearest(triton_on_cpu, dtype):
+    """Without the fixture's help, bfloat16 is cut off."""
+    out = torch.empty(1024, dtype=dtype)
+    triton_on_cpu.probes.round_probe[(1,)](NUMBERS, out, N=1024)
+    assert torch.equal(out, NUMBERS.to(dtype))

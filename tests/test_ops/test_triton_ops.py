@@ -82,7 +82,7 @@ OPCHECKS = [
     (0, True, torch.float16),
     (0, False, torch.float16),
     (1, True, torch.float32),
-    (1, False, torch.float16),
+    pytest.param(1, False, torch.float16, marks=pytest.mark.slow),
     *(
         pytest.param(2, given, dtype, marks=pytest.mark.slow)
         for given, dtype in itertools.product([True, False], [torch.float32, torch.float16])

@@ -13,13 +13,13 @@ from . import grid
 pytestmark = pytest.mark.usefixtures('triton_on_cpu')
 
 
-@pytest.mark.parametrize('case', list(grid.cases(grid.SS2D, grid.ss2d_work, fast=2, most=16)))
+@pytest.mark.parametrize('case', list(grid.cases(grid.SS2D, grid.ss2d_work, fast=4, most=16)))
 def test_ss2d_scan(case):
     grid.check(case)
 
 
 @pytest.mark.parametrize(
-    'case', list(grid.cases(grid.SEQUENCE, grid.sequence_work, fast=1, most=16))
+    'case', list(grid.cases(grid.SEQUENCE, grid.sequence_work, fast=2, most=16))
 )
 def test_selective_scan(case):
     grid.check(case)

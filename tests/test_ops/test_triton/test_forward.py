@@ -16,12 +16,12 @@ SS2D = grid.SS2D | {'layout': ['dense'], 'd_state': [1, 2, 17], 'batch': [1]}
 SEQUENCE = grid.SEQUENCE | {'layout': ['dense'], 'd_state': [1, 2], 'batch': [1]}
 
 
-@pytest.mark.parametrize('case', list(grid.cases(SS2D, grid.ss2d_work, fast=1, most=16)))
+@pytest.mark.parametrize('case', list(grid.cases(SS2D, grid.ss2d_work, fast=3, most=16)))
 def test_ss2d_scan(case):
     grid.check(case, grid.outputs)
 
 
-@pytest.mark.parametrize('case', list(grid.cases(SEQUENCE, grid.sequence_work, fast=0, most=12)))
+@pytest.mark.parametrize('case', list(grid.cases(SEQUENCE, grid.sequence_work, fast=1, most=12)))
 def test_selective_scan(case):
     grid.check(case, grid.outputs)
 

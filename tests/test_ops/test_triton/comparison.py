@@ -14,9 +14,11 @@ GRADIENT = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 def assert_close(got, exact, dtype, eager=None):
     """Check results by name against float64, for inputs of a dtype.
 
-    In float32, where the kernels form all products with its digits: at most twice the error of the
-    reference in float32, plus 16 ulp for sums of few terms, which may cancel. Otherwise the bounds
-    above, plus the rounding to the dtype of the result.
+    In float32, where the kernels form all products with its digits: at most four times the error of
+    the reference in float32, as a time step in units of log2(e) is rounded once more before it is
+    multiplied with a large A, and the error of a single draw is chance; plus 16 ulp for sums of few
+    terms, which may cancel. Otherwise the bounds above, plus the rounding to the dtype of the
+    result.
     """
     assert got.keys() == exact.keys()
     excess = []
@@ -26,7 +28,7 @@ def assert_close(got, exact, dtype, eager=None):
         assert value[places].isfinite().all(), f'{name} is not finite'
         error = relative_error(value, exact[name])
         if dtype == torch.float32:
-            bound = 2 * relative_error(eager[name], exact[name]) + 16 * torch.finfo(dtype).eps
+            bound = 4 * relative_error(eager[name], exact[name]) + 16 * torch.finfo(dtype).eps
         else:
             bound = (OUTPUT if name == 'out' else GRADIENT)[dtype]
             if value.dtype == dtype:

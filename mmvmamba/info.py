@@ -26,8 +26,8 @@ _FORMS = {
     'triton': 'Triton kernels',
     None: 'the chunked PyTorch form',
 }
-#: Images whose maps have one chunk in the last stages, and several in all.
-_IMAGE_SIZES = (224, 512)
+#: Images whose last maps one program takes whole, and images all of whose maps it does not.
+_IMAGE_SIZES = (224, 640)
 
 
 def files() -> dict[str, str]:
@@ -169,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         'defaults to tiny',
     )
     names = [str(dtype).removeprefix('torch.') for dtype in TRITON_DTYPES]
-    parser.add_argument('--dtype', choices=names, default='float16', help='of --warm-up')
+    parser.add_argument(
+        '--dtype', choices=names, default='float16', help='input dtype for --warm-up'
+    )
     args = parser.parse_args(argv)
     if args.warm_up is None:
         sys.stdout.write(report() + '\n')

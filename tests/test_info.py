@@ -127,9 +127,9 @@ class OnGpu:
 
 def test_an_architecture_that_was_not_built_for(old_build):
     with pytest.warns(extension.ExtensionUnavailableWarning, match='TORCH_CUDA_ARCH_LIST="9.0"'):
-        assert backend.choose_backend('ss2d_scan', 'auto', OnGpu(), 1) == 'chunked'
+        assert backend.choose_backend('ss2d_scan', 'auto', OnGpu()) == 'chunked'
     with pytest.raises(RuntimeError, match='built for the architectures 8.0, but this GPU has 9.0'):
-        backend.choose_backend('ss2d_scan', 'native', OnGpu(), 1)
+        backend.choose_backend('ss2d_scan', 'native', OnGpu())
 
 
 def test_backends_of_a_gpu(old_build, monkeypatch):

@@ -14,8 +14,8 @@ BACKENDS = ('auto', 'native', 'triton', 'reference')
 #: The backends that 'auto' tries on a type of device, in this order.
 AUTO_ORDER: dict[str, tuple[str, ...]] = {
     'cpu': ('native',),
-    # Compiled, Triton's kernels issue fewer instructions than the CUDA kernels, which instructions
-    # limit (docs/performance.md). A measurement on a GPU is to settle this.
+    # The Triton kernels issue fewer instructions (docs/performance.md), which limit the scans. To
+    # be confirmed by measurement.
     'cuda': ('triton', 'native'),
     # Computes nothing. The native op comes first, as it also stands for a CPU.
     'meta': ('native', 'triton'),
@@ -30,7 +30,8 @@ NATIVE_DTYPES = {
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The limit of mamba_ssm's kernels.
 MAX_STATE = 256
-MAX_TRITON_STATE = 256
+#: The combination in Triton takes the direction of each walk from the bits of an integer.
+MAX_TRITON_DIRECTIONS = 31
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -83,6 +84,13 @@ def check_tensor(
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:
     return '(' + ', '.join(str(size) for size in shape) + (',)' if len(shape) == 1 else ')')
+
+
+def check_dtype(name: str, value: Tensor | None, *allowed: torch.dtype) -> None:
+    """Check that an argument of a direct call of an op has one of the dtypes, or is None."""
+    if value is not None and value.dtype not in allowed:
+        names = ' or '.join(dict.fromkeys(map(str, allowed)))
+        raise TypeError(f'{name} must be {names}, but is {value.dtype}')
 
 
 def check_out_dtype(dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
@@ -152,8 +160,15 @@ def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | 
     return triton_error(device) or _dtype_error(device, dtype, TRITON_DTYPES)
 
 
+def _why_not_triton_call(directions: int) -> str | None:
+    if torch.onnx.is_in_onnx_export():
+        return 'ONNX has no translation of the op'
+    if directions > MAX_TRITON_DIRECTIONS:
+        return f'the kernels take up to {MAX_TRITON_DIRECTIONS} directions, not {directions}'
+    return None
+
+
 _WHY_NOT = {'native': _why_not_native, 'triton': _why_not_triton}
-_MAX_STATES = {'native': MAX_STATE, 'triton': MAX_TRITON_STATE}
 
 
 def why_not(
@@ -175,8 +190,8 @@ def why_not(
 why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose_backend(op: str, backend: str, value: Tensor, d_state: int) -> str:
-    """Choose between the kernels and the PyTorch forms for an input with a number of states.
+def choose_backend(op: str, backend: str, value: Tensor, directions: int = 1) -> str:
+    """Choose between the kernels and the PyTorch forms for an input and a number of directions.
 
     Returns:
         str: 'native', 'triton', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster
@@ -200,9 +215,8 @@ def choose_backend(op: str, backend: str, value: Tensor, d_state: int) -> str:
         reason = why_not(name, op, device, value.dtype)
         if reason is None and functional:
             reason = 'no rule for torch.func.grad, vjp, jvp and forward-mode gradients'
-        # A trace of torch.jit would record the comparison.
-        if reason is None and not torch.jit.is_tracing() and d_state > _MAX_STATES[name]:
-            reason = f'the kernels take up to {_MAX_STATES[name]} states, not {d_state}'
+        if reason is None and name == 'triton':
+            reason = _why_not_triton_call(directions)
         if reason is None:
             return name
         reasons.append((name, reason))

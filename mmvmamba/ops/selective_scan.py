@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import triton
+from . import triton as triton_backend
 from .backend import (
     accumulate_dtype,
+    check_dtype,
     check_out_dtype,
     check_state_size,
     check_tensor,
@@ -211,7 +212,7 @@ def selective_scan(
         RuntimeError: If ``backend`` is 'native' or 'triton' and cannot run.
     """
     _check_arguments(u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend('selective_scan', backend, u, A.shape[1])
+    chosen = choose_backend('selective_scan', backend, u)
     if chosen in ('native', 'triton'):
         acc = accumulate_dtype(u.dtype)
         D, delta_bias = (v if v is None else v.to(acc) for v in (D, delta_bias))
@@ -374,19 +375,26 @@ def _check_triton(a: _TritonArguments) -> None:
             f'B and C must be (D, N), or (B, G, N, L) in the same number of groups, but got shapes '
             f'{tuple(a.B.shape)} and {tuple(a.C.shape)}'
         )
-    choose_backend('selective_scan', 'triton', a.u, a.A.shape[1])
+    acc = accumulate_dtype(a.u.dtype)
+    for name in ('A', 'D', 'delta_bias'):
+        check_dtype(name, getattr(a, name), acc)
+    for name in ('B', 'C'):
+        value = getattr(a, name)
+        check_dtype(name, value, acc if value.dim() == 2 else a.u.dtype)
+    choose_backend('selective_scan', 'triton', a.u)
 
 
 def _triton_forward(*args: Any) -> tuple[Tensor, Tensor]:
     _check_triton(_TritonArguments(*args))
-    return triton.run('selective_scan_forward', _triton_fake, *args)
+    return triton_backend.run('selective_scan_forward', _triton_fake, *args)
 
 
 def _triton_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = _TritonArguments(*args)
     _check_triton(a)
     check_tensor('grad_out', grad_out, tuple(a.u.shape), a.u.device)
-    return triton.run('selective_scan_backward', _triton_backward_fake, grad_out, *args)
+    check_dtype('grad_out', grad_out, a.u.dtype, accumulate_dtype(a.u.dtype))
+    return triton_backend.run('selective_scan_backward', _triton_backward_fake, grad_out, *args)
 
 
 def _triton_fake(*args: Any) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import triton
+from . import triton as triton_backend
 from .backend import (
     accumulate_dtype,
+    check_dtype,
     check_out_dtype,
     check_state_size,
     check_tensor,
@@ -133,7 +134,7 @@ def ss2d_scan(
     """
     orders = resolve_pattern(pattern)
     _check_arguments(x, proj, dt_weight, dt_bias, A, D, len(orders), out_dtype)
-    chosen = choose_backend('ss2d_scan', backend, x, A.shape[2])
+    chosen = choose_backend('ss2d_scan', backend, x, len(orders))
     if chosen in ('reference', 'chunked'):
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y = ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
@@ -241,19 +242,23 @@ if extension_error() is None:
 def _check_triton(a: _Arguments) -> None:
     """Check the arguments of a direct call."""
     _check_arguments(*a.tensors, len(resolve_pattern(a.orders)), a.out_dtype)
-    choose_backend('ss2d_scan', 'triton', a.x, a.A.shape[2])
+    acc = accumulate_dtype(a.x.dtype)
+    for name in ('dt_weight', 'dt_bias', 'A', 'D'):
+        check_dtype(name, getattr(a, name), acc)
+    choose_backend('ss2d_scan', 'triton', a.x, len(a.orders))
 
 
 def _triton_forward(*args: Any) -> Tensor:
     _check_triton(_Arguments(*args))
-    return triton.run('ss2d_scan_forward', _triton_fake, *args)
+    return triton_backend.run('ss2d_scan_forward', _triton_fake, *args)
 
 
 def _triton_backward(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = _Arguments(*args)
     _check_triton(a)
     check_tensor('grad_y', grad_y, tuple(a.x.shape), a.x.device)
-    return triton.run('ss2d_scan_backward', _backward_fake, grad_y, *args)
+    check_dtype('grad_y', grad_y, a.x.dtype, accumulate_dtype(a.x.dtype))
+    return triton_backend.run('ss2d_scan_backward', _backward_fake, grad_y, *args)
 
 
 def _triton_fake(*args: Any) -> Tensor:

@@ -195,9 +195,9 @@ def gpu(monkeypatch):
     backends.warn_no_kernel.cache_clear()
 
 
-def choose(backend, dtype=torch.float32, device='cuda:0', d_state=1):
+def choose(backend, dtype=torch.float32, device='cuda:0', directions=4):
     value = SimpleNamespace(device=torch.device(device), dtype=dtype)
-    return choose_backend('ss2d_scan', backend, value, d_state)
+    return choose_backend('ss2d_scan', backend, value, directions)
 
 
 def test_every_backend_of_a_device_has_its_question():
@@ -213,16 +213,22 @@ def test_triton_comes_first_on_a_gpu(gpu, dtype):
     assert choose('auto', dtype) == 'triton'
 
 
-def test_what_triton_does_not_take_is_left_to_the_native_kernels(gpu, monkeypatch):
+def test_what_triton_does_not_take_is_left_to_the_native_kernels(gpu):
     assert choose('auto', torch.float64) == 'native'
     message = r"^backend='triton' cannot run ss2d_scan on cuda: the kernels for cuda take float32"
     with pytest.raises(RuntimeError, match=message):
         choose('triton', torch.float64)
-    monkeypatch.setitem(backends._MAX_STATES, 'triton', 16)
-    assert choose('auto', d_state=16) == 'triton'
-    assert choose('auto', d_state=17) == 'native'
-    with pytest.raises(RuntimeError, match='the kernels take up to 16 states, not 17'):
-        choose('triton', d_state=17)
+    assert choose('auto', directions=31) == 'triton'
+    assert choose('auto', directions=32) == 'native'
+    with pytest.raises(RuntimeError, match='the kernels take up to 31 directions, not 32'):
+        choose('triton', directions=32)
+
+
+def test_an_export_to_onnx_without_the_extension_takes_the_pytorch_form(gpu, monkeypatch):
+    gpu['native'] = 'it was not built'
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    with pytest.warns(UserWarning, match='ONNX has no translation'):
+        assert choose('auto') == 'chunked'
 
 
 def test_a_named_backend_runs_or_says_why_not(gpu):

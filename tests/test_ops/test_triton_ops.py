@@ -117,6 +117,8 @@ BAD_CALLS = [
     ('ss2d_scan', 'D', torch.zeros(3), ValueError, 'D must'),
     ('ss2d_scan', 'grad_y', torch.zeros(3), ValueError, 'grad_y must'),
     ('ss2d_scan', 'out_dtype', torch.float64, TypeError, 'out_dtype must'),
+    ('ss2d_scan', 'D', torch.zeros(4, 5).half(), TypeError, 'D must be torch.float32, but'),
+    ('ss2d_scan', 'grad_y', torch.zeros(2, 3, 5, 5).double(), TypeError, 'grad_y must be'),
     ('selective_scan', 'u', torch.zeros(3), ValueError, 'u must'),
     ('selective_scan', 'B', torch.zeros(2, 2, 9), ValueError, 'B and C must'),
     ('selective_scan', 'C', torch.zeros(2, 1, 2, 9), ValueError, 'same number of groups'),

@@ -1,4 +1,4 @@
-"""The scans in Triton, which need no compiler: when they can run, and their launch.
+"""The scans in Triton, which need neither nvcc nor a build: when they can run, and their launch.
 
 The kernels, and with them triton, are imported at the first launch.
 """
@@ -39,7 +39,8 @@ def _gpu_error(index: int | None) -> str | None:
     if torch.version.hip is None and capability < MIN_CAPABILITY:
         needed, found = ('.'.join(map(str, numbers)) for numbers in (MIN_CAPABILITY, capability))
         return f'a compute capability of {needed} is required, but this GPU has {found}'
-    try:  # before triton 3.8, this builds a launcher with gcc or clang, unless it is in the cache
+    # Before triton 3.8, and on AMD, this builds a launcher with gcc or clang, unless it is cached.
+    try:
         importlib.import_module('triton.runtime').driver.active.get_current_target()
     except Exception as error:  # what fails depends on the version
         return f"triton's driver does not load: {error}"
@@ -48,7 +49,7 @@ def _gpu_error(index: int | None) -> str | None:
 
 def interprets() -> bool:
     """Return True if Triton's interpreter runs the kernels on CPU tensors, for tests."""
-    return os.environ.get('TRITON_INTERPRET') == '1'
+    return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
 
 def triton_error(device: torch.device) -> str | None:

@@ -27,11 +27,11 @@ from .forward import (
 )
 from .tiles import (
     LN2,
+    in_walk_order,
     load_state_weights,
     scan_rows,
     softplus_slope,
     subchunk_positions,
-    walked,
     weight_units,
     zero_tiles,
 )
@@ -39,7 +39,7 @@ from .tiles import (
 
 @triton.jit
 def subchunk_ends(
-    us, dys, dts, deltas, rows, there, high, low, b, a, units, B_const, C_const, c, valid, s,
+    us, dys, dts, deltas, rows, inside, high, low, b, a, units, B_const, C_const, c, valid, s,
     R: tl.constexpr, S: tl.constexpr, J: tl.constexpr, SOFTPLUS: tl.constexpr,
     CONST_B: tl.constexpr, CONST_C: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -48,13 +48,13 @@ def subchunk_ends(
     Returns its sum of time steps, its product of decays, the state at its end and the gradient of
     the state before it.
     """
-    total = tl.zeros([there[0].shape[0], b.shape[0]], tl.float32)
+    total = tl.zeros([inside[0].shape[0], b.shape[0]], tl.float32)
     p = total + 1.0
     h = total
     g = total
     for j in tl.static_range(J):
         dt, B, C = step_terms(
-            dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid, s, j, R, S,
+            dts, deltas, rows, inside, high, low, b, units, B_const, C_const, c, valid, s, j, R, S,
             SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
         )  # fmt: skip
         decay = tl.exp2(a * dt)
@@ -74,7 +74,10 @@ def backward_summary_kernel(
     CONST_B: tl.constexpr, CONST_C: tl.constexpr, T: tl.constexpr, J: tl.constexpr,
     BC: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Store what :func:`subchunk_ends` returns, but for the product of decays."""
+    """Store the sum of each subchunk's time steps, its last state and the gradient before it.
+
+    All start from zero, as in :func:`subchunk_ends`.
+    """
     group, c, valid = program_channels(channels, groups, BC)
     stride: tl.constexpr = (K if R > 0 else groups) * (R + 2 * S)
     dtype: tl.constexpr = proj.dtype.element_ty
@@ -97,26 +100,26 @@ def backward_summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                which = k if R > 0 else group
-                rows = walked(
+                row_index = k if R > 0 else group
+                rows = in_walk_order(
                     position_rows(
-                        proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                        proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
                     ),
                     J, side == 1,
                 )  # fmt: skip
-                there = walked(exists, J, side == 1)
-                us = walked(xs, J, side == 1)
-                grads = walked(dys, J, side == 1)
-                deltas = walked(given, 0 if R > 0 else J, side == 1)
+                inside = in_walk_order(exists, J, side == 1)
+                us = in_walk_order(xs, J, side == 1)
+                grads = in_walk_order(dys, J, side == 1)
+                deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
                 dts = shared_time_steps(
-                    deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                    deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
                 )
                 for s in range(S):
                     a = a1 if side else a0
                     if S > 1:
                         a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                     total, _, h, g = subchunk_ends(
-                        us, grads, dts, deltas, rows, there, high, low, b, a, units, B_const,
+                        us, grads, dts, deltas, rows, inside, high, low, b, a, units, B_const,
                         C_const, c, valid, s, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     offset = carry_pointer(0, n, k, s, q, c, subchunks, channels, K, S)
@@ -140,9 +143,10 @@ def store_step_gradient(ddt, dt, grad_steps, mask, SOFTPLUS: tl.constexpr, EXACT
 
 @triton.jit
 def add_channels(values, N: tl.constexpr, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the sums of values (T, BC) over the channels, the same in N columns.
+    """Return the sums of values (T, BC) over the channels, broadcast to N columns.
 
-    A product with ones takes fewer instructions than an addition across threads.
+    The values are rounded to the dtype. A product with ones takes fewer instructions than an
+    addition across threads.
     """
     ones = tl.full([values.shape[1], N], 1.0, dtype)
     return tl.dot(values.to(dtype), ones, input_precision=PRECISION)
@@ -153,7 +157,8 @@ def store_weight_gradients(
     dB, dC, grad_row, exists, s, S: tl.constexpr, dtype: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Store the gradients of B and C of state s at each row's position."""
-    # Triton gives each warp rows or columns of its own if no product is square.
+    # Warps share the products of a chain as they do the first: of rows if it is as high as wide, of
+    # columns if it is wider. A product of the other form would be computed by every warp.
     T: tl.constexpr = dB.shape[0]
     N: tl.constexpr = 2 * T if dB.shape[1] > T else 16
     r = tl.arange(0, N)[None, :]
@@ -215,24 +220,24 @@ def backward_kernel(
         k = k1 if side else k0
         if k >= 0:
             high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
-            which = k if R > 0 else group
-            places = walked(positions, J, side == 1)
-            there = walked(exists, J, side == 1)
+            row_index = k if R > 0 else group
+            walk_positions = in_walk_order(positions, J, side == 1)
+            inside = in_walk_order(exists, J, side == 1)
             rows = position_rows(
-                proj + n * length * stride + which * (R + 2 * S), places, stride, J
+                proj + n * length * stride + row_index * (R + 2 * S), walk_positions, stride, J
             )
             grad_rows = position_rows(
-                proj_parts + (block * samples + n) * length * part_stride + which * 2 * S,
-                places, part_stride, J,
+                proj_parts + (block * samples + n) * length * part_stride + row_index * 2 * S,
+                walk_positions, part_stride, J,
             )  # fmt: skip
             grad_step = grad_steps + (k * samples + n) * length * channels
             params = param_parts + (part * K + k) * ROWS * channels + c
-            us = walked(xs, J, side == 1)
-            grads = walked(dys, J, side == 1)
-            deltas = walked(given, 0 if R > 0 else J, side == 1)
-            sums_dx = walked(dxs, J, side == 1)
+            us = in_walk_order(xs, J, side == 1)
+            grads = in_walk_order(dys, J, side == 1)
+            deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
+            sums_dx = in_walk_order(dxs, J, side == 1)
             dts = shared_time_steps(
-                deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
             )
             ddts = zero_tiles(J, T, BC)
             dbias = tl.zeros([T, BC], tl.float32)
@@ -241,7 +246,7 @@ def backward_kernel(
                     a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]
                 if WHOLE:
                     _, p, h, g = subchunk_ends(
-                        us, grads, dts, deltas, rows, there, high, low, b, a, units, B_const,
+                        us, grads, dts, deltas, rows, inside, high, low, b, a, units, B_const,
                         C_const, c, valid, s, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     h, _ = scan_rows(p, h, side == 1)
@@ -256,7 +261,7 @@ def backward_kernel(
                 steps = ()
                 for j in tl.static_range(J):
                     dt, B, _ = step_terms(
-                        dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid,
+                        dts, deltas, rows, inside, high, low, b, units, B_const, C_const, c, valid,
                         s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     hs = hs + (h,)
@@ -270,7 +275,7 @@ def backward_kernel(
                 new_ddts = ()
                 for i in tl.static_range(J):
                     B, C = load_state_weights(
-                        rows[J - 1 - i], there[J - 1 - i], s, units, R, S, PRECISION
+                        rows[J - 1 - i], inside[J - 1 - i], s, units, R, S, PRECISION
                     )
                     B, C = constant_weights(
                         B, C, B_const, C_const, c, valid, s, S, CONST_B, CONST_C
@@ -296,11 +301,11 @@ def backward_kernel(
                         dC_const += dC
                         dC = tl.zeros([T, BC], tl.float32)
                     store_weight_gradients(
-                        dB, dC, grad_rows[J - 1 - i], there[J - 1 - i], s, S, dtype, PRECISION
+                        dB, dC, grad_rows[J - 1 - i], inside[J - 1 - i], s, S, dtype, PRECISION
                     )
                     if S == 1:
-                        offset = (places[J - 1 - i] * channels)[:, None] + c[None, :]
-                        mask = there[J - 1 - i][:, None] & valid[None, :]
+                        offset = (walk_positions[J - 1 - i] * channels)[:, None] + c[None, :]
+                        mask = inside[J - 1 - i][:, None] & valid[None, :]
                         dbias += store_step_gradient(
                             ddt, dt, grad_step + offset, mask, SOFTPLUS, EXACT
                         )
@@ -314,13 +319,13 @@ def backward_kernel(
                     tl.store(params + (ROWS - S + s) * channels, tl.sum(dC_const, 0) * LN2, valid)
             if S > 1:
                 for j in tl.static_range(J):
-                    offset = (places[j] * channels)[:, None] + c[None, :]
-                    mask = there[j][:, None] & valid[None, :]
+                    offset = (walk_positions[j] * channels)[:, None] + c[None, :]
+                    mask = inside[j][:, None] & valid[None, :]
                     dbias += store_step_gradient(
                         ddts[j], dts[j], grad_step + offset, mask, SOFTPLUS, EXACT
                     )
             tl.store(params, tl.sum(dbias, 0), valid)
-            dxs = walked(sums_dx, J, side == 1)
+            dxs = in_walk_order(sums_dx, J, side == 1)
 
     for j in tl.static_range(J):
         offset = sample + (positions[j] * channels)[:, None] + c[None, :]

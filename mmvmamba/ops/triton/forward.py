@@ -10,6 +10,7 @@ import triton.language as tl
 from .tiles import (
     LN2,
     LOG2E,
+    in_walk_order,
     load_rank_weights,
     load_state_weights,
     rank_time_step,
@@ -17,11 +18,10 @@ from .tiles import (
     single_state_row,
     softplus,
     subchunk_positions,
-    walked,
     weight_units,
 )
 
-#: Arguments that depend on the size of the map. A new size compiles nothing.
+#: Integer arguments, for whose values no kernel is specialized: a new size compiles nothing.
 SIZES = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', 'repeat', 'samples',
          'backwards']  # fmt: skip
 
@@ -87,7 +87,7 @@ def load_direction(
 ):  # fmt: skip
     """Load the parameters of a direction: dt_weight in two parts, dt_bias and A of a first state.
 
-    A direction that does not exist, -1, gets some other one's.
+    Direction -1, which does not exist, gets those of direction 0, which are not used.
     """
     k = tl.maximum(k, 0)
     high, low = load_rank_weights(weight + k * channels * R, c, valid, R, dtype)
@@ -103,7 +103,9 @@ def time_step(
 ):  # fmt: skip
     """Return time step j of each subchunk (T, BC): from R ranks, or as it is given if R is 0.
 
-    A given step that does not exist is zero, so that it leaves the state as it is.
+    A given step that does not exist is zero, so that the last state is that of the last position.
+    From ranks it is softplus(b), which does no harm: beyond the end x, B, C and grad y are zero, so
+    that a walk that begins there keeps a state of zero, and of one that ends there nothing is read.
     """
     if R > 0:
         dt = rank_time_step(rows[j], exists[j], high, low, b, R, EXACT, PRECISION)
@@ -222,18 +224,18 @@ def summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                which = k if R > 0 else group
-                rows = walked(
+                row_index = k if R > 0 else group
+                rows = in_walk_order(
                     position_rows(
-                        proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                        proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
                     ),
                     J, side == 1,
                 )  # fmt: skip
-                there = walked(exists, J, side == 1)
-                us = walked(xs, J, side == 1)
-                deltas = walked(given, 0 if R > 0 else J, side == 1)
+                inside = in_walk_order(exists, J, side == 1)
+                us = in_walk_order(xs, J, side == 1)
+                deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
                 dts = shared_time_steps(
-                    deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                    deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
                 )
                 for s in range(S):
                     a = a1 if side else a0
@@ -243,7 +245,7 @@ def summary_kernel(
                     total = tl.zeros([T, BC], tl.float32)
                     for j in tl.static_range(J):
                         dt, B, _ = step_terms(
-                            dts, deltas, rows, there, high, low, b, units, B_const, C_const, c,
+                            dts, deltas, rows, inside, high, low, b, units, B_const, C_const, c,
                             valid, s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                         )  # fmt: skip
                         h = tl.exp2(a * dt) * h + dt * (B * us[j].to(tl.float32))
@@ -257,9 +259,9 @@ def summary_kernel(
 
 
 @triton.jit
-def walked_offset(walked, subchunks, reverse, channels: tl.constexpr):
+def walk_offset(index, subchunks, reverse, channels: tl.constexpr):
     """Return the offset (T, 1) of subchunks in the order in which a direction meets them."""
-    q = tl.where(reverse, subchunks - 1 - walked, walked)
+    q = tl.where(reverse, subchunks - 1 - index, index)
     return (q.to(tl.int64) * channels)[:, None]
 
 
@@ -293,9 +295,9 @@ def combine_kernel(
         p = tl.full([T, BC], 1.0, tl.float32)
         h = tl.zeros([T, BC], tl.float32)
         for j in tl.static_range(J):
-            walked = first + row * J + j
-            mask = (walked < subchunks)[:, None] & valid[None, :]
-            offset = walked_offset(walked, subchunks, reverse, channels)
+            index = first + row * J + j
+            mask = (index < subchunks)[:, None] & valid[None, :]
+            offset = walk_offset(index, subchunks, reverse, channels)
             decays = decays + (tl.exp2(a * tl.load(steps + offset, mask=mask, other=0.0)),)
             states = states + (tl.load(ends + offset, mask=mask, other=0.0),)
             p *= decays[j]
@@ -304,10 +306,10 @@ def combine_kernel(
         h, after = scan_rows(p, tl.where(is_first, h + p * carry[None, :], h), False)
         h = tl.where(is_first, carry[None, :], h)
         for j in tl.static_range(J):
-            walked = first + row * J + j
-            mask = (walked < subchunks)[:, None] & valid[None, :]
+            index = first + row * J + j
+            mask = (index < subchunks)[:, None] & valid[None, :]
             h = decays[j] * h + states[j]
-            tl.store(ends + walked_offset(walked, subchunks, reverse, channels), h, mask)
+            tl.store(ends + walk_offset(index, subchunks, reverse, channels), h, mask)
         carry = tl.sum(tl.where(row[:, None] == T - 1, after, 0.0), 0)
     if LAST_STATE:
         tl.store(last_state + (n * channels + c) * S + s, carry * LN2, valid)
@@ -350,19 +352,19 @@ def scan_kernel(
         # A branch also keeps the compiler from loading both directions' rows at once.
         if k >= 0:
             high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
-            which = k if R > 0 else group
-            rows = walked(
+            row_index = k if R > 0 else group
+            rows = in_walk_order(
                 position_rows(
-                    proj + n * length * stride + which * (R + 2 * S), positions, stride, J
+                    proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
                 ),
                 J, side == 1,
             )  # fmt: skip
-            there = walked(exists, J, side == 1)
-            us = walked(xs, J, side == 1)
-            deltas = walked(given, 0 if R > 0 else J, side == 1)
-            sums_y = walked(ys, J, side == 1)
+            inside = in_walk_order(exists, J, side == 1)
+            us = in_walk_order(xs, J, side == 1)
+            deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
+            sums_y = in_walk_order(ys, J, side == 1)
             dts = shared_time_steps(
-                deltas, rows, there, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
+                deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
             )
             for s in range(S):
                 if S > 1:
@@ -376,7 +378,7 @@ def scan_kernel(
                 reach = ()
                 for j in tl.static_range(J):
                     dt, B, C = step_terms(
-                        dts, deltas, rows, there, high, low, b, units, B_const, C_const, c, valid,
+                        dts, deltas, rows, inside, high, low, b, units, B_const, C_const, c, valid,
                         s, j, R, S, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
                     decay = tl.exp2(a * dt)
@@ -395,7 +397,7 @@ def scan_kernel(
                         end = tl.where(tl.arange(0, T)[:, None] == T - 1, after, 0.0)
                         state = last_state + (n * channels + c) * S + s
                         tl.store(state, tl.sum(end, 0) * LN2, valid)
-            ys = walked(sums_y, J, side == 1)
+            ys = in_walk_order(sums_y, J, side == 1)
 
     for j in tl.static_range(J):
         offset = sample + (positions[j] * channels)[:, None] + c[None, :]

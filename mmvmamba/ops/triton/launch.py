@@ -34,16 +34,16 @@ FORWARD_TILES = (Tile(16, 4, 64, 4), Tile(32, 7, 64, 8), Tile(16, 8, 64, 4))
 BACKWARD_TILES = (Tile(16, 4, 64, 8), Tile(64, 4, 16, 4), Tile(16, 5, 64, 8))
 #: The tile of the combination, which has subchunks where the others have positions.
 COMBINE_TILE = Tile(16, 8, 32, 2)
-#: Programs that keep any GPU busy. A summary gives the chunks of further ones to its programs, up
-#: to a number beyond which little is saved.
+#: Programs of a summary: about eight for each multiprocessor of a large GPU. What would be more of
+#: them is given to these as further chunks, up to a number beyond which little is saved.
 PROGRAMS = 1024
 MAX_REPEAT = 8
-#: The combination takes the direction of each walk from the bits of an integer.
-MAX_DIRECTIONS = 31
+#: Positions are counted in 32 bits, and those of a last tile may lie beyond the sequence.
+MAX_LENGTH = 2**31 - 1024
 
 
 class Launch(NamedTuple):
-    """A launch of a kernel, which runs on the present GPU, or compiles for any.
+    """A launch of a kernel, which runs on the current GPU, or compiles for a given target.
 
     Args:
         kernel (JITFunction): The kernel.
@@ -90,7 +90,12 @@ def _type_name(value: Tensor | int) -> str:
     if isinstance(value, Tensor):
         names = {torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
         return names[value.dtype]
-    return 'i64' if value >= 2**31 else 'i32'
+    return 'i32'
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Return a contiguous copy: the results of an op share no memory."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 class Sweep(NamedTuple):
@@ -119,7 +124,14 @@ def choose_tile(tiles: Sequence[Tile], length: int, channels: int) -> tuple[Tile
 
     Low ranks are copied once for all channels of a tile, so tiles are wide, but for channels that
     they do not divide.
+
+    Raises:
+        ValueError: If the sequence is longer than the kernels count.
     """
+    if length > MAX_LENGTH:
+        raise ValueError(
+            f"a scan with backend='triton' takes up to {MAX_LENGTH} positions, but got {length}"
+        )
     tile = next((tile for tile in tiles if length <= tile.positions), tiles[-1])
     whole = length <= tile.positions
     if channels % tile.channels and tile.channels // 2 > tile.rows:
@@ -374,16 +386,7 @@ def ss2d_scan_inputs(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     orders: Sequence[int], target: GPUTarget,
 ) -> Scan:  # fmt: skip
-    """Return the inputs of the kernels for a scan of a map.
-
-    Raises:
-        ValueError: If there are more directions than :data:`MAX_DIRECTIONS`.
-    """
-    if len(orders) > MAX_DIRECTIONS:
-        raise ValueError(
-            f"pattern must have at most {MAX_DIRECTIONS} directions with backend='triton', but got "
-            f'{len(orders)}'
-        )
+    """Return the inputs of the kernels for a scan of a map."""
     x, proj, weight, bias, A, D = (v.contiguous() for v in (x, proj, dt_weight, dt_bias, A, D))
     return Scan(x, None, proj, weight, bias, A, D, None, None, tuple(orders), True, target)
 
@@ -416,9 +419,9 @@ def ss2d_scan_backward(
         grads.x,
         torch.cat([grad_low, grads.proj_parts.sum(0).to(proj.dtype)], -1),
         grad_weight,
-        params[:, 0].contiguous(),
-        params[:, 1:].transpose(1, 2).contiguous(),
-        grads.D_parts.sum(0).expand_as(D).contiguous(),
+        _copy(params[:, 0]),
+        _copy(params[:, 1:].transpose(1, 2)),
+        _copy(grads.D_parts.sum(0).expand_as(D)),
     )
 
 
@@ -488,7 +491,7 @@ def selective_scan_backward(
     grad_out: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of the tensors, in their order; that of one that is None is empty."""
+    """Return the gradients of the tensors, in their order; empty for an argument that is None."""
     target = device_target(u.device)
     scan = selective_scan_inputs(u, delta, A, B, C, D, delta_bias, delta_softplus, target)
     grads = Gradients.allocate(scan)
@@ -499,14 +502,14 @@ def selective_scan_backward(
     grad_A, *constants = params[1:].split(S)
     constants = iter(constants)
     grad_B, grad_C = (
-        row.to(v.dtype).contiguous() if v.dim() == 4 else next(constants).T.contiguous()
+        _copy(row.to(v.dtype) if v.dim() == 4 else next(constants).T)
         for row, v in zip(rows, (B, C), strict=True)
     )
     none = grad_out.new_empty((0,))
     return (
         grads.x.squeeze(1).transpose(1, 2).contiguous(),
         grads.steps[0].squeeze(1).transpose(1, 2).contiguous(),
-        grad_A.T.contiguous(),
+        _copy(grad_A.T),
         grad_B,
         grad_C,
         none if D is None else grads.D_parts.sum(0),

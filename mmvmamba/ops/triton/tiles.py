@@ -151,8 +151,8 @@ def load_state_weights(
 def load_rank_weights(weight, c, valid, R: tl.constexpr, dtype: tl.constexpr):
     """Load dt_weight (R, BC), in units of log2(e), in slices of 16 ranks.
 
-    Returns the slices rounded to the dtype and, for half precision, what the rounding lost, so that
-    products have float32's digits.
+    Returns the slices rounded to the dtype and, for half precision, what the rounding lost. Together
+    they lose 2^-16 of a weight in bfloat16, and 2^-22 in float16 if the weight is not tiny.
     """
     high = ()
     low = ()
@@ -209,7 +209,7 @@ def single_state_row(
 
 
 @triton.jit
-def walked(values, J: tl.constexpr, BACKWARDS: tl.constexpr):
+def in_walk_order(values, J: tl.constexpr, BACKWARDS: tl.constexpr):
     """Put J values in the order of a walk, or back in the order of the axis."""
     out = ()
     for j in tl.static_range(J):

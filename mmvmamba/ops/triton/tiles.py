@@ -151,8 +151,8 @@ def load_state_weights(
 def load_rank_weights(weight, c, valid, R: tl.constexpr, dtype: tl.constexpr):
     """Load dt_weight (R, BC), in units of log2(e), in slices of 16 ranks.
 
-    Returns the slices rounded to the dtype and, for half precision, what the rounding lost. Together
-    they lose 2^-16 of a weight in bfloat16, and 2^-22 in float16 if the weight is not tiny.
+    Returns the slices rounded to the dtype and, in half precision, the errors of this rounding.
+    Both lose 2^-16 of a weight in bfloat16, and 2^-22 in float16 if the weight is not tiny.
     """
     high = ()
     low = ()

@@ -4,8 +4,9 @@ import torch
 
 from ..cases import relative_error
 
-#: What a result in float32 may lose: the polynomial of softplus, 8.4e-6, is in each time step.
-OUTPUT = {torch.float16: 2e-5, torch.bfloat16: 2e-5}
+#: What a result in float32 may lose: the polynomial of softplus, 8.4e-6, is in each time step, and
+#: 2^-16 of dt_weight in bfloat16, where large products cancel.
+OUTPUT = {torch.float16: 2e-5, torch.bfloat16: 6e-5}
 #: A gradient is a sum of products of numbers that were rounded to half precision, to 4.9e-4 or
 #: 3.9e-3 at worst, and their errors hardly cancel where there are few of them.
 GRADIENT = {torch.float16: 1e-3, torch.bfloat16: 8e-3}

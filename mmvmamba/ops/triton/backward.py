@@ -21,9 +21,9 @@ from .forward import (
     position_rows,
     program_channels,
     program_item,
-    shared_time_steps,
     step_terms,
     store_sum,
+    walk_inputs,
 )
 from .tiles import (
     LN2,
@@ -100,20 +100,11 @@ def backward_summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                row_index = k if R > 0 else group
-                rows = in_walk_order(
-                    position_rows(
-                        proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
-                    ),
-                    J, side == 1,
+                rows, inside, us, deltas, dts = walk_inputs(
+                    proj, n, k, group, positions, exists, xs, given, high, low, b, length, stride,
+                    side == 1, R, S, J, SOFTPLUS, EXACT, PRECISION,
                 )  # fmt: skip
-                inside = in_walk_order(exists, J, side == 1)
-                us = in_walk_order(xs, J, side == 1)
                 grads = in_walk_order(dys, J, side == 1)
-                deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
-                dts = shared_time_steps(
-                    deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
-                )
                 for s in range(S):
                     a = a1 if side else a0
                     if S > 1:
@@ -220,25 +211,20 @@ def backward_kernel(
         k = k1 if side else k0
         if k >= 0:
             high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
-            row_index = k if R > 0 else group
+            rows, inside, us, deltas, dts = walk_inputs(
+                proj, n, k, group, positions, exists, xs, given, high, low, b, length, stride,
+                side == 1, R, S, J, SOFTPLUS, EXACT, PRECISION,
+            )  # fmt: skip
             walk_positions = in_walk_order(positions, J, side == 1)
-            inside = in_walk_order(exists, J, side == 1)
-            rows = position_rows(
-                proj + n * length * stride + row_index * (R + 2 * S), walk_positions, stride, J
-            )
+            row_index = k if R > 0 else group
             grad_rows = position_rows(
                 proj_parts + (block * samples + n) * length * part_stride + row_index * 2 * S,
                 walk_positions, part_stride, J,
             )  # fmt: skip
             grad_step = grad_steps + (k * samples + n) * length * channels
             params = param_parts + (part * K + k) * ROWS * channels + c
-            us = in_walk_order(xs, J, side == 1)
             grads = in_walk_order(dys, J, side == 1)
-            deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
             sums_dx = in_walk_order(dxs, J, side == 1)
-            dts = shared_time_steps(
-                deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
-            )
             ddts = zero_tiles(J, T, BC)
             dbias = tl.zeros([T, BC], tl.float32)
             for s in range(S):

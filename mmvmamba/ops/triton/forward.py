@@ -134,6 +134,27 @@ def shared_time_steps(
 
 
 @triton.jit
+def walk_inputs(
+    proj, n, k, group, positions, exists, xs, given, high, low, b, length, stride: tl.constexpr,
+    BACKWARDS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, J: tl.constexpr,
+    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return what a direction reads, in the order of its walk.
+
+    These are the pointers to its rows of ``proj``, which positions exist, x, the given time steps
+    and those that several states share.
+    """
+    row_index = k if R > 0 else group
+    first = proj + n * length * stride + row_index * (R + 2 * S)
+    rows = in_walk_order(position_rows(first, positions, stride, J), J, BACKWARDS)
+    inside = in_walk_order(exists, J, BACKWARDS)
+    us = in_walk_order(xs, J, BACKWARDS)
+    deltas = in_walk_order(given, 0 if R > 0 else J, BACKWARDS)
+    dts = shared_time_steps(deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION)
+    return rows, inside, us, deltas, dts
+
+
+@triton.jit
 def constant_weights(
     B, C, B_const, C_const, c, valid, s, S: tl.constexpr, CONST_B: tl.constexpr,
     CONST_C: tl.constexpr,
@@ -224,19 +245,10 @@ def summary_kernel(
             low = low1 if side else low0
             b = b1 if side else b0
             if k >= 0:
-                row_index = k if R > 0 else group
-                rows = in_walk_order(
-                    position_rows(
-                        proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
-                    ),
-                    J, side == 1,
+                rows, inside, us, deltas, dts = walk_inputs(
+                    proj, n, k, group, positions, exists, xs, given, high, low, b, length, stride,
+                    side == 1, R, S, J, SOFTPLUS, EXACT, PRECISION,
                 )  # fmt: skip
-                inside = in_walk_order(exists, J, side == 1)
-                us = in_walk_order(xs, J, side == 1)
-                deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
-                dts = shared_time_steps(
-                    deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
-                )
                 for s in range(S):
                     a = a1 if side else a0
                     if S > 1:
@@ -352,20 +364,11 @@ def scan_kernel(
         # A branch also keeps the compiler from loading both directions' rows at once.
         if k >= 0:
             high, low, b, a = load_direction(weight, bias, A, k, c, valid, channels, R, S, dtype)
-            row_index = k if R > 0 else group
-            rows = in_walk_order(
-                position_rows(
-                    proj + n * length * stride + row_index * (R + 2 * S), positions, stride, J
-                ),
-                J, side == 1,
+            rows, inside, us, deltas, dts = walk_inputs(
+                proj, n, k, group, positions, exists, xs, given, high, low, b, length, stride,
+                side == 1, R, S, J, SOFTPLUS, EXACT, PRECISION,
             )  # fmt: skip
-            inside = in_walk_order(exists, J, side == 1)
-            us = in_walk_order(xs, J, side == 1)
-            deltas = in_walk_order(given, 0 if R > 0 else J, side == 1)
             sums_y = in_walk_order(ys, J, side == 1)
-            dts = shared_time_steps(
-                deltas, rows, inside, high, low, b, R, S, J, SOFTPLUS, EXACT, PRECISION
-            )
             for s in range(S):
                 if S > 1:
                     a = tl.load(A + (k * channels + c) * S + s, mask=valid, other=0.0)[None, :]

@@ -31,9 +31,9 @@ class Tile(NamedTuple):
 #: A program takes a sequence whole if it fits into one of the first two tiles; longer sequences are
 #: cut into chunks of the last. Chosen by the instructions and registers of the compiled code.
 FORWARD_TILES = (Tile(16, 4, 64, 4), Tile(32, 7, 64, 8), Tile(16, 8, 64, 4))
-BACKWARD_TILES = (Tile(16, 4, 64, 8), Tile(64, 4, 16, 4), Tile(16, 5, 64, 8))
+BACKWARD_TILES = (Tile(16, 4, 64, 8), Tile(128, 2, 16, 8), Tile(16, 5, 64, 8))
 #: The tile of the combination, which has subchunks where the others have positions.
-COMBINE_TILE = Tile(16, 8, 32, 2)
+COMBINE_TILE = Tile(8, 16, 16, 1)
 #: Programs of a summary: about eight for each multiprocessor of a large GPU. What would be more of
 #: them is given to these as further chunks, up to a number beyond which little is saved.
 PROGRAMS = 1024

@@ -1,33 +1,24 @@
 """The benchmarks run and write what they promise; nothing here is timed."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mmvmamba.analysis import measure
 
-FOLDER = Path(__file__).resolve().parents[1] / 'benchmarks'
+from .benchmark_modules import BENCHMARKS, load
+
 SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot', 'sass')
 HEAD = {'benchmark', 'date', 'device', 'machine', 'versions', 'results', 'summary'}
 SHORT = ('--seconds', '0', '--min-rounds', '1', '--threads', '1')
 
 
 def run_script(name, *args):
-    command = [sys.executable, str(FOLDER / f'{name}.py'), *map(str, args)]
+    command = [sys.executable, str(BENCHMARKS / f'{name}.py'), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope='module')
-def common():
-    spec = importlib.util.spec_from_file_location('benchmarks_common', FOLDER / 'common.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_head(path, benchmark):
@@ -73,7 +64,8 @@ def test_refuses_what_is_no_size(text):
         measure.parse_size(text)
 
 
-def test_ratios_refer_to_the_baseline(common):
+def test_ratios_refer_to_the_baseline():
+    common = load('common')
     rows = [dict(model='a', median_ms=3.0), dict(model='b', median_ms=2.0)]
     common.add_ratios(rows, 'model', 'b')
     assert [row['ratio'] for row in rows] == [1.5, 1.0]

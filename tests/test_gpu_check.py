@@ -1,6 +1,5 @@
 """``make gpu-check``: the rehearsal on a CPU, resumption and error handling."""
 
-import importlib
 import json
 import os
 import re
@@ -16,8 +15,9 @@ import torch
 
 from mmvmamba.ops import has_kernel
 
+from .benchmark_modules import BENCHMARKS, load
+
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / 'benchmarks'
 FILES = {'results.json', 'log.txt', 'summary.md', 'summary.json'}
 #: Stands in for ``python -m gpu_steps``: each item does what plan.json says.
 CHILD = """
@@ -60,14 +60,6 @@ DONE = 'ten calls, all results finite'
 MACHINE = {'run': {'machine': {}, 'versions': {}}, 'gpu': 'G', 'cpu': 'C', 'torch': 'T'}
 STEP_1 = {'machine': MACHINE,
           'extension': {'how': 'reused', 'seconds': 0, 'architectures': []}}  # fmt: skip
-
-
-def load(name):
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 native = pytest.mark.skipif(not has_kernel('ss2d_scan', 'cpu'), reason='no native kernel')

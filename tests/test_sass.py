@@ -1,30 +1,18 @@
 """Instruction counts of the GPU kernels: the disassembly, the table and the baseline."""
 
-import importlib
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+
+from .benchmark_modules import load
 
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
-
-
-def load(name):
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
 
 machine_code, sass, triton_kernels = map(load, ('machine_code', 'sass', 'triton_kernels'))
 

@@ -48,16 +48,21 @@ def pairwise(factors, allowed=lambda case: True):
     return cases
 
 
+def native_cases(factors, small, draws, fast=17_000):
+    """Pairwise cases; those of more than ``fast`` positions in all their draws are slow."""
+    for case in pairwise(factors, small):
+        length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
+        marks = [pytest.mark.slow] if draws(case) * length > fast else []
+        yield pytest.param(case, marks=marks, id=case_id(case))
+
+
 def kernel_cases(module):
     """The cases of the CUDA kernels, the same on the host harness and on a GPU.
 
     Errors are compared with chance in them: a case that passes on the harness, which runs the very
-    code, passes on a GPU. Those of many draws of a long sequence are slow.
+    code, passes on a GPU.
     """
-    for case in pairwise(module.FACTORS | HALF | SPLITS, module.small):
-        length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
-        marks = [pytest.mark.slow] if module.draws(case) * length > 1500 else []
-        yield pytest.param(case, marks=marks, id=case_id(case))
+    return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, fast=1500)
 
 
 def case_id(case):

@@ -14,8 +14,7 @@ from . import definition, test_ss2d_scan
 from .cases import (
     REGIMES,
     assert_as_exact_as_eager,
-    case_id,
-    pairwise,
+    native_cases,
     run,
     selective_inputs,
 )
@@ -103,7 +102,7 @@ def test_chunked_form_is_the_reference(length):
 
 
 @native_only
-@pytest.mark.parametrize('case', pairwise(FACTORS, small), ids=case_id)
+@pytest.mark.parametrize('case', list(native_cases(FACTORS, small, draws)))
 def test_native_is_as_exact_as_eager(case):
     compare_with_eager(case, lambda i, **kw: run(selective_scan, i, backend='native', **kw))
 

@@ -16,8 +16,7 @@ from .cases import (
     REGIMES,
     Maker,
     assert_as_exact_as_eager,
-    case_id,
-    pairwise,
+    native_cases,
     run,
     ss2d_inputs,
 )
@@ -95,7 +94,7 @@ def test_chunked_form_is_the_reference(size):
 
 
 @native_only
-@pytest.mark.parametrize('case', pairwise(FACTORS, small), ids=case_id)
+@pytest.mark.parametrize('case', list(native_cases(FACTORS, small, draws)))
 def test_native_is_as_exact_as_eager(case):
     compare_with_eager(case, lambda i, **kw: run(ss2d_scan, i, backend='native', **kw))
 

@@ -26,8 +26,8 @@ _FORMS = {
     'triton': 'Triton kernels',
     None: 'the chunked PyTorch form',
 }
-#: Images whose last maps one program takes whole, and images all of whose maps it does not.
-_IMAGE_SIZES = (224, 640)
+#: Sides of maps that take the kernels for up to 64 positions, for up to 224, and for more.
+_MAP_SIDES = (7, 14, 20)
 
 
 def files() -> dict[str, str]:
@@ -142,8 +142,7 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
     settings = resolve_arch(arch)
     for stage, dim in enumerate(settings.dims):
         layer = SS2D(dim, backend='triton', **settings.ssm_settings).cuda()
-        for size in _IMAGE_SIZES:
-            side = size // settings.patch_size >> stage
+        for side in _MAP_SIDES:
             start = time.perf_counter()
             with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
                 y = layer(torch.randn(1, side, side, dim, device='cuda'))

@@ -273,18 +273,30 @@ def test_command_writes_and_checks_the_baseline(
 # ---- the baseline --------------------------------------------------------------------------------
 
 
-def row_of(instructions, kernel='pair'):
+def row_of(instructions, kernel='pair', stack_bytes=0):
     setting = triton_kernels.Setting('stage1', 'float16', 'forward', 'sm_90')
-    return setting._asdict() | dict(kernel=kernel, instructions=instructions)
+    return setting._asdict() | dict(
+        kernel=kernel, instructions=instructions, stack_bytes=stack_bytes
+    )
 
 
 @pytest.mark.parametrize('rise, passes', [(1.11, False), (1.09, True), (1.0, True), (0.5, True)])
 def test_a_rise_by_more_than_a_tenth_fails(rise, passes):
     name = 'stage1 float16 forward sm_90: pair'
-    baseline = dict(triton='3.7.1', kernels={name: dict(instructions=40.0)})
+    baseline = dict(triton='3.7.1', kernels={name: dict(instructions=40.0, stack_bytes=0)})
     problems = sass.check([row_of(40 * rise)], baseline)
     assert problems == (
         [] if passes else [f'{name}: {40 * rise:.2f} instructions, in the baseline 40.00']
+    )
+
+
+@pytest.mark.parametrize('stack_bytes, passes', [(72, True), (73, False)])
+def test_a_larger_stack_fails(stack_bytes, passes):
+    name = 'stage1 float16 forward sm_90: pair'
+    baseline = dict(triton='3.7.1', kernels={name: dict(instructions=40.0, stack_bytes=8)})
+    problems = sass.check([row_of(40.0, stack_bytes=stack_bytes)], baseline)
+    assert problems == (
+        [] if passes else [f'{name}: a stack of {stack_bytes} bytes, in the baseline 8']
     )
 
 

@@ -1,5 +1,7 @@
 """Fixtures of the op tests."""
 
+import sys
+
 import pytest
 
 from mmvmamba.ops import triton
@@ -16,6 +18,6 @@ def triton_on_cpu(monkeypatch):
     if reason := triton.package_error():
         pytest.skip(reason)
     with interpreter.interpreted() as modules:
-        monkeypatch.setitem(interpreter.sys.modules, f'{triton.__name__}.launch', modules.launch)
+        monkeypatch.setitem(sys.modules, f'{triton.__name__}.launch', modules.launch)
         monkeypatch.setattr(triton, 'interprets', lambda: True)
         yield modules

@@ -97,22 +97,23 @@ def _cast_impl(cast_impl):
 
 
 def _generic_scan(self, inputs):
-    """Combine whole slices; the interpreter's own scan goes element by element, for seconds."""
-    slices = [np.moveaxis(value.handle.data, self.axis, 0) for value in inputs]
-    out = [np.empty_like(values) for values in slices]
-    state = None
-    for index in range(len(slices[0])):
-        here = tuple(
-            self.to_tensor(values[index], value.dtype)
-            for values, value in zip(slices, inputs, strict=True)
-        )
-        state = here if state is None else self.combine_fn.fn(*state, *here)
-        for values, value in zip(out, state, strict=True):
-            values[index] = value.handle.data.reshape(values[index].shape)
-    return [
-        self.to_tensor(np.moveaxis(values, 0, self.axis), value.dtype)
-        for values, value in zip(out, inputs, strict=True)
-    ]
+    """Combine whole slices in a tree, as GPUs do; the interpreter goes element by element."""
+    out = [np.moveaxis(value.handle.data, self.axis, 0).copy() for value in inputs]
+    types = [value.dtype for value in inputs]
+
+    def tensors(slices):
+        return [self.to_tensor(values, dtype) for values, dtype in zip(slices, types, strict=True)]
+
+    distance = 1
+    while distance < len(out[0]):
+        # The first ones come round from the end, and are not used: a shape is a power of two.
+        earlier = [np.roll(values, distance, 0) for values in out]
+        for values, value in zip(
+            out, self.combine_fn.fn(*tensors(earlier), *tensors(out)), strict=True
+        ):
+            values[distance:] = value.handle.data[distance:]
+        distance *= 2
+    return tensors(np.moveaxis(values, 0, self.axis) for values in out)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .forward import (
-    SIZES,
+    INTEGERS,
     carry_pointer,
     constant_weights,
     load_carry,
@@ -27,6 +27,7 @@ from .forward import (
 )
 from .tiles import (
     LN2,
+    decay_of_rows,
     in_walk_order,
     load_state_weights,
     scan_rows,
@@ -65,7 +66,7 @@ def subchunk_ends(
     return total, p, h, g
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=INTEGERS)
 def backward_summary_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, grad_y, steps, ends, grad_ends,
     k0, k1, length, line, step, subchunks, chunks, items, repeat,
@@ -148,8 +149,9 @@ def store_weight_gradients(
     dB, dC, grad_row, exists, s, S: tl.constexpr, dtype: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Store the gradients of B and C of state s at each row's position."""
-    # Warps share the products of a chain as they do the first: of rows if it is as high as wide, of
-    # columns if it is wider. A product of the other form would be computed by every warp.
+    # Triton splits a chain of products among the warps as it does the first: by rows if that one is
+    # at least as high as wide, else by columns. N gives this product the same form; otherwise every
+    # warp would compute all of it.
     T: tl.constexpr = dB.shape[0]
     N: tl.constexpr = 2 * T if dB.shape[1] > T else 16
     r = tl.arange(0, N)[None, :]
@@ -162,7 +164,7 @@ def store_weight_gradients(
     )
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=INTEGERS)
 def backward_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, D, grad_y, ends, grad_ends,
     sums, grad_x, grad_steps, proj_parts, param_parts, D_parts,
@@ -235,6 +237,7 @@ def backward_kernel(
                         us, grads, dts, deltas, rows, inside, high, low, b, a, units, B_const,
                         C_const, c, valid, s, R, S, J, SOFTPLUS, CONST_B, CONST_C, EXACT, PRECISION,
                     )  # fmt: skip
+                    p = decay_of_rows(p, exists)
                     h, _ = scan_rows(p, h, side == 1)
                     g, _ = scan_rows(p, g, side == 0)
                 else:

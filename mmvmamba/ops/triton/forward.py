@@ -1,7 +1,7 @@
 """Forward of the scans in Triton: summaries of the subchunks, their combination, and the outputs.
 
 A sweep works along one axis of the map and serves a direction that walks it forwards, one that
-walks it backwards, or both: ``SIDES`` is 1, 2 or 3. ``k0`` and ``k1`` are their indices.
+walks it backwards, or both. ``k0`` and ``k1`` are their indices, -1 where there is none.
 """
 
 import triton
@@ -10,6 +10,7 @@ import triton.language as tl
 from .tiles import (
     LN2,
     LOG2E,
+    decay_of_rows,
     in_walk_order,
     load_rank_weights,
     load_state_weights,
@@ -22,8 +23,8 @@ from .tiles import (
 )
 
 #: Integer arguments, for whose values no kernel is specialized: a new size compiles nothing.
-SIZES = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', 'repeat', 'samples',
-         'backwards']  # fmt: skip
+INTEGERS = ['k0', 'k1', 'length', 'line', 'step', 'subchunks', 'chunks', 'items', 'repeat',
+            'samples', 'backwards']  # fmt: skip
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def load_direction(
     weight, bias, A, k, c, valid, channels: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
-    """Load the parameters of a direction: dt_weight in two parts, dt_bias and A of a first state.
+    """Load the parameters of a direction: dt_weight in two parts, dt_bias and A of the first state.
 
     Direction -1, which does not exist, gets those of direction 0, which are not used.
     """
@@ -104,8 +105,8 @@ def time_step(
     """Return time step j of each subchunk (T, BC): from R ranks, or as it is given if R is 0.
 
     A given step that does not exist is zero, so that the last state is that of the last position.
-    From ranks it is softplus(b), which does no harm: beyond the end x, B, C and grad y are zero, so
-    that a walk that begins there keeps a state of zero, and of one that ends there nothing is read.
+    From ranks it is softplus(b): beyond the end x, B, C and grad y are zero, so that a walk that
+    begins there keeps a state of zero, and of one that ends there nothing is read.
     """
     if R > 0:
         dt = rank_time_step(rows[j], exists[j], high, low, b, R, EXACT, PRECISION)
@@ -214,7 +215,7 @@ def load_carry(
     )
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=INTEGERS)
 def summary_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, steps, ends,
     k0, k1, length, line, step, subchunks, chunks, items, repeat,
@@ -277,7 +278,7 @@ def walk_offset(index, subchunks, reverse, channels: tl.constexpr):
     return (q.to(tl.int64) * channels)[:, None]
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=INTEGERS)
 def combine_kernel(
     steps, ends, A, last_state, subchunks, backwards,
     channels: tl.constexpr, K: tl.constexpr, S: tl.constexpr, LAST_STATE: tl.constexpr,
@@ -327,7 +328,7 @@ def combine_kernel(
         tl.store(last_state + (n * channels + c) * S + s, carry * LN2, valid)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=INTEGERS)
 def scan_kernel(
     x, delta, proj, weight, bias, A, B_const, C_const, D, ends, sums, out, last_state,
     k0, k1, length, line, step, subchunks, chunks,
@@ -392,7 +393,7 @@ def scan_kernel(
                         reach = reach + (C * p,)
                 sums_y = local
                 if WHOLE:
-                    h, after = scan_rows(p, h, side == 1)
+                    h, after = scan_rows(decay_of_rows(p, exists), h, side == 1)
                     sums_y = ()
                     for j in tl.static_range(J):
                         sums_y = sums_y + (local[j] + reach[j] * h,)

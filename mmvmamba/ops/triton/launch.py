@@ -76,12 +76,16 @@ class Launch(NamedTuple):
         """Compile for a GPU that need not be here, as a first run would; return Triton's kernel."""
         names = self.kernel.arg_names
         signature = {name: _type_name(value) for name, value in self.args.items()}
-        aligned = [name for name, value in self.args.items() if isinstance(value, Tensor)]
+        # Memory is aligned; on AMD a tensor of less than 2 GiB is addressed in 32 bits.
+        facts = [['tt.divisibility', 16]]
+        if target.backend == 'hip':
+            facts.append(['tt.pointer_range', 32])
+        tensors = [name for name, value in self.args.items() if isinstance(value, Tensor)]
         source = triton.compiler.ASTSource(
             fn=self.kernel,
             signature={name: signature.get(name, 'constexpr') for name in names},
             constexprs={(names.index(name),): value for name, value in self.constants.items()},
-            attrs={(names.index(name),): [['tt.divisibility', 16]] for name in aligned},
+            attrs={(names.index(name),): facts for name in tensors},
         )
         return triton.compile(source, target=target, options=self.options)
 
@@ -122,8 +126,8 @@ def plan_sweeps(orders: Sequence[int]) -> list[Sweep]:
 def choose_tile(tiles: Sequence[Tile], length: int, channels: int) -> tuple[Tile, bool]:
     """Return the tile for a sequence, and whether one program takes the sequence whole.
 
-    Low ranks are copied once for all channels of a tile, so tiles are wide, but for channels that
-    they do not divide.
+    Low ranks are copied once for all channels of a tile, so tiles are wide. One that does not
+    divide the channels is halved, but stays wider than high (backward.store_weight_gradients).
 
     Raises:
         ValueError: If the sequence is longer than the kernels count.

@@ -23,8 +23,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 def softplus(v, EXACT: tl.constexpr):
     """Return log2(1 + 2^v), which is max(v, 0) + log2(1 + t) with t = 2^-|v|.
 
-    log2(1 + t) / t is a minimax polynomial on [0, 1] with a relative error of 8.4e-6, or of 5e-9
-    for ``EXACT``.
+    log2(1 + t) / t is a minimax polynomial on [0, 1] with a relative error of 8.4e-6, or for
+    ``EXACT`` of 4.5e-8, which is below the rounding of float32.
     """
     t = tl.exp2(-tl.abs(v))
     if EXACT:
@@ -227,6 +227,15 @@ def zero_tiles(J: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
 
 
 # ---- scans over the rows of a tile ----
+
+
+@triton.jit
+def decay_of_rows(p, exists):
+    """Replace the decay of rows beyond the end by 1.
+
+    A scan multiplies it with states of zero, and for a positive A it may be infinite.
+    """
+    return tl.where(exists[0][:, None], p, 1.0)
 
 
 @triton.jit

@@ -35,6 +35,23 @@ def test_256_states(dtype):
     grid.check(case)
 
 
+def test_more_subchunks_than_a_program_combines_at_once():
+    case = dict(
+        length=1100, d_state=1, batch=1, channels=2, B='shared', C='shared', D=True, z=False,
+        bias=True, softplus=True, layout='dense', dtype=torch.float32, regime='A_near_0',
+    )  # fmt: skip
+    grid.check(case)
+
+
+def test_programs_that_sum_up_several_chunks(triton_on_cpu, monkeypatch):
+    monkeypatch.setattr(triton_on_cpu.launch, 'PROGRAMS', 1)
+    case = dict(
+        size=(17, 16), pattern=(3,), d_state=1, rank=1, channels=2, batch=3, layout='dense',
+        dtype=torch.float32, wide=True, regime='plain',
+    )  # fmt: skip
+    grid.check(case)
+
+
 def poisoned(function, *args, **kwargs):
     """Call a function with NaN in all memory that is allocated without a value."""
     before = torch.utils.deterministic.fill_uninitialized_memory

@@ -55,6 +55,18 @@ def test_narrow_output_is_the_rounded_wide_one():
     assert torch.equal(wide.bfloat16(), ss2d_scan(**inputs, backend='triton'))
 
 
+def test_positive_rates():
+    """Those of positions beyond the end of a map, which make infinite decays, change nothing."""
+    inputs = ss2d_inputs(9, 8, 1, channels=2, batch=1, dtype=torch.float32, pattern=(2,))
+    inputs['dt_weight'].zero_()
+    inputs['dt_bias'].fill_(1.0)
+    inputs['A'].fill_(0.9)
+    got = ss2d_scan(**inputs, pattern=(2,), backend='triton')
+    doubles = {k: v.double() for k, v in inputs.items()}
+    want = ss2d_scan(**doubles, pattern=(2,), backend='reference')
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize('d_state', [1, pytest.param(16, marks=pytest.mark.slow)])
 def test_long_sequences_of_tiny_decay_stay_finite(d_state):
     inputs = ss2d_inputs(1, 1500, d_state, channels=2, batch=1, dtype=torch.float32, pattern=(2,))

@@ -143,7 +143,7 @@ def assert_arguments(launches):
 def test_a_new_size_compiles_nothing(sizes, pattern, backward):
     """Neither constants differ, nor what Triton derives from arguments."""
     first, *others = (
-        [specialisation(item) for item in ss2d_plan(*size, pattern=pattern, backward=backward)[1]]
+        [specialization(item) for item in ss2d_plan(*size, pattern=pattern, backward=backward)[1]]
         for size in sizes
     )
     for other in others:
@@ -153,14 +153,14 @@ def test_a_new_size_compiles_nothing(sizes, pattern, backward):
 @pytest.mark.parametrize('backward', [False, True])
 def test_a_new_length_compiles_nothing(backward):
     first, *others = (
-        [specialisation(item) for item in sequence_plan(length, backward=backward)[1]]
+        [specialization(item) for item in sequence_plan(length, backward=backward)[1]]
         for length in (300, 1024, 1025)
     )
     for other in others:
         assert other == first
 
 
-def specialisation(item):
+def specialization(item):
     """Return what a compiled kernel depends on; integers must not be part of it."""
     for param in item.kernel.params:
         if isinstance(item.args.get(param.name), int):

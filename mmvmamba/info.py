@@ -164,12 +164,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar='MODEL',
         nargs='?',
         const='tiny',
-        help="compile the Triton kernels of a model for this GPU into Triton's cache; "
-        'defaults to tiny',
+        help="compile the Triton kernels of a model, 'tiny' if none is named, for this GPU into "
+        "Triton's cache",
     )
     names = [str(dtype).removeprefix('torch.') for dtype in TRITON_DTYPES]
     parser.add_argument(
-        '--dtype', choices=names, default='float16', help='input dtype for --warm-up'
+        '--dtype',
+        choices=names,
+        default='float16',
+        help='the dtype of autocast, or float32 without it, for --warm-up; defaults to float16',
     )
     args = parser.parse_args(argv)
     if args.warm_up is None:

@@ -28,6 +28,8 @@ NATIVE_DTYPES = {
     'cuda': FLOAT_DTYPES,
 }
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Triton's interpreter takes bfloat16 for integers.
+INTERPRETED_DTYPES = (torch.float32, torch.float16)
 #: The limit of mamba_ssm's kernels.
 MAX_STATE = 256
 #: The combination in Triton takes the direction of each walk from the bits of an integer.
@@ -157,7 +159,8 @@ def _why_not_native(op: str, device: torch.device, dtype: torch.dtype) -> str | 
 def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == 'meta':
         return None
-    return triton_error(device) or _dtype_error(device, dtype, TRITON_DTYPES)
+    allowed = INTERPRETED_DTYPES if device.type == 'cpu' else TRITON_DTYPES
+    return triton_error(device) or _dtype_error(device, dtype, allowed)
 
 
 def _why_not_triton_call(directions: int) -> str | None:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mmvmamba.ops import triton
+from mmvmamba.ops import backend, triton
 
 from . import interpreter
 
@@ -20,4 +20,5 @@ def triton_on_cpu(monkeypatch):
     with interpreter.interpreted() as modules:
         monkeypatch.setitem(sys.modules, f'{triton.__name__}.launch', modules.launch)
         monkeypatch.setattr(triton, 'interprets', lambda: True)
+        monkeypatch.setattr(backend, 'INTERPRETED_DTYPES', backend.TRITON_DTYPES)
         yield modules

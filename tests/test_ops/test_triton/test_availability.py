@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmvmamba.ops import triton
+from mmvmamba.ops.backend import why_not
 
 GPU, CPU = torch.device('cuda', 0), torch.device('cpu')
 
@@ -84,6 +85,13 @@ def test_other_devices(machine):
     assert triton.triton_error(torch.device('mps')) == 'a GPU is required'
     machine(interprets=True, version=None)
     assert triton.triton_error(CPU).startswith('triton cannot be imported')
+
+
+def test_the_interpreter_is_refused_bfloat16(machine):
+    machine(interprets=True)
+    assert why_not('triton', 'ss2d_scan', CPU, torch.float16) is None
+    reason = why_not('triton', 'ss2d_scan', CPU, torch.bfloat16)
+    assert reason == 'the kernels for cpu take float32, float16, not torch.bfloat16'
 
 
 @pytest.mark.parametrize(('value', 'on'), [('1', True), ('0', False), (None, False)])

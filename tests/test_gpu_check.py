@@ -234,6 +234,7 @@ def test_a_run_that_is_out_of_time_is_continued(run):
     assert (run.out / 'log.txt').read_text().count('item a') == 1
 
 
+@pytest.mark.slow  # its runs end after seconds of waiting
 def test_an_item_longer_than_a_run_does_not_block_the_others(run):
     plan = {'2': {'a': 'hang', 'b': 1}, '3': {'d': 1}}
     run(plan, minutes=3 / 60)

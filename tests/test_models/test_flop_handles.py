@@ -41,7 +41,13 @@ THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 
 @BACKENDS
 @pytest.mark.parametrize(
-    'settings', [{}, dict(scan='cascade'), dict(arch='vanilla_tiny'), dict(out_norm='dwconv3')]
+    'settings',
+    [
+        {},
+        dict(scan='cascade'),
+        dict(arch='vanilla_tiny'),
+        pytest.param(dict(out_norm='dwconv3'), marks=slow),
+    ],
 )
 def test_mmengine_counts_the_same(settings, backend):
     from mmengine.registry import MODELS

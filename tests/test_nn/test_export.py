@@ -71,14 +71,10 @@ def test_any_size_of_the_vanilla_architectures(out_indices):
     check(program.module(), model, PATCH_SIZES, limit=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'settings',
-    [
-        dict(scan='cascade'),
-        pytest.param(dict(scan='bidirectional'), marks=pytest.mark.slow),
-        pytest.param(dict(pos_embed_size=64), marks=pytest.mark.slow),
-        pytest.param(dict(norm='bn'), marks=pytest.mark.slow),
-    ],
+    [dict(scan='cascade'), dict(scan='bidirectional'), dict(pos_embed_size=64), dict(norm='bn')],
     ids=str,
 )
 def test_any_size_of_other_settings(settings):

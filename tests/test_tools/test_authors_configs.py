@@ -61,7 +61,7 @@ def segmentation(data_root, tmp_path):
     ('package', 'name', 'checkpoint', 'metric'),
     [
         ('mmdet', 'detection', 'epoch_1.pth', 'coco/bbox_mAP'),
-        ('mmseg', 'segmentation', 'iter_2.pth', 'mIoU'),
+        pytest.param('mmseg', 'segmentation', 'iter_2.pth', 'mIoU', marks=pytest.mark.slow),
     ],
 )
 def test_train_and_test(package, name, checkpoint, metric, request, tmp_path, run_here):

@@ -136,9 +136,8 @@ def products_in_half(graph):
 class TestOneModel:
     pytestmark = NEEDS_EXPORTER
 
-    @pytest.mark.parametrize(
-        'options', [pytest.param((), marks=pytest.mark.slow), ('--dynamic',)], ids=str
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize('options', [(), ('--dynamic',)], ids=str)
     def test_backbone_of_other_channels(self, options, classification_config, run_tool, tmp_path):
         config = tmp_path / 'config.py'
         config.write_text(

@@ -328,6 +328,7 @@ def finish(*started):
     return texts
 
 
+@pytest.mark.slow
 def test_two_agents_on_one_machine_are_one_job(start, classification_config, tmp_path):
     port = free_port()
     finish(

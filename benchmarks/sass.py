@@ -111,7 +111,7 @@ def why_not_comparable(baseline: Row) -> str | None:
 
 
 def check(rows: Iterable[Row], baseline: Row) -> list[str]:
-    """List the kernels whose instructions rose by more than a tenth over the baseline, or stack."""
+    """List the kernels whose instructions or stack exceed the baseline by more than is allowed."""
     problems = []
     for row in rows:
         name = f'{setting_of(row)}: {row["kernel"]}'

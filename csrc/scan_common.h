@@ -1,6 +1,5 @@
 // Constants and plain structures that all kernels share.
-// No torch header: the kernels take raw pointers and sizes, so that they also compile in the host
-// harness of the tests.
+// No torch header: the kernels take raw pointers and sizes.
 #pragma once
 
 #include <cstdint>

@@ -3,10 +3,8 @@
 //
 // A block is `lanes` threads over neighboring channels times kWalkers threads over the positions
 // of a chunk, kTile positions each. Its body is written in phases, `block.each(f)`: f runs for each
-// thread, then all wait for each other. On the GPU the threads run side by side; the host harness
-// of the tests runs them one after the other, in either order, with these very functions. So no
-// phase may read what another thread writes in the same phase, and no instruction exchanges values
-// inside of a warp: its size is not assumed.
+// thread, then all wait for each other. So no phase may read what another thread writes in the same
+// phase, and no instruction exchanges values inside of a warp: its size is not assumed.
 #pragma once
 
 #include "scan_args.h"

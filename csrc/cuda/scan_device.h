@@ -1,4 +1,4 @@
-// The device that runs the scan kernels. The host harness of the tests defines one of its own.
+// The device that runs the scan kernels.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

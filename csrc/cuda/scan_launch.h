@@ -1,4 +1,4 @@
-// How a call is split into blocks and launches, for a GPU and for the host harness of the tests.
+// How a call is split into blocks and launches.
 #pragma once
 
 #include <vector>

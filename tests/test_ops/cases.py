@@ -15,8 +15,8 @@ ALL_ORDERS = {
 #: The dtypes of the CUDA kernels.
 HALF = {'dtype': [torch.float32, torch.float16, torch.bfloat16, torch.float64]}
 #: The least and the most blocks, and as little shared memory as the smallest GPUs have: settings of
-#: the host harness.
-SPLITS = {'blocks': [1, 512], 'descending': [False, True], 'shared': [64 * 1024, 99 * 1024]}
+#: the emulator.
+SPLITS = {'blocks': [1, 512], 'seed': [0, 1], 'shared': [64 * 1024, 99 * 1024]}
 REGIMES = ('plain', 'dt_30', 'dt_far', 'A_near_0', 'A_-1e4', 'x_limit')
 
 
@@ -57,10 +57,10 @@ def native_cases(factors, small, draws, fast=17_000):
 
 
 def kernel_cases(module):
-    """The cases of the CUDA kernels, the same on the host harness and on a GPU.
+    """The cases of the CUDA kernels, the same in the emulator and on a GPU.
 
-    Errors are compared with chance in them: a case that passes on the harness, which runs the very
-    code, passes on a GPU.
+    Errors are compared with chance in them: a case that passes in the emulator, which runs the
+    very code, passes on a GPU.
     """
     return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, fast=1500)
 

@@ -1,4 +1,4 @@
-"""The native and the Triton kernels on a GPU: the host harness's grid, and GPU-only behavior.
+"""The native and the Triton kernels on a GPU: the emulator's grid, and GPU-only behavior.
 
 With MMVMAMBA_REQUIRE_CUDA=1 it is an error if neither can run, see conftest.py.
 """
@@ -60,7 +60,7 @@ def with_dtypes(dtypes):
 
 
 def with_cases(module):
-    """Parametrize over backends and cases of the host harness, without its own settings."""
+    """Parametrize over backends and cases of the emulator, without its own settings."""
     found = []
     for parameter in kernel_cases(module):
         case = {k: v for k, v in parameter.values[0].items() if k not in SPLITS}

@@ -1,7 +1,7 @@
-"""The CUDA kernels' code, run on the CPU by the host harness, over the grid of the CPU kernels.
+"""The CUDA kernels in the emulator, over the grid of the CPU kernels.
 
-What this cannot show is what happens when threads run at the same time, save one thing: a result
-that changes with the order of the threads would be a race.
+Threads run in a random order from one barrier to the next: a result that changes with the seed
+would be a race. Under ThreadSanitizer (``make sanitize``) a race is found by itself.
 """
 
 import functools
@@ -15,7 +15,6 @@ import torch
 
 from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 
-from . import on_host
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
@@ -25,25 +24,29 @@ from .cases import (
     selective_inputs,
     ss2d_inputs,
 )
+from .emulator import ops as emulated
 
-pytestmark = pytest.mark.skipif(not on_host.can_build(), reason='no C++ compiler or no ninja')
+#: Of the order of the threads, each block of threads, and what uninitialized memory holds.
+SEEDS = range(4)
+
+pytestmark = pytest.mark.skipif(not emulated.can_build(), reason='no C++ compiler or no ninja')
 
 
 def settings(case):
-    """Takes the harness's settings out of a case."""
+    """Takes the emulator's settings out of a case."""
     case = dict(case)
-    on_host.host().set(*(case.pop(name) for name in ('descending', 'blocks', 'shared')))
+    emulated.configure(*(case.pop(name) for name in ('seed', 'blocks', 'shared')))
     return case
 
 
 @pytest.mark.parametrize('case', list(kernel_cases(ss2d)))
 def test_ss2d_scan_is_as_exact_as_eager(case):
-    ss2d.compare_with_eager(settings(case), functools.partial(run, on_host.ss2d_scan))
+    ss2d.compare_with_eager(settings(case), functools.partial(run, emulated.ss2d_scan))
 
 
 @pytest.mark.parametrize('case', list(kernel_cases(selective)))
 def test_selective_scan_is_as_exact_as_eager(case):
-    selective.compare_with_eager(settings(case), functools.partial(run, on_host.selective_scan))
+    selective.compare_with_eager(settings(case), functools.partial(run, emulated.selective_scan))
 
 
 @pytest.mark.parametrize('blocks', [1, 512])
@@ -52,67 +55,70 @@ def test_order_of_threads_does_not_matter(d_state, channels, rank, blocks):
     """Bit for bit, forward and backward: a phase reads nothing that another thread writes in it."""
     inputs = ss2d_inputs(9, 29, d_state, rank, 1, channels, torch.float32)
     results = []
-    for descending in (False, True):
-        on_host.host().set(descending, blocks, 99 * 1024)
-        results.append(run(on_host.ss2d_scan, inputs))
+    for seed in SEEDS:
+        emulated.configure(seed, blocks)
+        results.append(run(emulated.ss2d_scan, inputs))
     for name, value in results[0].items():
-        assert torch.equal(results[1][name], value), name
+        for other in results[1:]:
+            assert torch.equal(other[name], value), name
 
 
 @pytest.mark.parametrize('form', ['shared', 'grouped', 'all', 'constant'])
 def test_order_of_threads_does_not_matter_in_1d(form):
     inputs = selective_inputs(200, 5, 2, 6, B=form, C=form, dtype=torch.float32)
     results = []
-    for descending in (False, True):
-        on_host.host().set(descending, 512, 99 * 1024)
-        results.append(run(on_host.selective_scan, inputs, delta_softplus=True))
+    for seed in SEEDS:
+        emulated.configure(seed)
+        results.append(run(emulated.selective_scan, inputs, delta_softplus=True))
     for name, value in results[0].items():
-        assert torch.equal(results[1][name], value), name
+        for other in results[1:]:
+            assert torch.equal(other[name], value), name
 
 
 def test_large_images_and_large_batches_are_split_into_many_blocks():
     """Split of the kernels, by the number of their blocks."""
-    counts = {}
+    blocks = {}
     for name, size, batch in (('image', (40, 80), 1), ('batch', (7, 7), 128)):
         inputs = ss2d_inputs(*size, 1, 2, batch, 8, torch.float32)
-        on_host.host().set(False, 32, 99 * 1024)
+        emulated.configure(blocks=32)
         with torch.no_grad():
-            on_host.ss2d_scan(**inputs)
-        counts[name] = on_host.host().counts()
-    # 50 chunks in 25 segments: a summary of four directions, then rows, then columns.
-    assert counts['image'] == (4, 25 * (2 + 2 + 1 + 1))
+            emulated.ss2d_scan(**inputs)
+        blocks[name] = [count for count, *_ in emulated.launches()]
+    # 50 chunks in 25 segments: a summary and the combination of two directions along rows, of two
+    # along columns, then rows, then columns.
+    assert blocks['image'] == [2 * 25, 1, 2 * 25, 1, 25, 25]
     # Nothing to split: one launch for all directions.
-    assert counts['batch'] == (1, 128)
+    assert blocks['batch'] == [128]
 
 
 def test_result_does_not_depend_on_the_split():
     inputs = ss2d_inputs(20, 33, 1, 3, 2, 5, torch.float64)
     results = []
     for blocks in (1, 7, 512):
-        on_host.host().set(False, blocks, 99 * 1024)
-        results.append(run(on_host.ss2d_scan, inputs))
+        emulated.configure(blocks=blocks)
+        results.append(run(emulated.ss2d_scan, inputs))
     for name, value in results[0].items():
         for other in results[1:]:
             torch.testing.assert_close(other[name], value, rtol=1e-12, atol=1e-12, msg=name)
 
 
 def test_narrow_output_is_the_rounded_wide_one():
-    on_host.host().set(False, 512, 99 * 1024)
+    emulated.configure()
     inputs = ss2d_inputs(9, 13, dtype=torch.float16)
-    wide = on_host.ss2d_scan(**inputs, out_dtype=torch.float32)
-    narrow = on_host.ss2d_scan(**inputs)
+    wide = emulated.ss2d_scan(**inputs, out_dtype=torch.float32)
+    narrow = emulated.ss2d_scan(**inputs)
     assert torch.equal(wide.half(), narrow)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize('length', [1, 65, 200])
 def test_last_state(length, dtype):
-    on_host.host().set(False, 512, 99 * 1024)
+    emulated.configure()
     inputs = selective_inputs(length=length, d_state=5, channels=18, dtype=dtype)
     options = {'delta_softplus': True, 'return_last_state': True}
     from mmvmamba.ops import selective_scan
 
-    _, got = on_host.selective_scan(**inputs, **options)
+    _, got = emulated.selective_scan(**inputs, **options)
     doubles = {k: v.double() for k, v in inputs.items()}
     _, want = selective_scan(**doubles, **options, backend='reference')
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
@@ -120,16 +126,16 @@ def test_last_state(length, dtype):
 
 @pytest.mark.parametrize('batch', [0, 2])
 def test_empty_sequences(batch):
-    on_host.host().set(False, 512, 99 * 1024)
+    emulated.configure()
     inputs = selective_inputs(length=0 if batch else 5, batch=batch)
-    result = run(on_host.selective_scan, inputs)
+    result = run(emulated.selective_scan, inputs)
     for name, value in inputs.items():
         assert result[f'grad_{name}'].shape == value.shape
 
 
 def test_offsets_beyond_32_bits():
     """Strides whose products pass 2^31: the elements of a view that repeats one row 70000 times."""
-    on_host.host().set(False, 512, 99 * 1024)
+    emulated.configure()
     length, stride = 70, 2**26 + 3
     # (1, 1, L) with positions 2^26 apart: the storage is reserved and never touched in between.
     room = torch.empty(length * stride, dtype=torch.float16)
@@ -137,17 +143,17 @@ def test_offsets_beyond_32_bits():
     u = room.as_strided((1, 1, length), (0, 0, stride))
     u.copy_(inputs['u'])
     assert u.stride(2) * (length - 1) > 2**31
-    got = on_host.selective_scan(**inputs | {'u': u}, delta_softplus=True)
-    want = on_host.selective_scan(**inputs, delta_softplus=True)
+    got = emulated.selective_scan(**inputs | {'u': u}, delta_softplus=True)
+    want = emulated.selective_scan(**inputs, delta_softplus=True)
     assert want.isfinite().all()
     assert torch.equal(got, want)
 
 
 def test_too_little_shared_memory_is_an_error():
-    on_host.host().set(False, 512, 1024)
+    emulated.configure(shared=1024)
     with pytest.raises(RuntimeError, match='shared memory for 2 states and rank 2'):
-        on_host.ss2d_scan(**ss2d_inputs())
-    on_host.host().set(False, 512, 99 * 1024)
+        emulated.ss2d_scan(**ss2d_inputs())
+    emulated.configure()
 
 
 @pytest.mark.parametrize(
@@ -160,13 +166,13 @@ def test_too_little_shared_memory_is_an_error():
 def test_wrong_arguments(change, message):
     inputs = ss2d_inputs() | change
     with pytest.raises(RuntimeError, match=message):
-        on_host.host().ss2d_scan(*inputs.values(), [0, 1, 2, 3], torch.float64, False)
+        emulated.library().ss2d_scan(*inputs.values(), [0, 1, 2, 3], torch.float64, False)
 
 
 def test_integers_are_refused():
     inputs = {k: v.int() for k, v in ss2d_inputs().items()}
     with pytest.raises(RuntimeError, match='must be Float, but is Int'):
-        on_host.host().ss2d_scan(*inputs.values(), [0, 1, 2, 3], torch.int32, False)
+        emulated.library().ss2d_scan(*inputs.values(), [0, 1, 2, 3], torch.int32, False)
 
 
 @pytest.mark.slow
@@ -181,9 +187,9 @@ def test_integers_are_refused():
     ],
 )  # fmt: skip
 def test_planted_errors_are_found(file, right, wrong, tmp_path):
-    """Check that the harness includes the headers of the kernels themselves."""
+    """Check that the emulator compiles the kernels themselves."""
     csrc = tmp_path / 'csrc'
-    shutil.copytree(on_host.ROOT / 'csrc', csrc)
+    shutil.copytree(emulated.ROOT / 'csrc', csrc)
     path = csrc / 'cuda' / file
     text = re.sub(r'\n\s*', ' ', path.read_text()) if '\n' in right else path.read_text()
     assert right in text
@@ -192,26 +198,26 @@ def test_planted_errors_are_found(file, right, wrong, tmp_path):
         'import sys; sys.path.insert(0, sys.argv[1])\n'
         'from pathlib import Path\n'
         'import torch\n'
-        'from test_ops import on_host\n'
+        'from test_ops.emulator import ops as emulated\n'
         'from test_ops.cases import assert_as_exact_as_eager, run, ss2d_inputs\n'
         'from mmvmamba.ops.ss2d_scan import ss2d_scan_reference\n'
-        'on_host.build(Path(sys.argv[2]), Path(sys.argv[3]), "planted")\n'
-        'on_host.host = lambda: torch.ops.mmvmamba_host\n'
+        'emulated.build(Path(sys.argv[2]), Path(sys.argv[3]), "planted")\n'
+        'emulated.library = lambda: torch.ops.mmvmamba_emulated\n'
         'inputs = ss2d_inputs(9, 17, 1, 2, 1, 3, torch.float32)\n'
         'exact = run(ss2d_scan_reference, inputs, torch.float64)\n'
         'eager = run(ss2d_scan_reference, inputs)\n'
-        'assert_as_exact_as_eager([run(on_host.ss2d_scan, inputs)], [[eager]], [exact])\n'
+        'assert_as_exact_as_eager([run(emulated.ss2d_scan, inputs)], [[eager]], [exact])\n'
     )
     build = tmp_path / 'build'
-    command = [sys.executable, '-c', code, str(on_host.ROOT / 'tests'), str(csrc), str(build)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=on_host.ROOT)
+    command = [sys.executable, '-c', code, str(emulated.ROOT / 'tests'), str(csrc), str(build)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=emulated.ROOT)
     assert result.returncode != 0
     assert 'AssertionError' in result.stderr and 'allowed' in result.stderr, result.stderr
 
 
 def test_reference_of_the_planted_errors_is_met_without_them():
-    on_host.host().set(False, 512, 99 * 1024)
+    emulated.configure()
     inputs = ss2d_inputs(9, 17, 1, 2, 1, 3, torch.float32)
     exact = run(ss2d_scan_reference, inputs, torch.float64)
     eager = run(ss2d_scan_reference, inputs)
-    assert_as_exact_as_eager([run(on_host.ss2d_scan, inputs)], [[eager]], [exact])
+    assert_as_exact_as_eager([run(emulated.ss2d_scan, inputs)], [[eager]], [exact])

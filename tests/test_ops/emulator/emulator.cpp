@@ -125,7 +125,8 @@ enum class State { kReady, kBarrier, kWarp, kDone };
 struct Thread {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
-  void* fiber = nullptr;       // ThreadSanitizer's
+  // ThreadSanitizer's; a block and the next one must not be ordered by having the same.
+  void *fiber = nullptr, *fibers[2] = {};
   void* fake_stack = nullptr;  // AddressSanitizer's
   uint3 index = {};
   int rank = 0;
@@ -151,6 +152,7 @@ struct Launch {
   std::map<const void*, std::pair<char*, size_t>> variables;
   char* shared = nullptr;
   std::vector<std::pair<char*, size_t>> used;  // ThreadSanitizer must not see it again
+  uint64_t blocks = 0;                         // that have run
   std::string error;
 };
 
@@ -230,7 +232,20 @@ void switch_to(Thread& to, bool leave = false) {
   finish_switch();
 }
 
+#ifdef CUDA_EMULATOR_THREAD
+// What is written and allocated meanwhile, ThreadSanitizer does not take for an access of a thread.
+struct Unseen {
+  Unseen() { AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unseen() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); }
+};
+#else
+struct Unseen {
+  ~Unseen() {}
+};
+#endif
+
 // A sync is an address: what was released there happened before what acquires it.
+char launch_begin, launch_end;
 char* barrier_sync(int index) { return block.syncs + index % 2; }
 char* warp_sync(int warp, int index) { return block.syncs + 2 + warp * kSyncs + index % kSyncs; }
 void release(char* sync) {
@@ -271,6 +286,7 @@ const char* name(const Thread& thread) {
 }
 
 [[noreturn]] void deadlock() {
+  const Unseen unseen;
   std::string& message = launch_now->error = "a deadlock";
   for (const State state : {State::kBarrier, State::kWarp}) {
     int count = 0;
@@ -307,6 +323,7 @@ void resume_next(bool leave = false) {
 
 extern "C" void cuda_emulator_start() {
   finish_switch();
+  acquire(&launch_begin);
   launch_now->thread(launch_now->arguments);
   Thread& self = *current;
   self.state = State::kDone;
@@ -327,7 +344,7 @@ extern "C" void cuda_emulator_start() {
            name(other), self.index.x, self.index.y, self.index.z, where(other));
     }
   }
-  release(block.syncs + 2 + block.warps.size() * kSyncs);
+  release(&launch_end);
   resume_next(true);
   std::abort();
 }
@@ -343,11 +360,14 @@ void prepare(Thread& thread, int rank) {
   thread.fake_stack = nullptr;
   thread.pending.clear();
   thread.groups.clear();
+  const Unseen unseen;
 #ifdef CUDA_EMULATOR_ADDRESS
   __asan_unpoison_memory_region(thread.stack, kStack);
 #endif
 #ifdef CUDA_EMULATOR_THREAD
-  thread.fiber = __tsan_create_fiber(0);
+  void*& fiber = thread.fibers[launch_now->blocks % 2];
+  if (fiber == nullptr) fiber = __tsan_create_fiber(0);
+  thread.fiber = fiber;
 #endif
   char* const top = thread.stack + kStack;
   std::memset(top - kPoisonedStack, poison(), kPoisonedStack);
@@ -378,11 +398,10 @@ void add_to_pool() {
 // AddressSanitizer sees what lies beyond an allocation by itself. ThreadSanitizer must not see one
 // block's memory in another, nor the end of its life, before the launch ends: pages of its own.
 char* allocate(size_t bytes) {
+  const Unseen unseen;
 #if defined(CUDA_EMULATOR_THREAD)
-  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);  // nobody has written it yet
   char* memory = static_cast<char*>(
       mmap(nullptr, bytes + kCanary, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
   launch_now->used.emplace_back(memory, bytes + kCanary);
 #elif defined(CUDA_EMULATOR_ADDRESS)
   char* memory = static_cast<char*>(std::malloc(bytes));
@@ -418,10 +437,11 @@ void run_block(uint64_t index) {
   block.run_ahead = random_below(2) == 0;
   block.warps.assign((block.threads + 31) / 32, {});
   block.ready.clear();
+  block.ready.reserve(block.threads);
   while (static_cast<int>(pool.size()) < block.threads) add_to_pool();
   launch_now->shared = allocate(config.shared);
 #ifdef CUDA_EMULATOR_THREAD
-  block.syncs = allocate(3 + block.warps.size() * kSyncs);
+  block.syncs = allocate(2 + block.warps.size() * kSyncs);
 #endif
   for (int i = 0; i < block.threads; ++i) {
     prepare(*pool[i], i);
@@ -430,15 +450,24 @@ void run_block(uint64_t index) {
   }
   shuffle(block.ready, 0);
   resume_next();
-  acquire(block.syncs + 2 + block.warps.size() * kSyncs);
-#ifdef CUDA_EMULATOR_THREAD
-  for (int i = 0; i < block.threads; ++i) __tsan_destroy_fiber(pool[i]->fiber);
-#endif
+  ++launch_now->blocks;
   release_memory(launch_now->shared, config.shared);
   for (const auto& variable : launch_now->variables) {
     release_memory(variable.second.first, variable.second.second);
   }
   launch_now->variables.clear();
+}
+
+// Those of threads that failed never end.
+void forget_fibers() {
+#ifdef CUDA_EMULATOR_THREAD
+  for (const auto& thread : pool) {
+    for (void*& fiber : thread->fibers) {
+      if (fiber != nullptr) __tsan_destroy_fiber(fiber);
+      fiber = nullptr;
+    }
+  }
+#endif
 }
 
 cudaError_t check(const void* kernel, const Config& config) {
@@ -562,6 +591,7 @@ unsigned char poison() { return the_settings.seed % 2 == 0 ? 0x7f : 0xff; }
 void fail(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
+  const Unseen unseen;
   char buffer[1024];
   std::vsnprintf(buffer, sizeof(buffer), format, arguments);
   va_end(arguments);
@@ -663,6 +693,7 @@ unsigned live_lanes() {
 void* dynamic_shared() { return launch_now->shared; }
 
 void* shared_variable(const void* key, size_t bytes) {
+  const Unseen unseen;
   auto& variable = launch_now->variables[key];
   if (variable.first == nullptr) variable = {allocate(bytes), bytes};
   return variable.first;
@@ -680,8 +711,14 @@ bool in_shared(const void* from, size_t bytes) {
   return false;
 }
 
-void issue_copy(const Copy& copy) { current->pending.push_back(copy); }
-void commit_copies() { current->groups.push_back(current->pending.size()); }
+void issue_copy(const Copy& copy) {
+  const Unseen unseen;
+  current->pending.push_back(copy);
+}
+void commit_copies() {
+  const Unseen unseen;
+  current->groups.push_back(current->pending.size());
+}
 bool take_copy(size_t groups, Copy& copy) {
   Thread& self = *current;
   while (self.groups.size() > groups && self.groups.front() == 0) {
@@ -702,7 +739,7 @@ void run(const void* kernel, const Config& config, void (*thread)(void*), void* 
   the_settings.launches.push_back({static_cast<int64_t>(count),
                                    static_cast<int64_t>(size.x) * size.y * size.z,
                                    static_cast<int64_t>(config.shared)});
-  Launch launch{thread, arguments, config, {}, nullptr, {}, {}};
+  Launch launch{thread, arguments, config, {}, nullptr, {}, 0, {}};
   launch_now = &launch;
   blockDim = config.block;
   gridDim = config.grid;
@@ -715,6 +752,7 @@ void run(const void* kernel, const Config& config, void (*thread)(void*), void* 
   std::vector<uint32_t> order(count);
   for (uint64_t i = 0; i < count; ++i) order[i] = static_cast<uint32_t>(i);
   shuffle(order, 0);
+  release(&launch_begin);
   for (const uint32_t index : order) {
     run_block(index);
     if (launch.error.empty()) continue;
@@ -722,8 +760,10 @@ void run(const void* kernel, const Config& config, void (*thread)(void*), void* 
     std::snprintf(place, sizeof(place), " [block (%u, %u, %u) of the launch at %s:%d]", blockIdx.x,
                   blockIdx.y, blockIdx.z, config.site.file, config.site.line);
     set_error(cudaErrorLaunchFailure, launch.error + place);
+    forget_fibers();
     break;
   }
+  acquire(&launch_end);
   for (const auto& memory : launch.used) munmap(memory.first, memory.second);
   launch_now = nullptr;
 }

@@ -58,16 +58,18 @@ def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_emulated'):
         flags += ['-mfma', '-ffp-contract=fast']  # as on a GPU
     flags += translate.SANITIZERS[sanitize]
     flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000', '-DUSE_CUDA']
-    runtime = translate.build_runtime(folder, sanitize)
-    torch.utils.cpp_extension.load(
-        name + (f'_{sanitize}' if sanitize else ''),
-        [str(path) for path in [*sources, translate.FOLDER / 'device.cpp']],
-        extra_cflags=flags,
-        extra_ldflags=[str(runtime), '-Wl,-Bsymbolic', *translate.SANITIZERS[sanitize]],
-        extra_include_paths=[str(folder / 'csrc'), str(translate.INCLUDE), str(translate.FOLDER)],
-        build_directory=str(folder),
-        is_python_module=False,
-    )
+    include = [str(folder / 'csrc'), str(translate.INCLUDE), str(translate.FOLDER)]
+    with translate.without_preload():
+        runtime = translate.build_runtime(folder, sanitize)
+        torch.utils.cpp_extension.load(
+            name + (f'_{sanitize}' if sanitize else ''),
+            [str(path) for path in [*sources, translate.FOLDER / 'device.cpp']],
+            extra_cflags=flags,
+            extra_ldflags=[str(runtime), '-Wl,-Bsymbolic', *translate.SANITIZERS[sanitize]],
+            extra_include_paths=include,
+            build_directory=str(folder),
+            is_python_module=False,
+        )
 
 
 @functools.cache

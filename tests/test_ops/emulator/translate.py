@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -133,6 +134,17 @@ def translate_tree(source, target, edit=lambda text, path: text):
         if out.suffix == '.cpp':
             wanted.append(out)
     return wanted
+
+
+@contextlib.contextmanager
+def without_preload():
+    """Keep a sanitizer that was loaded before Python out of the compiler."""
+    preload = os.environ.pop('LD_PRELOAD', None)
+    try:
+        yield
+    finally:
+        if preload is not None:
+            os.environ['LD_PRELOAD'] = preload
 
 
 def compiler():

@@ -90,6 +90,8 @@ def translate_shared(text):
     masked, pieces, last = mask(text), [], 0
     for index, found in enumerate(SHARED.finditer(masked)):
         kind, name, dims = (found[group].strip() for group in ('type', 'name', 'dims'))
+        if ',' in re.sub('<.*>', '', kind):
+            raise ValueError(f'more than one variable in {found.group()!r}')
         if found['extern']:
             if dims.replace(' ', '') != '[]':
                 raise ValueError(f'not an array of dynamic shared memory: {found.group()!r}')

@@ -8,7 +8,8 @@
 #   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make fuzz      read FUZZ_FILES generated malicious checkpoints, seeded by FUZZ_SEED
-#   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer, and emulated
+#                  CUDA kernels under ThreadSanitizer too (SANITIZERS="address thread")
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
 #   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
@@ -35,6 +36,7 @@ FUZZ_FILES ?= 20000
 FUZZ_SEED ?= 0
 # The number of the first file: a file depends on the seed and its number alone.
 FUZZ_FIRST ?= 0
+SANITIZERS ?= address thread
 WORK_DIR ?= work_dirs/demo
 BENCH_DIR ?= work_dirs/benchmarks
 DOCS_DIR ?= build/docs
@@ -64,7 +66,8 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off
 EXT_SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
-CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(EXT_SOURCES))
+CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(EXT_SOURCES) \
+	$(wildcard tests/test_ops/emulator/*.* tests/test_ops/emulator/*/*.*))
 SANITIZE_DIR := build/sanitize
 WHEEL_DIR := build/wheel
 # mmvmamba is installed from a wheel, or from this folder, without its extension if there is no C++
@@ -75,11 +78,11 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all coverage chaos fuzz lint format bench docs linkcheck sanitize gpu-check \
-	sanitize-cuda wheel clean
+.PHONY: help setup demo test test-all coverage chaos fuzz lint format bench docs linkcheck sanitize \
+	sanitize-address sanitize-thread gpu-check sanitize-cuda wheel clean
 
 help:
-	@sed -n '2,17s/^# *//p' Makefile
+	@sed -n '2,18s/^# *//p' Makefile
 
 setup: $(READY)
 	$(call say,$(VENV) is ready)
@@ -158,7 +161,22 @@ SANITIZE_ENV = MMVMAMBA_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZE_DIR)/lib PYTH
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
-sanitize: $(READY)
+# The emulator (tests/test_ops/emulator) tells ThreadSanitizer of the threads of a GPU. Its memory map
+# does not fit every random layout of a process. One seed: it needs no wrong result to find a race.
+TSAN_ENV = MMVMAMBA_SANITIZE=thread PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
+	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
+	$$(setarch -R true 2>/dev/null && echo setarch -R)
+TSAN_TESTS = order_of_threads or last_state or narrow_output
+
+sanitize: $(SANITIZERS:%=sanitize-%)
+
+sanitize-thread: $(READY)
+	$(call say,emulated CUDA kernels under ThreadSanitizer)
+	$(TSAN_ENV) $(BIN)/pytest tests/test_ops/test_cuda_emulated.py -k "$(TSAN_TESTS)" \
+		-p no:cacheprovider --capture=sys $(PYTEST_ARGS)
+
+sanitize-address: $(READY)
 	$(call say,sanitizer build of the extension)
 	rm -rf $(SANITIZE_DIR)/lib
 	MMVMAMBA_SANITIZE=1 MMVMAMBA_BUILD_EXT=1 $(BIN)/python setup.py --quiet build \

@@ -25,9 +25,10 @@ from .cases import (
     ss2d_inputs,
 )
 from .emulator import ops as emulated
+from .emulator import translate
 
 #: Of the order of the threads, each block of threads, and what uninitialized memory holds.
-SEEDS = range(4)
+SEEDS = range(1 if translate.sanitizer() == 'thread' else 4)
 
 pytestmark = pytest.mark.skipif(not emulated.can_build(), reason='no C++ compiler or no ninja')
 
@@ -50,10 +51,18 @@ def test_selective_scan_is_as_exact_as_eager(case):
 
 
 @pytest.mark.parametrize('blocks', [1, 512])
-@pytest.mark.parametrize(('d_state', 'channels', 'rank'), [(1, 140, 6), (5, 40, 70), (9, 70, 1)])
-def test_order_of_threads_does_not_matter(d_state, channels, rank, blocks):
+@pytest.mark.parametrize(
+    ('d_state', 'channels', 'rank', 'dtype'),
+    [
+        (1, 140, 6, torch.float32),
+        (1, 70, 3, torch.float16),
+        (5, 40, 70, torch.float32),
+        (9, 34, 1, torch.bfloat16),
+    ],
+)
+def test_order_of_threads_does_not_matter(d_state, channels, rank, dtype, blocks):
     """Bit for bit, forward and backward: a phase reads nothing that another thread writes in it."""
-    inputs = ss2d_inputs(9, 29, d_state, rank, 1, channels, torch.float32)
+    inputs = ss2d_inputs(9, 29, d_state, rank, 1, channels, dtype)
     results = []
     for seed in SEEDS:
         emulated.configure(seed, blocks)
@@ -213,7 +222,9 @@ def test_planted_errors_are_found(file, right, wrong, tmp_path):
     command = [sys.executable, '-c', code, str(emulated.ROOT / 'tests'), str(csrc), str(build)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=emulated.ROOT)
     assert result.returncode != 0
-    assert re.search('AssertionError: .*(allowed|finite)', result.stderr), result.stderr
+    # Without barriers a thread may take poison for a position, and the process ends.
+    if result.returncode > 0 or file != 'scan_kernel.cuh':
+        assert re.search('AssertionError: .*(allowed|finite)', result.stderr), result.stderr
 
 
 def test_reference_of_the_planted_errors_is_met_without_them():

@@ -1,4 +1,4 @@
-"""The CUDA emulator itself: its instructions against NumPy, and planted errors that it must find."""
+"""Instructions of the CUDA emulator against NumPy, and planted errors that it must find."""
 
 import os
 import platform

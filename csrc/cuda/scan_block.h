@@ -161,16 +161,25 @@ MMVMAMBA_BLOCK void write_map(const MapView& sum, const MapView& narrow, bool fi
   T* total = static_cast<T*>(sum.data) + sample * sum.batch + channel * sum.channel;
   const bool to_narrow = last_direction && narrow.data != nullptr;
   io_t* out = static_cast<io_t*>(narrow.data) + sample * narrow.batch + channel * narrow.channel;
+  // Loads before stores, which might alias: a load that waits for its neighbor's store would leave
+  // one in flight at a time.
+  T value[kTile];
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    const int l = first + t;
+    value[t] = !first_direction && l < chunk.length ? total[chunk.position[l] * sum.position] : T(0);
+  }
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) value[t] += tile[t];
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) {
     const int l = first + t;
     if (l >= chunk.length) continue;
     const int64_t p = chunk.position[l];
-    const T value = first_direction ? tile[t] : total[p * sum.position] + tile[t];
     if (to_narrow) {
-      out[p * narrow.position] = static_cast<io_t>(value);
+      out[p * narrow.position] = static_cast<io_t>(value[t]);
     } else {
-      total[p * sum.position] = value;
+      total[p * sum.position] = value[t];
     }
   }
 }

@@ -39,7 +39,7 @@ struct ScanSizes {
 
 constexpr int kMaxDirections = 8;  // of one launch
 
-constexpr int kMaxLanes = 64;  // of a block
+constexpr int kMaxLanes = 64, kLaneStep = 32;  // of a block
 
 // States that are worked on at a time where there are several.
 constexpr int kForwardGroup = 8, kBackwardGroup = 4;

@@ -6,10 +6,10 @@
 
 namespace mmvmamba {
 
-template <typename io_t, int kGroup>
+template <typename io_t, int kGroup, int kLanes>
 cudaError_t launch_backward_group(const ScanBackward& args, bool summary, cudaStream_t stream) {
-  using Summary = BackwardScan<io_t, kGroup, true>;
-  using Full = BackwardScan<io_t, kGroup, false>;
+  using Summary = BackwardScan<io_t, kGroup, true, kLanes>;
+  using Full = BackwardScan<io_t, kGroup, false, kLanes>;
   const bool on_chip = args.keep_weight_on_chip;
   return summary
              ? launch_scan<Summary>(args, true, Summary::Shared::size(args.sizes, on_chip), stream)
@@ -18,9 +18,12 @@ cudaError_t launch_backward_group(const ScanBackward& args, bool summary, cudaSt
 
 template <typename io_t>
 cudaError_t launch_backward_io(const ScanBackward& args, bool summary, cudaStream_t stream) {
-  return args.sizes.states == 1
-             ? launch_backward_group<io_t, 1>(args, summary, stream)
-             : launch_backward_group<io_t, kBackwardGroup>(args, summary, stream);
+  if (args.sizes.states > 1) {
+    return launch_backward_group<io_t, kBackwardGroup, 0>(args, summary, stream);
+  }
+  return args.sizes.lanes == kMaxLanes
+             ? launch_backward_group<io_t, 1, kMaxLanes>(args, summary, stream)
+             : launch_backward_group<io_t, 1, kLaneStep>(args, summary, stream);
 }
 
 #define MMVMAMBA_BACKWARD(io_t) \

@@ -11,12 +11,16 @@
 namespace mmvmamba {
 
 // kGroup, kSummary: as in the forward; a summary is of the gradients that flow back.
-template <typename io_t, int kGroup_, bool kSummary>
+template <typename io_t, int kGroup_, bool kSummary, int kLanes_ = 0>
 struct BackwardScan {
   using io = io_t;
   using T = typename Accumulate<io_t>::type;
   using Args = ScanBackward;
-  static constexpr int kGroup = kGroup_, kTile = 8, kWalkers = kSteps / kTile;
+  static constexpr int kLanes = kLanes_, kGroup = kGroup_, kTile = 8, kWalkers = kSteps / kTile;
+
+  static MMVMAMBA_HD int lanes(const ScanSizes& s) {
+    return kLanes > 0 ? kLanes : static_cast<int>(s.lanes);
+  }
 
   struct Thread {
     T dt[kTile], slope[kTile], x[kTile], grad_y[kTile];
@@ -41,18 +45,18 @@ struct BackwardScan {
       low = static_cast<T*>(memory);
       rows = low + smaller(s.rank, kPanel<T>) * kRowStride;
       end = rows + 2 * kGroup * kRowStride;
-      grad_end = end + kWalkers * kGroup * s.lanes;
-      dt = grad_end + kWalkers * kGroup * s.lanes;
-      sums = dt + kWalkers * s.lanes;
-      part = sums + 3 * kWalkers * s.lanes;
-      position = reinterpret_cast<int32_t*>(part + kWalkers * s.lanes);
+      grad_end = end + kWalkers * kGroup * lanes(s);
+      dt = grad_end + kWalkers * kGroup * lanes(s);
+      sums = dt + kWalkers * lanes(s);
+      part = sums + 3 * kWalkers * lanes(s);
+      position = reinterpret_cast<int32_t*>(part + kWalkers * lanes(s));
       tile = reinterpret_cast<T*>(position + kSteps);
-      weight = tile + (kSummary ? 0 : kSteps * (s.lanes + 1));
+      weight = tile + (kSummary ? 0 : kSteps * (lanes(s) + 1));
     }
     static int64_t size(const ScanSizes& s, bool keep_weight) {  // bytes
       int64_t values = smaller(s.rank, kPanel<T>) * kRowStride + 2 * kGroup * kRowStride +
-                       kWalkers * (2 * kGroup + 5) * s.lanes;
-      if (!kSummary) values += kSteps * (s.lanes + 1) + (keep_weight ? s.rank * s.lanes : 0);
+                       kWalkers * (2 * kGroup + 5) * lanes(s);
+      if (!kSummary) values += kSteps * (lanes(s) + 1) + (keep_weight ? s.rank * lanes(s) : 0);
       return sizeof(T) * values + sizeof(int32_t) * kSteps;
     }
   };
@@ -97,7 +101,7 @@ struct BackwardScan {
     const int64_t count = smaller(kGroup, s.states - first);
     for (int i = 0; i < count; ++i) {
       const State state(a, k, first + i, i, place, shared, own);
-      const int64_t at = (place.walker * kGroup + i) * s.lanes + place.lane;
+      const int64_t at = (place.walker * kGroup + i) * lanes(s) + place.lane;
       if (!kSummary) {
         T h = 0;
         MMVMAMBA_UNROLL
@@ -117,8 +121,8 @@ struct BackwardScan {
 
   static MMVMAMBA_BLOCK T step(T rate, const ScanSizes& s, const Place& place, const T* ends,
                                const Shared& shared, int walker, int i, T value) {
-    return exp_of(rate * shared.dt[walker * s.lanes + place.lane]) * value +
-           ends[(walker * kGroup + i) * s.lanes + place.lane];
+    return exp_of(rate * shared.dt[walker * lanes(s) + place.lane]) * value +
+           ends[(walker * kGroup + i) * lanes(s) + place.lane];
   }
 
   // The gradient that flows into a thread's tile from later ones; the first walker, whose tile is
@@ -193,16 +197,16 @@ struct BackwardScan {
         own.part_dt[t] = i == 0 ? grad_dt : own.part_dt[t] + grad_dt;
       }
     }
-    T* sums = shared.sums + place.walker * s.lanes + place.lane;
+    T* sums = shared.sums + place.walker * lanes(s) + place.lane;
     sums[0] = sum_A;
-    sums[kWalkers * s.lanes] = sum_B;
-    sums[2 * kWalkers * s.lanes] = sum_C;
+    sums[kWalkers * lanes(s)] = sum_B;
+    sums[2 * kWalkers * lanes(s)] = sum_C;
   }
 
   // Puts a term of a sum over channels into the shared tile.
   static MMVMAMBA_BLOCK void put(const ScanSizes& s, const Place& place, const Shared& shared,
                                  int t, T value) {
-    shared.tile[(place.walker * kTile + t) * (s.lanes + 1) + place.lane] =
+    shared.tile[(place.walker * kTile + t) * (lanes(s) + 1) + place.lane] =
         place.active ? value : T(0);
   }
 
@@ -210,10 +214,10 @@ struct BackwardScan {
   static MMVMAMBA_BLOCK void sum_runs(const ScanSizes& s, int thread, int threads,
                                       const Shared& shared) {
     const int runs = threads / kSteps, l = thread % kSteps, run = thread / kSteps;
-    const int width = static_cast<int>(s.lanes) / runs;  // threads = lanes x kWalkers: it divides
+    const int width = lanes(s) / runs;  // threads = lanes x kWalkers: it divides
     T sum = 0;
     for (int c = run * width; c < (run + 1) * width; ++c) {
-      sum += shared.tile[l * (s.lanes + 1) + c];
+      sum += shared.tile[l * (lanes(s) + 1) + c];
     }
     shared.part[run * kSteps + l] = sum;
   }
@@ -230,7 +234,7 @@ struct BackwardScan {
     const ScanSizes& s = a.sizes;
     if (place.walker != 0 || !place.active) return;
     T sum = 0;
-    for (int j = 0; j < kWalkers; ++j) sum += sums[j * s.lanes + place.lane];
+    for (int j = 0; j < kWalkers; ++j) sum += sums[j * lanes(s) + place.lane];
     T& total = param_row(a, item, k, row)[place.channel];
     total = set ? sum : total + sum;
   }
@@ -251,14 +255,14 @@ struct BackwardScan {
     const bool shared_B = a.B.data != nullptr, shared_C = a.C.data != nullptr;
     const ParamRows rows(s, !shared_B, !shared_C);
     const int count = static_cast<int>(smaller(kGroup, s.states - first));
-    const int64_t tiles = kWalkers * s.lanes;
+    const int64_t tiles = kWalkers * lanes(s);
     for (int i = 0; i < count; ++i) {
       const int64_t state = first + i;
       block.each([&](int thread, Thread& own) {
-        differentiate_state(a, item, k, state, i, done, chunk, Place(s, item, thread), shared, own);
+        differentiate_state(a, item, k, state, i, done, chunk, Place(lanes(s), item, thread), shared, own);
       });
       block.each([&](int thread, Thread&) {
-        const Place place(s, item, thread);
+        const Place place(lanes(s), item, thread);
         add_sums(a, item, k, rows.A + state, done == 0, place, shared.sums);
         if (!shared_B) {
           add_sums(a, item, k, rows.B + state, done == 0, place, shared.sums + tiles);
@@ -273,7 +277,7 @@ struct BackwardScan {
           sum_parts(thread, block.threads(), shared, shared.rows + i * kRowStride);
         }
         if (!shared_C) return;
-        const Place place(s, item, thread);
+        const Place place(lanes(s), item, thread);
         MMVMAMBA_UNROLL
         for (int t = 0; t < kTile; ++t) put(s, place, shared, t, own.grad_y[t] * own.h[t]);
       });
@@ -319,10 +323,10 @@ struct BackwardScan {
         load_tile(shared.low + r * kRowStride + l, low);
         MMVMAMBA_UNROLL
         for (int t = 0; t < kTile; ++t) {
-          sum += shared.tile[(l + t) * (s.lanes + 1) + place.lane] * low[t];
+          sum += shared.tile[(l + t) * (lanes(s) + 1) + place.lane] * low[t];
         }
       }
-      T& total = a.keep_weight_on_chip ? shared.weight[(first + r) * s.lanes + place.lane]
+      T& total = a.keep_weight_on_chip ? shared.weight[(first + r) * lanes(s) + place.lane]
                                        : param_row(a, item, k, first + r)[place.channel];
       total = set ? sum : total + sum;
     }
@@ -338,7 +342,7 @@ struct BackwardScan {
                         (k * s.rank + first + r) * s.channels + item.channel;
       T sum = 0;
       for (int64_t c = 0; c < item.width; ++c) {
-        sum += shared.tile[l * (s.lanes + 1) + c] * weight[c];
+        sum += shared.tile[l * (lanes(s) + 1) + c] * weight[c];
       }
       shared.low[r * kRowStride + l] = sum;
     }
@@ -359,7 +363,7 @@ struct BackwardScan {
         });
       }
       block.each([&](int thread, Thread&) {
-        add_weight(a, item, k, first, count, done == 0, Place(s, item, thread), shared);
+        add_weight(a, item, k, first, count, done == 0, Place(lanes(s), item, thread), shared);
       });
       block.each([&](int thread, Thread&) {
         set_low(a, item, k, first, count, thread, block.threads(), shared);
@@ -409,7 +413,7 @@ struct BackwardScan {
     T sum = 0;
     MMVMAMBA_UNROLL
     for (int t = 0; t < kTile; ++t) sum += own.dt[t];
-    shared.dt[place.walker * s.lanes + place.lane] = sum;
+    shared.dt[place.walker * lanes(s) + place.lane] = sum;
     if (kSummary) return;
     read_map<io_t>(a.x, item.sample, place.channel, chunk, begin, own.x);
     const T* D = static_cast<const T*>(a.params.D);
@@ -442,7 +446,7 @@ struct BackwardScan {
           stage_weights(a, item, k, first, chunk, thread, block.threads(), shared);
         });
         block.each([&](int thread, Thread& own) {
-          scan_tiles(a, k, first, Place(s, item, thread), shared, own);
+          scan_tiles(a, k, first, Place(lanes(s), item, thread), shared, own);
         });
       }
       if (kSummary) {
@@ -453,7 +457,7 @@ struct BackwardScan {
     }
     if (kSummary) return;
     block.each([&](int thread, Thread& own) {
-      finish_maps(a, item, which, chunk, Place(s, item, thread), shared, own);
+      finish_maps(a, item, which, chunk, Place(lanes(s), item, thread), shared, own);
     });
     differentiate_ranks(block, a, item, k, done, chunk, shared);
   }
@@ -464,7 +468,7 @@ struct BackwardScan {
                                              const Shared& shared) {
     const ScanSizes& s = a.sizes;
     block.each([&](int thread, Thread&) {
-      const Place place(s, item, thread);
+      const Place place(lanes(s), item, thread);
       if (place.walker != 0) return;
       const int64_t count = smaller(kGroup, s.states - first);
       for (int i = 0; i < count; ++i) {
@@ -484,18 +488,18 @@ struct BackwardScan {
                                               int64_t k, const Shared& shared) {
     const ScanSizes& s = a.sizes;
     const ParamRows rows(s, a.B.data == nullptr, a.C.data == nullptr);
-    const int64_t tiles = kWalkers * s.lanes;
+    const int64_t tiles = kWalkers * lanes(s);
     block.each([&](int thread, Thread& own) {
-      const Place place(s, item, thread);
-      shared.sums[place.walker * s.lanes + place.lane] = own.grad_bias;
-      shared.sums[tiles + place.walker * s.lanes + place.lane] = own.grad_D;
+      const Place place(lanes(s), item, thread);
+      shared.sums[place.walker * lanes(s) + place.lane] = own.grad_bias;
+      shared.sums[tiles + place.walker * lanes(s) + place.lane] = own.grad_D;
       if (!a.keep_weight_on_chip || !place.active) return;
       for (int64_t r = place.walker; r < s.rank; r += kWalkers) {
-        param_row(a, item, k, r)[place.channel] = shared.weight[r * s.lanes + place.lane];
+        param_row(a, item, k, r)[place.channel] = shared.weight[r * lanes(s) + place.lane];
       }
     });
     block.each([&](int thread, Thread&) {
-      const Place place(s, item, thread);
+      const Place place(lanes(s), item, thread);
       add_sums(a, item, k, rows.bias, true, place, shared.sums);
       add_sums(a, item, k, rows.D, true, place, shared.sums + tiles);
     });

@@ -56,9 +56,9 @@ struct Place {
   bool active;
   int64_t channel;
 
-  MMVMAMBA_HD Place(const ScanSizes& s, const Item& item, int thread) {
-    lane = thread % static_cast<int>(s.lanes);
-    walker = thread / static_cast<int>(s.lanes);
+  MMVMAMBA_HD Place(int lanes, const Item& item, int thread) {
+    lane = thread % lanes;
+    walker = thread / lanes;
     active = lane < item.width;
     channel = item.channel + (active ? lane : 0);
   }
@@ -141,15 +141,25 @@ MMVMAMBA_BLOCK void fill_tile(T value, T (&tile)[kTile]) {
   for (int t = 0; t < kTile; ++t) tile[t] = value;
 }
 
+// An element of a map. Strides over positions have 32 bits, in bytes: the address is a single
+// multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more.
+template <typename T>
+MMVMAMBA_HD T& element(void* data, int32_t position, int32_t stride) {
+  return *reinterpret_cast<T*>(static_cast<char*>(data) + static_cast<int64_t>(position) * stride);
+}
+
 // Elements of a map at a tile's positions; zero where there is none.
 template <typename io_t, int kTile, typename T>
 MMVMAMBA_BLOCK void read_map(const MapView& v, int64_t sample, int64_t channel, const Chunk& chunk,
                              int first, T (&tile)[kTile]) {
-  const io_t* from = static_cast<const io_t*>(v.data) + sample * v.batch + channel * v.channel;
+  io_t* from = static_cast<io_t*>(v.data) + sample * v.batch + channel * v.channel;
+  const int32_t stride = static_cast<int32_t>(v.position * sizeof(io_t));
+  int32_t position[kTile];
+  load_tile(chunk.position + first, position);
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) {
-    const int l = first + t;
-    tile[t] = l < chunk.length ? static_cast<T>(from[chunk.position[l] * v.position]) : T(0);
+    tile[t] = first + t < chunk.length ? static_cast<T>(element<io_t>(from, position[t], stride))
+                                       : T(0);
   }
 }
 
@@ -159,27 +169,34 @@ MMVMAMBA_BLOCK void write_map(const MapView& sum, const MapView& narrow, bool fi
                               bool last_direction, int64_t sample, int64_t channel,
                               const Chunk& chunk, int first, const T (&tile)[kTile]) {
   T* total = static_cast<T*>(sum.data) + sample * sum.batch + channel * sum.channel;
-  const bool to_narrow = last_direction && narrow.data != nullptr;
-  io_t* out = static_cast<io_t*>(narrow.data) + sample * narrow.batch + channel * narrow.channel;
+  const int32_t stride = static_cast<int32_t>(sum.position * sizeof(T));
+  int32_t position[kTile];
+  load_tile(chunk.position + first, position);
   // Loads before stores, which might alias: a load that waits for its neighbor's store would leave
   // one in flight at a time.
   T value[kTile];
-  MMVMAMBA_UNROLL
-  for (int t = 0; t < kTile; ++t) {
-    const int l = first + t;
-    value[t] = !first_direction && l < chunk.length ? total[chunk.position[l] * sum.position] : T(0);
+  fill_tile(T(0), value);
+  if (!first_direction) {
+    MMVMAMBA_UNROLL
+    for (int t = 0; t < kTile; ++t) {
+      if (first + t < chunk.length) value[t] = element<T>(total, position[t], stride);
+    }
   }
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) value[t] += tile[t];
-  MMVMAMBA_UNROLL
-  for (int t = 0; t < kTile; ++t) {
-    const int l = first + t;
-    if (l >= chunk.length) continue;
-    const int64_t p = chunk.position[l];
-    if (to_narrow) {
-      out[p * narrow.position] = static_cast<io_t>(value[t]);
-    } else {
-      total[p * sum.position] = value[t];
+  if (last_direction && narrow.data != nullptr) {
+    io_t* out = static_cast<io_t*>(narrow.data) + sample * narrow.batch + channel * narrow.channel;
+    const int32_t narrow_stride = static_cast<int32_t>(narrow.position * sizeof(io_t));
+    MMVMAMBA_UNROLL
+    for (int t = 0; t < kTile; ++t) {
+      if (first + t < chunk.length) {
+        element<io_t>(out, position[t], narrow_stride) = static_cast<io_t>(value[t]);
+      }
+    }
+  } else {
+    MMVMAMBA_UNROLL
+    for (int t = 0; t < kTile; ++t) {
+      if (first + t < chunk.length) element<T>(total, position[t], stride) = value[t];
     }
   }
 }
@@ -231,7 +248,7 @@ MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, in
       }
     });
     block.each([&](int thread, auto& own) {
-      const Place place(s, item, thread);
+      const Place place(Scan::lanes(s), item, thread);
       const int begin = place.walker * Scan::kTile;
       if (panel == 0) fill_tile(T(0), own.dt);
       if (s.rank > 0) {
@@ -282,7 +299,7 @@ MMVMAMBA_BLOCK void add_segment_dt(const Args& a, const Item& item, int64_t k, i
       a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) * s.channels +
                     place.channel];
   T sum = done == 0 ? T(0) : total;
-  for (int j = 0; j < Scan::kWalkers; ++j) sum += shared.dt[j * s.lanes + place.lane];
+  for (int j = 0; j < Scan::kWalkers; ++j) sum += shared.dt[j * Scan::lanes(s) + place.lane];
   total = sum;
 }
 

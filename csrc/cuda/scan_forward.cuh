@@ -6,18 +6,22 @@
 
 namespace mmvmamba {
 
-template <typename io_t, int kGroup>
+template <typename io_t, int kGroup, int kLanes>
 cudaError_t launch_forward_group(const ScanForward& args, bool summary, cudaStream_t stream) {
-  using Summary = ForwardScan<io_t, kGroup, true>;
-  using Full = ForwardScan<io_t, kGroup, false>;
+  using Summary = ForwardScan<io_t, kGroup, true, kLanes>;
+  using Full = ForwardScan<io_t, kGroup, false, kLanes>;
   return summary ? launch_scan<Summary>(args, true, Summary::Shared::size(args.sizes), stream)
                  : launch_scan<Full>(args, false, Full::Shared::size(args.sizes), stream);
 }
 
 template <typename io_t>
 cudaError_t launch_forward_io(const ScanForward& args, bool summary, cudaStream_t stream) {
-  return args.sizes.states == 1 ? launch_forward_group<io_t, 1>(args, summary, stream)
-                                : launch_forward_group<io_t, kForwardGroup>(args, summary, stream);
+  if (args.sizes.states > 1) {
+    return launch_forward_group<io_t, kForwardGroup, 0>(args, summary, stream);
+  }
+  return args.sizes.lanes == kMaxLanes
+             ? launch_forward_group<io_t, 1, kMaxLanes>(args, summary, stream)
+             : launch_forward_group<io_t, 1, kLaneStep>(args, summary, stream);
 }
 
 #define MMVMAMBA_FORWARD(io_t) \

@@ -8,12 +8,16 @@ namespace mmvmamba {
 // kGroup: the states that are worked on at a time; 1 keeps a single state's decays in registers.
 // kSummary: only the states at the segments' ends and the sums of their time steps, for segments
 // that are worked on side by side.
-template <typename io_t, int kGroup_, bool kSummary>
+template <typename io_t, int kGroup_, bool kSummary, int kLanes_ = 0>
 struct ForwardScan {
   using io = io_t;
   using T = typename Accumulate<io_t>::type;
   using Args = ScanForward;
-  static constexpr int kGroup = kGroup_, kTile = 16, kWalkers = kSteps / kTile;
+  static constexpr int kLanes = kLanes_, kGroup = kGroup_, kTile = 16, kWalkers = kSteps / kTile;
+
+  static MMVMAMBA_HD int lanes(const ScanSizes& s) {
+    return kLanes > 0 ? kLanes : static_cast<int>(s.lanes);
+  }
 
   struct Thread {
     T dt[kTile];  // one state: its decays, after their sum
@@ -32,12 +36,12 @@ struct ForwardScan {
       low = static_cast<T*>(memory);
       rows = low + smaller(s.rank, kPanel<T>) * kRowStride;
       end = rows + 2 * kGroup * kRowStride;
-      dt = end + kWalkers * kGroup * s.lanes;
-      position = reinterpret_cast<int32_t*>(dt + kWalkers * s.lanes);
+      dt = end + kWalkers * kGroup * lanes(s);
+      position = reinterpret_cast<int32_t*>(dt + kWalkers * lanes(s));
     }
     static int64_t size(const ScanSizes& s) {  // bytes
       return sizeof(T) * (smaller(s.rank, kPanel<T>) * kRowStride + 2 * kGroup * kRowStride +
-                          kWalkers * (kGroup + 1) * s.lanes) +
+                          kWalkers * (kGroup + 1) * lanes(s)) +
              sizeof(int32_t) * kSteps;
     }
   };
@@ -78,7 +82,7 @@ struct ForwardScan {
         if (kGroup == 1 && s.states == 1) own.dt[t] = decay;
         h = decay * h + own.x[t] * B[t];
       }
-      shared.end[(place.walker * kGroup + i) * s.lanes + place.lane] = h;
+      shared.end[(place.walker * kGroup + i) * lanes(s) + place.lane] = h;
     }
   }
 
@@ -101,8 +105,8 @@ struct ForwardScan {
       if (place.walker == 0) {
         T h = came_in;
         for (int j = 0; j < kWalkers; ++j) {
-          h = exp_of(rate * shared.dt[j * s.lanes + place.lane]) * h +
-              shared.end[(j * kGroup + i) * s.lanes + place.lane];
+          h = exp_of(rate * shared.dt[j * lanes(s) + place.lane]) * h +
+              shared.end[(j * kGroup + i) * lanes(s) + place.lane];
         }
         if (place.active) {
           carry[kSummary ? 0 : (1 - (done & 1)) * half] = h;
@@ -112,8 +116,8 @@ struct ForwardScan {
       if (kSummary) continue;
       T h = came_in;
       for (int j = 0; j < place.walker; ++j) {
-        h = exp_of(rate * shared.dt[j * s.lanes + place.lane]) * h +
-            shared.end[(j * kGroup + i) * s.lanes + place.lane];
+        h = exp_of(rate * shared.dt[j * lanes(s) + place.lane]) * h +
+            shared.end[(j * kGroup + i) * lanes(s) + place.lane];
       }
       T B[kTile], C[kTile];
       weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
@@ -169,7 +173,7 @@ struct ForwardScan {
         own.y[t] = skip * own.x[t];
         own.x[t] *= own.dt[t];
       }
-      shared.dt[place.walker * s.lanes + place.lane] = sum;
+      shared.dt[place.walker * lanes(s) + place.lane] = sum;
       scan_tiles(a, k, 0, place, shared, own);
     });
     for (int64_t first = 0; first < s.states; first += kGroup) {
@@ -178,11 +182,11 @@ struct ForwardScan {
           stage_weights(a, item, k, first, chunk, thread, block.threads(), shared);
         });
         block.each([&](int thread, Thread& own) {
-          scan_tiles(a, k, first, Place(s, item, thread), shared, own);
+          scan_tiles(a, k, first, Place(lanes(s), item, thread), shared, own);
         });
       }
       block.each([&](int thread, Thread& own) {
-        const Place place(s, item, thread);
+        const Place place(lanes(s), item, thread);
         if (kSummary && place.walker != 0) return;
         finish_tiles(a, item, k, first, done, chunk, place, shared, own);
         if (!place.active || first + kGroup < s.states) return;

@@ -15,10 +15,12 @@
 namespace mmvmamba {
 
 // A block of threads that run side by side; see scan_block.h.
-template <class Thread>
+template <class Scan>
 struct DeviceBlock {
-  Thread own;
-  __device__ __forceinline__ int threads() const { return static_cast<int>(blockDim.x); }
+  typename Scan::Thread own;
+  __device__ __forceinline__ int threads() const {
+    return Scan::kLanes > 0 ? Scan::kLanes * Scan::kWalkers : static_cast<int>(blockDim.x);
+  }
   template <class F>
   __device__ __forceinline__ void each(F f) {
     f(static_cast<int>(threadIdx.x), own);
@@ -27,7 +29,7 @@ struct DeviceBlock {
 };
 
 template <class Scan>
-constexpr int kThreads = kMaxLanes * Scan::kWalkers;
+constexpr int kThreads = (Scan::kLanes > 0 ? Scan::kLanes : kMaxLanes) * Scan::kWalkers;
 
 template <class Scan>
 constexpr int kBlocks =
@@ -37,7 +39,7 @@ template <class Scan>
 __global__ void __launch_bounds__(kThreads<Scan>, kBlocks<Scan>)
     scan_kernel(const typename Scan::Args args) {
   extern __shared__ __align__(16) unsigned char memory[];
-  DeviceBlock<typename Scan::Thread> block;
+  DeviceBlock<Scan> block;
   Scan::run(block, args, static_cast<int64_t>(blockIdx.x), memory);
 }
 

@@ -10,8 +10,6 @@
 namespace mmvmamba {
 namespace {
 
-constexpr int64_t kLaneStep = 32;
-
 // The largest shared memory of any kernel that a call needs. Backwards, the sums of grad dt_weight
 // go to memory where they do not fit.
 template <typename T>

@@ -142,10 +142,15 @@ MMVMAMBA_BLOCK void fill_tile(T value, T (&tile)[kTile]) {
 }
 
 // An element of a map. Strides over positions have 32 bits, in bytes: the address is a single
-// multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more.
+// multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more. Left
+// to itself, the compiler widens the stride ahead of the loop and multiplies 64 bits.
 template <typename T>
 MMVMAMBA_HD T& element(void* data, int32_t position, int32_t stride) {
-  return *reinterpret_cast<T*>(static_cast<char*>(data) + static_cast<int64_t>(position) * stride);
+  int64_t offset = static_cast<int64_t>(position) * stride;
+#if defined(__CUDA_ARCH__)
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(position), "r"(stride));
+#endif
+  return *reinterpret_cast<T*>(static_cast<char*>(data) + offset);
 }
 
 // Elements of a map at a tile's positions; zero where there is none.

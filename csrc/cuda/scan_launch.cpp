@@ -2,6 +2,7 @@
 #include "scan_launch.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 
 #include "scan_backward.h"
@@ -49,6 +50,15 @@ std::vector<ScanDirections> batches(const ScanSizes& s, const std::vector<int64_
   out.front().begin = true;
   out.back().end = true;
   return out;
+}
+
+// The kernels count bytes from one position to the next in 32 bits.
+void check_strides(std::initializer_list<MapView> maps) {
+  for (const MapView& map : maps) {
+    STD_TORCH_CHECK(map.data == nullptr || map.position < (int64_t{1} << 28),
+                    "neighboring positions must be less than 2^28 elements apart, but got ",
+                    map.position);
+  }
 }
 
 template <typename Args, typename Launch>
@@ -116,12 +126,14 @@ void split_scan(ScanSizes& s, ScanKind kind, ScalarType io, const ScanDevice& de
 
 void launch_forward(const ScanDevice& device, ScanForward args,
                     const std::vector<int64_t>& orders) {
+  check_strides({args.x, args.delta, args.sum, args.y});
   launch(device, args, orders, false,
          [&](const ScanForward& a, bool summary) { device.forward(a, summary); });
 }
 
 void launch_backward(const ScanDevice& device, ScanBackward args,
                      const std::vector<int64_t>& orders) {
+  check_strides({args.x, args.delta, args.grad_y, args.sum, args.grad_x, args.grad_delta});
   const ScanSizes& s = args.sizes;
   const auto fits = [&](auto zero) {
     using T = decltype(zero);

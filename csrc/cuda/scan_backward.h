@@ -68,10 +68,10 @@ struct BackwardScan {
                                            int threads, const Shared& shared) {
     const int64_t count = smaller(kGroup, a.sizes.states - first);
     if (a.B.data != nullptr && !kSummary) {
-      stage<io_t>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
+      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
     }
     if (a.C.data != nullptr) {
-      stage<io_t>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
+      stage<io_t, kGroup == 1>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
                   shared.rows + kGroup * kRowStride);
     }
   }
@@ -295,18 +295,19 @@ struct BackwardScan {
           own.grad_dt[t] += own.part_dt[t];
         }
       }
-      write_rows(a.grad_B, a.row_part, item, k, first, count, chunk, thread, block.threads(),
+      write_rows<kGroup == 1>(a.grad_B, a.row_part, item, k, first, count, chunk, thread, block.threads(),
                  shared.rows);
-      write_rows(a.grad_C, a.row_part, item, k, first, count, chunk, thread, block.threads(),
+      write_rows<kGroup == 1>(a.grad_C, a.row_part, item, k, first, count, chunk, thread, block.threads(),
                  shared.rows + kGroup * kRowStride);
     });
   }
 
+  template <bool kOne, bool kRanks = false>
   static MMVMAMBA_BLOCK void write_rows(const RowView& v, int64_t part, const Item& item, int64_t k,
                                         int64_t first, int64_t count, const Chunk& chunk,
                                         int thread, int threads, const T* rows) {
     if (v.data == nullptr) return;
-    unstage(v, item.part * part + row_offset(v, item, k), first, count, chunk, thread, threads,
+    unstage<kOne, kRanks>(v, item.part * part + row_offset(v, item, k), first, count, chunk, thread, threads,
             rows);
   }
 
@@ -358,7 +359,7 @@ struct BackwardScan {
       const int64_t count = smaller(kPanel<T>, s.rank - first);
       if (s.rank > kPanel<T>) {
         block.each([&](int thread, Thread&) {
-          stage<io_t>(a.low, row_offset(a.low, item, k), first, count, chunk, thread,
+          stage<io_t, false, true>(a.low, row_offset(a.low, item, k), first, count, chunk, thread,
                       block.threads(), shared.low);
         });
       }
@@ -369,7 +370,7 @@ struct BackwardScan {
         set_low(a, item, k, first, count, thread, block.threads(), shared);
       });
       block.each([&](int thread, Thread&) {
-        write_rows(a.grad_low, a.low_part, item, k, first, count, chunk, thread, block.threads(),
+        write_rows<false, true>(a.grad_low, a.low_part, item, k, first, count, chunk, thread, block.threads(),
                    shared.low);
       });
     }

@@ -53,10 +53,10 @@ struct ForwardScan {
                                            int threads, const Shared& shared) {
     const int64_t count = smaller(kGroup, a.sizes.states - first);
     if (a.B.data != nullptr) {
-      stage<io_t>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
+      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
     }
     if (a.C.data != nullptr && !kSummary) {
-      stage<io_t>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
+      stage<io_t, kGroup == 1>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
                   shared.rows + kGroup * kRowStride);
     }
   }

@@ -78,19 +78,20 @@ struct BackwardScan {
 
   // A state's rate, weights and decays on a thread's tile.
   struct State {
-    T A, B[kTile], C[kTile], decay[kTile];
+    T A, rate, B[kTile], C[kTile], decay[kTile];  // rate: scaled
     MMVMAMBA_BLOCK State(const Args& a, int64_t k, int64_t state, int i, const Place& place,
                          const Shared& shared, const Thread& own) {
       const ScanSizes& s = a.sizes;
       const int begin = place.walker * kTile;
       A = static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + place.channel];
+      rate = scale_rate<io_t>(A);
       if (!kSummary) {
         weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
       }
       weight_tile(a.params.C, s, state, place.channel, shared.rows + (kGroup + i) * kRowStride,
                   begin, C);
       MMVMAMBA_UNROLL
-      for (int t = 0; t < kTile; ++t) decay[t] = exp_of(own.dt[t] * A);
+      for (int t = 0; t < kTile; ++t) decay[t] = decay_of<io_t>(own.dt[t], rate);
     }
   };
 
@@ -121,7 +122,7 @@ struct BackwardScan {
 
   static MMVMAMBA_BLOCK T step(T rate, const ScanSizes& s, const Place& place, const T* ends,
                                const Shared& shared, int walker, int i, T value) {
-    return exp_of(rate * shared.dt[walker * lanes(s) + place.lane]) * value +
+    return decay_of<io_t>(shared.dt[walker * lanes(s) + place.lane], rate) * value +
            ends[(walker * kGroup + i) * lanes(s) + place.lane];
   }
 
@@ -168,8 +169,8 @@ struct BackwardScan {
                                                  const Shared& shared, Thread& own) {
     const ScanSizes& s = a.sizes;
     const State state(a, k, index, i, place, shared, own);
-    const T before = state_in(a, item, k, index, i, chunk, state.A, place, shared);
-    T carried = gradient_in(a, item, k, index, i, done, state.A, place, shared);
+    const T before = state_in(a, item, k, index, i, chunk, state.rate, place, shared);
+    T carried = gradient_in(a, item, k, index, i, done, state.rate, place, shared);
     MMVMAMBA_UNROLL
     for (int t = 0; t < kTile; ++t) {
       own.h[t] = state.decay[t] * (t == 0 ? before : own.h[t == 0 ? 0 : t - 1]) +
@@ -473,8 +474,8 @@ struct BackwardScan {
       if (place.walker != 0) return;
       const int64_t count = smaller(kGroup, s.states - first);
       for (int i = 0; i < count; ++i) {
-        const T rate = static_cast<const T*>(
-            a.params.A)[(k * s.states + first + i) * s.channels + place.channel];
+        const T rate = scale_rate<io_t>(static_cast<const T*>(
+            a.params.A)[(k * s.states + first + i) * s.channels + place.channel]);
         gradient_in(a, item, k, first + i, i, done, rate, place, shared);
       }
       if (place.active && first == 0) {

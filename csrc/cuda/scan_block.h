@@ -286,7 +286,7 @@ MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, in
       for (int t = 0; t < Scan::kTile; ++t) {
         T slope = T(1);
         const T sum = own.dt[t] + bias;
-        const T step = s.softplus ? softplus(sum, &slope) : sum;
+        const T step = s.softplus ? softplus<io_t>(sum, &slope) : sum;
         const bool valid = begin + t < chunk.length;
         own.dt[t] = valid ? step : T(0);
         Scan::keep_slope(own, t, valid ? slope : T(0));

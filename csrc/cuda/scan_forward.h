@@ -63,7 +63,8 @@ struct ForwardScan {
 
   static MMVMAMBA_BLOCK T rate_of(const Args& a, int64_t k, int64_t state, int64_t channel) {
     const ScanSizes& s = a.sizes;
-    return static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + channel];
+    return scale_rate<io_t>(
+        static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + channel]);
   }
 
   // The state at the end of each thread's tile, from zero.
@@ -78,7 +79,7 @@ struct ForwardScan {
       weight_tile(a.params.B, s, first + i, place.channel, shared.rows + i * kRowStride, begin, B);
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
-        const T decay = exp_of(own.dt[t] * rate);
+        const T decay = decay_of<io_t>(own.dt[t], rate);
         if (kGroup == 1 && s.states == 1) own.dt[t] = decay;
         h = decay * h + own.x[t] * B[t];
       }
@@ -105,7 +106,7 @@ struct ForwardScan {
       if (place.walker == 0) {
         T h = came_in;
         for (int j = 0; j < kWalkers; ++j) {
-          h = exp_of(rate * shared.dt[j * lanes(s) + place.lane]) * h +
+          h = decay_of<io_t>(shared.dt[j * lanes(s) + place.lane], rate) * h +
               shared.end[(j * kGroup + i) * lanes(s) + place.lane];
         }
         if (place.active) {
@@ -116,7 +117,7 @@ struct ForwardScan {
       if (kSummary) continue;
       T h = came_in;
       for (int j = 0; j < place.walker; ++j) {
-        h = exp_of(rate * shared.dt[j * lanes(s) + place.lane]) * h +
+        h = decay_of<io_t>(shared.dt[j * lanes(s) + place.lane], rate) * h +
             shared.end[(j * kGroup + i) * lanes(s) + place.lane];
       }
       T B[kTile], C[kTile];
@@ -125,7 +126,7 @@ struct ForwardScan {
                   begin, C);
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
-        const T decay = kGroup == 1 && s.states == 1 ? own.dt[t] : exp_of(own.dt[t] * rate);
+        const T decay = kGroup == 1 && s.states == 1 ? own.dt[t] : decay_of<io_t>(own.dt[t], rate);
         h = decay * h + own.x[t] * B[t];
         if (kGroup == 1) {
           own.y[t] += C[t] * h;

@@ -43,12 +43,62 @@ MMVMAMBA_HD float log1p_of(float e) {
 }
 MMVMAMBA_HD double log1p_of(double e) { return ::log1p(e); }
 
-// log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
-template <typename T>
+// For 16-bit I/O: 2^x by the special function unit, where the exact function takes eight
+// instructions.
+MMVMAMBA_HD float exp2_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::exp2f(x);
+#endif
+}
+MMVMAMBA_HD float reciprocal_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+template <typename io_t>
+constexpr bool kIsNarrow = sizeof(io_t) == 2;
+
+// A state's rate, scaled for decay_of.
+template <typename io_t, typename T>
+MMVMAMBA_HD T scale_rate(T rate) {
+  return kIsNarrow<io_t> ? rate * T(1.4426950408889634) : rate;
+}
+template <typename io_t, typename T>
+MMVMAMBA_HD T decay_of(T dt, T scaled_rate) {
+  if constexpr (kIsNarrow<io_t>) {
+    return exp2_of(dt * scaled_rate);
+  } else {
+    return exp_of(dt * scaled_rate);
+  }
+}
+
+// log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative. Where the I/O type has 16
+// bits, a polynomial of degree 5 with a relative error of 8.4e-6; above 20 it is x by itself.
+template <typename io_t, typename T>
 MMVMAMBA_HD T softplus(T x, T* slope) {
-  const T e = exp_of(x < 0 ? x : -x);  // in (0, 1]: no overflow
-  *slope = x > T(20) ? T(1) : (x < 0 ? e : T(1)) / (T(1) + e);
-  return x > T(20) ? x : (x < 0 ? T(0) : x) + log1p_of(e);
+  if constexpr (kIsNarrow<io_t>) {
+    const float e = exp2_of(-fabsf(x) * 1.4426950408889634f);
+    float p = -0.0238691893f;
+    p = p * e + 0.1012224f;
+    p = p * e - 0.210048812f;
+    p = p * e + 0.325206739f;
+    p = p * e - 0.499361375f;
+    p = p * e + 0.999991598f;
+    *slope = (x < 0 ? e : 1.f) * reciprocal_of(1.f + e);
+    return p * e + fmaxf(x, 0.f);
+  } else {
+    const T e = exp_of(x < 0 ? x : -x);  // in (0, 1]: no overflow
+    *slope = x > T(20) ? T(1) : (x < 0 ? e : T(1)) / (T(1) + e);
+    return x > T(20) ? x : (x < 0 ? T(0) : x) + log1p_of(e);
+  }
 }
 
 }  // namespace mmvmamba

@@ -7,15 +7,19 @@
 // phase, and no instruction exchanges values inside of a warp: its size is not assumed.
 #pragma once
 
+#include <type_traits>
+
 #include "scan_args.h"
 #include "scan_math.h"
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define MMVMAMBA_BLOCK __device__ __forceinline__
 #define MMVMAMBA_UNROLL _Pragma("unroll")
+#define MMVMAMBA_UNROLL_4 _Pragma("unroll 4")
 #else
 #define MMVMAMBA_BLOCK inline
 #define MMVMAMBA_UNROLL
+#define MMVMAMBA_UNROLL_4
 #endif
 
 namespace mmvmamba {
@@ -99,12 +103,13 @@ MMVMAMBA_HD int64_t row_offset(const RowView& v, const Item& item, int64_t direc
 // multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more. Left
 // to itself, the compiler widens the stride ahead of the loop and multiplies 64 bits.
 template <typename T>
-MMVMAMBA_HD T& element(void* data, int32_t position, int32_t stride) {
+MMVMAMBA_HD T& element(T* data, int32_t position, int32_t stride) {
   int64_t offset = static_cast<int64_t>(position) * stride;
 #if defined(__CUDA_ARCH__)
   asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(position), "r"(stride));
 #endif
-  return *reinterpret_cast<T*>(static_cast<char*>(data) + offset);
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return *reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + offset);
 }
 
 // Calls f(i, l) for each of `count` items and each step of a chunk, over the threads of a block.
@@ -225,10 +230,13 @@ MMVMAMBA_BLOCK void add_ranks(const ScanSizes& s, const T* weight, int64_t direc
                               int64_t channel, int64_t first_rank, int64_t count, const T* low,
                               int first, T (&dt)[kTile]) {
   weight += (direction * s.rank + first_rank) * s.channels + channel;
-  for (int64_t r = 0; r < count; ++r) {
-    const T w = weight[r * s.channels];
+  const int32_t stride = static_cast<int32_t>(s.channels * sizeof(T)), n = static_cast<int>(count);
+  low += first;
+  MMVMAMBA_UNROLL_4
+  for (int r = 0; r < n; ++r) {
+    const T w = element<const T>(weight, r, stride);
     T tile[kTile];
-    load_tile(low + r * kRowStride + first, tile);
+    load_tile(low + r * kRowStride, tile);
     MMVMAMBA_UNROLL
     for (int t = 0; t < kTile; ++t) dt[t] += w * tile[t];
   }

@@ -16,10 +16,12 @@
 #define MMVMAMBA_BLOCK __device__ __forceinline__
 #define MMVMAMBA_UNROLL _Pragma("unroll")
 #define MMVMAMBA_UNROLL_4 _Pragma("unroll 4")
+#define MMVMAMBA_ROLLED _Pragma("unroll 1")
 #else
 #define MMVMAMBA_BLOCK inline
 #define MMVMAMBA_UNROLL
 #define MMVMAMBA_UNROLL_4
+#define MMVMAMBA_ROLLED
 #endif
 
 namespace mmvmamba {
@@ -112,21 +114,17 @@ MMVMAMBA_HD T& element(T* data, int32_t position, int32_t stride) {
   return *reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + offset);
 }
 
-// Calls f(i, l) for each of `count` items and each step of a chunk, over the threads of a block.
-// Where items adjoin, eight items by four steps for each 32 threads: these read 16 bytes or more at
-// a time, and the rows' stride spreads them over all banks of shared memory. kOne: one item.
+// Calls f(l, first, step): for a step l of a chunk, the items that a thread of the block has. Where
+// items adjoin, eight threads share a step: these read 16 bytes or more at a time, and the rows'
+// stride spreads eight items of four steps over all banks of shared memory. kOne: one item.
 template <bool kOne, class F>
-MMVMAMBA_BLOCK void each_item(bool adjoin, int count, int thread, int threads, F f) {
-  if (kOne) {
-    for (int l = thread; l < kSteps; l += threads) f(0, l);
-    return;
-  }
-  if (!adjoin) {
-    for (int n = thread; n < count * kSteps; n += threads) f(n / kSteps, n % kSteps);
-    return;
-  }
-  for (int i = thread % 8; i < count; i += 8) {
-    for (int l = thread / 8; l < kSteps; l += threads / 8) f(i, l);
+MMVMAMBA_BLOCK void each_step(bool adjoin, int thread, int threads, F f) {
+  if (kOne || !adjoin) {
+    for (int l = thread % kSteps; l < kSteps; l += kSteps) {
+      f(l, thread / kSteps, threads / kSteps);
+    }
+  } else {
+    for (int l = thread / 8; l < kSteps; l += threads / 8) f(l, thread % 8, 8);
   }
 }
 
@@ -137,10 +135,15 @@ MMVMAMBA_BLOCK void stage(const RowView& v, int64_t offset, int64_t first, int64
                           const Chunk& chunk, int thread, int threads, T* rows) {
   io_t* from = static_cast<io_t*>(v.data) + offset + first * v.item;
   const int32_t stride = static_cast<int32_t>(v.position * sizeof(io_t));
-  each_item<kOne>(kRanks || v.item == 1, static_cast<int>(count), thread, threads, [&](int i, int l) {
-    io_t* item = kOne ? from : from + i * v.item;
-    rows[i * kRowStride + l] =
-        l < chunk.length ? static_cast<T>(element<io_t>(item, chunk.position[l], stride)) : T(0);
+  const int n = kOne ? 1 : static_cast<int>(count);
+  each_step<kOne>(kRanks || v.item == 1, thread, threads, [&](int l, int begin, int step) {
+    const bool valid = l < chunk.length;
+    const io_t* items = &element<io_t>(from, valid ? chunk.position[l] : 0, stride);
+    MMVMAMBA_ROLLED
+    for (int i = begin; i < n; i += step) {
+      const io_t value = valid ? items[kRanks ? i : i * v.item] : io_t(0);
+      rows[i * kRowStride + l] = static_cast<T>(value);
+    }
   });
 }
 
@@ -150,9 +153,12 @@ MMVMAMBA_BLOCK void unstage(const RowView& v, int64_t offset, int64_t first, int
                             const Chunk& chunk, int thread, int threads, const T* rows) {
   T* to = static_cast<T*>(v.data) + offset + first * v.item;
   const int32_t stride = static_cast<int32_t>(v.position * sizeof(T));
-  each_item<kOne>(kRanks || v.item == 1, static_cast<int>(count), thread, threads, [&](int i, int l) {
-    T* item = kOne ? to : to + i * v.item;
-    if (l < chunk.length) element<T>(item, chunk.position[l], stride) = rows[i * kRowStride + l];
+  const int n = kOne ? 1 : static_cast<int>(count);
+  each_step<kOne>(kRanks || v.item == 1, thread, threads, [&](int l, int begin, int step) {
+    if (l >= chunk.length) return;
+    T* items = &element<T>(to, chunk.position[l], stride);
+    MMVMAMBA_ROLLED
+    for (int i = begin; i < n; i += step) items[kRanks ? i : i * v.item] = rows[i * kRowStride + l];
   });
 }
 

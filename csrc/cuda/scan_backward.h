@@ -22,6 +22,9 @@ struct BackwardScan {
     return kLanes > 0 ? kLanes : static_cast<int>(s.lanes);
   }
 
+  // A group of one is the only state.
+  static MMVMAMBA_HD int64_t states(const ScanSizes& s) { return kGroup == 1 ? 1 : s.states; }
+
   struct Thread {
     T dt[kTile], slope[kTile], x[kTile], grad_y[kTile];
     T grad_x[kTile], grad_dt[kTile], h[kTile];
@@ -66,7 +69,7 @@ struct BackwardScan {
   static MMVMAMBA_BLOCK void stage_weights(const Args& a, const Item& item, int64_t k,
                                            int64_t first, const Chunk& chunk, int thread,
                                            int threads, const Shared& shared) {
-    const int64_t count = smaller(kGroup, a.sizes.states - first);
+    const int64_t count = smaller(kGroup, states(a.sizes) - first);
     if (a.B.data != nullptr && !kSummary) {
       stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
     }
@@ -83,7 +86,7 @@ struct BackwardScan {
                          const Shared& shared, const Thread& own) {
       const ScanSizes& s = a.sizes;
       const int begin = place.walker * kTile;
-      A = static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + place.channel];
+      A = static_cast<const T*>(a.params.A)[(k * states(s) + state) * s.channels + place.channel];
       rate = scale_rate<io_t>(A);
       if (!kSummary) {
         weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
@@ -99,7 +102,7 @@ struct BackwardScan {
   static MMVMAMBA_BLOCK void scan_tiles(const Args& a, int64_t k, int64_t first, const Place& place,
                                         const Shared& shared, Thread& own) {
     const ScanSizes& s = a.sizes;
-    const int64_t count = smaller(kGroup, s.states - first);
+    const int64_t count = smaller(kGroup, states(s) - first);
     for (int i = 0; i < count; ++i) {
       const State state(a, k, first + i, i, place, shared, own);
       const int64_t at = (place.walker * kGroup + i) * lanes(s) + place.lane;
@@ -255,7 +258,7 @@ struct BackwardScan {
     const ScanSizes& s = a.sizes;
     const bool shared_B = a.B.data != nullptr, shared_C = a.C.data != nullptr;
     const ParamRows rows(s, !shared_B, !shared_C);
-    const int count = static_cast<int>(smaller(kGroup, s.states - first));
+    const int count = static_cast<int>(smaller(kGroup, states(s) - first));
     const int64_t tiles = kWalkers * lanes(s);
     for (int i = 0; i < count; ++i) {
       const int64_t state = first + i;
@@ -442,7 +445,7 @@ struct BackwardScan {
                                start_maps(a, item, k, chunk, place, shared, own);
                                scan_tiles(a, k, 0, place, shared, own);
                              });
-    for (int64_t first = 0; first < s.states; first += kGroup) {
+    for (int64_t first = 0; first < states(s); first += kGroup) {
       if (first > 0) {
         block.each([&](int thread, Thread&) {
           stage_weights(a, item, k, first, chunk, thread, block.threads(), shared);
@@ -472,10 +475,10 @@ struct BackwardScan {
     block.each([&](int thread, Thread&) {
       const Place place(lanes(s), item, thread);
       if (place.walker != 0) return;
-      const int64_t count = smaller(kGroup, s.states - first);
+      const int64_t count = smaller(kGroup, states(s) - first);
       for (int i = 0; i < count; ++i) {
         const T rate = scale_rate<io_t>(static_cast<const T*>(
-            a.params.A)[(k * s.states + first + i) * s.channels + place.channel]);
+            a.params.A)[(k * states(s) + first + i) * s.channels + place.channel]);
         gradient_in(a, item, k, first + i, i, done, rate, place, shared);
       }
       if (place.active && first == 0) {

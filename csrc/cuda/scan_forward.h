@@ -19,6 +19,9 @@ struct ForwardScan {
     return kLanes > 0 ? kLanes : static_cast<int>(s.lanes);
   }
 
+  // A group of one is the only state.
+  static MMVMAMBA_HD int64_t states(const ScanSizes& s) { return kGroup == 1 ? 1 : s.states; }
+
   struct Thread {
     T dt[kTile];  // one state: its decays, after their sum
     T x[kTile];   // dt x
@@ -51,7 +54,7 @@ struct ForwardScan {
   static MMVMAMBA_BLOCK void stage_weights(const Args& a, const Item& item, int64_t k,
                                            int64_t first, const Chunk& chunk, int thread,
                                            int threads, const Shared& shared) {
-    const int64_t count = smaller(kGroup, a.sizes.states - first);
+    const int64_t count = smaller(kGroup, states(a.sizes) - first);
     if (a.B.data != nullptr) {
       stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
     }
@@ -64,7 +67,7 @@ struct ForwardScan {
   static MMVMAMBA_BLOCK T rate_of(const Args& a, int64_t k, int64_t state, int64_t channel) {
     const ScanSizes& s = a.sizes;
     return scale_rate<io_t>(
-        static_cast<const T*>(a.params.A)[(k * s.states + state) * s.channels + channel]);
+        static_cast<const T*>(a.params.A)[(k * states(s) + state) * s.channels + channel]);
   }
 
   // The state at the end of each thread's tile, from zero.
@@ -72,7 +75,7 @@ struct ForwardScan {
                                         const Shared& shared, Thread& own) {
     const ScanSizes& s = a.sizes;
     const int begin = place.walker * kTile;
-    const int64_t count = smaller(kGroup, s.states - first);
+    const int64_t count = smaller(kGroup, states(s) - first);
     for (int i = 0; i < count; ++i) {
       const T rate = rate_of(a, k, first + i, place.channel);
       T B[kTile], h = 0;
@@ -80,7 +83,7 @@ struct ForwardScan {
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
         const T decay = decay_of<io_t>(own.dt[t], rate);
-        if (kGroup == 1 && s.states == 1) own.dt[t] = decay;
+        if (kGroup == 1) own.dt[t] = decay;
         h = decay * h + own.x[t] * B[t];
       }
       shared.end[(place.walker * kGroup + i) * lanes(s) + place.lane] = h;
@@ -93,7 +96,7 @@ struct ForwardScan {
                                           const Shared& shared, Thread& own) {
     const ScanSizes& s = a.sizes;
     const int begin = place.walker * kTile;
-    const int64_t count = smaller(kGroup, s.states - first), half = carry_half(s);
+    const int64_t count = smaller(kGroup, states(s) - first), half = carry_half(s);
     for (int i = 0; i < count; ++i) {
       const int64_t state = first + i, at = state * s.channels + place.channel;
       const T rate = rate_of(a, k, state, place.channel);
@@ -126,7 +129,7 @@ struct ForwardScan {
                   begin, C);
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
-        const T decay = kGroup == 1 && s.states == 1 ? own.dt[t] : decay_of<io_t>(own.dt[t], rate);
+        const T decay = kGroup == 1 ? own.dt[t] : decay_of<io_t>(own.dt[t], rate);
         h = decay * h + own.x[t] * B[t];
         if (kGroup == 1) {
           own.y[t] += C[t] * h;
@@ -151,7 +154,7 @@ struct ForwardScan {
     }
     // Only a 1-D sequence has it, whose walk ends with the last chunk.
     if (a.last_state != nullptr && chunk.index + 1 == s.chunks) {
-      static_cast<T*>(a.last_state)[(item.sample * s.channels + channel) * s.states + state] =
+      static_cast<T*>(a.last_state)[(item.sample * s.channels + channel) * states(s) + state] =
           after;
     }
   }
@@ -177,7 +180,7 @@ struct ForwardScan {
       shared.dt[place.walker * lanes(s) + place.lane] = sum;
       scan_tiles(a, k, 0, place, shared, own);
     });
-    for (int64_t first = 0; first < s.states; first += kGroup) {
+    for (int64_t first = 0; first < states(s); first += kGroup) {
       if (first > 0) {
         block.each([&](int thread, Thread&) {
           stage_weights(a, item, k, first, chunk, thread, block.threads(), shared);
@@ -190,7 +193,7 @@ struct ForwardScan {
         const Place place(lanes(s), item, thread);
         if (kSummary && place.walker != 0) return;
         finish_tiles(a, item, k, first, done, chunk, place, shared, own);
-        if (!place.active || first + kGroup < s.states) return;
+        if (!place.active || first + kGroup < states(s)) return;
         if (kSummary) {
           add_segment_dt<ForwardScan>(a, item, k, done, place, shared);
         } else {

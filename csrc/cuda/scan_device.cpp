@@ -29,7 +29,8 @@ ScanDevice::ScanDevice(const Tensor& value) : index_(value.get_device_index()), 
 
 DeviceType ScanDevice::type() { return DeviceType::CUDA; }
 
-int64_t ScanDevice::target_blocks() const { return 512; }
+// Of 128 multiprocessors with 512 threads each, as the launch bounds leave room for.
+int64_t ScanDevice::target_threads() const { return 65536; }
 
 int64_t ScanDevice::max_shared() const {
   int bytes = 0;

@@ -18,9 +18,9 @@ class ScanDevice {
 
   static DeviceType type();
 
-  // Blocks that fill a large device. A constant, not a property of the current device: the
+  // Threads that fill a large device. A constant, not a property of the current device: the
   // split determines the order of summation.
-  int64_t target_blocks() const;
+  int64_t target_threads() const;
 
   // Bytes of shared memory that a block may have.
   int64_t max_shared() const;

@@ -118,8 +118,14 @@ void split_scan(ScanSizes& s, ScanKind kind, ScalarType io, const ScanDevice& de
                     ", the device has ", device.max_shared());
   }
   s.chunks = ceil_div(s.length, kChunk);
-  const int64_t blocks = s.batch * s.channels / s.group_channels * s.group_blocks;
-  const int64_t wanted = std::clamp<int64_t>(ceil_div(device.target_blocks(), blocks), 1, s.chunks);
+  // Segments cost a summary pass, so only where the threads would fill less than half of the GPU.
+  const int64_t walkers = kind == ScanKind::kForward ? ForwardScan<float, 1, false>::kWalkers
+                                                     : BackwardScan<float, 1, false>::kWalkers;
+  const int64_t threads =
+      s.batch * (s.channels / s.group_channels) * s.group_blocks * s.lanes * walkers;
+  const int64_t target = device.target_threads();
+  const int64_t wanted =
+      2 * threads >= target ? 1 : std::min<int64_t>(ceil_div(target, threads), s.chunks);
   s.segment_chunks = ceil_div(s.chunks, wanted);
   s.segments = ceil_div(s.chunks, s.segment_chunks);
 }

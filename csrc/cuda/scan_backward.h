@@ -319,38 +319,83 @@ struct BackwardScan {
   static MMVMAMBA_BLOCK void add_weight(const Args& a, const Item& item, int64_t k, int64_t first,
                                         int64_t count, bool set, const Place& place,
                                         const Shared& shared) {
-    const ScanSizes& s = a.sizes;
     if (!place.active) return;
-    for (int64_t r = place.walker; r < count; r += kWalkers) {
-      T sum = 0;
-      for (int l = 0; l < kSteps; l += kTile) {
-        T low[kTile];
-        load_tile(shared.low + r * kRowStride + l, low);
-        MMVMAMBA_UNROLL
-        for (int t = 0; t < kTile; ++t) {
-          sum += shared.tile[(l + t) * (lanes(s) + 1) + place.lane] * low[t];
-        }
+    const int n = static_cast<int>(count);
+    int r = place.walker;
+    for (; r + (kRanks - 1) * kWalkers < n; r += kRanks * kWalkers) {
+      add_weights<kRanks>(a, item, k, first, r, set, place, shared);
+    }
+    for (; r < n; r += kWalkers) add_weights<1>(a, item, k, first, r, set, place, shared);
+  }
+
+  // Ranks that a thread works on at a time, for each value of the tile that it reads.
+  static constexpr int kRanks = 3;
+
+  template <int kCount>
+  static MMVMAMBA_BLOCK void add_weights(const Args& a, const Item& item, int64_t k, int64_t first,
+                                         int r, bool set, const Place& place,
+                                         const Shared& shared) {
+    const ScanSizes& s = a.sizes;
+    T sum[kCount];
+    fill_tile(T(0), sum);
+    for (int l = 0; l < kSteps; l += kTile) {
+      T grad_dt[kTile];
+      MMVMAMBA_UNROLL
+      for (int t = 0; t < kTile; ++t) {
+        grad_dt[t] = shared.tile[(l + t) * (lanes(s) + 1) + place.lane];
       }
-      T& total = a.keep_weight_on_chip ? shared.weight[(first + r) * lanes(s) + place.lane]
-                                       : param_row(a, item, k, first + r)[place.channel];
-      total = set ? sum : total + sum;
+      MMVMAMBA_UNROLL
+      for (int j = 0; j < kCount; ++j) {
+        T low[kTile];
+        load_tile(shared.low + (r + j * kWalkers) * kRowStride + l, low);
+        MMVMAMBA_UNROLL
+        for (int t = 0; t < kTile; ++t) sum[j] += grad_dt[t] * low[t];
+      }
+    }
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kCount; ++j) {
+      const int64_t rank = first + r + j * kWalkers;
+      T& total = a.keep_weight_on_chip ? shared.weight[rank * lanes(s) + place.lane]
+                                       : param_row(a, item, k, rank)[place.channel];
+      total = set ? sum[j] : total + sum[j];
     }
   }
 
   // grad_low[r][l] = sum over the block's channels of grad_dt[l][c] weight[r][c].
   static MMVMAMBA_BLOCK void set_low(const Args& a, const Item& item, int64_t k, int64_t first,
                                      int64_t count, int thread, int threads, const Shared& shared) {
-    const ScanSizes& s = a.sizes;
-    const int l = thread % kSteps;
-    for (int64_t r = thread / kSteps; r < count; r += threads / kSteps) {
-      const T* weight = static_cast<const T*>(a.params.dt_weight) +
-                        (k * s.rank + first + r) * s.channels + item.channel;
-      T sum = 0;
-      for (int64_t c = 0; c < item.width; ++c) {
-        sum += shared.tile[l * (lanes(s) + 1) + c] * weight[c];
-      }
-      shared.low[r * kRowStride + l] = sum;
+    const int l = thread % kSteps, runs = threads / kSteps, n = static_cast<int>(count);
+    int r = thread / kSteps;
+    for (; r + (kRanks - 1) * runs < n; r += kRanks * runs) {
+      set_lows<kRanks>(a, item, k, first, r, runs, l, shared);
     }
+    for (; r < n; r += runs) set_lows<1>(a, item, k, first, r, runs, l, shared);
+  }
+
+  template <int kCount>
+  static MMVMAMBA_BLOCK void set_lows(const Args& a, const Item& item, int64_t k, int64_t first,
+                                      int r, int runs, int l, const Shared& shared) {
+    const ScanSizes& s = a.sizes;
+    const T* weight = static_cast<const T*>(a.params.dt_weight) +
+                      (k * s.rank + first + r) * s.channels + item.channel;
+    const T* tile = shared.tile + l * (lanes(s) + 1);
+    const int width = static_cast<int>(item.width);
+    const int32_t stride = static_cast<int32_t>(s.channels * sizeof(T));
+    const T* row[kCount];
+    T sum[kCount];
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kCount; ++j) {
+      row[j] = &element<const T>(weight, j * runs, stride);
+      sum[j] = 0;
+    }
+    MMVMAMBA_UNROLL_4
+    for (int c = 0; c < width; ++c) {
+      const T value = tile[c];
+      MMVMAMBA_UNROLL
+      for (int j = 0; j < kCount; ++j) sum[j] += value * row[j][c];
+    }
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kCount; ++j) shared.low[(r + j * runs) * kRowStride + l] = sum[j];
   }
 
   // The gradients of the time steps' projection.

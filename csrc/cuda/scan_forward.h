@@ -24,7 +24,7 @@ struct ForwardScan {
 
   struct Thread {
     T dt[kTile];  // one state: its decays, after their sum
-    T x[kTile];   // dt x
+    T x[kTile];   // dt x; one state: times B
     T y[kTile];
     T part[kTile];  // of y, of a group of states; unused where there is one
   };
@@ -83,8 +83,12 @@ struct ForwardScan {
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
         const T decay = decay_of<io_t>(own.dt[t], rate);
-        if (kGroup == 1) own.dt[t] = decay;
-        h = decay * h + own.x[t] * B[t];
+        const T input = own.x[t] * B[t];
+        if (kGroup == 1) {
+          own.dt[t] = decay;
+          own.x[t] = input;
+        }
+        h = decay * h + input;
       }
       shared.end[(place.walker * kGroup + i) * lanes(s) + place.lane] = h;
     }
@@ -124,13 +128,15 @@ struct ForwardScan {
             shared.end[(j * kGroup + i) * lanes(s) + place.lane];
       }
       T B[kTile], C[kTile];
-      weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
+      if (kGroup > 1) {
+        weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
+      }
       weight_tile(a.params.C, s, state, place.channel, shared.rows + (kGroup + i) * kRowStride,
                   begin, C);
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {
         const T decay = kGroup == 1 ? own.dt[t] : decay_of<io_t>(own.dt[t], rate);
-        h = decay * h + own.x[t] * B[t];
+        h = decay * h + (kGroup == 1 ? own.x[t] : own.x[t] * B[t]);
         if (kGroup == 1) {
           own.y[t] += C[t] * h;
         } else {

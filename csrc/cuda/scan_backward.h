@@ -456,16 +456,16 @@ struct BackwardScan {
     const ScanSizes& s = a.sizes;
     const int begin = place.walker * kTile;
     if (a.grad_y_is_acc) {
-      read_map<T>(a.grad_y, item.sample, place.channel, chunk, begin, own.grad_y);
+      read_map<T, true>(a.grad_y, item.sample, place.channel, chunk, begin, own.grad_y);
     } else {
-      read_map<io_t>(a.grad_y, item.sample, place.channel, chunk, begin, own.grad_y);
+      read_map<io_t, true>(a.grad_y, item.sample, place.channel, chunk, begin, own.grad_y);
     }
     T sum = 0;
     MMVMAMBA_UNROLL
     for (int t = 0; t < kTile; ++t) sum += own.dt[t];
     shared.dt[place.walker * lanes(s) + place.lane] = sum;
     if (kSummary) return;
-    read_map<io_t>(a.x, item.sample, place.channel, chunk, begin, own.x);
+    read_map<io_t, false>(a.x, item.sample, place.channel, chunk, begin, own.x);
     const T* D = static_cast<const T*>(a.params.D);
     const T skip = D == nullptr ? T(0) : D[k * s.channels + place.channel];
     T grad_D = 0;  // sums of sums lose fewer digits over a long sequence

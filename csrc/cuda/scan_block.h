@@ -81,15 +81,16 @@ MMVMAMBA_HD Chunk make_chunk(const ScanSizes& s, int64_t index, const int32_t* p
   return {index, static_cast<int>(smaller(kChunk, s.length - index * kChunk)), position};
 }
 
-// The positions of a chunk's steps, in the order of the walk.
+// The positions of a chunk's steps, in the order of the walk; steps that are none repeat the last,
+// so that what they read exists.
 template <class Block>
 MMVMAMBA_BLOCK void locate(Block& block, const ScanSizes& s, int order, const Chunk& chunk,
                            int32_t* position) {
   block.each([&](int thread, auto&) {
-    for (int l = thread; l < chunk.length; l += block.threads()) {
+    for (int l = thread; l < kSteps; l += block.threads()) {
       const int64_t first = is_reversed(order) ? s.length - chunk.index * kChunk - chunk.length
                                                : chunk.index * kChunk;
-      position[l] = WalkOf<int32_t>(order, static_cast<int32_t>(first + l),
+      position[l] = WalkOf<int32_t>(order, static_cast<int32_t>(first) + (l < chunk.length ? l : chunk.length - 1),
                                     static_cast<int32_t>(s.height), static_cast<int32_t>(s.width))
                         .position();
     }
@@ -177,18 +178,20 @@ MMVMAMBA_BLOCK void fill_tile(T value, T (&tile)[kTile]) {
   for (int t = 0; t < kTile; ++t) tile[t] = value;
 }
 
-// Elements of a map at a tile's positions; zero where there is none.
-template <typename io_t, int kTile, typename T>
+// Elements of a map at a tile's positions. Where there is none, zero or, not padded, the last.
+template <typename io_t, bool kPad, int kTile, typename T>
 MMVMAMBA_BLOCK void read_map(const MapView& v, int64_t sample, int64_t channel, const Chunk& chunk,
                              int first, T (&tile)[kTile]) {
   io_t* from = static_cast<io_t*>(v.data) + sample * v.batch + channel * v.channel;
   const int32_t stride = static_cast<int32_t>(v.position * sizeof(io_t));
   int32_t position[kTile];
   load_tile(chunk.position + first, position);
+  io_t value[kTile];
+  MMVMAMBA_UNROLL
+  for (int t = 0; t < kTile; ++t) value[t] = element<io_t>(from, position[t], stride);
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) {
-    tile[t] = first + t < chunk.length ? static_cast<T>(element<io_t>(from, position[t], stride))
-                                       : T(0);
+    tile[t] = !kPad || first + t < chunk.length ? static_cast<T>(value[t]) : T(0);
   }
 }
 
@@ -207,9 +210,7 @@ MMVMAMBA_BLOCK void write_map(const MapView& sum, const MapView& narrow, bool fi
   fill_tile(T(0), value);
   if (!first_direction) {
     MMVMAMBA_UNROLL
-    for (int t = 0; t < kTile; ++t) {
-      if (first + t < chunk.length) value[t] = element<T>(total, position[t], stride);
-    }
+    for (int t = 0; t < kTile; ++t) value[t] = element<T>(total, position[t], stride);
   }
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) value[t] += tile[t];
@@ -288,7 +289,7 @@ MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, in
                   shared.low, begin, own.dt);
       } else {
         T delta[Scan::kTile];
-        read_map<io_t>(a.delta, item.sample, place.channel, chunk, begin, delta);
+        read_map<io_t, false>(a.delta, item.sample, place.channel, chunk, begin, delta);
         MMVMAMBA_UNROLL
         for (int t = 0; t < Scan::kTile; ++t) own.dt[t] += delta[t];
       }

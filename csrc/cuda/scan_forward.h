@@ -173,7 +173,7 @@ struct ForwardScan {
     const Chunk chunk = make_chunk(s, index, shared.position);
     locate(block, s, a.directions.order[which], chunk, shared.position);
     time_steps<ForwardScan>(block, a, item, k, chunk, shared, [&](const Place& place, Thread& own) {
-      read_map<io_t>(a.x, item.sample, place.channel, chunk, place.walker * kTile, own.x);
+      read_map<io_t, false>(a.x, item.sample, place.channel, chunk, place.walker * kTile, own.x);
       const T* D = static_cast<const T*>(a.params.D);
       const T skip = D == nullptr ? T(0) : D[k * s.channels + place.channel];
       T sum = 0;

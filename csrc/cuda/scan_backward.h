@@ -86,7 +86,7 @@ struct BackwardScan {
                          const Shared& shared, const Thread& own) {
       const ScanSizes& s = a.sizes;
       const int begin = place.walker * kTile;
-      A = static_cast<const T*>(a.params.A)[(k * states(s) + state) * s.channels + place.channel];
+      A = static_cast<const T*>(a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + place.channel];
       rate = scale_rate<io_t>(A);
       if (!kSummary) {
         weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
@@ -246,8 +246,10 @@ struct BackwardScan {
     const ScanSizes& s = a.sizes;
     const ParamRows rows(s, a.B.data == nullptr, a.C.data == nullptr);
     return static_cast<T*>(a.grad_params) +
-           (((item.sample * s.segments + item.segment) * s.directions + k) * rows.count + row) *
-               s.channels;
+           wide_product(
+               row_of(row_of(row_of(item.sample, s.segments, item.segment), s.directions, k),
+                      rows.count, row),
+               s.channels);
   }
 
   // The states of a group, one after the other.
@@ -377,7 +379,7 @@ struct BackwardScan {
                                       int r, int runs, int l, const Shared& shared) {
     const ScanSizes& s = a.sizes;
     const T* weight = static_cast<const T*>(a.params.dt_weight) +
-                      (k * s.rank + first + r) * s.channels + item.channel;
+                      wide_product(row_of(k, s.rank, first + r), s.channels) + item.channel;
     const T* tile = shared.tile + l * (lanes(s) + 1);
     const int width = static_cast<int>(item.width);
     const int32_t stride = static_cast<int32_t>(s.channels * sizeof(T));
@@ -467,7 +469,7 @@ struct BackwardScan {
     if (kSummary) return;
     read_map<io_t, false>(a.x, item.sample, place.channel, chunk, begin, own.x);
     const T* D = static_cast<const T*>(a.params.D);
-    const T skip = D == nullptr ? T(0) : D[k * s.channels + place.channel];
+    const T skip = D == nullptr ? T(0) : D[wide_product(k, s.channels) + place.channel];
     T grad_D = 0;  // sums of sums lose fewer digits over a long sequence
     MMVMAMBA_UNROLL
     for (int t = 0; t < kTile; ++t) {
@@ -523,7 +525,7 @@ struct BackwardScan {
       const int64_t count = smaller(kGroup, states(s) - first);
       for (int i = 0; i < count; ++i) {
         const T rate = scale_rate<io_t>(static_cast<const T*>(
-            a.params.A)[(k * states(s) + first + i) * s.channels + place.channel]);
+            a.params.A)[wide_product(row_of(k, states(s), first + i), s.channels) + place.channel]);
         gradient_in(a, item, k, first + i, i, done, rate, place, shared);
       }
       if (place.active && first == 0) {

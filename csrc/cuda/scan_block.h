@@ -39,17 +39,19 @@ MMVMAMBA_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 struct Item {
   int64_t sample, direction, segment, group, part, channel, width;
 
-  // `index` counts blocks of channels fastest, then groups, segments, samples, directions.
-  MMVMAMBA_HD Item(const ScanSizes& s, int64_t index) {
-    const int64_t groups = s.channels / s.group_channels;
-    part = index % s.group_blocks;
-    index /= s.group_blocks;
-    group = index % groups;
-    index /= groups;
-    segment = index % s.segments;
-    index /= s.segments;
-    sample = index % s.batch;
-    direction = index / s.batch;
+  // `block` counts blocks of channels fastest, then groups, segments, samples, directions; 31 bits.
+  MMVMAMBA_HD Item(const ScanSizes& s, int64_t block) {
+    uint32_t index = static_cast<uint32_t>(block);
+    const auto take = [&](int64_t count) {
+      const uint32_t n = static_cast<uint32_t>(count), rest = index % n;
+      index /= n;
+      return static_cast<int64_t>(rest);
+    };
+    part = take(s.group_blocks);
+    group = take(static_cast<uint32_t>(s.channels) / static_cast<uint32_t>(s.group_channels));
+    segment = take(s.segments);
+    sample = take(s.batch);
+    direction = index;
     channel = group * s.group_channels + part * s.lanes;
     width = smaller(s.lanes, s.group_channels - part * s.lanes);
   }
@@ -100,6 +102,22 @@ MMVMAMBA_BLOCK void locate(Block& block, const ScanSizes& s, int order, const Ch
 // Where rows of a sample, group and direction begin; in elements.
 MMVMAMBA_HD int64_t row_offset(const RowView& v, const Item& item, int64_t direction) {
   return item.sample * v.batch + item.group * v.group + direction * v.direction;
+}
+
+// The product of two numbers of 31 bits in one instruction; of 64 bits it takes four.
+MMVMAMBA_HD int64_t wide_product(int64_t a, int64_t b) {
+  const int32_t x = static_cast<int32_t>(a), y = static_cast<int32_t>(b);
+#if defined(__CUDA_ARCH__)
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(x), "r"(y));
+  return product;
+#else
+  return static_cast<int64_t>(x) * y;
+#endif
+}
+// a b + c of numbers of 31 bits.
+MMVMAMBA_HD int32_t row_of(int64_t a, int64_t b, int64_t c) {
+  return static_cast<int32_t>(a) * static_cast<int32_t>(b) + static_cast<int32_t>(c);
 }
 
 // An element of a map. Strides over positions have 32 bits, in bytes: the address is a single
@@ -236,7 +254,7 @@ template <int kTile, typename T>
 MMVMAMBA_BLOCK void add_ranks(const ScanSizes& s, const T* weight, int64_t direction,
                               int64_t channel, int64_t first_rank, int64_t count, const T* low,
                               int first, T (&dt)[kTile]) {
-  weight += (direction * s.rank + first_rank) * s.channels + channel;
+  weight += wide_product(row_of(direction, s.rank, first_rank), s.channels) + channel;
   const int32_t stride = static_cast<int32_t>(s.channels * sizeof(T)), n = static_cast<int>(count);
   low += first;
   MMVMAMBA_UNROLL_4
@@ -252,11 +270,13 @@ MMVMAMBA_BLOCK void add_ranks(const ScanSizes& s, const T* weight, int64_t direc
 // Where the states of a walk's segment or chunk lie: [batch][directions][count][states][channels].
 MMVMAMBA_HD int64_t state_offset(const ScanSizes& s, int64_t sample, int64_t direction,
                                  int64_t count, int64_t index) {
-  return ((sample * s.directions + direction) * count + index) * s.states * s.channels;
+  return wide_product(row_of(row_of(sample, s.directions, direction), count, index),
+                      row_of(s.states, s.channels, 0));
 }
 // Elements of one of the two halves of a carry buffer.
 MMVMAMBA_HD int64_t carry_half(const ScanSizes& s) {
-  return s.batch * s.directions * s.segments * s.states * s.channels;
+  return wide_product(row_of(row_of(s.batch, s.directions, 0), s.segments, 0),
+                      row_of(s.states, s.channels, 0));
 }
 
 // The time steps of a chunk for the block's threads, in `thread.dt`, with their slopes where the
@@ -296,7 +316,7 @@ MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, in
       if (panel + 1 < panels) return;
       // The bias comes last: a sum of small terms loses fewer digits.
       const T* biases = static_cast<const T*>(a.params.dt_bias);
-      const T bias = biases == nullptr ? T(0) : biases[k * s.channels + place.channel];
+      const T bias = biases == nullptr ? T(0) : biases[wide_product(k, s.channels) + place.channel];
       MMVMAMBA_UNROLL
       for (int t = 0; t < Scan::kTile; ++t) {
         T slope = T(1);
@@ -328,9 +348,8 @@ MMVMAMBA_BLOCK void add_segment_dt(const Args& a, const Item& item, int64_t k, i
                                    const Place& place, const Shared& shared) {
   using T = typename Scan::T;
   const ScanSizes& s = a.sizes;
-  T& total = static_cast<T*>(
-      a.segment_dt)[((item.sample * s.directions + k) * s.segments + item.segment) * s.channels +
-                    place.channel];
+  const int32_t row = row_of(row_of(item.sample, s.directions, k), s.segments, item.segment);
+  T& total = static_cast<T*>(a.segment_dt)[wide_product(row, s.channels) + place.channel];
   T sum = done == 0 ? T(0) : total;
   for (int j = 0; j < Scan::kWalkers; ++j) sum += shared.dt[j * Scan::lanes(s) + place.lane];
   total = sum;

@@ -67,7 +67,7 @@ struct ForwardScan {
   static MMVMAMBA_BLOCK T rate_of(const Args& a, int64_t k, int64_t state, int64_t channel) {
     const ScanSizes& s = a.sizes;
     return scale_rate<io_t>(
-        static_cast<const T*>(a.params.A)[(k * states(s) + state) * s.channels + channel]);
+        static_cast<const T*>(a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + channel]);
   }
 
   // The state at the end of each thread's tile, from zero.
@@ -175,7 +175,7 @@ struct ForwardScan {
     time_steps<ForwardScan>(block, a, item, k, chunk, shared, [&](const Place& place, Thread& own) {
       read_map<io_t, false>(a.x, item.sample, place.channel, chunk, place.walker * kTile, own.x);
       const T* D = static_cast<const T*>(a.params.D);
-      const T skip = D == nullptr ? T(0) : D[k * s.channels + place.channel];
+      const T skip = D == nullptr ? T(0) : D[wide_product(k, s.channels) + place.channel];
       T sum = 0;
       MMVMAMBA_UNROLL
       for (int t = 0; t < kTile; ++t) {

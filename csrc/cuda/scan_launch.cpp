@@ -128,6 +128,11 @@ void split_scan(ScanSizes& s, ScanKind kind, ScalarType io, const ScanDevice& de
       2 * threads >= target ? 1 : std::min<int64_t>(ceil_div(target, threads), s.chunks);
   s.segment_chunks = ceil_div(s.chunks, wanted);
   s.segments = ceil_div(s.chunks, s.segment_chunks);
+  // Rows of states and of the parameters' gradients, and what a row holds.
+  const int64_t rows =
+      s.batch * s.directions * std::max(s.chunks, s.segments * (s.rank + 3 * s.states + 2));
+  STD_TORCH_CHECK(std::max(rows, s.states * s.channels) < std::numeric_limits<int32_t>::max(),
+                  "the scan has too many states: ", rows, " rows of ", s.states * s.channels);
 }
 
 void launch_forward(const ScanDevice& device, ScanForward args,

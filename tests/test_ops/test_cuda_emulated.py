@@ -48,12 +48,14 @@ def tolerance(case):
 
 @pytest.mark.parametrize('case', list(kernel_cases(ss2d)))
 def test_ss2d_scan_is_as_exact_as_eager(case):
-    ss2d.compare_with_eager(settings(case), functools.partial(run, emulated.ss2d_scan), **tolerance(case))
+    scan = functools.partial(run, emulated.ss2d_scan)
+    ss2d.compare_with_eager(settings(case), scan, **tolerance(case))
 
 
 @pytest.mark.parametrize('case', list(kernel_cases(selective)))
 def test_selective_scan_is_as_exact_as_eager(case):
-    selective.compare_with_eager(settings(case), functools.partial(run, emulated.selective_scan), **tolerance(case))
+    scan = functools.partial(run, emulated.selective_scan)
+    selective.compare_with_eager(settings(case), scan, **tolerance(case))
 
 
 @pytest.mark.parametrize('blocks', [1, 512])

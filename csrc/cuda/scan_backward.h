@@ -33,7 +33,6 @@ struct BackwardScan {
   };
 
   struct Shared {
-    T* low;             // [min(rank, kPanel)][kRowStride], gradients in the end
     T* rows;            // [2 kGroup][kRowStride], B then C, gradients in the end
     T* end;             // [kWalkers][kGroup][lanes], the states at the tiles' ends
     T* grad_end;        // [kWalkers][kGroup][lanes], the gradients at the tiles' beginnings
@@ -41,12 +40,12 @@ struct BackwardScan {
     T* sums;            // [3][kWalkers][lanes]
     T* tile;            // [kSteps][lanes + 1]
     T* part;            // [threads / kSteps][kSteps]
+    T* low;             // [min(rank, kPanel)][kRowStride], gradients in the end
     T* weight;          // [rank][lanes], where the sums of grad dt_weight are kept on chip
     int32_t* position;  // [kSteps]
 
     MMVMAMBA_HD Shared(const ScanSizes& s, void* memory) {
-      low = static_cast<T*>(memory);
-      rows = low + smaller(s.rank, kPanel<T>) * kRowStride;
+      rows = static_cast<T*>(memory);
       end = rows + 2 * kGroup * kRowStride;
       grad_end = end + kWalkers * kGroup * lanes(s);
       dt = grad_end + kWalkers * kGroup * lanes(s);
@@ -54,7 +53,8 @@ struct BackwardScan {
       part = sums + 3 * kWalkers * lanes(s);
       position = reinterpret_cast<int32_t*>(part + kWalkers * lanes(s));
       tile = reinterpret_cast<T*>(position + kSteps);
-      weight = tile + (kSummary ? 0 : kSteps * (lanes(s) + 1));
+      low = tile + (kSummary ? 0 : kSteps * (lanes(s) + 1));
+      weight = low + smaller(s.rank, kPanel<T>) * kRowStride;
     }
     static int64_t size(const ScanSizes& s, bool keep_weight) {  // bytes
       int64_t values = smaller(s.rank, kPanel<T>) * kRowStride + 2 * kGroup * kRowStride +

@@ -30,17 +30,17 @@ struct ForwardScan {
   };
 
   struct Shared {
-    T* low;             // [min(rank, kPanel)][kRowStride]
     T* rows;            // [2 kGroup][kRowStride], B then C
     T* end;             // [kWalkers][kGroup][lanes]
     T* dt;              // [kWalkers][lanes]
     int32_t* position;  // [kSteps]
+    T* low;             // [min(rank, kPanel)][kRowStride]; last: the others are at fixed places
     MMVMAMBA_HD Shared(const ScanSizes& s, void* memory) {
-      low = static_cast<T*>(memory);
-      rows = low + smaller(s.rank, kPanel<T>) * kRowStride;
+      rows = static_cast<T*>(memory);
       end = rows + 2 * kGroup * kRowStride;
       dt = end + kWalkers * kGroup * lanes(s);
       position = reinterpret_cast<int32_t*>(dt + kWalkers * lanes(s));
+      low = reinterpret_cast<T*>(position + kSteps);
     }
     static int64_t size(const ScanSizes& s) {  // bytes
       return sizeof(T) * (smaller(s.rank, kPanel<T>) * kRowStride + 2 * kGroup * kRowStride +

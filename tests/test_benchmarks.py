@@ -11,7 +11,7 @@ from mmvmamba.analysis import measure
 
 from .benchmark_modules import BENCHMARKS, load
 
-SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot', 'sass')
+SCRIPTS = ('ops', 'backbone', 'backbone_cpu', 'detector', 'passes', 'plot', 'sass', 'issued')
 HEAD = {'benchmark', 'date', 'device', 'machine', 'versions', 'results', 'summary'}
 SHORT = ('--seconds', '0', '--min-rounds', '1', '--threads', '1')
 

@@ -71,11 +71,12 @@ struct BackwardScan {
                                            int threads, const Shared& shared) {
     const int64_t count = smaller(kGroup, states(a.sizes) - first);
     if (a.B.data != nullptr && !kSummary) {
-      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
+      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads,
+                               shared.rows);
     }
     if (a.C.data != nullptr) {
       stage<io_t, kGroup == 1>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
-                  shared.rows + kGroup * kRowStride);
+                               shared.rows + kGroup * kRowStride);
     }
   }
 
@@ -86,7 +87,8 @@ struct BackwardScan {
                          const Shared& shared, const Thread& own) {
       const ScanSizes& s = a.sizes;
       const int begin = place.walker * kTile;
-      A = static_cast<const T*>(a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + place.channel];
+      A = static_cast<const T*>(
+          a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + place.channel];
       rate = scale_rate<io_t>(A);
       if (!kSummary) {
         weight_tile(a.params.B, s, state, place.channel, shared.rows + i * kRowStride, begin, B);
@@ -265,7 +267,8 @@ struct BackwardScan {
     for (int i = 0; i < count; ++i) {
       const int64_t state = first + i;
       block.each([&](int thread, Thread& own) {
-        differentiate_state(a, item, k, state, i, done, chunk, Place(lanes(s), item, thread), shared, own);
+        differentiate_state(a, item, k, state, i, done, chunk, Place(lanes(s), item, thread),
+                            shared, own);
       });
       block.each([&](int thread, Thread&) {
         const Place place(lanes(s), item, thread);
@@ -301,10 +304,10 @@ struct BackwardScan {
           own.grad_dt[t] += own.part_dt[t];
         }
       }
-      write_rows<kGroup == 1>(a.grad_B, a.row_part, item, k, first, count, chunk, thread, block.threads(),
-                 shared.rows);
-      write_rows<kGroup == 1>(a.grad_C, a.row_part, item, k, first, count, chunk, thread, block.threads(),
-                 shared.rows + kGroup * kRowStride);
+      write_rows<kGroup == 1>(a.grad_B, a.row_part, item, k, first, count, chunk, thread,
+                              block.threads(), shared.rows);
+      write_rows<kGroup == 1>(a.grad_C, a.row_part, item, k, first, count, chunk, thread,
+                              block.threads(), shared.rows + kGroup * kRowStride);
     });
   }
 
@@ -313,8 +316,8 @@ struct BackwardScan {
                                         int64_t first, int64_t count, const Chunk& chunk,
                                         int thread, int threads, const T* rows) {
     if (v.data == nullptr) return;
-    unstage<kOne, kRanks>(v, item.part * part + row_offset(v, item, k), first, count, chunk, thread, threads,
-            rows);
+    unstage<kOne, kRanks>(v, item.part * part + row_offset(v, item, k), first, count, chunk, thread,
+                          threads, rows);
   }
 
   // grad_weight[r][c] += sum over steps of grad_dt[l][c] low[r][l]; a thread owns its (r, c).
@@ -411,7 +414,7 @@ struct BackwardScan {
       if (s.rank > kPanel<T>) {
         block.each([&](int thread, Thread&) {
           stage<io_t, false, true>(a.low, row_offset(a.low, item, k), first, count, chunk, thread,
-                      block.threads(), shared.low);
+                                   block.threads(), shared.low);
         });
       }
       block.each([&](int thread, Thread&) {
@@ -421,8 +424,8 @@ struct BackwardScan {
         set_low(a, item, k, first, count, thread, block.threads(), shared);
       });
       block.each([&](int thread, Thread&) {
-        write_rows<false, true>(a.grad_low, a.low_part, item, k, first, count, chunk, thread, block.threads(),
-                   shared.low);
+        write_rows<false, true>(a.grad_low, a.low_part, item, k, first, count, chunk, thread,
+                                block.threads(), shared.low);
       });
     }
   }

@@ -92,9 +92,11 @@ MMVMAMBA_BLOCK void locate(Block& block, const ScanSizes& s, int order, const Ch
     for (int l = thread; l < kSteps; l += block.threads()) {
       const int64_t first = is_reversed(order) ? s.length - chunk.index * kChunk - chunk.length
                                                : chunk.index * kChunk;
-      position[l] = WalkOf<int32_t>(order, static_cast<int32_t>(first) + (l < chunk.length ? l : chunk.length - 1),
-                                    static_cast<int32_t>(s.height), static_cast<int32_t>(s.width))
-                        .position();
+      position[l] =
+          WalkOf<int32_t>(order,
+                          static_cast<int32_t>(first) + (l < chunk.length ? l : chunk.length - 1),
+                          static_cast<int32_t>(s.height), static_cast<int32_t>(s.width))
+              .position();
     }
   });
 }
@@ -293,8 +295,8 @@ MMVMAMBA_BLOCK void time_steps(Block& block, const Args& a, const Item& item, in
     const int64_t first = panel * kPanel<T>, count = smaller(kPanel<T>, s.rank - first);
     block.each([&](int thread, auto&) {
       if (s.rank > 0) {
-        stage<io_t, false, true>(a.low, row_offset(a.low, item, k), first, count, chunk, thread, block.threads(),
-                    shared.low);
+        stage<io_t, false, true>(a.low, row_offset(a.low, item, k), first, count, chunk, thread,
+                                 block.threads(), shared.low);
       }
       if (panel == 0) {
         Scan::stage_weights(a, item, k, 0, chunk, thread, block.threads(), shared);

@@ -56,18 +56,19 @@ struct ForwardScan {
                                            int threads, const Shared& shared) {
     const int64_t count = smaller(kGroup, states(a.sizes) - first);
     if (a.B.data != nullptr) {
-      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads, shared.rows);
+      stage<io_t, kGroup == 1>(a.B, row_offset(a.B, item, k), first, count, chunk, thread, threads,
+                               shared.rows);
     }
     if (a.C.data != nullptr && !kSummary) {
       stage<io_t, kGroup == 1>(a.C, row_offset(a.C, item, k), first, count, chunk, thread, threads,
-                  shared.rows + kGroup * kRowStride);
+                               shared.rows + kGroup * kRowStride);
     }
   }
 
   static MMVMAMBA_BLOCK T rate_of(const Args& a, int64_t k, int64_t state, int64_t channel) {
     const ScanSizes& s = a.sizes;
-    return scale_rate<io_t>(
-        static_cast<const T*>(a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + channel]);
+    return scale_rate<io_t>(static_cast<const T*>(
+        a.params.A)[wide_product(row_of(k, states(s), state), s.channels) + channel]);
   }
 
   // The state at the end of each thread's tile, from zero.

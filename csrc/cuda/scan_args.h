@@ -16,14 +16,26 @@ enum class DeviceIo { kFloat, kHalf, kBFloat16, kDouble };
 // Elements are data[n * batch + p * position + c * channel]; null where the argument is absent.
 struct MapView {
   void* data;
-  int64_t batch, position, channel;
+  int64_t batch, channel;
+  int32_t position;
+
+  template <typename io_t>
+  MMVMAMBA_HD io_t* at(int64_t n, int64_t c) const {
+    return static_cast<io_t*>(data) + n * batch + c * channel;
+  }
 };
 
 // Values that all channels of a group share: data[n * batch + g * group + p * position +
 // k * direction + i * item]; null where B or C is constant.
 struct RowView {
   void* data;
-  int64_t batch, group, position, direction, item;
+  int64_t batch, group;
+  int32_t position, direction, item;
+
+  template <typename io_t>
+  MMVMAMBA_HD const io_t* row(int64_t n, int64_t g, int64_t k) const {
+    return static_cast<const io_t*>(data) + n * batch + g * group + k * direction;
+  }
 };
 
 // Channels are worked on in blocks of `lanes` threads' width, none of which crosses a group of B
@@ -39,10 +51,8 @@ struct ScanSizes {
 
 constexpr int kMaxDirections = 8;  // of one launch
 
-constexpr int kMaxLanes = 64, kLaneStep = 32;  // of a block
-
-// States that are worked on at a time where there are several.
-constexpr int kForwardGroup = 8, kBackwardGroup = 4;
+constexpr int kMaxLanes = 64, kLaneStep = 32;  // of a block of the backward
+constexpr int kBackwardGroup = 4;              // states worked on at a time where there are several
 
 // The directions of a launch, one after the other in a block; `begin` and `end` say whether the
 // output is set or added to, and whether the sum is final.
@@ -52,28 +62,90 @@ struct ScanDirections {
   bool begin, end;
 };
 
-// Parameters, acc, channels next to each other.
+// Parameters, acc. The forward takes them as they are, the backward with the last two dimensions
+// exchanged.
 struct ScanParams {
-  const void* dt_weight;  // [directions][rank][channels], null without low-rank time steps
+  const void* dt_weight;  // [directions][channels][rank], null without low-rank time steps
   const void* dt_bias;    // [directions][channels] or null
-  const void* A;          // [directions][states][channels]
+  const void* A;          // [directions][channels][states]
   const void* D;          // [directions][channels] or null
-  const void *B, *C;      // [states][channels] where constant, else null
+  const void *B, *C;      // [channels][states] where constant, else null
 };
 
+// ---- the forward ----
+
+// The type of states and sums for an I/O type.
+template <typename io_t>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+constexpr int kTilePositions = 32, kTileChannels = 16;  // of a warp's tile
+constexpr int kStateGroup = 16;                         // states whose B and C are kept
+constexpr int kMaxWarps = 16;                           // of a block
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
+// Division of 0 <= n < 2^31 by a number of the host's, as a product (Granlund and Montgomery 1994).
+struct Divisor {
+  uint32_t factor, shift;
+  Divisor() = default;
+  explicit Divisor(int64_t d) {
+    shift = 0;
+    while ((int64_t{1} << shift) < d) ++shift;
+    factor = static_cast<uint32_t>(((int64_t{1} << (31 + shift)) + d - 1) / d);
+  }
+  MMVMAMBA_HD int operator()(int n) const {
+    return static_cast<int>((uint64_t{2} * static_cast<uint32_t>(n) * factor) >> (32 + shift));
+  }
+};
+
+// How a call is split. A block has `warps` tiles of positions side by side, of a segment of the
+// axis, and `tiles` tiles of channels one after the other, none of which crosses a group of B and
+// C.
+struct ScanPlan {
+  Divisor by_height, by_eight_rows;  // by height, by 8 width
+  int32_t length, batch, height, width, channels, group_channels, states, rank, directions;
+  int32_t warps, tiles, group_parts;
+  int32_t segment_tiles, segments, chunks;
+  int32_t row;         // elements from a position's low ranks to the next one's
+  int32_t row_pieces;  // of 16 bytes that a row has, if it consists of them; else 0
+  bool row_words;      // whether it may be read in 4 bytes
+  bool softplus;
+};
+
+// Pieces of 16 ranks.
+MMVMAMBA_HD int slices(const ScanPlan& s) { return (s.rank + 15) / 16; }
+// Tiles of 16 channels that a group has.
+MMVMAMBA_HD int group_tiles(const ScanPlan& s) {
+  return (s.group_channels + kTileChannels - 1) / kTileChannels;
+}
+// Fragments of 16 channels and 16 ranks that dt_weight is packed into.
+inline int64_t packed_weight_pieces(const ScanPlan& s) {
+  return int64_t{s.directions} * (s.channels / s.group_channels) * group_tiles(s) * slices(s);
+}
+
 struct ScanForward {
-  ScanSizes sizes;
+  ScanPlan plan;
+  bool pack_weights;  // before this launch, the first of the call
+  bool is_map;  // channels side by side, even in number and aligned in pairs; low-rank time steps
   DeviceIo io;
   ScanDirections directions;
   ScanParams params;
   MapView x, delta;   // io; delta where there is no rank
   RowView low, B, C;  // io
   MapView sum;        // acc, the sum over directions
-  MapView y;          // io, the final sum in a narrow type; null where `sum` is the output
-  void* carry;        // acc [2][batch][directions][segments][states][channels], see scan_common
-  void* segment_dt;   // acc [batch][directions][segments][channels], written by the summary
-  void* states;       // acc [batch][directions][chunks][states][channels], or null
-  void* last_state;   // acc [batch][channels][states], or null
+  MapView y;  // io, the final sum in a narrow type; null where `sum` is the output. A single
+              // launch has one of them
+  void* packed_weight;  // dt_weight as the tensor cores take it, in half precision
+  bool wide;            // whether 8 channels may be read as one, in `x` and the outputs
+  void* decay;          // acc [batch][directions][segments][states][channels], set by the summary
+  void* state;          // likewise; at the end of each segment, then before it
+  void* states;         // acc [batch][directions][chunks][states][channels], or null
+  void* last_state;     // acc [batch][channels][states], or null
 };
 
 struct ScanBackward {
@@ -97,14 +169,13 @@ struct ScanBackward {
   bool keep_weight_on_chip;  // whether the sums of grad dt_weight fit into shared memory
 };
 
-// Combines the segments of one walk: the state before each segment.
+// Combines the segments of a walk of the backward: the state before each segment.
 struct ScanCarry {
   ScanSizes sizes;
   DeviceIo io;
   ScanDirections directions;
   const void* A;
   void *carry, *segment_dt;
-  bool backward;  // gradients flow against the walk
 };
 
 // Rows of the parameters' gradients.

@@ -106,16 +106,9 @@ MMVMAMBA_HD int64_t row_offset(const RowView& v, const Item& item, int64_t direc
   return item.sample * v.batch + item.group * v.group + direction * v.direction;
 }
 
-// The product of two numbers of 31 bits in one instruction; of 64 bits it takes four.
+// The product of two numbers of 31 bits.
 MMVMAMBA_HD int64_t wide_product(int64_t a, int64_t b) {
-  const int32_t x = static_cast<int32_t>(a), y = static_cast<int32_t>(b);
-#if defined(__CUDA_ARCH__)
-  int64_t product;
-  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(x), "r"(y));
-  return product;
-#else
-  return static_cast<int64_t>(x) * y;
-#endif
+  return multiply_wide(static_cast<int32_t>(a), static_cast<int32_t>(b));
 }
 // a b + c of numbers of 31 bits.
 MMVMAMBA_HD int32_t row_of(int64_t a, int64_t b, int64_t c) {
@@ -123,14 +116,10 @@ MMVMAMBA_HD int32_t row_of(int64_t a, int64_t b, int64_t c) {
 }
 
 // An element of a map. Strides over positions have 32 bits, in bytes: the address is a single
-// multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more. Left
-// to itself, the compiler widens the stride ahead of the loop and multiplies 64 bits.
+// multiply-add of 32 to 64 bits, where a stride of 64 bits would take five instructions more.
 template <typename T>
 MMVMAMBA_HD T& element(T* data, int32_t position, int32_t stride) {
-  int64_t offset = static_cast<int64_t>(position) * stride;
-#if defined(__CUDA_ARCH__)
-  asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(position), "r"(stride));
-#endif
+  const int64_t offset = multiply_wide(position, stride);
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
   return *reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + offset);
 }
@@ -230,7 +219,9 @@ MMVMAMBA_BLOCK void write_map(const MapView& sum, const MapView& narrow, bool fi
   fill_tile(T(0), value);
   if (!first_direction) {
     MMVMAMBA_UNROLL
-    for (int t = 0; t < kTile; ++t) value[t] = element<T>(total, position[t], stride);
+    for (int t = 0; t < kTile; ++t) {  // beyond the end another thread may be writing
+      if (first + t < chunk.length) value[t] = element<T>(total, position[t], stride);
+    }
   }
   MMVMAMBA_UNROLL
   for (int t = 0; t < kTile; ++t) value[t] += tile[t];
@@ -371,7 +362,7 @@ MMVMAMBA_BLOCK void combine_segments(const ScanCarry& a, int64_t index) {
              state * s.channels + channel;
   const T* dt = static_cast<const T*>(a.segment_dt) +
                 (sample * s.directions + k) * s.segments * s.channels + channel;
-  const bool descending = is_reversed(a.directions.order[which]) != a.backward;
+  const bool descending = !is_reversed(a.directions.order[which]);  // against the walk
   T h = 0;
   for (int64_t j = 0; j < s.segments; ++j) {
     const int64_t segment = descending ? s.segments - 1 - j : j;

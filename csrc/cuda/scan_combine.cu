@@ -20,6 +20,30 @@ __global__ void combine_kernel(const ScanCarry args, int64_t count) {
   if (index < count) combine_segments<T>(args, index);
 }
 
+// The states before each segment, from what the segments do to a state; a thread for each channel
+// of a state, a direction and a sample.
+template <typename T>
+__global__ void combine_forward_kernel(const ScanForward args, int64_t count) {
+  const ScanPlan& s = args.plan;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= count) return;
+  const int64_t row = int64_t{s.states} * s.channels, walk = index / row;
+  const int64_t sample = walk % s.batch;
+  const int which = static_cast<int>(walk / s.batch);
+  const int64_t first =
+      (sample * s.directions + args.directions.index[which]) * s.segments * row + index % row;
+  T* state = static_cast<T*>(args.state) + first;
+  const T* decay = static_cast<const T*>(args.decay) + first;
+  const bool reversed = is_reversed(args.directions.order[which]);
+  T h = 0;
+  for (int j = 0; j < s.segments; ++j) {
+    const int64_t at = (reversed ? s.segments - 1 - j : j) * row;
+    const T add = state[at];
+    state[at] = h;
+    h = decay[at] * h + add;
+  }
+}
+
 }  // namespace
 
 cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStream_t stream) {
@@ -59,6 +83,19 @@ cudaError_t launch_combine_kernel(const ScanCarry& args, cudaStream_t stream) {
     combine_kernel<double><<<blocks, kThreads, 0, stream>>>(args, count);
   } else {
     combine_kernel<float><<<blocks, kThreads, 0, stream>>>(args, count);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t launch_combine_forward_kernel(const ScanForward& args, cudaStream_t stream) {
+  constexpr int64_t kThreads = 128;
+  const ScanPlan& s = args.plan;
+  const int64_t count = int64_t{s.channels} * s.states * s.batch * args.directions.count;
+  const unsigned blocks = static_cast<unsigned>(ceil_div(count, kThreads));
+  if (args.io == DeviceIo::kDouble) {
+    combine_forward_kernel<double><<<blocks, kThreads, 0, stream>>>(args, count);
+  } else {
+    combine_forward_kernel<float><<<blocks, kThreads, 0, stream>>>(args, count);
   }
   return cudaGetLastError();
 }

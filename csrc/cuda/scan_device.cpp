@@ -42,6 +42,10 @@ void ScanDevice::forward(const ScanForward& args, bool summary) const {
   check(launch_forward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
 }
 
+void ScanDevice::combine(const ScanForward& args) const {
+  check(launch_combine_forward_kernel(args, static_cast<cudaStream_t>(stream_)));
+}
+
 void ScanDevice::backward(const ScanBackward& args, bool summary) const {
   check(launch_backward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
 }

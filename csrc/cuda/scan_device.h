@@ -27,6 +27,7 @@ class ScanDevice {
 
   void forward(const ScanForward& args, bool summary) const;
   void backward(const ScanBackward& args, bool summary) const;
+  void combine(const ScanForward& args) const;
   void combine(const ScanCarry& args) const;
 
  private:

@@ -1,25 +1,12 @@
 // The scan's mathematics, element by element, for host and device alike.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cmath>
-#include <cstdint>
 
-#include "../scan_common.h"
+#include "ptx.h"
+#include "scan_args.h"
 
 namespace mmvmamba {
-
-// The type of states and sums for an I/O type.
-template <typename io_t>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
 
 // The exact function and not exp2(x log2(e)): rounding that product costs as many digits as the
 // exponent has.
@@ -43,26 +30,6 @@ MMVMAMBA_HD float log1p_of(float e) {
 }
 MMVMAMBA_HD double log1p_of(double e) { return ::log1p(e); }
 
-// For 16-bit I/O: 2^x by the special function unit, where the exact function takes eight
-// instructions.
-MMVMAMBA_HD float exp2_of(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return ::exp2f(x);
-#endif
-}
-MMVMAMBA_HD float reciprocal_of(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1 / x;
-#endif
-}
 template <typename io_t>
 constexpr bool kIsNarrow = sizeof(io_t) == 2;
 
@@ -74,7 +41,7 @@ MMVMAMBA_HD T scale_rate(T rate) {
 template <typename io_t, typename T>
 MMVMAMBA_HD T decay_of(T dt, T scaled_rate) {
   if constexpr (kIsNarrow<io_t>) {
-    return exp2_of(dt * scaled_rate);
+    return exp2_approx(dt * scaled_rate);
   } else {
     return exp_of(dt * scaled_rate);
   }
@@ -85,14 +52,14 @@ MMVMAMBA_HD T decay_of(T dt, T scaled_rate) {
 template <typename io_t, typename T>
 MMVMAMBA_HD T softplus(T x, T* slope) {
   if constexpr (kIsNarrow<io_t>) {
-    const float e = exp2_of(-fabsf(x) * 1.4426950408889634f);
+    const float e = exp2_approx(-fabsf(x) * 1.4426950408889634f);
     float p = -0.0238691893f;
     p = p * e + 0.1012224f;
     p = p * e - 0.210048812f;
     p = p * e + 0.325206739f;
     p = p * e - 0.499361375f;
     p = p * e + 0.999991598f;
-    *slope = (x < 0 ? e : 1.f) * reciprocal_of(1.f + e);
+    *slope = (x < 0 ? e : 1.f) * rcp_approx(1.f + e);
     return p * e + fmaxf(x, 0.f);
   } else {
     const T e = exp_of(x < 0 ? x : -x);  // in (0, 1]: no overflow

@@ -23,15 +23,13 @@ struct Inputs {
 // (batch, groups, states, length) as rows; nothing where constant.
 RowView view_rows(const Tensor& v) {
   if (v.dim() == 2) return {};
-  return {v.data_ptr(), v.stride(0), v.stride(1), v.stride(3), 0, v.stride(2)};
+  return {v.data_ptr(), v.stride(0), v.stride(1), narrow(v.stride(3)), 0, narrow(v.stride(2))};
 }
 
-Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& u, const Tensor& A,
-               const Tensor& B, const Tensor& C, const OptionalTensor& D,
-               const OptionalTensor& delta_bias, bool softplus) {
-  Inputs in{transpose_last_two(A),  // (N, D)
-            B.dim() == 2 ? transpose_last_two(B) : B, C.dim() == 2 ? transpose_last_two(C) : C,
-            as_contiguous(D), as_contiguous(delta_bias)};
+Inputs prepare(const Tensor& u, const Tensor& A, const Tensor& B, const Tensor& C,
+               const OptionalTensor& D, const OptionalTensor& delta_bias, bool softplus) {
+  Inputs in{as_contiguous(A), B.dim() == 2 ? as_contiguous(B) : B,
+            C.dim() == 2 ? as_contiguous(C) : C, as_contiguous(D), as_contiguous(delta_bias)};
   ScanSizes& s = in.sizes;
   s.batch = u.size(0);
   s.height = 1;
@@ -40,8 +38,8 @@ Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& u, const T
   s.group_channels = s.channels / (B.dim() == 4 ? B.size(1) : C.dim() == 4 ? C.size(1) : 1);
   s.states = A.size(1);
   s.directions = 1;
+  s.chunks = ceil_div(s.length, kChunk);
   s.softplus = softplus;
-  split_scan(s, kind, u.scalar_type(), device);
   in.rows_B = view_rows(in.B);
   in.rows_C = view_rows(in.C);
   in.params = {nullptr,
@@ -82,9 +80,9 @@ Outputs scan(const ScanDevice& device, const Tensor& u, const Tensor& delta, con
   const Outputs out{empty_on(u, u.sizes(), dtype),
                     empty_on(u, {s.batch, s.channels, s.states}, acc),
                     empty_on(u, {save_states ? state_count(s) : 0}, acc)};
-  const ScanScratch scratch(u, s, acc);
   ScanForward args = {};
-  args.sizes = s;
+  args.plan = plan_forward(s, u.scalar_type(), device);
+  const Tensor segments = empty_segments(u, args.plan, acc);
   args.io = device_io(u.scalar_type());
   args.params = in.params;
   args.x = map_ncl(u);
@@ -92,8 +90,7 @@ Outputs scan(const ScanDevice& device, const Tensor& u, const Tensor& delta, con
   args.B = in.rows_B;
   args.C = in.rows_C;
   (dtype == acc ? args.sum : args.y) = map_ncl(out.y);
-  args.carry = scratch.carry.mutable_data_ptr();
-  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
+  set_segments(args, segments);
   args.last_state = out.last_state.mutable_data_ptr();
   if (save_states) args.states = out.states.mutable_data_ptr();
   launch_forward(device, args, kRowOrder);
@@ -113,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
             empty_on(u, {0}, acc)};
   }
   const ScanDevice device(u);
-  const Inputs in = prepare(device, ScanKind::kForward, u, A, B, C, D, delta_bias, delta_softplus);
+  const Inputs in = prepare(u, A, B, C, D, delta_bias, delta_softplus);
   Outputs out = scan(device, u, delta, in, z.has_value() ? acc : io, save_states);
   if (z.has_value()) {
     const Tensor gate = silu(as_type(*z, acc));
@@ -141,15 +138,20 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   const ScanDevice device(u);
   Tensor grad = grad_out, grad_z = none();
   if (z.has_value()) {
-    const Inputs in =
-        prepare(device, ScanKind::kForward, u, A, B, C, D, delta_bias, delta_softplus);
+    const Inputs in = prepare(u, A, B, C, D, delta_bias, delta_softplus);
     const Tensor y = scan(device, u, delta, in, acc, false).y;
     const Tensor gate = as_type(*z, acc), wide = as_type(grad_out, acc);
     grad_z = as_contiguous(as_type(silu_backward(multiply(wide, y), gate), io));
     grad = multiply(wide, silu(gate));
   }
-  const Inputs in = prepare(device, ScanKind::kBackward, u, A, B, C, D, delta_bias, delta_softplus);
-  const ScanSizes& s = in.sizes;
+  Inputs in = prepare(u, A, B, C, D, delta_bias, delta_softplus);
+  ScanSizes& s = in.sizes;
+  split_backward(s, io, device);
+  const auto transpose = [](const Tensor& v) { return v.dim() == 2 ? transpose_last_two(v) : v; };
+  const Tensor rates = transpose(in.A), fixed_B = transpose(in.B), fixed_C = transpose(in.C);
+  in.params.A = rates.const_data_ptr();  // (N, D)
+  if (B.dim() == 2) in.params.B = fixed_B.const_data_ptr();
+  if (C.dim() == 2) in.params.C = fixed_C.const_data_ptr();
   check_argument("states", states, {state_count(s)}, acc, u);
   const Tensor saved = as_contiguous(states);
   const Tensor grad_u = empty_on(u, u.sizes(), io), grad_delta = empty_on(u, u.sizes(), io);
@@ -167,7 +169,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   // One part of a gradient of B or C, contiguous.
   const int64_t groups = s.channels / s.group_channels, rows_of_group = s.states * s.length;
   const auto part_rows = [&](const Tensor& parts) {
-    return RowView{parts.data_ptr(), groups * rows_of_group, rows_of_group, 1, 0, s.length};
+    return RowView{parts.data_ptr(), groups * rows_of_group, rows_of_group, 1, 0, narrow(s.length)};
   };
   ScanBackward args = {};
   args.sizes = s;

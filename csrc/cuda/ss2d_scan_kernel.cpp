@@ -15,22 +15,22 @@ struct Inputs {
 // The three parts of a row of proj (N, H, W, K, R + 2 S).
 void view_rows(const Tensor& proj, const ScanSizes& s, RowView& low, RowView& B, RowView& C) {
   const int64_t inner = s.rank + 2 * s.states, position = s.directions * inner;
-  low = {proj.data_ptr(), s.length * position, 0, position, inner, 1};
+  low = {proj.data_ptr(),
+         s.length * position,
+         0,
+         static_cast<int32_t>(position),
+         static_cast<int32_t>(inner),
+         1};
   B = C = low;
   const int64_t bytes = static_cast<int64_t>(proj.element_size());
   B.data = static_cast<char*>(low.data) + s.rank * bytes;
   C.data = static_cast<char*>(low.data) + (s.rank + s.states) * bytes;
 }
 
-Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& x, const Tensor& proj,
-               const Tensor& dt_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
-               const std::vector<int64_t>& orders) {
-  Inputs in{as_contiguous(x),
-            as_contiguous(proj),
-            transpose_last_two(dt_weight),  // (K, R, C)
-            as_contiguous(dt_bias),
-            transpose_last_two(A),  // (K, S, C)
-            as_contiguous(D)};
+Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, const Tensor& dt_bias,
+               const Tensor& A, const Tensor& D, const std::vector<int64_t>& orders) {
+  Inputs in{as_contiguous(x),       as_contiguous(proj), as_contiguous(dt_weight),
+            as_contiguous(dt_bias), as_contiguous(A),    as_contiguous(D)};
   ScanSizes& s = in.sizes;
   s.batch = x.size(0);
   s.height = x.size(1);
@@ -40,8 +40,8 @@ Inputs prepare(const ScanDevice& device, ScanKind kind, const Tensor& x, const T
   s.states = A.size(2);
   s.rank = dt_weight.size(2);
   s.directions = static_cast<int64_t>(orders.size());
+  s.chunks = ceil_div(s.length, kChunk);
   s.softplus = true;
-  split_scan(s, kind, x.scalar_type(), device);
   in.params = {in.dt_weight.const_data_ptr(),
                in.dt_bias.const_data_ptr(),
                in.A.const_data_ptr(),
@@ -67,24 +67,34 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
   const ScanDevice device(x);
   const Tensor y = empty_on(x, x.sizes(), out_dtype);
   if (x.numel() == 0) return {y, empty_on(x, {0}, acc)};
-  const Inputs in = prepare(device, ScanKind::kForward, x, proj, dt_weight, dt_bias, A, D, orders);
+  const Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
   const Tensor states = empty_on(x, {save_states ? state_count(in.sizes) : 0}, acc);
   const bool narrow = out_dtype != acc;
-  const Tensor sum = narrow ? empty_on(x, x.sizes(), acc) : y;
-  const ScanScratch scratch(x, in.sizes, acc);
-
   ScanForward args = {};
-  args.sizes = in.sizes;
+  args.plan = plan_forward(in.sizes, x.scalar_type(), device);
+  args.plan.row = in.low.position;
+  // Rows of whole pieces all lie at multiples of them.
+  const int64_t row_bytes = in.low.direction * in.proj.element_size();
+  if (row_bytes % 16 == 0 && is_aligned(in.proj, 16)) args.plan.row_pieces = row_bytes / 16;
+  args.plan.row_words = row_bytes % 4 == 0 && is_aligned(in.proj, 4);
+  const Tensor segments = empty_segments(x, args.plan, acc);
+  const bool packs = x.element_size() == 2;
+  const Tensor weight =
+      empty_on(x, {packs ? packed_weight_pieces(args.plan) * 256 : 0}, ScalarType::Int);
+  args.packed_weight = weight.data_ptr();
+  args.is_map = x.size(3) % 2 == 0 && is_aligned(in.x, 2 * x.element_size());
+  args.wide = x.size(3) % 8 == 0 && is_aligned(in.x, 16);  // the outputs are our own
   args.io = io;
   args.params = in.params;
   args.x = map_nhwc(in.x);
   args.low = in.low;
   args.B = in.B;
   args.C = in.C;
-  args.sum = map_nhwc(sum);
+  const bool several = args.plan.segments > 1 || orders.size() > kMaxDirections;  // launches
+  const Tensor sum = narrow && several ? empty_on(x, x.sizes(), acc) : y;
+  if (!narrow || several) args.sum = map_nhwc(sum);
   if (narrow) args.y = map_nhwc(y);
-  args.carry = scratch.carry.mutable_data_ptr();
-  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
+  set_segments(args, segments);
   if (save_states) args.states = states.mutable_data_ptr();
   launch_forward(device, args, orders);
   return {y, states};
@@ -101,8 +111,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
             zeros_as(dt_bias), zeros_as(A),    zeros_as(D)};
   }
   const ScanDevice device(x);
-  const Inputs in = prepare(device, ScanKind::kBackward, x, proj, dt_weight, dt_bias, A, D, orders);
-  const ScanSizes& s = in.sizes;
+  Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
+  ScanSizes& s = in.sizes;
+  split_backward(s, x.scalar_type(), device);
+  const Tensor weight = transpose_last_two(in.dt_weight), rates = transpose_last_two(in.A);
+  in.params.dt_weight = weight.const_data_ptr();  // (K, R, C)
+  in.params.A = rates.const_data_ptr();           // (K, S, C)
   const auto io = x.scalar_type(), acc = acc_type(io);
   check_argument("states", states, {state_count(s)}, acc, x);
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);

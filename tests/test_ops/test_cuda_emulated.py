@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 
+from mmvmamba.ops import selective_scan
 from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 
 from . import test_selective_scan as selective
@@ -20,6 +21,7 @@ from . import test_ss2d_scan as ss2d
 from .cases import (
     assert_as_exact_as_eager,
     kernel_cases,
+    relative_error,
     run,
     selective_inputs,
     ss2d_inputs,
@@ -92,6 +94,47 @@ def test_order_of_threads_does_not_matter_in_1d(form):
             assert torch.equal(other[name], value), name
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ('size', 'channels', 'rank', 'd_state', 'blocks'),
+    [
+        ((56, 55), 16, 6, 1, 1),  # several rounds of a whole map; rows of 16 bytes
+        ((13, 14), 104, 24, 1, 1),  # rows kept for several tiles of channels, the last one short
+        ((13, 14), 104, 24, 1, 64),  # as many segments as tiles
+        ((7, 9), 34, 12, 1, 1),  # rows of 4 bytes, channels that are not read by eight
+        ((7, 9), 6, 5, 1, 1),  # rows of 2 bytes
+        ((1, 70), 16, 40, 2, 1),  # three slices of ranks
+        ((70, 1), 7, 3, 18, 8),  # an odd number of channels, two groups of states
+    ],
+)
+def test_every_split_and_layout_of_the_forward(size, channels, rank, d_state, blocks, dtype):
+    inputs = ss2d_inputs(*size, d_state, rank, 1, channels, dtype)
+    exact = ss2d_scan_reference(**{name: value.double() for name, value in inputs.items()})
+    emulated.configure(blocks=blocks, shared=227 * 1024)
+    out = emulated.ss2d_scan(**inputs, out_dtype=torch.float32)
+    # 16-bit rows and weights are exact to 2^-16 at least, time steps to 1e-5.
+    assert relative_error(out, exact) < (5e-6 if dtype.itemsize == 2 else 5e-7)
+
+
+@pytest.mark.parametrize('channels', [32, 34, 66])
+def test_groups_of_one_channel_more_than_a_tile(channels):
+    """In segments, and several tiles of channels in a block."""
+    inputs = selective_inputs(760, 4, 1, channels, B='grouped', C='grouped', dtype=torch.float64)
+    emulated.configure(blocks=5, shared=227 * 1024)
+    with torch.no_grad():
+        got = emulated.selective_scan(**inputs, delta_softplus=True)
+        want = selective_scan(**inputs, delta_softplus=True, backend='reference')
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_beyond_float16():
+    inputs = ss2d_inputs(3, 5, 1, 2, 1, 4, torch.float16)
+    inputs['dt_weight'] = inputs['dt_weight'].sign() * 1e5
+    inputs['proj'][..., :2] = 1e-4
+    emulated.configure()
+    assert emulated.ss2d_scan(**inputs).isfinite().all()
+
+
 def test_large_images_and_large_batches_are_split_into_many_blocks():
     """Split of the kernels, by the number of their blocks."""
     blocks = {}
@@ -101,9 +144,8 @@ def test_large_images_and_large_batches_are_split_into_many_blocks():
         with torch.no_grad():
             emulated.ss2d_scan(**inputs)
         blocks[name] = [count for count, *_ in emulated.launches()]
-    # 50 chunks in 25 segments: a summary and the combination of two directions along rows, of two
-    # along columns, then rows, then columns.
-    assert blocks['image'] == [2 * 25, 1, 2 * 25, 1, 25, 25]
+    # 100 tiles in 50 segments: a summary of four directions, their combination, then rows, columns.
+    assert blocks['image'] == [4 * 50, 1, 50, 50]
     # Nothing to split: one launch for all directions.
     assert blocks['batch'] == [128]
 
@@ -133,8 +175,6 @@ def test_last_state(length, dtype):
     emulated.configure()
     inputs = selective_inputs(length=length, d_state=5, channels=18, dtype=dtype)
     options = {'delta_softplus': True, 'return_last_state': True}
-    from mmvmamba.ops import selective_scan
-
     _, got = emulated.selective_scan(**inputs, **options)
     doubles = {k: v.double() for k, v in inputs.items()}
     _, want = selective_scan(**doubles, **options, backend='reference')

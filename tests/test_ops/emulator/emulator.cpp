@@ -112,7 +112,7 @@ namespace cuda_emulator {
 namespace {
 
 constexpr int64_t kMaxThreads = 1024, kUnraisedShared = 48 * 1024;
-constexpr size_t kPage = 4096, kPoisonedStack = 8192, kCanary = 256;
+constexpr size_t kPage = 4096, kPoisonedStack = 8192, kCanary = 256, kAlign = 128;
 #if defined(CUDA_EMULATOR_THREAD) || defined(CUDA_EMULATOR_ADDRESS)
 constexpr size_t kStack = 256 * 1024;
 #else
@@ -201,8 +201,7 @@ cudaError_t set_error(cudaError_t error, std::string message) {
   return last_error = error;
 }
 
-// ---- Fibres
-// --------------------------------------------------------------------------------------
+// ---- Fibres -------------------------------------------------------------------------------------
 
 void finish_switch() {
 #ifdef CUDA_EMULATOR_ADDRESS
@@ -272,8 +271,12 @@ const char* where(const Thread& thread) {
   return buffer;
 }
 
-// Leaves the threads of the block where they are.
-[[noreturn]] void abandon() {
+// Ends the launch, and leaves the threads of the block where they are.
+[[noreturn]] void abandon(const char* error) {
+  {
+    const Unseen unseen;
+    launch_now->error = error;
+  }
   switch_to(host);
   std::abort();
 }
@@ -285,9 +288,8 @@ const char* name(const Thread& thread) {
   return thread.state == State::kBarrier ? "__syncthreads" : names[static_cast<int>(thread.op)];
 }
 
-[[noreturn]] void deadlock() {
-  const Unseen unseen;
-  std::string& message = launch_now->error = "a deadlock";
+std::string waiting_threads() {
+  std::string message = "a deadlock";
   for (const State state : {State::kBarrier, State::kWarp}) {
     int count = 0;
     const Thread* first = nullptr;
@@ -305,14 +307,14 @@ const char* name(const Thread& thread) {
       message += lanes;
     }
   }
-  abandon();
+  return message;
 }
 
-// Runs another thread that can run, or this one.
+// Runs another thread that can run, or this one; if there is none, the host's.
 void resume_next(bool leave = false) {
   if (block.ready.empty()) {
-    if (block.done < block.threads) deadlock();
-    return switch_to(host, leave);
+    switch_to(host, leave);
+    return;
   }
   if (!block.run_ahead)
     std::swap(block.ready[random_below(block.ready.size())], block.ready.back());
@@ -392,8 +394,7 @@ void add_to_pool() {
 #endif
 }
 
-// ---- Memory of a block
-// ---------------------------------------------------------------------------
+// ---- Memory of a block --------------------------------------------------------------------------
 
 // AddressSanitizer sees what lies beyond an allocation by itself. ThreadSanitizer must not see one
 // block's memory in another, nor the end of its life, before the launch ends: pages of its own.
@@ -404,9 +405,11 @@ char* allocate(size_t bytes) {
       mmap(nullptr, bytes + kCanary, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   launch_now->used.emplace_back(memory, bytes + kCanary);
 #elif defined(CUDA_EMULATOR_ADDRESS)
-  char* memory = static_cast<char*>(std::malloc(bytes));
+  char* memory = nullptr;
+  if (posix_memalign(reinterpret_cast<void**>(&memory), kAlign, bytes) != 0) std::abort();
 #else
-  char* memory = static_cast<char*>(std::malloc(bytes + kCanary));
+  char* memory = nullptr;
+  if (posix_memalign(reinterpret_cast<void**>(&memory), kAlign, bytes + kCanary) != 0) std::abort();
   std::memset(memory + bytes, 0xa5, kCanary);
 #endif
   std::memset(memory, poison(), bytes);
@@ -450,6 +453,9 @@ void run_block(uint64_t index) {
   }
   shuffle(block.ready, 0);
   resume_next();
+  if (block.done < block.threads && launch_now->error.empty()) {
+    launch_now->error = waiting_threads();
+  }
   ++launch_now->blocks;
   release_memory(launch_now->shared, config.shared);
   for (const auto& variable : launch_now->variables) {
@@ -458,12 +464,16 @@ void run_block(uint64_t index) {
   launch_now->variables.clear();
 }
 
-// Those of threads that failed never end.
+// Those of threads that failed never end: what they did, they did before the launch ended.
 void forget_fibers() {
 #ifdef CUDA_EMULATOR_THREAD
   for (const auto& thread : pool) {
     for (void*& fiber : thread->fibers) {
-      if (fiber != nullptr) __tsan_destroy_fiber(fiber);
+      if (fiber == nullptr) continue;
+      __tsan_switch_to_fiber(fiber, 1);
+      release(&launch_end);
+      __tsan_switch_to_fiber(host.fiber, 1);
+      __tsan_destroy_fiber(fiber);
       fiber = nullptr;
     }
   }
@@ -597,12 +607,10 @@ unsigned char poison() {
 void fail(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  const Unseen unseen;
   char buffer[1024];
   std::vsnprintf(buffer, sizeof(buffer), format, arguments);
   va_end(arguments);
-  launch_now->error = buffer;
-  abandon();
+  abandon(buffer);
 }
 
 void barrier(Site site) {
@@ -776,8 +784,7 @@ void run(const void* kernel, const Config& config, void (*thread)(void*), void* 
 
 }  // namespace cuda_emulator
 
-// ---- The runtime
-// ---------------------------------------------------------------------------------
+// ---- The runtime --------------------------------------------------------------------------------
 
 using cuda_emulator::set_error;
 using cuda_emulator::the_settings;

@@ -23,8 +23,9 @@ CHANGES = {
     'scan_device.cpp': [
         (r'return DeviceType::CUDA;', 'return DeviceType::CPU;'),
         (
-            r'(target_blocks\(\) const {) return (\d+); }',
-            r'\1 const auto n = cuda_emulator::settings().target_blocks; return n > 0 ? n : \2; }',
+            r'(target_threads\(\) const {) return (\d+); }',
+            r'\1 const auto n = cuda_emulator::settings().target_blocks; '
+            r'return n > 0 ? 512 * n : \2; }',
         ),
     ],
 }

@@ -11,7 +11,21 @@
 namespace mmvmamba {
 
 inline float exp2_approx(float x) { return ::exp2f(x); }
+
+// Two values of 16 bits in a word, the first in the lower half.
+template <class half_t>
+uint32_t pack(float low, float high) {
+  return uint32_t{half_t(low).x} | uint32_t{half_t(high).x} << 16;
+}
+template <class io_t>
+constexpr bool kHasMma = sizeof(io_t) == 2;
 inline float rcp_approx(float x) { return 1.0f / x; }
+inline int64_t multiply_wide(int32_t a, int32_t b) { return static_cast<int64_t>(a) * b; }
+inline void sync_lanes(CUDA_EMULATOR_SITE) { __syncwarp(0xffffffff, file, line); }
+template <class T>
+T shuffle_up(T value, int distance, int width, CUDA_EMULATOR_SITE) {
+  return __shfl_up_sync(0xffffffff, value, distance, width, file, line);
+}
 
 namespace emulated {
 
@@ -90,16 +104,16 @@ inline uint32_t movmatrix_trans(uint32_t value, CUDA_EMULATOR_SITE) {
   return payload.word[0];
 }
 
-// d += a b, of 16 x 16 and 16 x 8 elements.
+// d = a b + c, of 16 x 16 and 16 x 8 elements.
 template <class half_t>
-void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4],
                  CUDA_EMULATOR_SITE) {
   constexpr bool kHalf = std::is_same<half_t, torch::headeronly::Half>::value;
   static_assert(kHalf || std::is_same<half_t, torch::headeronly::BFloat16>::value, "");
   cuda_emulator::Payload payload;
   std::memcpy(payload.word, a, sizeof(a));
   std::memcpy(payload.word + 4, b, sizeof(b));
-  std::memcpy(payload.word + 6, d, sizeof(d));
+  std::memcpy(payload.word + 6, c, sizeof(c));
   cuda_emulator::warp_operation(
       kHalf ? cuda_emulator::WarpOp::kMmaHalf : cuda_emulator::WarpOp::kMmaBFloat16, 0xffffffff,
       payload, {file, line});

@@ -25,7 +25,7 @@ COMMENTS_AND_STRINGS = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.
 # Element type, name, and dimensions of a variable in shared memory.
 ALIGN = r'(?:(?:__align__|alignas)\s*\([^()]*\)\s*)?'
 SHARED = re.compile(
-    rf'(?P<extern>\bextern\s+)?\b__shared__\s+{ALIGN}(?P<type>[\w:<>, ]+?)\s*{ALIGN}'
+    rf'(?P<extern>\bextern\s+)?{ALIGN}\b__shared__\s+{ALIGN}(?P<type>[\w:<>, ]+?)\s*{ALIGN}'
     r'\b(?P<name>\w+)\s*(?P<dims>(?:\[[^\]]*\]\s*)*);'
 )
 
@@ -125,7 +125,7 @@ def translate_tree(source, target, edit=lambda text, path: text):
 
     ``edit(text, path)`` may change a file first. A file whose text is the same keeps its time.
     """
-    wanted = []
+    wanted, written = [], set()
     for path in sorted(source.rglob('*')):
         if path.suffix not in ('.cu', '.cuh', '.h', '.cpp'):
             continue
@@ -133,8 +133,12 @@ def translate_tree(source, target, edit=lambda text, path: text):
         name = path.relative_to(source).as_posix()
         out = target / (name + '.cpp' if path.suffix == '.cu' else name)
         write_if_changed(out, translate(edit(where.read_text(), path), where))
+        written.add(out)
         if out.suffix == '.cpp':
             wanted.append(out)
+    for path in target.rglob('*'):
+        if path.is_file() and path not in written:
+            path.unlink()
     return wanted
 
 

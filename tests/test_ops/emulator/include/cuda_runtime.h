@@ -34,8 +34,7 @@ CUDA_EMULATOR_VECTOR4(float, float4, 16)
 CUDA_EMULATOR_VECTOR4(int, int4, 16)
 CUDA_EMULATOR_VECTOR4(unsigned, uint4, 16)
 
-// ---- Blocks and warps
-// ----------------------------------------------------------------------------
+// ---- Blocks and warps ---------------------------------------------------------------------------
 
 #define CUDA_EMULATOR_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
@@ -108,8 +107,7 @@ inline unsigned __activemask() { return cuda_emulator::live_lanes(); }
   cuda_emulator::fail("__trap() at %s:%d", file, line);
 }
 
-// ---- Arithmetic
-// ----------------------------------------------------------------------------------
+// ---- Arithmetic ---------------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* from) {

@@ -1,0 +1,162 @@
+// Instructions that C++ has no name for, and what is said to a warp. Nothing else here assumes an
+// architecture: each has a plain form, or is used only where `kHasMma` says that it exists. Lanes
+// work together in groups of 32 or fewer, whatever a warp has.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "../scan_common.h"
+
+#if defined(__CUDA_ARCH__)
+#define MMVMAMBA_PTX 1
+#else
+#define MMVMAMBA_PTX 0
+#endif
+
+namespace mmvmamba {
+
+// 2^x with a relative error of 2^-22; results and arguments below 2^-126 are zero.
+MMVMAMBA_HD float exp2_approx(float x) {
+#if MMVMAMBA_PTX
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::exp2f(x);
+#endif
+}
+
+// 1 / x with a relative error of 2^-23.
+MMVMAMBA_HD float rcp_approx(float x) {
+#if MMVMAMBA_PTX
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+
+// A product in one instruction. Left to itself, the compiler widens a factor ahead of a loop and
+// multiplies 64 bits, in four.
+MMVMAMBA_HD int64_t multiply_wide(int32_t a, int32_t b) {
+#if MMVMAMBA_PTX
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return static_cast<int64_t>(a) * b;
+#endif
+}
+
+// Two values of 16 bits in a word, the first in the lower half.
+template <typename half_t>
+MMVMAMBA_HD uint32_t pack(float low, float high) {
+#if MMVMAMBA_PTX && __CUDA_ARCH__ >= 800
+  uint32_t word;
+  if constexpr (std::is_same_v<half_t, torch::headeronly::Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
+#else
+  return uint32_t{half_t(low).x} | uint32_t{half_t(high).x} << 16;
+#endif
+}
+
+// Whether the tensor cores multiply values of an I/O type.
+#if MMVMAMBA_PTX && __CUDA_ARCH__ >= 800
+template <typename io_t>
+constexpr bool kHasMma = sizeof(io_t) == 2;
+#elif MMVMAMBA_PTX && __CUDA_ARCH__ >= 750
+template <typename io_t>
+constexpr bool kHasMma = std::is_same_v<io_t, torch::headeronly::Half>;
+#else
+template <typename io_t>
+constexpr bool kHasMma = false;
+#endif
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+
+// Makes what 32 lanes have written to shared memory visible to them.
+__device__ __forceinline__ void sync_lanes() {
+#if defined(__HIPCC__)  // lanes of a warp, of 32 or 64, run in lockstep
+  __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+#else
+  __syncwarp();
+#endif
+}
+
+// The value of the lane `distance` before this one in its group of `width` lanes; the lane's own
+// where there is none.
+template <typename T>
+__device__ __forceinline__ T shuffle_up(T value, int distance, int width) {
+#if defined(__HIPCC__)
+  return __shfl_up(value, distance, width);
+#else
+  return __shfl_up_sync(0xffffffff, value, distance, width);
+#endif
+}
+
+#endif
+
+#if MMVMAMBA_PTX
+
+// Four 8 x 8 matrices of 16 bits from shared memory, row l % 8 of matrix l / 8 at lane l's pointer:
+// a lane gets elements 2 (l % 4) and the next of row l / 4 of each.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+
+// d (16 x 8) = a (16 x 16) b (16 x 8) + c.
+template <typename half_t>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2], const float (&c)[4]) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<half_t, torch::headeronly::Half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+  }
+#else
+  asm("{.reg .f32 x, y, z, w;\n"
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {x, y, z, w}, {%4, %5}, {%8}, "
+      "{%10, %11, %12, %13};\n"
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%6, %7}, {%9}, "
+      "{x, y, z, w};}"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
+#endif
+}
+
+#elif defined(__CUDACC__) || defined(__HIPCC__)
+
+// Never called.
+__device__ inline void ldmatrix_x4(uint32_t (&)[4], const void*) {}
+template <typename half_t>
+__device__ void mma_16x8x16(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2],
+                            const float (&)[4]) {}
+
+#endif
+
+}  // namespace mmvmamba

@@ -100,14 +100,28 @@ def read_baseline() -> Row:
     return json.loads(BASELINE.read_text()) if BASELINE.exists() else dict(triton=None, kernels={})
 
 
-def why_not_comparable(baseline: Row) -> str | None:
-    """Return the reason why counts cannot be compared with a baseline, or None if they can."""
+def version_of_triton() -> str:
+    """Return the version of Triton, which compiles its kernels."""
     import triton
 
-    versions = [baseline['triton'] or triton.__version__, triton.__version__]
-    if len({tuple(version.split('.')[:2]) for version in versions}) == 1:
+    return triton.__version__
+
+
+def why_not_comparable(
+    baseline: Row, compiler: str = 'triton', version: str | None = None
+) -> str | None:
+    """Return the reason why counts cannot be compared with a baseline, or None if they can.
+
+    Args:
+        baseline (dict): The baseline.
+        compiler (str): 'triton' or 'nvcc'. Defaults to 'triton'.
+        version (str, optional): Its version. Defaults to None, that of Triton.
+    """
+    version = version or version_of_triton()
+    before = baseline.get(compiler) or version
+    if before.split('.')[:2] == version.split('.')[:2]:
         return None
-    return 'the baseline was counted with triton {}, but this is {}'.format(*versions)
+    return f'the baseline was counted with {compiler} {before}, but this is {version}'
 
 
 def check(rows: Iterable[Row], baseline: Row) -> list[str]:
@@ -132,19 +146,25 @@ def check(rows: Iterable[Row], baseline: Row) -> list[str]:
     return problems
 
 
-def update_baseline(rows: Sequence[Row]) -> None:
-    """Write the counts to the baseline in place of those of the same settings."""
-    import triton
+def update_baseline(
+    rows: Sequence[Row], compiler: str = 'triton', version: str | None = None
+) -> None:
+    """Write counts to the baseline in place of those of the same settings.
 
-    old = read_baseline()
-    kept = {} if why_not_comparable(old) else old['kernels']
-    counted = {setting_of(row) for row in rows}
-    kernels = {name: kept[name] for name in kept if name.partition(': ')[0] not in counted}
+    Of another version of the compiler, 'triton' or 'nvcc', none are kept.
+    """
+    version = version or version_of_triton()
+    old, counted = read_baseline(), {setting_of(row) for row in rows}
+    if why_not_comparable(old, compiler, version):
+        others = [name for name in old['kernels'] if (' CUDA ' in name) != (compiler == 'nvcc')]
+    else:
+        others = [name for name in old['kernels'] if name.partition(': ')[0] not in counted]
+    kernels = {name: old['kernels'][name] for name in others}
     for row in rows:
-        counts = dict(instructions=round(row['instructions'], 2))
+        counts = dict(instructions=round(row['instructions'], 4))
         counts |= {field: row[field] for field in RESOURCES}
         kernels[f'{setting_of(row)}: {row["kernel"]}'] = counts
-    data = dict(triton=triton.__version__, kernels=dict(sorted(kernels.items())))
+    data = old | {compiler: version} | dict(kernels=dict(sorted(kernels.items())))
     BASELINE.write_text(json.dumps(data, indent=1) + '\n')
     logger.info('wrote %s', BASELINE)
 

@@ -1,7 +1,8 @@
-"""Instruction counts of the GPU kernels: the disassembly, the table and the baseline."""
+"""Instruction counts of the GPU kernels: the disassembly, the tables and the baseline."""
 
 import itertools
 import json
+import struct
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ except ImportError:
     triton = None
 
 machine_code, sass, triton_kernels = map(load, ('machine_code', 'sass', 'triton_kernels'))
+sass_walk, issued = map(load, ('sass_walk', 'issued'))
 
 PROBLEM = triton_kernels.why_not_counted()
 needs_compiler = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
+CUDA_PROBLEM = issued.why_not_counted()
+needs_nvcc = pytest.mark.skipif(CUDA_PROBLEM is not None, reason=str(CUDA_PROBLEM))
 
 
 def function(*lines):
@@ -179,6 +183,199 @@ def test_counts_the_loops_of_a_library(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert rows[0]['registers'] == 123 and rows[0]['stack_bytes'] == 8
     assert 'ForwardScan' in rows[0]['kernel'] and rows[2]['shuffle'] == 1
+
+
+# ---- a walk through the machine code -------------------------------------------------------------
+
+
+def walk(*lines, arguments=(), thread=0, block=0):
+    """Count the instructions of a thread by kind; arguments are numbers of 32 bits."""
+    data = struct.pack(f'<{len(arguments)}i', *arguments)
+    code = sass_walk.Code(function(*lines), data, 64)
+    return dict(code.kinds(code.walk(thread, block)))
+
+
+LOOP = (
+    'S2R R0, SR_TID.X',  # 00
+    'ULDC UR4, c[0x0][0x210]',  # 10
+    'FADD R4, R4, R5',  # 20: the loop
+    'IADD3 R0, R0, 0x1, RZ',  # 30
+    'ISETP.LT.AND P0, PT, R0, UR4, PT',  # 40
+    '@P0 BRA 0x20',  # 50
+    'EXIT',  # 60
+)
+
+
+@pytest.mark.parametrize('end, thread, trips', [(5, 0, 5), (5, 3, 2), (5, 9, 1), (-5, 0, 1)])
+def test_a_loop_runs_as_often_as_its_arguments_say(end, thread, trips):
+    counts = walk(*LOOP, arguments=[end], thread=thread)
+    assert counts == dict(float=trips, integer=2 * trips, other=3 + trips)
+
+
+def branch_on(*lines, condition='@P0', **options):
+    """Return whether a thread that has come through the lines branches over a barrier."""
+    target = 16 * (len(lines) + 2)
+    counts = walk(*lines, f'{condition} BRA {target:#x}', 'BAR.SYNC 0x0', 'EXIT', **options)
+    return 'barrier' not in counts
+
+
+@pytest.mark.parametrize('lines', [
+    ['MOV R2, 0xfffffff9', 'IABS R3, R2', 'ISETP.EQ.AND P0, PT, R3, 0x7, PT'],
+    ['MOV R2, 0x1', 'IADD3 R3, P1, -R2, RZ, RZ', 'ISETP.EQ.U32.AND P0, PT, R3, -0x1, !P1'],
+    ['MOV R2, 0x1', 'IADD3 R3, P0, -R2, 0x1, RZ'],
+    ['MOV R2, 0xffffffff', 'MOV R3, RZ', 'IADD3 R2, P0, R2, 0x1, RZ',
+     'IADD3.X R3, R3, RZ, RZ, P0, !PT', 'ISETP.EQ.AND P0, PT, R3, 0x1, PT'],
+    ['MOV R2, 0xfffffffe', 'IMAD.WIDE R4, R2, 0x3, RZ', 'ISETP.EQ.AND P0, PT, R5, -0x1, PT'],
+    ['MOV R2, 0xfffffffe', 'IMAD.WIDE.U32 R4, R2, 0x3, RZ', 'ISETP.EQ.AND P0, PT, R5, 0x2, PT'],
+    ['MOV R2, 0x80000000', 'SHF.R.S32.HI R3, RZ, 0x1f, R2', 'ISETP.EQ.AND P0, PT, R3, -0x1, PT'],
+    ['MOV R2, 0x80000000', 'SHF.R.U32.HI R3, RZ, 0x1f, R2', 'ISETP.EQ.AND P0, PT, R3, 0x1, PT'],
+    ['MOV R2, 0xc0000000', 'SHF.L.U64.HI R3, R2, 0x1, 0x1', 'ISETP.EQ.AND P0, PT, R3, 0x3, PT'],
+    ['MOV R2, 0x5', 'LEA R3, R2, 0x1, 0x4', 'ISETP.EQ.AND P0, PT, R3, 0x51, PT'],
+    ['MOV R2, 0xffffffff', 'LEA.HI.SX32 R3, R2, 0x1, 0x4', 'ISETP.EQ.AND P0, PT, R3, RZ, PT'],
+    ['MOV R2, 0x6', 'LOP3.LUT R3, R2, 0x3, RZ, 0x3c, !PT', 'ISETP.EQ.AND P0, PT, R3, 0x5, PT'],
+    ['MOV R2, 0x6', 'LOP3.LUT P0, RZ, R2, 0x2, RZ, 0xc0, !PT'],
+    ['MOV R2, 0x11223344', 'PRMT R3, R2, 0x5410, 0x55', 'ISETP.EQ.AND P0, PT, R3, 0x553344, PT'],
+    ['MOV R2, 0xffffffff', 'VIMNMX R3, R2, 0x1, PT', 'ISETP.EQ.AND P0, PT, R3, -0x1, PT'],
+    ['MOV R2, 0x7', 'VIADDMNMX R3, R2, -0x1, 0x5, !PT', 'ISETP.EQ.AND P0, PT, R3, 0x6, PT'],
+    ['HFMA2.MMA R2, -RZ, RZ, 0, 5.9604644775390625e-08', 'ISETP.EQ.AND P0, PT, R2, 0x1, PT'],
+    ['MOV R2, 0x3', 'STL [R1+0x8], R2', 'LDL R3, [R1+0x8]', 'ISETP.EQ.AND P0, PT, R3, R2, PT'],
+    ['PLOP3.LUT P0, PT, PT, PT, PT, 0x80, 0x0'],
+    ['S2R R2, SR_CTAID.X', 'ISETP.EQ.AND P0, PT, R2, 0x9, PT'],
+    ['MOV R2, 0x2', '@!PT MOV R2, 0x3', 'ISETP.EQ.AND P0, PT, R2, 0x2, PT'],
+    ['LDC R2, c[0x0][RZ+0x0]', 'MOV R3, c[0x0][0x0]', 'ISETP.EQ.AND P0, PT, R3, 0x40, PT'],
+])  # fmt: skip
+def test_arithmetic(lines):
+    assert branch_on(*lines, block=9)
+    assert not branch_on(*lines, block=9, condition='@!P0')
+
+
+@pytest.mark.parametrize('n, d', [(196, 7), (195, 7), (6, 7), (0, 3), (2**31 - 1, 96)])
+def test_divides_as_the_compiler_does(n, d):
+    divide = (
+        f'MOV R2, {n:#x}', f'MOV R3, {d:#x}', 'I2F.U32.RP R4, R3', 'MUFU.RCP R4, R4',
+        'VIADD R4, R4, 0xffffffe', 'F2I.FTZ.U32.TRUNC.NTZ R5, R4', 'IMAD.MOV.U32 R4, RZ, RZ, RZ',
+        'IADD3 R6, RZ, -R5, RZ', 'IMAD R6, R6, R3, RZ', 'IMAD.HI.U32 R5, R5, R6, R4',
+        'IMAD.HI.U32 R5, R5, R2, RZ', 'IMAD.MOV R6, RZ, RZ, -R5', 'IMAD R6, R3, R6, R2',
+        'ISETP.GE.U32.AND P0, PT, R6, R3, PT', '@P0 IADD3 R6, -R3, R6, RZ', '@P0 VIADD R5, R5, 0x1',
+        'ISETP.GE.U32.AND P1, PT, R6, R3, PT', '@P1 IADD3 R5, R5, 0x1, RZ',
+    )  # fmt: skip
+    assert branch_on(*divide, f'ISETP.EQ.U32.AND P0, PT, R5, {n // d:#x}, PT')
+
+
+@pytest.mark.parametrize('condition', ['@P0', '@!P0'])
+@pytest.mark.parametrize('lines', [
+    ['LDG.E R2, desc[UR4][R4.64]', 'IADD3 R2, R2, 0x1, RZ', 'ISETP.GE.AND P0, PT, R2, RZ, PT'],
+    ['FSETP.GT.AND P0, PT, R2, R3, PT'],
+    ['MOV R3, 0x1', 'LDS.64 R2, [R4]', 'ISETP.EQ.AND P0, PT, R3, 0x1, PT'],
+])  # fmt: skip
+def test_a_branch_on_what_is_unknown_is_an_error(lines, condition):
+    with pytest.raises(RuntimeError, match='it is unknown whether BRA'):
+        branch_on(*lines, condition=condition)
+    assert not branch_on(*lines, condition='@!PT')
+
+
+def test_an_endless_loop_is_given_up(monkeypatch):
+    monkeypatch.setattr(sass_walk, 'MOST_BLOCKS', 10)
+    with pytest.raises(RuntimeError, match='no exit after 10 blocks'):
+        walk('BRA 0x0')
+
+
+# ---- the launches of the CUDA kernels ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'registers, shared, warps, resident',
+    [(128, 1024, 4, 16), (128, 114720 + 1024, 7, 14), (128, 116 * 1024, 7, 7), (32, 1024, 2, 64),
+     (40, 1024, 16, 48), (255, 1024, 8, 8)],
+)  # fmt: skip
+def test_resident_warps(registers, shared, warps, resident):
+    assert issued.resident_warps(registers, shared, warps) == resident
+
+
+def test_more_registers_than_the_launch_bounds_fail():
+    row = row_of(1.0) | dict(registers=129)
+    name = 'stage1 float16 forward sm_90: pair'
+    before = dict(instructions=1.0, stack_bytes=0, registers=120)
+    assert issued.check([row], dict(kernels={name: before})) == [
+        f'{name}: 129 registers, in the baseline 120'
+    ]
+    assert issued.check([row | dict(registers=128)], dict(kernels={name: before})) == []
+
+
+def test_counts_of_one_compiler_leave_those_of_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sass, 'BASELINE', tmp_path / 'baseline.json')
+    resources = dict.fromkeys(triton_kernels.RESOURCES, 0)
+    rows = {
+        'triton': [row_of(1.0) | resources],
+        'nvcc': [row_of(2.0) | resources | dict(mode='CUDA forward')],
+    }
+    for version in ('1.0', '2.0'):
+        for compiler in rows:
+            sass.update_baseline(rows[compiler], compiler, version)
+    baseline = sass.read_baseline()
+    assert [baseline[compiler] for compiler in rows] == ['2.0', '2.0']
+    assert list(baseline['kernels']) == [
+        'stage1 float16 CUDA forward sm_90: pair', 'stage1 float16 forward sm_90: pair'
+    ]  # fmt: skip
+
+
+@needs_nvcc
+def test_records_what_is_launched():
+    (weights, sweep) = issued.record('stage4', 'forward')
+    assert 'pack_weight' in weights.kernel and weights.threads == 128
+    assert 'forward_kernel' in sweep.kernel and sweep.threads % 32 == 0
+    assert 0 < sweep.shared <= 227 * 1024
+    parts, segments = issued.split_of(sweep)
+    assert (sweep.blocks, segments) == (triton_kernels.BATCH * parts, 1)
+    kernels = [launch.kernel for launch in issued.record('512x512', 'forward')]
+    assert sum('combine' in kernel for kernel in kernels) == 1
+
+
+@needs_nvcc
+def test_counts_what_the_forward_must_do():
+    rows = {row['kernel']: row for row in issued.count_setting('stage2', 'forward')}
+    assert set(rows) == {'pack weights', 'sweep', 'all'}
+    # An element and direction has two powers of 2; 800 positions are worked on for 784.
+    assert 2 * 800 / 784 < rows['sweep']['special'] < 2.2
+    # 16 channels, 16 ranks and 32 positions take 8 products, for two rounded parts of the weights.
+    assert rows['sweep']['tensor'] == pytest.approx(8 * 32 / (16 * 32) * 800 / 784)
+    assert rows['all']['instructions'] == pytest.approx(
+        rows['sweep']['instructions'] + rows['pack weights']['instructions']
+    )
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    'shape, mode',
+    [
+        pytest.param(
+            shape, mode, marks=() if mode == 'forward' or shape == 'stage4' else pytest.mark.slow
+        )
+        for shape, mode in itertools.product(issued.SHAPES, issued.MODES)
+    ],
+)
+def test_launches_stay_within_the_baseline(shape, mode):
+    baseline = sass.read_baseline()
+    if problem := sass.why_not_comparable(baseline, 'nvcc', issued.nvcc_version()):
+        pytest.skip(problem)
+    assert issued.check(issued.count_setting(shape, mode), baseline) == []
+
+
+@needs_nvcc
+def test_command_checks_the_launches(tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(sass, 'BASELINE', tmp_path / 'baseline.json')
+    out = tmp_path / 'issued.json'
+    args = ['--shapes', 'stage4', '--modes', 'forward']
+    assert issued.main([*args, '--update-baseline', '--check', '--out', str(out)]) == 0
+    assert {row['mode'] for row in json.loads(out.read_text())['results']} == {'CUDA forward'}
+    data = json.loads(sass.BASELINE.read_text())
+    data['kernels']['stage4 float16 CUDA forward sm_90: sweep']['instructions'] /= 1.2
+    sass.BASELINE.write_text(json.dumps(data))
+    assert issued.main([*args, '--check', '--kinds', '--markdown']) == 1
+    assert 'sweep: ' in caplog.records[-1].message and '| --- |' in capsys.readouterr().out
+    sass.BASELINE.write_text(json.dumps(data | dict(nvcc='1.0')))
+    with pytest.raises(SystemExit, match='the baseline was counted with nvcc 1.0'):
+        issued.main([*args, '--check'])
 
 
 # ---- Triton --------------------------------------------------------------------------------------

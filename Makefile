@@ -67,7 +67,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off
 EXT_SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_SOURCES := $(filter %.cpp %.h %.cu %.cuh,$(EXT_SOURCES) \
-	$(wildcard tests/test_ops/emulator/*.* tests/test_ops/emulator/*/*.*))
+	$(wildcard benchmarks/*.cpp tests/test_ops/emulator/*.* tests/test_ops/emulator/*/*.*))
 SANITIZE_DIR := build/sanitize
 WHEEL_DIR := build/wheel
 # mmvmamba is installed from a wheel, or from this folder, without its extension if there is no C++

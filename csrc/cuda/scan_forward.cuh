@@ -21,12 +21,11 @@ struct ForwardScan {
   const Work work;
   const Shared<io_t> shared;
   Place me;
-  int which = 0, k = 0;  // the direction in the launch and in the op
-  int first_state = 0, states = 1;
-  const io_t *x, *rows;    // of the sample: from the lane's channels on, of the direction
-  T rate[2], bias[2];      // of the time steps, in units of log2(e)
-  int channels = 0;        // the tile of channels
-  int turn = 0, step = 0;  // rounds, and states of rounds, that the block has begun
+  int which = 0, k = 0;             // the direction in the launch and in the op
+  int first_state = 0, states = 1;  // worked on at a time
+  T rate[2], bias[2];               // of the time steps, in units of log2(e)
+  int channels = 0;                 // the tile of channels
+  int turn = 0, step = 0;           // rounds, and states of rounds, that the block has begun
 
   __device__ __forceinline__ ForwardScan(const ScanForward& args, void* memory)
       : a(args), s(args.plan), work(args.plan, blockIdx.x), shared(args.plan, memory) {}

@@ -62,7 +62,7 @@ def kernel_cases(module):
     Errors are compared with chance in them: a case that passes in the emulator, which runs the
     very code, passes on a GPU.
     """
-    return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, fast=1500)
+    return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, fast=600)
 
 
 def case_id(case):

@@ -277,6 +277,7 @@ def test_train_and_test_a_classifier(run_script, tmp_path):
 # ---- stock tools ----
 
 
+@pytest.mark.slow
 def test_mmdets_own_tools(data_root, run_script, stock_launcher, tmp_path):
     """By path and with our config as it is: nothing imports the package before it is built."""
     tools = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim' / 'tools'

@@ -61,7 +61,9 @@ def compile_map(H, W, C, R, S, dtype, orders, target):
 
 
 # What sm_90 compiles is also counted, in test_sass.py.
-@pytest.mark.parametrize('target', ['sm_80', 'sm_100', 'gfx942'])
+@pytest.mark.parametrize(
+    'target', ['sm_80', pytest.param('sm_100', marks=pytest.mark.slow), 'gfx942']
+)
 def test_compiles_without_a_gpu(target):
     compile_map(56, 56, 96, 6, 1, 'float16', (0, 2), TARGETS[target])
 

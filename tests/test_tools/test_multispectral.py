@@ -170,7 +170,6 @@ def test_statistics_of_the_page(data, monkeypatch, capsys):
     assert all(len(json.loads(line)) == BANDS for line in capsys.readouterr().out.splitlines())
 
 
-@pytest.mark.slow
 def test_the_path(data, run):
     """Check, train from weights for three channels, test with pictures, predict and export."""
     check, train, test, predict, export = (command[1:] for command in COMMANDS)

@@ -301,15 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         common.write_json(args.out, 'issued', torch.device('cpu'), rows, [])
     if args.update_baseline:
         sass.update_baseline(rows, 'nvcc', nvcc_version())
-    if not args.check:
-        return 0
-    baseline = sass.read_baseline()
-    if problem := sass.why_not_comparable(baseline, 'nvcc', nvcc_version()):
-        raise SystemExit(problem)
-    problems = check(rows, baseline)
-    for problem in problems:
-        logger.error(problem)
-    return 1 if problems else 0
+    return sass.compare(rows, 'nvcc', nvcc_version(), check) if args.check else 0
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import common
@@ -238,10 +238,15 @@ def compile_times(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def compare(rows: Sequence[Row]) -> int:
-    """Compare counts with the baseline and return the exit status."""
+def compare(
+    rows: Sequence[Row],
+    compiler: str = 'triton',
+    version: str | None = None,
+    check: Callable[[Iterable[Row], Row], list[str]] = check,
+) -> int:
+    """Compare counts with the baseline, as in `why_not_comparable`; return the exit status."""
     baseline = read_baseline()
-    if problem := why_not_comparable(baseline):
+    if problem := why_not_comparable(baseline, compiler, version):
         raise SystemExit(problem)
     problems = check(rows, baseline)
     for problem in problems:

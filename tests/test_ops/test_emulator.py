@@ -94,6 +94,22 @@ class Program:
 
 
 LANE = 'const int lane = threadIdx.x; '
+
+
+def multiply(half):
+    """The fragments of d += a b: a of 4 words, b of 2, d of 4."""
+    body = f"""
+  uint32_t a[4], b[2];
+  float d[4];
+  std::memcpy(a, in + 40 * lane, 16);
+  std::memcpy(b, in + 40 * lane + 16, 8);
+  std::memcpy(d, in + 40 * lane + 24, 16);
+  mmvmamba::mma_16x8x16<{half}>(d, a, b, d);
+  std::memcpy(out + 16 * lane, d, 16);
+"""
+    return '1, 32, 0', LANE + body
+
+
 #: Names, launch configurations and bodies.
 RIGHT = {
     'shuffles': (
@@ -164,33 +180,8 @@ RIGHT = {
   for (uint32_t v : moved) *o++ = v;
 """,
     ),
-    # The fragments of d += a b: a of 4 words, b of 2, d of 4.
-    'mma': (
-        '1, 32, 0',
-        LANE
-        + """
-  uint32_t a[4], b[2];
-  float d[4];
-  std::memcpy(a, in + 40 * lane, 16);
-  std::memcpy(b, in + 40 * lane + 16, 8);
-  std::memcpy(d, in + 40 * lane + 24, 16);
-  mmvmamba::mma_16x8x16<Half>(d, a, b, d);
-  std::memcpy(out + 16 * lane, d, 16);
-""",
-    ),
-    'mma_bfloat16': (
-        '1, 32, 0',
-        LANE
-        + """
-  uint32_t a[4], b[2];
-  float d[4];
-  std::memcpy(a, in + 40 * lane, 16);
-  std::memcpy(b, in + 40 * lane + 16, 8);
-  std::memcpy(d, in + 40 * lane + 24, 16);
-  mmvmamba::mma_16x8x16<BFloat16>(d, a, b, d);
-  std::memcpy(out + 16 * lane, d, 16);
-""",
-    ),
+    'mma': multiply('Half'),
+    'mma_bfloat16': multiply('BFloat16'),
     # Two groups in flight: neither is there at first, then the first, then both.
     'copies': (
         '1, 32, 1024',

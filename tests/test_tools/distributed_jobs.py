@@ -1,8 +1,8 @@
 """Jobs of several processes on the CPU, for test_distributed.py.
 
 ``python distributed_jobs.py PLAN`` runs the jobs of a JSON file, each in as many processes as it
-says. The packages are imported once: processes are forks of this one. What a process returns is
-saved as ``FOLDER/RANK.pt``.
+says, one job after another except for those that only wait. The packages are imported once:
+processes are forks of this one. What a process returns is saved as ``FOLDER/RANK.pt``.
 """
 
 import itertools
@@ -44,6 +44,8 @@ from mmvmamba.registry import register_config_packages
 
 TIMEOUT = 240
 GLOO_TIMEOUT = 6
+#: A job that makes this file in its folder does nothing but wait from then on.
+BEGUN = 'begun'
 THIN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.2)
 
 
@@ -132,12 +134,14 @@ class LogSamples(Hook):
 class Misbehave(Hook):
     """Hang in one rank until the others have ended, be slow, or end."""
 
-    def __init__(self, rank, kind, files):
+    def __init__(self, rank, kind, files, begun):
         self.rank, self.kind, self.files = rank, kind, [Path(file) for file in files]
+        self.begun = Path(begun)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.rank != self.rank or runner.iter != 2:
             return
+        self.begun.touch()
         if self.kind == 'hangs':
             while not all(file.exists() for file in self.files):
                 time.sleep(0.1)
@@ -158,7 +162,9 @@ def misbehave(folder, world, rank, kind):
             batch_size=2,
             sampler='DefaultSampler',
             train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
-            hooks=[dict(type='Misbehave', rank=rank, kind=kind, files=files)],
+            hooks=[
+                dict(type='Misbehave', rank=rank, kind=kind, files=files, begun=f'{folder}/{BEGUN}')
+            ],
             env_cfg=dict(dist_cfg=dict(timeout=GLOO_TIMEOUT)),
         )
     return dict(pid=os.getpid(), said=str(caught.value))
@@ -363,13 +369,18 @@ def run_rank(job, rank, port):
         torch.distributed.destroy_process_group()
 
 
-def run_job(job):
-    """Run all processes of a job; the first failure ends them all."""
+def start(job):
+    """Start all processes of a job."""
     Path(job['folder']).mkdir(parents=True)
     context, port = multiprocessing.get_context('fork'), free_port()
     ranks = [context.Process(target=run_rank, args=(job, r, port)) for r in range(job['world'])]
     for process in ranks:
         process.start()
+    return ranks
+
+
+def finish(ranks):
+    """Wait for all processes of a job; the first failure ends them all."""
     try:
         waiting = {process.sentinel: process for process in ranks}
         while waiting:
@@ -386,10 +397,29 @@ def run_job(job):
             process.join()
 
 
+def wait_until_begun(job, ranks):
+    """Wait until a job only waits, or has ended, so that the next one does not slow it down."""
+    begun, end = Path(job['folder'], BEGUN), time.monotonic() + TIMEOUT
+    while not begun.exists() and any(process.is_alive() for process in ranks):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05)
+
+
 def main():
     register_config_packages()
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        run_job(job)
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    # They wait for timeouts, all at the same time.
+    begun = []
+    for job in jobs:
+        if job['function'] == 'misbehave':
+            begun.append(start(job))
+            wait_until_begun(job, begun[-1])
+    for ranks in begun:
+        finish(ranks)
+    for job in jobs:
+        if job['function'] != 'misbehave':
+            finish(start(job))
 
 
 if __name__ == '__main__':

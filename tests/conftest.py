@@ -61,6 +61,19 @@ def globals_of_its_own():
         cls._instance_dict.update(instances)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def spared_runs():
+    """Most runs in this process are tiny ones."""
+    if not GLOBALS:
+        yield
+        return
+    from .test_tools.quick_runs import spare_runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        spare_runs(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope='session')
 def compiled_mmcv():
     """Skip a test where mmcv has no compiled ops."""

@@ -13,6 +13,8 @@ from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
+from ..conftest import GLOBALS
+
 ROOT = Path(__file__).parents[2]
 CLASSES = ('box', 'bar')
 
@@ -216,6 +218,9 @@ def run_here(monkeypatch, tmp_path, capfd):
     """Run a tool in this process, which is faster; return its exit status and stderr."""
 
     def run(name, *args):
+        # As in a new process: two runs of the same second would have a logger in common.
+        for cls in GLOBALS:
+            cls._instance_dict.clear()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         script = ROOT / 'tools' / name

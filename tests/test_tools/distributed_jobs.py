@@ -32,6 +32,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.structures import InstanceData, PixelData
+from quick_runs import prepare_forks
 from torch.utils.data import Dataset
 
 from mmvmamba.engine import AverageBatchNormHook
@@ -40,7 +41,6 @@ from mmvmamba.engine.runner import build_runner, distributed
 from mmvmamba.engine.runner.distributed import cpu_model_wrapper, init_cpu_process_group
 from mmvmamba.models import VMamba
 from mmvmamba.nn.network import VSSBlock
-from mmvmamba.registry import register_config_packages
 
 TIMEOUT = 240
 GLOO_TIMEOUT = 6
@@ -407,7 +407,7 @@ def wait_until_begun(job, ranks):
 
 
 def main():
-    register_config_packages()
+    prepare_forks()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     # They wait for timeouts, all at the same time.
     begun = []

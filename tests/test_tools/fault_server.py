@@ -4,7 +4,6 @@ Each line on stdin is a JSON object, each answer one on stdout. ``start`` answer
 ``wait`` the exit status (a negative one is a signal's number) or null after ``timeout`` seconds.
 """
 
-import importlib
 import json
 import os
 import runpy
@@ -20,17 +19,13 @@ ROOT = Path(__file__).parents[2]
 
 def preload():
     """Import the slow modules, without starting a thread or a runner."""
+    # Before mmcv, which may have no compiled ops.
+    import mmvmamba  # noqa: F401 # isort: skip
     import torch
-    from mmengine.config import config
+    from quick_runs import prepare_forks
 
-    for part in ('engine', 'models'):
-        importlib.import_module(f'mmvmamba.{part}')
-    for package in ('mmdet', 'mmseg', 'mmpretrain'):
-        for part in ('models', 'datasets', 'evaluation', 'engine', 'visualization'):
-            importlib.import_module(f'{package}.{part}')
+    prepare_forks()
     torch.set_num_threads(1)
-    # The layout of a config that is kept takes longer than a run of this size.
-    config.FormatCode = lambda text, *args, **kwargs: (text, False)
 
 
 class DyingFile:

@@ -246,3 +246,19 @@ def server():
     server = FaultServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def run_fork(server, tmp_path):
+    """Run a tool in a process of its own that need not import the packages; return its output."""
+
+    def run(name, *args, cwd):
+        log = tmp_path / f'{name}.txt'
+        pid = server.start_tool(name, *args, cwd=cwd, log=log)
+        status = server.wait(pid)
+        if status is None:
+            server.kill(pid)
+        assert status == 0, log.read_text()[-3000:]
+        return log.read_text()
+
+    return run

@@ -46,15 +46,26 @@ class FaultServer:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, config, work_dir, *args, faults=None, env=None, tool='train.py'):
-        """Start a run and return its process id."""
+    def start(self, config, work_dir, *args, faults=None, env=None):
+        """Start a training and return its process id."""
         work_dir.mkdir(parents=True, exist_ok=True)
+        return self.start_tool(
+            'train.py',
+            *(config, '--work-dir', work_dir, *args),
+            cwd=work_dir.parent,
+            log=work_dir / 'output.txt',
+            env=env,
+            faults=faults,
+        )
+
+    def start_tool(self, name, *args, cwd, log, env=None, faults=None):
+        """Start a tool and return its process id."""
         return self._ask(
             do='start',
-            tool=tool,
-            args=[str(config), '--work-dir', str(work_dir), *map(str, args)],
-            cwd=str(work_dir.parent),
-            log=str(work_dir / 'output.txt'),
+            tool=name,
+            args=[str(arg) for arg in args],
+            cwd=str(cwd),
+            log=str(log),
             env=env or {},
             faults=faults or {},
         )

@@ -75,11 +75,11 @@ def test_train_segmentor_with_amp_and_scaled_lr(segmentation_run):
     assert [group['initial_lr'] for group in groups] == pytest.approx([6e-5 / 8] * len(groups))
 
 
-def test_resume(detection_run, detection_config, run_script):
+def test_resume(detection_run, detection_config, run_fork):
     work_dir, _ = detection_run
     before = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
-    result = run_script(
-        TRAIN,
+    log = run_fork(
+        'train.py',
         detection_config,
         '--resume',
         '--cfg-options',
@@ -89,7 +89,6 @@ def test_resume(detection_run, detection_config, run_script):
         'val_evaluator=None',
         cwd=work_dir.parents[1],
     )
-    log = result.stdout + result.stderr
     assert 'resumed epoch: 1' in log
     assert 'Epoch(train) [2]' in log
     assert 'Epoch(train) [1]' not in log
@@ -147,15 +146,15 @@ def test_test_detector_from_safetensors(detection_run, detection_config, run_her
     assert 'holds weights, but not the state of a run' in err
 
 
-def test_test_segmentor_with_tta(segmentation_run, segmentation_config, run_script, tmp_path):
-    result = run_script(
-        TEST,
+def test_test_segmentor_with_tta(segmentation_run, segmentation_config, run_fork, tmp_path):
+    log = run_fork(
+        'test.py',
         segmentation_config,
         segmentation_run[0] / 'iter_2.pth',
         *('--tta', '--out', 'maps', '--show-dir', 'shown', '--work-dir', 'out'),
         cwd=tmp_path,
     )
-    assert 'mIoU' in result.stdout + result.stderr
+    assert 'mIoU' in log
     maps = list((tmp_path / 'maps').glob('*.png'))
     assert len(maps) == 4
     assert Image.open(maps[0]).size == (64, 64)
@@ -200,13 +199,13 @@ test_evaluator = dict(ann_file={root!r} + '/instances.json')
 """
 
 
-def test_detector_of_boxes_with_tta(data_root, run_script, tmp_path):
+def test_detector_of_boxes_with_tta(data_root, run_fork, tmp_path):
     (tmp_path / 'boxes.py').write_text(BOXES.format(root=str(data_root)))
     cfg = Config.fromfile(tmp_path / 'boxes.py')
     init_default_scope('mmdet')
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'boxes.pth')
-    result = run_script(TEST, 'boxes.py', 'boxes.pth', '--tta', '--out', 'p.pkl', cwd=tmp_path)
-    assert 'coco/bbox_mAP' in result.stdout + result.stderr
+    log = run_fork('test.py', 'boxes.py', 'boxes.pth', '--tta', '--out', 'p.pkl', cwd=tmp_path)
+    assert 'coco/bbox_mAP' in log
     assert len(pickle.loads((tmp_path / 'p.pkl').read_bytes())) == 4
 
 
@@ -253,7 +252,7 @@ test_cfg = dict()
 """
 
 
-def test_train_and_test_a_classifier(run_script, tmp_path):
+def test_train_and_test_a_classifier(run_script, run_fork, tmp_path):
     for name, color in (('dark', 10), ('light', 240)):
         (tmp_path / 'data' / name).mkdir(parents=True)
         for i in range(2):
@@ -262,14 +261,14 @@ def test_train_and_test_a_classifier(run_script, tmp_path):
             )
     (tmp_path / 'cls.py').write_text(CLASSIFIER.format(root=str(tmp_path / 'data')))
     run_script(TRAIN, 'cls.py', '--work-dir', 'out', cwd=tmp_path)
-    result = run_script(
-        TEST,
+    log = run_fork(
+        'test.py',
         'cls.py',
         'out/epoch_1.pth',
         *('--work-dir', 'out', '--out', 'scores.pkl', '--show-dir', 'shown'),
         cwd=tmp_path,
     )
-    assert 'accuracy/top1' in result.stdout + result.stderr
+    assert 'accuracy/top1' in log
     assert len(pickle.loads((tmp_path / 'scores.pkl').read_bytes())) == 4
     assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4
 

@@ -97,3 +97,29 @@ def pure_mmcv(tmp_path_factory):
     source = Path(importlib.util.find_spec('mmcv').origin).parent
     shutil.copytree(source, folder / 'mmcv', ignore=ignored)
     return folder
+
+
+@pytest.fixture(scope='session')
+def server():
+    """Fork runs of the tools, which a test can kill; see fault_server.py."""
+    from .test_tools.fault_jobs import FaultServer
+
+    server = FaultServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def run_fork(server, tmp_path):
+    """Run a tool in a process of its own, which need not import anything; return its output."""
+
+    def run(name, *args, cwd):
+        log = tmp_path / f'{name}.txt'
+        pid = server.start_tool(name, *args, cwd=cwd, log=log)
+        status = server.wait(pid)
+        if status is None:
+            server.kill(pid)
+        assert status == 0, log.read_text()[-3000:]
+        return log.read_text()
+
+    return run

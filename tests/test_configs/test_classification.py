@@ -232,7 +232,7 @@ def test_demo_config_agrees_with_the_data(data_root):
     assert {p.name for p in (data_root / 'crops/train').iterdir()} == set(cfg.classes)
 
 
-def test_train_test_and_infer_on_the_demo_data(data_root, tmp_path):
+def test_train_test_and_infer_on_the_demo_data(data_root, run_fork, tmp_path):
     config = ROOT / 'configs/demo/vmamba-demo_demo-64x64.py'
     options = [f'{loader}_dataloader.dataset.data_root={data_root}' for loader in ('train', 'val')]
     options += [f'test_dataloader.dataset.data_root={data_root}', 'max_epochs=2']
@@ -250,7 +250,7 @@ def test_train_test_and_infer_on_the_demo_data(data_root, tmp_path):
     assert sum(losses[-3:]) < sum(losses[:3])
     checkpoint = tmp_path / 'epoch_2.pth'
     saved = tmp_path / config.name
-    output = run('tools/test.py', saved, checkpoint, '--work-dir', tmp_path / 'test')
+    output = run_fork('test.py', saved, checkpoint, '--work-dir', 'test', cwd=tmp_path)
     assert 'accuracy/top1' in output
 
     from mmpretrain import ImageClassificationInferencer
@@ -262,7 +262,7 @@ def test_train_test_and_infer_on_the_demo_data(data_root, tmp_path):
     assert {r['pred_class'] for r in results} <= set(Config.fromfile(config).classes)
 
 
-def test_the_tool_tests_a_released_file(data_root, tmp_path):
+def test_the_tool_tests_a_released_file(data_root, run_fork, tmp_path):
     """With the moving average of the recipe, which takes a file's weights as its own."""
     demo = ROOT / 'configs/demo/vmamba-demo_demo-64x64.py'
     hooks = Config.fromfile(ROOT / 'configs/vmamba/vmamba-t_8xb128_in1k.py').custom_hooks
@@ -273,10 +273,11 @@ def test_the_tool_tests_a_released_file(data_root, tmp_path):
     net = VMambaNet(dict(arch), num_classes=6)
     options = (f'test_dataloader.dataset.data_root={data_root}', 'size=64')
     torch.save({'model': net.state_dict()}, tmp_path / 'whole.pth')
-    output = run(
-        'tools/test.py',
-        *(tmp_path / 'config.py', tmp_path / 'whole.pth', '--work-dir', tmp_path),
-        *('--out', tmp_path / 'scores.pkl', '--cfg-options', *options),
+    output = run_fork(
+        'test.py',
+        *('config.py', 'whole.pth', '--work-dir', '.', '--out', 'scores.pkl'),
+        *('--cfg-options', *options),
+        cwd=tmp_path,
     )
     assert 'Start testing on EMA model' in output
     assert output.count('tensors found') == 1

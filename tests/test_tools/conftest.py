@@ -236,29 +236,3 @@ def run_here(monkeypatch, tmp_path, capfd):
         raise AssertionError(f'{name} did not exit')
 
     return run
-
-
-@pytest.fixture(scope='session')
-def server():
-    """Fork runs of the tools that tests kill; see fault_server.py."""
-    from .fault_jobs import FaultServer
-
-    server = FaultServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run_fork(server, tmp_path):
-    """Run a tool in a process of its own that need not import the packages; return its output."""
-
-    def run(name, *args, cwd):
-        log = tmp_path / f'{name}.txt'
-        pid = server.start_tool(name, *args, cwd=cwd, log=log)
-        status = server.wait(pid)
-        if status is None:
-            server.kill(pid)
-        assert status == 0, log.read_text()[-3000:]
-        return log.read_text()
-
-    return run

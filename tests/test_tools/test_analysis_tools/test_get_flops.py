@@ -28,7 +28,7 @@ def test_counts_a_segmentor(run_script, tmp_path):
     assert 'ss2d_scan:' in result.stdout
 
 
-def test_refuses_an_empty_image(run_script, tmp_path):
-    result = run_script(TOOL, CONFIG, '--shape', 0, 96, cwd=tmp_path, check=False)
-    assert result.returncode == 2
-    assert 'height and a width of at least 1' in result.stderr
+def test_refuses_an_empty_image(run_here):
+    code, err = run_here('analysis_tools/get_flops.py', CONFIG, '--shape', 0, 96)
+    assert code == 2
+    assert 'height and a width of at least 1' in err

@@ -39,14 +39,17 @@ BACKENDS = pytest.mark.parametrize(
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 
 
-@BACKENDS
 @pytest.mark.parametrize(
-    'settings',
+    ('settings', 'backend'),
     [
-        {},
-        dict(scan='cascade'),
-        dict(arch='vanilla_tiny'),
-        pytest.param(dict(out_norm='dwconv3'), marks=slow),
+        pytest.param({}, 'native', marks=needs_native),
+        ({}, 'reference'),
+        pytest.param(dict(scan='cascade'), 'native', marks=needs_native),
+        (dict(scan='cascade'), 'reference'),
+        pytest.param(dict(arch='vanilla_tiny'), 'native', marks=needs_native),
+        pytest.param(dict(arch='vanilla_tiny'), 'reference', marks=slow),
+        pytest.param(dict(out_norm='dwconv3'), 'native', marks=[needs_native, slow]),
+        pytest.param(dict(out_norm='dwconv3'), 'reference', marks=slow),
     ],
 )
 def test_mmengine_counts_the_same(settings, backend):

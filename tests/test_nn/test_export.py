@@ -56,7 +56,7 @@ def check(run, model, sizes, limit):
             torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
-@pytest.mark.parametrize('out_indices', [None, (0, 2, 3)])
+@pytest.mark.parametrize('out_indices', [None, pytest.param((0, 2, 3), marks=pytest.mark.slow)])
 def test_any_batch_and_size(out_indices):
     model = build(out_indices)
     program = export(model)

@@ -292,7 +292,7 @@ def test_network_compiles_once(form):
     'sizes',
     [
         [(1, 224, 320), (1, 96, 96), (1, 512, 384)],
-        [(2, 64, 96), (16, 64, 96)],
+        pytest.param([(2, 64, 96), (16, 64, 96)], marks=pytest.mark.slow),
     ],
     ids=['one image', 'batches'],
 )

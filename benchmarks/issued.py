@@ -61,8 +61,8 @@ KERNELS = {
     r'forward_kernel\w+Lb1EEEv': 'summary',
     r'forward_kernel\w+Lb0EEEv': 'sweep',
     r'combine': 'combine',
-    r'BackwardScan\w+ELb1E': 'summary',
-    r'BackwardScan\w+ELb0E': 'sweep',
+    r'backward_kernel\w+Lb1EEEv': 'summary',
+    r'backward_kernel\w+Lb0EEEv': 'sweep',
 }
 COLUMNS = ('shape', 'mode', 'kernel', 'instructions', *sass.RESOURCES, 'warps', 'resident_warps')
 #: The launch bounds of the kernels ask for no more.
@@ -180,11 +180,8 @@ def choose_blocks(launch: Launch, shape: str, kernel: str) -> Iterator[tuple[int
 
 def split_of(launch: Launch) -> tuple[int, int]:
     """Read the parts of the channels and the segments of the axis from the arguments."""
-    if 'ScanForward' in launch.kernel:  # ScanPlan: two divisors, then 32 bits each
-        numbers = memoryview(launch.arguments[:88]).cast('i')
-        return numbers[4 + 11], numbers[4 + 13]
-    numbers = memoryview(launch.arguments[:112]).cast('q')  # ScanSizes
-    return numbers[10], numbers[13]
+    numbers = memoryview(launch.arguments[:88]).cast('i')  # ScanPlan: two divisors first
+    return numbers[4 + 11], numbers[4 + 13]
 
 
 def _first_middle_last(count: int) -> dict[int, int]:

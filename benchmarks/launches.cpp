@@ -65,7 +65,7 @@ std::ostringstream launches;
 size_t argument_bytes(const std::string& name) {
   const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
   if (has("ScanForwardE")) return sizeof(mmvmamba::ScanForward);
-  return has("ScanCarryE") ? sizeof(mmvmamba::ScanCarry) : sizeof(mmvmamba::ScanBackward);
+  return has("ScanBackwardE") ? sizeof(mmvmamba::ScanBackward) : sizeof(mmvmamba::ScanCall);
 }
 
 void write_bytes(const void* from, size_t count) {

@@ -12,8 +12,8 @@
 
 namespace mmvmamba {
 
-// Positions between two saved states; the backward recomputes the states inside a chunk. Python's
-// `mmvmamba.ops.extension.CHUNK` is the same number.
+// Positions between two states that the CPU kernels save; the backward recomputes the states inside
+// of a chunk. Python's `mmvmamba.ops.extension.CHUNK` has the same number.
 constexpr int64_t kChunk = 64;
 
 // The order in which a direction walks a map, see `mmvmamba/ops/cross_scan.py`.

@@ -2,7 +2,7 @@
 //
 // One family of kernels serves both ops. A sequence has L positions; position a of a direction's
 // walk lies at position p of memory, with p = a along rows and (a % H) W + a / H along columns. A
-// 1-D sequence is a map of one row. Everything is counted in elements of 64 bits.
+// 1-D sequence is a map of one row.
 #pragma once
 
 #include <cstdint>
@@ -33,46 +33,10 @@ struct RowView {
   int32_t position, direction, item;
 
   template <typename io_t>
-  MMVMAMBA_HD const io_t* row(int64_t n, int64_t g, int64_t k) const {
-    return static_cast<const io_t*>(data) + n * batch + g * group + k * direction;
+  MMVMAMBA_HD io_t* row(int64_t n, int64_t g, int64_t k) const {
+    return static_cast<io_t*>(data) + n * batch + g * group + k * direction;
   }
 };
-
-// Channels are worked on in blocks of `lanes` threads' width, none of which crosses a group of B
-// and C. Chunks of kChunk positions, counted along the axis and not along the walk, are worked on
-// one after the other in a segment; segments side by side.
-struct ScanSizes {
-  int64_t batch, height, width, length;
-  int64_t channels, group_channels, states, rank, directions;
-  int64_t lanes, group_blocks;  // threads over channels; blocks of channels in a group
-  int64_t chunks, segment_chunks, segments;
-  bool softplus;
-};
-
-constexpr int kMaxDirections = 8;  // of one launch
-
-constexpr int kMaxLanes = 64, kLaneStep = 32;  // of a block of the backward
-constexpr int kBackwardGroup = 4;              // states worked on at a time where there are several
-
-// The directions of a launch, one after the other in a block; `begin` and `end` say whether the
-// output is set or added to, and whether the sum is final.
-struct ScanDirections {
-  int32_t count;
-  int32_t index[kMaxDirections], order[kMaxDirections];
-  bool begin, end;
-};
-
-// Parameters, acc. The forward takes them as they are, the backward with the last two dimensions
-// exchanged.
-struct ScanParams {
-  const void* dt_weight;  // [directions][channels][rank], null without low-rank time steps
-  const void* dt_bias;    // [directions][channels] or null
-  const void* A;          // [directions][channels][states]
-  const void* D;          // [directions][channels] or null
-  const void *B, *C;      // [channels][states] where constant, else null
-};
-
-// ---- the forward ----
 
 // The type of states and sums for an I/O type.
 template <typename io_t>
@@ -86,8 +50,25 @@ struct Accumulate<double> {
 
 constexpr int kTilePositions = 32, kTileChannels = 16;  // of a warp's tile
 constexpr int kStateGroup = 16;                         // states whose B and C are kept
-constexpr int kMaxWarps = 16;                           // of a block
+constexpr int kMaxDirections = 8;                       // of one launch
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
+// The directions of a launch, one after the other in a block; `begin` and `end` say whether the
+// output is set or added to, and whether the sum is final.
+struct ScanDirections {
+  int32_t count;
+  int32_t index[kMaxDirections], order[kMaxDirections];
+  bool begin, end;
+};
+
+// Parameters, acc.
+struct ScanParams {
+  const void* dt_weight;  // [directions][channels][rank], null without low-rank time steps
+  const void* dt_bias;    // [directions][channels] or null
+  const void* A;          // [directions][channels][states]
+  const void* D;          // [directions][channels] or null
+  const void *B, *C;      // [channels][states] where constant, else null
+};
 
 // Division of 0 <= n < 2^31 by a number of the host's, as a product (Granlund and Montgomery 1994).
 struct Divisor {
@@ -103,6 +84,17 @@ struct Divisor {
   }
 };
 
+// The parts of a block's shared memory, in bytes, see `lay_out`.
+struct SharedLayout {
+  int32_t slot_bytes, low, row_bytes;  // of a tile's slot; its low ranks in it, and a row of them
+  int32_t weight, ends, carry;
+  int32_t weight_sums, param_sums;         // backward: of each warp, for the parameters' gradients
+  int32_t weight_pieces, param_sum_count;  // of a warp, in fours and ones
+  int32_t low_sums, value_sums;            // backward: of each tile, over tiles of channels
+  int32_t low_sum_pieces;                  // of a tile, in fours
+  int32_t sum, sum_bytes;                  // of the directions; of a tile of channels
+};
+
 // How a call is split. A block has `warps` tiles of positions side by side, of a segment of the
 // axis, and `tiles` tiles of channels one after the other, none of which crosses a group of B and
 // C.
@@ -110,78 +102,65 @@ struct ScanPlan {
   Divisor by_height, by_eight_rows;  // by height, by 8 width
   int32_t length, batch, height, width, channels, group_channels, states, rank, directions;
   int32_t warps, tiles, group_parts;
-  int32_t segment_tiles, segments, chunks;
+  int32_t segment_tiles, segments;
+  int32_t axis_tiles, groups, group_tiles;  // tiles of positions; groups, and their tiles
+  int32_t octets;                           // of ranks
+  int32_t state_sums;  // backward: sums over positions of each state; one, or more if B or C is
+                       // constant
   int32_t row;         // elements from a position's low ranks to the next one's
   int32_t row_pieces;  // of 16 bytes that a row has, if it consists of them; else 0
   bool row_words;      // whether it may be read in 4 bytes
   bool softplus;
+  bool keep_rows;  // of all tiles of the segment, and not of one for each warp
+  SharedLayout shared;
 };
 
-// Pieces of 16 ranks.
-MMVMAMBA_HD int slices(const ScanPlan& s) { return (s.rank + 15) / 16; }
-// Tiles of 16 channels that a group has.
-MMVMAMBA_HD int group_tiles(const ScanPlan& s) {
-  return (s.group_channels + kTileChannels - 1) / kTileChannels;
-}
-// Fragments of 16 channels and 16 ranks that dt_weight is packed into.
+// Pieces of 16 channels and 8 ranks that dt_weight is packed into, and words of each.
 inline int64_t packed_weight_pieces(const ScanPlan& s) {
-  return int64_t{s.directions} * (s.channels / s.group_channels) * group_tiles(s) * slices(s);
+  return int64_t{s.directions} * s.groups * s.group_tiles * s.octets;
 }
+constexpr int kPackedWords = 192;
 
-struct ScanForward {
+// What both ways need.
+struct ScanCall {
   ScanPlan plan;
+  DeviceIo io;
+  bool backward;
   bool pack_weights;  // before this launch, the first of the call
   bool is_map;  // channels side by side, even in number and aligned in pairs; low-rank time steps
-  DeviceIo io;
+  bool wide;    // whether 8 channels may be read as one, in the maps and the outputs
   ScanDirections directions;
   ScanParams params;
-  MapView x, delta;   // io; delta where there is no rank
-  RowView low, B, C;  // io
-  MapView sum;        // acc, the sum over directions
-  MapView y;  // io, the final sum in a narrow type; null where `sum` is the output. A single
-              // launch has one of them
+  MapView x, delta;     // io; delta where there is no rank
+  RowView low, B, C;    // io
   void* packed_weight;  // dt_weight as the tensor cores take it, in half precision
-  bool wide;            // whether 8 channels may be read as one, in `x` and the outputs
   void* decay;          // acc [batch][directions][segments][states][channels], set by the summary
   void* state;          // likewise; at the end of each segment, then before it
-  void* states;         // acc [batch][directions][chunks][states][channels], or null
-  void* last_state;     // acc [batch][channels][states], or null
+  void* states;         // acc [batch][directions][tiles][states][channels], before each tile, that
+                        // a forward saves for its backward; or null
+  MapView sum;          // acc, the sum over directions
+  MapView out;  // io, the final sum in a narrow type; null where `sum` is the output. A single
+                // launch has one of them
 };
 
-struct ScanBackward {
-  ScanSizes sizes;
-  DeviceIo io;
-  ScanDirections directions;
-  ScanParams params;
-  MapView x, delta;
-  RowView low, B, C;
+struct ScanForward : ScanCall {
+  void* last_state;  // acc [batch][channels][states], or null
+};
+
+struct ScanBackward : ScanCall {
   MapView grad_y;  // io or acc
   bool grad_y_is_acc;
-  const void* states;
-  void* carry;                       // acc, as in the forward: gradients that flow back
-  void* segment_dt;                  // acc, as in the forward
-  MapView sum;                       // acc, the sum of grad_x over directions
-  MapView grad_x;                    // io, or null where `sum` is the output
-  MapView grad_delta;                // io, where there is no rank
+  MapView grad_delta;  // where there is no rank; acc if states come in groups, else io
   RowView grad_low, grad_B, grad_C;  // acc, one part for each block of a group's channels
   int64_t low_part, row_part;        // elements from one part to the next
   void* grad_params;  // acc [batch * segments][directions][rows][channels], rows as in ParamRows
-  bool keep_weight_on_chip;  // whether the sums of grad dt_weight fit into shared memory
 };
 
-// Combines the segments of a walk of the backward: the state before each segment.
-struct ScanCarry {
-  ScanSizes sizes;
-  DeviceIo io;
-  ScanDirections directions;
-  const void* A;
-  void *carry, *segment_dt;
-};
-
-// Rows of the parameters' gradients.
+// Rows of the parameters' gradients. That of D is set in the first direction of the first launch:
+// it is the same for all.
 struct ParamRows {
   int64_t A, bias, D, B, C, count;
-  MMVMAMBA_HD explicit ParamRows(const ScanSizes& s, bool constant_B, bool constant_C)
+  MMVMAMBA_HD explicit ParamRows(const ScanPlan& s, bool constant_B, bool constant_C)
       : A(s.rank),
         bias(A + s.states),
         D(bias + 1),

@@ -1,7 +1,9 @@
 // The kernel that combines segments, and the choice of a kernel by I/O type.
 #include <cuda_runtime.h>
 
-#include "scan_block.h"
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include "kernel_launch.h"
 
 namespace mmvmamba {
@@ -14,16 +16,10 @@ cudaError_t launch_backward_io(const ScanBackward&, bool summary, cudaStream_t);
 
 namespace {
 
+// The states before each segment, from what the segments do to a state; for the backward, the
+// gradients that flow into each. A thread for each channel of a state, a direction and a sample.
 template <typename T>
-__global__ void combine_kernel(const ScanCarry args, int64_t count) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index < count) combine_segments<T>(args, index);
-}
-
-// The states before each segment, from what the segments do to a state; a thread for each channel
-// of a state, a direction and a sample.
-template <typename T>
-__global__ void combine_forward_kernel(const ScanForward args, int64_t count) {
+__global__ void combine_kernel(const ScanCall args, int64_t count) {
   const ScanPlan& s = args.plan;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= count) return;
@@ -34,10 +30,10 @@ __global__ void combine_forward_kernel(const ScanForward args, int64_t count) {
       (sample * s.directions + args.directions.index[which]) * s.segments * row + index % row;
   T* state = static_cast<T*>(args.state) + first;
   const T* decay = static_cast<const T*>(args.decay) + first;
-  const bool reversed = is_reversed(args.directions.order[which]);
+  const bool from_last = is_reversed(args.directions.order[which]) != args.backward;
   T h = 0;
   for (int j = 0; j < s.segments; ++j) {
-    const int64_t at = (reversed ? s.segments - 1 - j : j) * row;
+    const int64_t at = (from_last ? s.segments - 1 - j : j) * row;
     const T add = state[at];
     state[at] = h;
     h = decay[at] * h + add;
@@ -74,29 +70,13 @@ cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaS
   return cudaErrorInvalidValue;
 }
 
-cudaError_t launch_combine_kernel(const ScanCarry& args, cudaStream_t stream) {
-  constexpr int64_t kThreads = 128;
-  const ScanSizes& s = args.sizes;
-  const int64_t count = s.channels * s.states * s.batch * args.directions.count;
-  const unsigned blocks = static_cast<unsigned>(ceil_div(count, kThreads));
-  if (args.io == DeviceIo::kDouble) {
-    combine_kernel<double><<<blocks, kThreads, 0, stream>>>(args, count);
-  } else {
-    combine_kernel<float><<<blocks, kThreads, 0, stream>>>(args, count);
-  }
-  return cudaGetLastError();
-}
-
-cudaError_t launch_combine_forward_kernel(const ScanForward& args, cudaStream_t stream) {
+cudaError_t launch_combine_kernel(const ScanCall& args, cudaStream_t stream) {
   constexpr int64_t kThreads = 128;
   const ScanPlan& s = args.plan;
   const int64_t count = int64_t{s.channels} * s.states * s.batch * args.directions.count;
   const unsigned blocks = static_cast<unsigned>(ceil_div(count, kThreads));
-  if (args.io == DeviceIo::kDouble) {
-    combine_forward_kernel<double><<<blocks, kThreads, 0, stream>>>(args, count);
-  } else {
-    combine_forward_kernel<float><<<blocks, kThreads, 0, stream>>>(args, count);
-  }
+  const auto kernel = args.io == DeviceIo::kDouble ? combine_kernel<double> : combine_kernel<float>;
+  kernel<<<blocks, kThreads, 0, stream>>>(args, count);
   return cudaGetLastError();
 }
 

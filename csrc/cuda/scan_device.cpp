@@ -38,19 +38,13 @@ int64_t ScanDevice::max_shared() const {
   return bytes;
 }
 
-void ScanDevice::forward(const ScanForward& args, bool summary) const {
+void ScanDevice::run(const ScanForward& args, bool summary) const {
   check(launch_forward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
 }
-
-void ScanDevice::combine(const ScanForward& args) const {
-  check(launch_combine_forward_kernel(args, static_cast<cudaStream_t>(stream_)));
-}
-
-void ScanDevice::backward(const ScanBackward& args, bool summary) const {
+void ScanDevice::run(const ScanBackward& args, bool summary) const {
   check(launch_backward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
 }
-
-void ScanDevice::combine(const ScanCarry& args) const {
+void ScanDevice::combine(const ScanCall& args) const {
   check(launch_combine_kernel(args, static_cast<cudaStream_t>(stream_)));
 }
 

@@ -25,10 +25,9 @@ class ScanDevice {
   // Bytes of shared memory that a block may have.
   int64_t max_shared() const;
 
-  void forward(const ScanForward& args, bool summary) const;
-  void backward(const ScanBackward& args, bool summary) const;
-  void combine(const ScanForward& args) const;
-  void combine(const ScanCarry& args) const;
+  void run(const ScanForward& args, bool summary) const;
+  void run(const ScanBackward& args, bool summary) const;
+  void combine(const ScanCall& args) const;
 
  private:
   int32_t index_ = 0;

@@ -5,31 +5,21 @@
 #include <initializer_list>
 #include <limits>
 
-#include "scan_backward.h"
 #include "scan_shared.h"
 
 namespace mmvmamba {
 namespace {
 
-// The least shared memory of the backward; sums of grad dt_weight that do not fit go to memory.
-template <typename T>
-int64_t least_shared(const ScanSizes& s) {
-  return s.states == 1 ? BackwardScan<T, 1, false>::Shared::size(s, false)
-                       : BackwardScan<T, kBackwardGroup, false>::Shared::size(s, false);
-}
-
-int64_t least_shared(const ScanSizes& s, ScalarType io) {
-  return io == ScalarType::Double ? least_shared<double>(s) : least_shared<float>(s);
-}
-
-int64_t forward_shared(const ScanPlan& plan, ScalarType io) {
+// Calls f with a value of an I/O type.
+template <class F>
+int64_t with_type(ScalarType io, F f) {
   switch (io) {
     case ScalarType::Double:
-      return Shared<double>(plan, nullptr).size;
+      return f(0.0);
     case ScalarType::Float:
-      return Shared<float>(plan, nullptr).size;
+      return f(0.0f);
     default:
-      return Shared<torch::headeronly::Half>(plan, nullptr).size;
+      return f(torch::headeronly::Half());
   }
 }
 
@@ -92,44 +82,19 @@ DeviceIo device_io(ScalarType type) {
   }
 }
 
-void split_backward(ScanSizes& s, ScalarType io, const ScanDevice& device) {
-  STD_TORCH_CHECK(s.length < std::numeric_limits<int32_t>::max(),
-                  "a sequence must have less than 2^31 positions, but got ", s.length);
-  // The widest block without idle lanes, else the one with the fewest.
-  s.lanes = 0;
-  for (int64_t lanes = kMaxLanes; lanes > 0; lanes -= kLaneStep) {
-    const ScanSizes before = s;
-    s.lanes = lanes;
-    s.group_blocks = ceil_div(s.group_channels, lanes);
-    const bool fits = least_shared(s, io) <= device.max_shared();
-    const bool better =
-        before.lanes == 0 || s.lanes * s.group_blocks < before.lanes * before.group_blocks;
-    if (!fits || !better) s = before;
-  }
-  if (s.lanes == 0) {
-    s.lanes = kLaneStep;
-    STD_TORCH_CHECK(false, "the scan needs ", least_shared(s, io), " bytes of shared memory for ",
-                    s.states, " states and rank ", s.rank, ", the device has ",
-                    device.max_shared());
-  }
-  s.chunks = ceil_div(s.length, kChunk);
-  const int64_t threads = s.batch * (s.channels / s.group_channels) * s.group_blocks * s.lanes *
-                          BackwardScan<float, 1, false>::kWalkers;
-  s.segment_chunks = ceil_div(s.chunks, wanted_segments(device, threads, s.chunks));
-  s.segments = ceil_div(s.chunks, s.segment_chunks);
-  // Rows of states and of the parameters' gradients, and what a row holds.
-  const int64_t rows =
-      s.batch * s.directions * std::max(s.chunks, s.segments * (s.rank + 3 * s.states + 2));
-  STD_TORCH_CHECK(std::max(rows, s.states * s.channels) < std::numeric_limits<int32_t>::max(),
-                  "the scan has too many states: ", rows, " rows of ", s.states * s.channels);
+int64_t state_count(const ScanSizes& s) {
+  return s.batch * s.directions * ceil_div(s.length, kTilePositions) * s.states * s.channels;
 }
 
-ScanPlan plan_forward(const ScanSizes& s, ScalarType io, const ScanDevice& device) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(s.length < most - kTilePositions,
+ScanPlan plan_scan(const ScanSizes& s, ScalarType io, const ScanDevice& device, bool is_map,
+                   bool backward) {
+  constexpr int64_t limit_of_int = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(s.length < limit_of_int - kTilePositions,
                   "a sequence must have less than 2^31 - 33 positions, but got ", s.length);
-  STD_TORCH_CHECK(s.batch * s.channels < most && s.channels * s.states * s.directions < most &&
-                      s.channels * s.rank * s.directions < most,
+  STD_TORCH_CHECK(s.batch * s.channels < limit_of_int &&
+                      s.channels * s.states * s.directions < limit_of_int &&
+                      s.channels * s.rank * s.directions < limit_of_int &&
+                      ceil_div(s.length, kTilePositions) * s.states < limit_of_int,
                   "the scan has too many samples, channels or states: ", s.batch, ", ", s.channels,
                   " and ", s.states);
   const int64_t tiles = ceil_div(s.length, kTilePositions);
@@ -142,113 +107,119 @@ ScanPlan plan_forward(const ScanSizes& s, ScalarType io, const ScanDevice& devic
   p.height = static_cast<int32_t>(s.height);
   p.width = static_cast<int32_t>(s.width);
   p.by_height = Divisor(s.height);
-  p.by_eight_rows = Divisor(std::min<int64_t>(8 * s.width, most));
+  p.by_eight_rows = Divisor(std::min<int64_t>(8 * s.width, limit_of_int));
   p.channels = static_cast<int32_t>(s.channels);
   p.group_channels = static_cast<int32_t>(s.group_channels);
   p.states = static_cast<int32_t>(s.states);
   p.rank = static_cast<int32_t>(s.rank);
   p.directions = static_cast<int32_t>(s.directions);
-  p.chunks = static_cast<int32_t>(s.chunks);
+  p.axis_tiles = static_cast<int32_t>(tiles);
+  p.groups = static_cast<int32_t>(s.channels / s.group_channels);
+  p.group_tiles = static_cast<int32_t>(channel_tiles);
+  p.octets = static_cast<int32_t>(ceil_div(s.rank, 8));
+  p.state_sums = 1 + s.constant_B + s.constant_C;
   p.softplus = s.softplus;
+  const auto lay_out_plan = [&] {
+    return with_type(io, [&](auto zero) { return lay_out<decltype(zero)>(p, backward); });
+  };
   // Warps share the tiles of a segment evenly.
-  const auto split = [&](int64_t segment_tiles, int64_t most_warps,
-                         int64_t channel_tiles_of_block) {
+  const auto split = [&](int64_t segment_tiles, int64_t most, int64_t channel_tiles_of_block) {
     p.segments = static_cast<int32_t>(ceil_div(tiles, segment_tiles));
     p.segment_tiles = static_cast<int32_t>(ceil_div(tiles, p.segments));
-    const int64_t rounds = ceil_div(p.segment_tiles, most_warps);
+    const int64_t rounds = ceil_div(p.segment_tiles, most);
     p.warps = static_cast<int32_t>(ceil_div(p.segment_tiles, rounds));
     p.group_parts = static_cast<int32_t>(ceil_div(channel_tiles, channel_tiles_of_block));
     p.tiles = static_cast<int32_t>(ceil_div(channel_tiles, p.group_parts));
-    return forward_shared(p, io);
+    return lay_out_plan();
   };
-  // The longest segments that fit and that are enough for the device. A block has half of the warps
-  // of a multiprocessor, or all if only one block fits, fewer if that makes a longer segment fit.
-  const int64_t half = kMaxWarps / 2;
+  // A block has half of the warps of a multiprocessor; all if only one block fits, or fewer if the
+  // whole axis then fits.
+  const int64_t most = with_type(
+      io, [&](auto zero) { return most_warps<decltype(zero)>(backward, is_map && s.states == 1); });
+  const int64_t half = most / 2;
   const int64_t threads = walks * std::min(tiles, half) * 32;
   int64_t segment_tiles = ceil_div(tiles, wanted_segments(device, threads, tiles));
-  int64_t warps = kMaxWarps;
-  while (split(segment_tiles, warps, 1) > limit) {
-    if (warps > std::min(half, segment_tiles)) {
-      --warps;
-    } else if (segment_tiles > 1) {
-      segment_tiles = segment_tiles * 7 / 8;
-      warps = std::min<int64_t>(kMaxWarps, segment_tiles);
-    } else {
-      STD_TORCH_CHECK(false, "the scan needs ", forward_shared(p, io),
-                      " bytes of shared memory for ", s.states, " states and rank ", s.rank,
-                      ", the device has ", limit);
-    }
+  int64_t warps = most;
+  while (warps > 1 && split(segment_tiles, warps, 1) > limit) --warps;
+  // Blocks of a multiprocessor, each with 1 KB of the system's.
+  const auto fits = [&](int64_t size, int64_t blocks) {
+    return blocks * (size + 1024) <= limit + 1024;
+  };
+  if (fits(split(segment_tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
+  // Segments cost a summary, whatever their length: short ones leave room for tiles of channels.
+  if (segment_tiles < tiles || split(segment_tiles, warps, 1) > limit || warps < half / 2) {
+    segment_tiles = warps = std::min(segment_tiles, half);
   }
-  if (2 * split(segment_tiles, std::min(warps, half), 1) > limit) split(segment_tiles, warps, 1);
-  // Tiles of channels that share the rows of proj, while the device has enough to do.
+  while (split(segment_tiles, warps, 1) > limit) {
+    STD_TORCH_CHECK(segment_tiles > 1, "the scan needs ", lay_out_plan(),
+                    " bytes of shared memory for ", s.states, " states and rank ", s.rank,
+                    ", the device has ", limit);
+    warps = --segment_tiles;
+  }
+  // Tiles of channels that share the rows of proj, while the device has enough to do and its
+  // multiprocessors hold enough blocks.
   const int64_t segments = p.segments;
-  for (int64_t n = std::min<int64_t>(channel_tiles, 8); n > 1; --n) {
+  const int64_t most_tiles = s.states > kStateGroup ? 1 : std::min<int64_t>(channel_tiles, 8);
+  for (int64_t n = most_tiles; n > 1; --n) {
     const int64_t blocks = walks / channel_tiles * ceil_div(channel_tiles, n) * segments;
     if (2 * blocks * p.warps * 32 < device.target_threads()) continue;
     const ScanPlan before = p;
-    if (2 * split(segment_tiles, std::min(warps, half), n) <= limit) break;
+    const int64_t size = split(segment_tiles, warps, n);
+    if (fits(size, std::max<int64_t>(2, most / 2 / p.warps))) break;
     p = before;
   }
   return p;
 }
 
-void launch_forward(const ScanDevice& device, ScanForward args,
-                    const std::vector<int64_t>& orders) {
-  check_strides({args.x, args.delta, args.sum, args.y});
+namespace {
+
+template <class Args>
+void launch_all(const ScanDevice& device, Args args, const std::vector<int64_t>& orders) {
+  check_strides({args.x, args.delta, args.sum, args.out});
   check_strides({args.low, args.B, args.C});
   args.pack_weights = true;
   if (args.plan.segments > 1) {
     for (const ScanDirections& directions : batches(1, orders)) {
       args.directions = directions;
-      device.forward(args, true);
+      device.run(args, true);
       args.pack_weights = false;
       device.combine(args);
     }
   }
   for (const ScanDirections& directions : batches(args.plan.segments, orders)) {
     args.directions = directions;
-    device.forward(args, false);
+    device.run(args, false);
     args.pack_weights = false;
   }
 }
 
-void launch_backward(const ScanDevice& device, ScanBackward args,
-                     const std::vector<int64_t>& orders) {
-  check_strides({args.x, args.delta, args.grad_y, args.sum, args.grad_x, args.grad_delta});
-  const ScanSizes& s = args.sizes;
-  const auto fits = [&](auto zero) {
-    using T = decltype(zero);
-    return (s.states == 1 ? BackwardScan<T, 1, false>::Shared::size(s, true)
-                          : BackwardScan<T, kBackwardGroup, false>::Shared::size(s, true)) <=
-           device.max_shared();
-  };
-  args.keep_weight_on_chip = s.rank > 0 && (args.io == DeviceIo::kDouble ? fits(0.0) : fits(0.0f));
-  const auto all = batches(s.segments, orders);
-  if (s.segments > 1) {
-    for (const ScanDirections& directions : all) {
-      args.directions = directions;
-      device.backward(args, true);
-      device.combine({s, args.io, directions, args.params.A, args.carry, args.segment_dt});
-    }
-  }
-  for (const ScanDirections& directions : all) {
-    args.directions = directions;
-    device.backward(args, false);
-  }
+}  // namespace
+
+void launch_scan(const ScanDevice& device, ScanForward args, const std::vector<int64_t>& orders) {
+  args.backward = false;
+  launch_all(device, args, orders);
+}
+void launch_scan(const ScanDevice& device, ScanBackward args, const std::vector<int64_t>& orders) {
+  check_strides({args.grad_y, args.grad_delta});
+  args.backward = true;
+  launch_all(device, args, orders);
+}
+int64_t first_direction(const std::vector<int64_t>& orders) {
+  return batches(1, orders).front().index[0];
 }
 
-Tensor empty_segments(const Tensor& like, const ScanPlan& p, ScalarType acc) {
-  const int64_t segments = p.segments > 1 ? p.segments : 0;
-  return empty_on(like, {2, p.batch, p.directions, segments, p.states, p.channels}, acc);
-}
-
-ScanScratch::ScanScratch(const Tensor& like, const ScanSizes& s, ScalarType acc)
-    : carry(empty_on(like, {2, s.batch, s.directions, s.segments, s.states, s.channels}, acc)),
-      segment_dt(empty_on(like, {s.batch, s.directions, s.segments, s.channels}, acc)) {}
-
-void set_segments(ScanForward& args, const Tensor& segments) {
+ScanScratch::ScanScratch(const Tensor& like, ScanCall& args)
+    : segments(empty_on(
+          like,
+          {2, args.plan.batch, args.plan.directions,
+           args.plan.segments > 1 ? args.plan.segments : 0, args.plan.states, args.plan.channels},
+          acc_type(like.scalar_type()))),
+      weight(empty_on(
+          like, {like.element_size() == 2 ? packed_weight_pieces(args.plan) * kPackedWords : 0},
+          ScalarType::Int)) {
   args.decay = segments.data_ptr();
   args.state = static_cast<char*>(args.decay) + segments.numel() / 2 * segments.element_size();
+  args.packed_weight = weight.data_ptr();
 }
 
 int32_t narrow(int64_t stride) {
@@ -266,11 +237,6 @@ MapView map_ncl(const Tensor& v) {
 
 bool is_aligned(const Tensor& v, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(v.data_ptr()) % bytes == 0;
-}
-
-Tensor transpose_last_two(const Tensor& value) {
-  const int64_t last = value.dim() - 1;
-  return as_contiguous(torch::stable::transpose(value, last - 1, last));
 }
 
 Tensor allocate_partial_sums(const Tensor& like, int64_t count, Shape sizes, ScalarType acc) {

@@ -1,5 +1,5 @@
-// What a warp of the forward does with its tile of 16 channels and 32 positions: the rows of proj
-// that it needs, time steps, and the scan over the tiles of a block.
+// What a warp does with its tile of 16 channels and 32 positions: the rows of proj that it needs,
+// time steps, and what happens to a state over them.
 //
 //            position  0 ... 7   8 ... 15   16 ... 23   24 ... 31     in the order of the walk
 //   channels  0, 1     lane  0   lane  1    lane  2     lane  3       "team" 0
@@ -9,9 +9,9 @@
 //
 // A lane walks its 8 positions in registers for two channels at once. Its time steps are what a
 // lane holds of the product of dt_weight (16 channels, 16 ranks) and the rows (16 ranks, 8
-// positions) by the tensor cores, with channels and positions in a suitable order. A team's lanes
-// combine what their positions do to a state by shuffles, the warps of a block through shared
-// memory: warp w has tile w of a round.
+// positions) by the tensor cores, with channels and positions in a suitable order: row n is the
+// first channel of team n, row 8 + n its second one, and column n of matrix j is position
+// 8 (n / 2) + 2 j + n % 2. A team's lanes combine what their positions do to a state by shuffles.
 //
 // Time steps are in units of log2(e): `dt` stands for log2(e) dt, so that a decay is exp2(A dt).
 // States then stand for log2(e) h, and C is multiplied by ln 2.
@@ -29,6 +29,11 @@ template <typename T>
 struct alignas(2 * sizeof(T)) Pair {
   T v[2];
 };
+// Several of them, read or written as one.
+template <typename T, int kCount>
+struct alignas(kCount > 1 ? 16 : sizeof(T)) Values {
+  T v[kCount];
+};
 template <typename half_t>
 __device__ __forceinline__ Pair<float> unpack(uint32_t word) {
   half_t low, high;
@@ -37,8 +42,59 @@ __device__ __forceinline__ Pair<float> unpack(uint32_t word) {
   return {{static_cast<float>(low), static_cast<float>(high)}};
 }
 
+// A pair in registers. Of 16-bit values it is a word, as the compiler would take them apart.
+template <typename V>
+struct Held {
+  Pair<V> pair;
+  __device__ __forceinline__ Held() = default;
+  __device__ __forceinline__ Held(Pair<V> value) : pair(value) {}
+  __device__ __forceinline__ V operator[](int i) const { return pair.v[i]; }
+  // The first `count` of them, zeros for the others.
+  __device__ __forceinline__ Held first(int count) const {
+    return Pair<V>{{count > 0 ? pair.v[0] : V(0), count > 1 ? pair.v[1] : V(0)}};
+  }
+};
+template <typename half_t>
+struct HeldHalf {
+  uint32_t word;
+  __device__ __forceinline__ HeldHalf() = default;
+  __device__ __forceinline__ HeldHalf(Pair<half_t> value)
+      : word(uint32_t{value.v[0].x} | uint32_t{value.v[1].x} << 16) {}
+  __device__ __forceinline__ HeldHalf(Pair<float> value)
+      : word(pack<half_t>(value.v[0], value.v[1])) {}
+  __device__ __forceinline__ float operator[](int i) const { return unpack<half_t>(word).v[i]; }
+  __device__ __forceinline__ HeldHalf first(int count) const {
+    HeldHalf kept;
+    kept.word = count > 1 ? word : count > 0 ? word & 0xffff : 0;
+    return kept;
+  }
+};
+template <>
+struct Held<torch::headeronly::Half> : HeldHalf<torch::headeronly::Half> {
+  using HeldHalf::HeldHalf;
+  __device__ __forceinline__ Held(HeldHalf value) : HeldHalf(value) {}
+};
+template <>
+struct Held<torch::headeronly::BFloat16> : HeldHalf<torch::headeronly::BFloat16> {
+  using HeldHalf::HeldHalf;
+  __device__ __forceinline__ Held(HeldHalf value) : HeldHalf(value) {}
+};
+
 __device__ __forceinline__ float exp2_of(float x) { return exp2_approx(x); }
 __device__ __forceinline__ double exp2_of(double x) { return ::exp2(x); }
+
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+
+// The power of two that brings a number into [2^13, 2^14); 1 for infinity and NaN, and at most
+// 2^113, which leaves room for a factor.
+__device__ __forceinline__ float power_below(float x) {
+  const int exponent = static_cast<int>(__float_as_uint(x) >> 23 & 0xff);
+  return __uint_as_float((exponent == 255 ? 127 : smaller(267 - exponent, 240)) << 23);
+}
+
+__device__ __forceinline__ float inverse_of_power(float power) {
+  return __uint_as_float(0x7f000000 - __float_as_uint(power));
+}
 
 // The element at `index` times `stride` elements: a product and a sum in one instruction.
 template <typename V>
@@ -47,8 +103,6 @@ __device__ __forceinline__ V* at(V* from, int index, int stride) {
   return reinterpret_cast<V*>(reinterpret_cast<Byte*>(from) +
                               multiply_wide(index, stride * static_cast<int>(sizeof(V))));
 }
-
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 
 // log2(1 + 2^v) = max(v, 0) + log2(1 + t) with t = 2^-|v|. log2(1 + t) / t is a minimax polynomial
 // on [0, 1], with a relative error of 8.4e-6 for 16 bits and of 4.5e-8 for float32.
@@ -81,31 +135,59 @@ __device__ __forceinline__ double softplus(double v) {
   return v > 20 * kLog2E ? v : ::log1p(::exp2(v)) * kLog2E;
 }
 
-// What a block works on.
+// Slopes of softplus are kept in the I/O type. They are as small as time steps, so float16 takes
+// them times this.
+template <typename io_t>
+constexpr float kSlopeScale = std::is_same_v<io_t, torch::headeronly::Half> ? 4096.f : 1.f;
+
+// kSlopeScale times the derivative of softplus.
+template <typename io_t>
+__device__ __forceinline__ float slope_of(float v) {
+  constexpr float kScale = 1 / kSlopeScale<io_t>;
+  return rcp_approx(exp2_of(-v) * kScale + kScale);
+}
+template <typename io_t>
+__device__ __forceinline__ double slope_of(double v) {
+  return v > 20 * kLog2E ? 1.0 : 1 / (1 + ::exp2(-v));
+}
+
+// What a block works on: a sample, a part of the channels of a group and a segment of the axis;
+// then a direction and a tile of the channels.
 struct Work {
-  int sample, direction, group, part;
-  int segment;
-  int channel, channel_end;  // of the block
+  int sample, group, part, segment;
+  int first_channel, channel_end;  // of the block
+  int first_tile, tiles;           // of the segment
+  int direction;                   // at first of a summary, in the launch
+  int channel, channels;           // of the tile: the first one, and how many
 
   // `index` counts parts of a group's channels fastest, then groups, segments, samples, directions.
   __device__ Work(const ScanPlan& s, uint32_t index) {
-    const uint32_t groups = s.channels / s.group_channels;
-    part = static_cast<int>(index % s.group_parts);
-    index /= s.group_parts;
-    group = static_cast<int>(index % groups);
-    index /= groups;
-    segment = static_cast<int>(index % s.segments);
-    index /= s.segments;
-    sample = static_cast<int>(index % s.batch);
-    direction = static_cast<int>(index / s.batch);
-    channel = group * s.group_channels + part * s.tiles * kTileChannels;
-    channel_end = smaller((group + 1) * s.group_channels, channel + s.tiles * kTileChannels);
+    const auto take = [&](uint32_t count) {
+      const uint32_t rest = index % count;
+      index /= count;
+      return static_cast<int>(rest);
+    };
+    part = take(s.group_parts);
+    group = take(s.groups);
+    segment = take(s.segments);
+    sample = take(s.batch);
+    direction = static_cast<int>(index);
+    const int first = part * s.tiles * kTileChannels;
+    first_channel = group * s.group_channels + first;
+    channel_end =
+        group * s.group_channels + smaller(s.group_channels, first + s.tiles * kTileChannels);
+    first_tile = segment * s.segment_tiles;
+    tiles = smaller(s.segment_tiles, s.axis_tiles - first_tile);
+  }
+  __device__ __forceinline__ void set_tile(int index) {
+    channel = first_channel + index * kTileChannels;
+    channels = smaller(channel_end - channel, kTileChannels);
   }
 };
 
-// A lane's place: its two channels are `channel` and `channel + next`, and `active` of them are its
-// own. Lanes beyond the block's channels compute the last pair once more, so that pairs stay
-// aligned.
+// A lane's place: its two channels are `channel` and `channel + next` of the tile, and `active` of
+// them are its own. Lanes beyond the block's channels compute the last pair once more, so that
+// pairs stay aligned.
 struct Place {
   int lane, warp, team, run;
   int channel, next, active;
@@ -115,11 +197,19 @@ struct Place {
         warp(static_cast<int>(threadIdx.x) / 32),
         team(lane / kTeamLanes),
         run(lane % kTeamLanes) {}
-  __device__ void at(const Work& work, int tile) {
-    const int first = work.channel + tile * kTileChannels + 2 * team, end = work.channel_end;
-    channel = first < end ? first : end - 2 + end % 2;
-    next = channel + 1 < end ? 1 : 0;
-    active = first < end ? 1 + next : 0;
+  // kPairs: the number of channels is even.
+  template <bool kPairs>
+  __device__ __forceinline__ void at(int channels) {
+    const int first = 2 * team;
+    if constexpr (kPairs) {
+      channel = first < channels ? first : channels - 2;
+      next = 1;
+      active = first < channels ? 2 : 0;
+    } else {
+      channel = first < channels ? first : channels - 2 + channels % 2;
+      next = channel + 1 < channels ? 1 : 0;
+      active = first < channels ? 1 + next : 0;
+    }
   }
 };
 
@@ -137,13 +227,13 @@ struct Tile {
 };
 
 // 16 bytes at a time.
-template <typename T>
-__device__ __forceinline__ void load_row(const T* from, T (&to)[kStep]) {
+template <typename T, int kCount>
+__device__ __forceinline__ void load_row(const T* from, T (&to)[kCount]) {
   struct alignas(16) Piece {
     T v[16 / sizeof(T)];
   };
   MMVMAMBA_UNROLL
-  for (int i = 0; i < kStep; i += 16 / static_cast<int>(sizeof(T))) {
+  for (int i = 0; i < kCount; i += 16 / static_cast<int>(sizeof(T))) {
     const Piece piece = *reinterpret_cast<const Piece*>(from + i);
     MMVMAMBA_UNROLL
     for (int j = 0; j < 16 / static_cast<int>(sizeof(T)); ++j) to[i + j] = piece.v[j];
@@ -164,6 +254,39 @@ __device__ __forceinline__ int32_t place_of(const ScanPlan& s, int index, int ha
   return place;
 }
 
+// A block's shared memory.
+template <typename io_t>
+struct Shared {
+  using T = typename Accumulate<io_t>::type;
+  const SharedLayout& at;
+  unsigned char* memory;
+
+  template <typename V>
+  __device__ __forceinline__ V* part(int offset) const {
+    return reinterpret_cast<V*>(memory + offset);
+  }
+  __device__ __forceinline__ unsigned char* slot(int index) const {
+    return memory + Fixed<T>::kSlots + index * at.slot_bytes;
+  }
+  __device__ __forceinline__ int32_t* positions(int index) const {
+    return reinterpret_cast<int32_t*>(slot(index));
+  }
+  __device__ __forceinline__ int32_t* places(int index) const {
+    return reinterpret_cast<int32_t*>(slot(index) + Fixed<T>::kPlaces);
+  }
+  __device__ __forceinline__ T* values(int index) const {
+    return reinterpret_cast<T*>(slot(index) + Fixed<T>::kValues);
+  }
+  // The rows of a tile: of ranks or, for tensor cores, of positions. Eight that `ldmatrix` reads at
+  // once, two of each lane of a team, follow each other, an odd number of 16 bytes apart.
+  __device__ __forceinline__ unsigned char* low_rows(int index) const {
+    return slot(index) + at.low;
+  }
+  static __device__ __forceinline__ int row_of_position(int i) {
+    return i % kStep / 2 * kTeams + i / kStep * 2 + i % 2;
+  }
+};
+
 // The low ranks of a position. In half precision a row is padded with zeros, or with what follows
 // it in memory, which zero weights multiply: B and C, which must be finite, and nothing beyond
 // them.
@@ -171,25 +294,25 @@ template <typename io_t>
 __device__ __forceinline__ void stage_low(const ScanPlan& s, const io_t* from, int slot,
                                           const Place& me, const Shared<io_t>& shared) {
   using T = typename Accumulate<io_t>::type;
-  if constexpr (Shared<io_t>::kMma) {
+  if constexpr (kPositionRows<io_t>) {
     unsigned char* to =
-        shared.low_rows(slot) + Shared<io_t>::row_of_position(me.lane) * shared.row_bytes;
-    const int padded = slices(s) * 2, words = (s.rank + 1) / 2;  // of 16 and of 4 bytes
+        shared.low_rows(slot) + Shared<io_t>::row_of_position(me.lane) * shared.at.row_bytes;
+    const int words = (s.rank + 1) / 2;  // of 4 bytes
     uint4* piece = reinterpret_cast<uint4*>(to);
     if (s.row_pieces > 0) {
-      _Pragma("unroll 1") for (int i = 0; i < padded; ++i) {
+      _Pragma("unroll 1") for (int i = 0; i < s.octets; ++i) {
         piece[i] =
             i < s.row_pieces ? reinterpret_cast<const uint4*>(from)[i] : make_uint4(0, 0, 0, 0);
       }
     } else if (s.row_words) {
       const uint32_t* word = reinterpret_cast<const uint32_t*>(from);
-      _Pragma("unroll 1") for (int i = 0; i < padded; ++i) {
+      _Pragma("unroll 1") for (int i = 0; i < s.octets; ++i) {
         const auto at = [&](int j) { return 4 * i + j < words ? word[4 * i + j] : 0; };
         piece[i] = make_uint4(at(0), at(1), at(2), at(3));
       }
     } else {
       io_t* low = reinterpret_cast<io_t*>(to);
-      _Pragma("unroll 1") for (int r = 0; r < 8 * padded; ++r) low[r] =
+      _Pragma("unroll 1") for (int r = 0; r < 8 * s.octets; ++r) low[r] =
           r < s.rank ? from[r] : io_t(0.f);
     }
   } else {
@@ -205,34 +328,33 @@ template <typename io_t, bool kMap>
 __device__ __forceinline__ void stage(const ScanPlan& s, const Tile& tile, const Work& work,
                                       bool columns, int slot, const Place& me,
                                       const Shared<io_t>& shared, const io_t* rows,
-                                      const RowView& B, const RowView& C, int k, int first,
-                                      int count) {
+                                      const RowView& B, const RowView& C, int first, int count) {
   using T = typename Accumulate<io_t>::type;
   // Beyond the end it is the last position once more, but a place of its own.
   const int i = tile.reversed ? kTilePositions - 1 - me.lane : me.lane;
   const bool exists = i < tile.count;
   const int a = exists ? tile.first + i : s.length - 1, line = s.by_height(a);
   const int p = columns ? (a - line * s.height) * s.width + line : a;
-  const int index = exists && s.segments == 1
-                        ? p
-                        : tile.first + i - work.segment * s.segment_tiles * kTilePositions;
-  shared.template part<int32_t>(shared.position)[slot * kTilePositions + me.lane] = p;
-  int32_t* place =
-      shared.template part<int32_t>(shared.place) + slot * 2 * kTilePositions + me.lane;
+  const int index =
+      exists && s.segments == 1 ? p : tile.first + i - work.first_tile * kTilePositions;
+  shared.positions(slot)[me.lane] = p;
+  int32_t* place = shared.places(slot) + me.lane;
   const int32_t first_half = place_of<T>(s, index, 0);
   place[0] = first_half;
   place[kTilePositions] = first_half ^ (kTileChannels / 2 * int{sizeof(T)});
   const io_t* row = kMap || s.rank > 0 ? at(rows, p, s.row) : nullptr;
   if (kMap || s.rank > 0) stage_low<io_t>(s, row, slot, me, shared);
-  T* to = shared.tile_values(slot) + me.lane;
+  T* to = shared.values(slot) + me.lane;
   const T one = exists ? T(1) : T(0), ln2 = exists ? T(kLn2) : T(0);
   const io_t *b, *c;
   if constexpr (kMap) {
     b = row + s.rank + first;
     c = b + s.states;
   } else {
-    b = at(B.row<io_t>(work.sample, work.group, k), p, B.position) + int64_t{first} * B.item;
-    c = at(C.row<io_t>(work.sample, work.group, k), p, C.position) + int64_t{first} * C.item;
+    b = at(B.row<io_t>(work.sample, work.group, work.direction), p, B.position) +
+        int64_t{first} * B.item;
+    c = at(C.row<io_t>(work.sample, work.group, work.direction), p, C.position) +
+        int64_t{first} * C.item;
   }
   _Pragma("unroll 1") for (int n = 0; n < count; ++n, to += 2 * kTilePositions) {
     to[0] =
@@ -242,50 +364,84 @@ __device__ __forceinline__ void stage(const ScanPlan& s, const Tile& tile, const
   }
 }
 
-// dt_weight of 16 channels for the tensor cores, in units of log2(e): for each 16 ranks a fragment
-// of the weights rounded to the I/O type, then one of their rounding errors. The rows are the first
-// channels of the teams, then the second ones.
+// dt_weight of 16 channels and 8 ranks for the tensor cores, in units of log2(e). As the left
+// factor of the time steps it has the weights rounded to the I/O type and, in place of 8 more
+// ranks, their rounding errors; as the right factor of the gradient of the ranks the rounded
+// weights. A thread has three of the words.
 template <typename io_t>
-__device__ __forceinline__ void pack_weight(const ScanForward& a, int64_t index) {
+__device__ __forceinline__ void pack_weight(const ScanCall& a, int64_t index) {
   const ScanPlan& s = a.plan;
-  const int word = static_cast<int>(index % 128), lane = word / 4, piece = word % 4;
-  const int slice = static_cast<int>(index / 128 % slices(s));
-  const int64_t tile = index / 128 / slices(s);  // of 16 channels, of all directions
-  const int group = static_cast<int>(tile / group_tiles(s) % (s.channels / s.group_channels));
-  const int64_t k = tile / group_tiles(s) / (s.channels / s.group_channels);
-  const int in_group =
-      static_cast<int>(tile % group_tiles(s)) * kTileChannels + lane / kTeamLanes * 2 + piece % 2;
-  const int r = slice * 16 + lane % kTeamLanes * 2 + piece / 2 * 8;
-  const float* from = static_cast<const float*>(a.params.dt_weight) +  // (K, C, R)
-                      ((k * s.channels + group * s.group_channels + in_group) * s.rank + r);
-  const bool exists = in_group < s.group_channels;
+  const int lane = static_cast<int>(index % 32), half = static_cast<int>(index / 32 % 2);
+  const int64_t piece = index / 64, tile = piece / s.octets;  // of 16 channels, of all directions
+  const int group = static_cast<int>(tile / s.group_tiles % s.groups);
+  const int64_t k = tile / s.group_tiles / s.groups;
   // float16 holds no more; the error of rounding a larger one would be infinite.
   const float most = std::is_same_v<io_t, torch::headeronly::Half> ? 65504.f : 3.3e38f;
-  const auto scale = [&](bool here, int i) {
-    return here ? fminf(fmaxf(from[i] * float{kLog2E}, -most), most) : 0.f;
+  const auto weight = [&](int row,
+                          int r) {  // the first channels of the teams, then the second ones
+    const int in_group =
+        static_cast<int>(tile % s.group_tiles) * kTileChannels + row % 8 * 2 + row / 8;
+    r += static_cast<int>(piece % s.octets) * 8;
+    if (in_group >= s.group_channels || r >= s.rank) return 0.f;
+    const float w = static_cast<const float*>(
+        a.params.dt_weight)[(k * s.channels + group * s.group_channels + in_group) * s.rank + r];
+    const float scaled = w * static_cast<float>(kLog2E);
+    return fabsf(scaled) <= 3.3e38f ? fminf(fmaxf(scaled, -most), most) : scaled;
   };
-  const float u = scale(exists && r < s.rank, 0), v = scale(exists && r + 1 < s.rank, 1);
-  uint32_t* to = static_cast<uint32_t*>(a.packed_weight) + index / 128 * 256 + word;
+  uint32_t* to = static_cast<uint32_t*>(a.packed_weight) + piece * kPackedWords;
+  const int i = lane / 4, j = lane % 4 * 2;
+  const float u = weight(half * 8 + i, j), v = weight(half * 8 + i, j + 1);
   const uint32_t high = pack<io_t>(u, v);
   const Pair<float> rounded = unpack<io_t>(high);
-  to[0] = high;
-  to[128] = pack<io_t>(u - rounded.v[0], v - rounded.v[1]);
+  to[lane * 4 + half] = high;
+  to[lane * 4 + 2 + half] = pack<io_t>(u - rounded.v[0], v - rounded.v[1]);
+  to[128 + lane * 2 + half] = pack<io_t>(weight(half * 8 + j, i), weight(half * 8 + j + 1, i));
 }
 
 // dt_weight of the block's 16 channels in shared memory, in units of log2(e), by all threads, where
 // it is not packed.
 template <typename io_t>
-__device__ __forceinline__ void stage_weights(const ScanPlan& s, const void* dt_weight, int k,
-                                              const Work& work, int tile,
-                                              const Shared<io_t>& shared) {
+__device__ __forceinline__ void stage_weights(const ScanPlan& s, const void* dt_weight,
+                                              const Work& work, const Shared<io_t>& shared) {
   using T = typename Accumulate<io_t>::type;
-  const T* from = static_cast<const T*>(dt_weight) + int64_t{k} * s.channels * s.rank;
-  T* to = shared.template part<T>(shared.weight);
+  const T* from = static_cast<const T*>(dt_weight) +
+                  (int64_t{work.direction} * s.channels + work.channel) * s.rank;
+  T* to = shared.template part<T>(shared.at.weight);
   for (int i = static_cast<int>(threadIdx.x); i < s.rank * kTileChannels;
        i += static_cast<int>(blockDim.x)) {
-    const int c =
-        smaller(work.channel + tile * kTileChannels + i % kTileChannels, work.channel_end - 1);
+    const int c = smaller(i % kTileChannels, work.channels - 1);
     to[i] = from[int64_t{c} * s.rank + i / kTileChannels] * T(kLog2E);  // (C, R)
+  }
+}
+
+// A rank of the lane's channels and positions, where there are no tensor cores: the rows are the
+// same, and the weights those that are packed for them.
+template <typename io_t, typename T>
+__device__ __forceinline__ void read_rank(int slot, int r, const Place& me,
+                                          const Shared<io_t>& shared, const void* packed,
+                                          T (&weight)[2], T (&low)[kStep]) {
+  if constexpr (kPositionRows<io_t>) {
+    // The words of two ranks: of the first and the second channel, and their rounding errors.
+    const uint32_t* word = static_cast<const uint32_t*>(packed) + r / 8 * kPackedWords +
+                           (me.team * kTeamLanes + r % 8 / 2) * 4;
+    const unsigned char* rows = shared.low_rows(slot);
+    MMVMAMBA_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      weight[c] = unpack<io_t>(word[c]).v[r % 2] + unpack<io_t>(word[2 + c]).v[r % 2];
+    }
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kStep; ++j) {
+      low[j] = static_cast<T>(reinterpret_cast<const io_t*>(
+          rows + Shared<io_t>::row_of_position(me.run * kStep + j) * shared.at.row_bytes)[r]);
+    }
+  } else {
+    const Pair<T> w = *reinterpret_cast<const Pair<T>*>(shared.template part<T>(shared.at.weight) +
+                                                        r * kTileChannels + 2 * me.team);
+    weight[0] = w.v[0];
+    weight[1] = w.v[1];
+    load_row(
+        reinterpret_cast<const T*>(shared.low_rows(slot)) + r * kTilePositions + me.run * kStep,
+        low);
   }
 }
 
@@ -293,90 +449,59 @@ __device__ __forceinline__ void stage_weights(const ScanPlan& s, const void* dt_
 template <typename io_t, typename T>
 __device__ __forceinline__ void rank_product(const ScanPlan& s, int slot, const Place& me,
                                              const Shared<io_t>& shared, const uint4* packed,
-                                             const T (&bias)[2], T (&dt)[kStep][2]) {
+                                             const Values<T, 4>& bias, T (&dt)[kStep][2]) {
   if constexpr (kHasMma<io_t>) {
-    // Column n of matrix j is position 8 (n / 2) + 2 j + n % 2. A load has two matrices of 8 ranks,
-    // for two j.
-    const unsigned lane = threadIdx.x % 32;
-    const unsigned char* rows = shared.low_rows(slot) +
-                                (lane / 16 * kTeams + lane % 8) * shared.row_bytes +
-                                lane / 8 % 2 * 16;
-    const float start[4] = {bias[0], bias[0], bias[1], bias[1]};
+    // Eight ranks at a time, which both the weights and their errors are multiplied by: each matrix
+    // is loaded to two registers side by side.
+    const unsigned char* rows =
+        shared.low_rows(slot) + (me.lane / 16 * kTeams + me.lane % 8) * shared.at.row_bytes;
     float z[4][4];
-    const auto slice = [&](int i, auto first) {
+    const auto multiply = [&](int i, auto first) {
       uint32_t b[2][4];
-      ldmatrix_x4(b[0], rows + i * 32);
-      ldmatrix_x4(b[1], rows + 2 * kTeams * shared.row_bytes + i * 32);
-      const uint4 h = packed[i * 64], l = packed[i * 64 + 32];
-      const uint32_t high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
+      ldmatrix_x4(b[0], rows + i * 16);
+      ldmatrix_x4(b[1], rows + 2 * kTeams * shared.at.row_bytes + i * 16);
+      const uint4 w = packed[i * (kPackedWords / 4)];
       MMVMAMBA_UNROLL
       for (int j = 0; j < 4; ++j) {
         const uint32_t (&column)[2] = reinterpret_cast<const uint32_t (&)[2]>(b[j / 2][j % 2 * 2]);
         if constexpr (decltype(first)::value) {
-          mma_16x8x16<io_t>(z[j], high, column, start);
+          mma_16x8x16<io_t>(z[j], {w.x, w.y, w.z, w.w}, column, bias.v);
         } else {
-          mma_16x8x16<io_t>(z[j], high, column, z[j]);
+          mma_16x8x16<io_t>(z[j], {w.x, w.y, w.z, w.w}, column, z[j]);
         }
       }
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t (&column)[2] = reinterpret_cast<const uint32_t (&)[2]>(b[j / 2][j % 2 * 2]);
-        mma_16x8x16<io_t>(z[j], low, column, z[j]);
-      }
     };
-    slice(0, std::true_type());
-    _Pragma("unroll 1") for (int i = 1; i < slices(s); ++i) slice(i, std::false_type());
+    multiply(0, std::true_type());
+    int i = 1;
+    _Pragma("unroll 1") for (; i + 1 < s.octets; i += 2) {
+      multiply(i, std::false_type());
+      multiply(i + 1, std::false_type());
+    }
+    _Pragma("unroll 1") for (; i < s.octets; ++i) multiply(i, std::false_type());
     MMVMAMBA_UNROLL
     for (int j = 0; j < kStep; ++j) {
       dt[j][0] = z[j / 2][j % 2];
       dt[j][1] = z[j / 2][2 + j % 2];
     }
-  } else if constexpr (Shared<io_t>::kMma) {  // the same rows and fragments, without tensor cores
-    const unsigned char* rows = shared.low_rows(slot);
-    const uint32_t* weights = reinterpret_cast<const uint32_t*>(packed - me.run);
-    MMVMAMBA_UNROLL
-    for (int j = 0; j < kStep; ++j) {
-      dt[j][0] = bias[0];
-      dt[j][1] = bias[1];
-    }
-    for (int r = 0; r < s.rank; r += 2) {
-      const uint32_t* word = weights + r / 16 * 256 + r % 8 * 2 + r / 8 % 2 * 2;
-      Pair<float> w[2];
-      MMVMAMBA_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        const Pair<float> high = unpack<io_t>(word[c]), low = unpack<io_t>(word[128 + c]);
-        w[c] = {{high.v[0] + low.v[0], high.v[1] + low.v[1]}};
-      }
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        const Pair<float> low =
-            unpack<io_t>(*reinterpret_cast<const uint32_t*>(rows + j * shared.row_bytes + r * 2));
-        MMVMAMBA_UNROLL
-        for (int c = 0; c < 2; ++c) dt[j][c] += w[c].v[0] * low.v[0] + w[c].v[1] * low.v[1];
-      }
-    }
   } else {
-    const T* rows = reinterpret_cast<const T*>(shared.low_rows(slot)) + me.run * kStep;
-    const T* weights = shared.template part<T>(shared.weight) + 2 * me.team;
     MMVMAMBA_UNROLL
     for (int j = 0; j < kStep; ++j) {
-      dt[j][0] = bias[0];
-      dt[j][1] = bias[1];
+      dt[j][0] = bias.v[0];
+      dt[j][1] = bias.v[2];
     }
     for (int r = 0; r < s.rank; ++r) {
-      const Pair<T> w = *reinterpret_cast<const Pair<T>*>(weights + r * kTileChannels);
-      T low[kStep];
-      load_row(rows + r * kTilePositions, low);
+      T w[2], low[kStep];
+      read_rank(slot, r, me, shared, packed - me.lane, w, low);
       MMVMAMBA_UNROLL
       for (int j = 0; j < kStep; ++j) {
-        dt[j][0] += w.v[0] * low[j];
-        dt[j][1] += w.v[1] * low[j];
+        dt[j][0] += w[0] * low[j];
+        dt[j][1] += w[1] * low[j];
       }
     }
   }
 }
 
-// ---- the scan of a state: what happens to it over a lane's positions, a team's, a block's ----
+// ---- what happens to a state over a lane's positions, and over its team's ----
 
 // A state h leaves as decay h + add, for two channels.
 template <typename T>
@@ -391,28 +516,50 @@ struct alignas(16) Effect {
       decay[c] *= exists ? before.decay[c] : T(1);
     }
   }
-  __device__ __forceinline__ Effect from_lane_before(int lanes) const {
-    Effect e;
-    MMVMAMBA_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      e.decay[c] = shuffle_up(decay[c], lanes, kTeamLanes);
-      e.add[c] = shuffle_up(add[c], lanes, kTeamLanes);
-    }
-    return e;
+  // That of the lane so many runs before in the scan, which goes with or against the walk.
+  template <bool kBack>
+  __device__ __forceinline__ Effect from_run_before(int runs) const {
+    const auto take = [&](T v) {
+      return kBack ? shuffle_down(v, runs, kTeamLanes) : shuffle_up(v, runs, kTeamLanes);
+    };
+    return {{take(decay[0]), take(decay[1])}, {take(add[0]), take(add[1])}};
   }
 };
 
 // Turns each lane's effect into that of its team up to it. Returns that of the lanes before it.
-template <typename T>
+template <bool kBack, typename T>
 __device__ __forceinline__ Effect<T> scan_team(const Place& me, Effect<T>& effect) {
+  const int run = kBack ? kTeamLanes - 1 - me.run : me.run;
   MMVMAMBA_UNROLL
-  for (int lanes = 1; lanes < kTeamLanes; lanes *= 2) {
-    const Effect<T> before = effect.from_lane_before(lanes);
-    effect.follow(before, me.run >= lanes);
+  for (int runs = 1; runs < kTeamLanes; runs *= 2) {
+    const Effect<T> before = effect.template from_run_before<kBack>(runs);
+    effect.follow(before, run >= runs);
   }
-  Effect<T> before = effect.from_lane_before(1);
-  if (me.run == 0) before = {{T(1), T(1)}, {T(0), T(0)}};
+  Effect<T> before = effect.template from_run_before<kBack>(1);
+  if (run == 0) before = {{T(1), T(1)}, {T(0), T(0)}};
   return before;
 }
 
+// The sum of a value over the lanes of a team.
+template <typename T>
+__device__ __forceinline__ T sum_of_team(T value) {
+  value += shuffle_xor(value, 1);
+  return value + shuffle_xor(value, 2);
+}
+
+// Sums over the teams of a value for each of a lane's positions: a lane gets that of the position
+// of its eight that has its team's number.
+template <typename T>
+__device__ __forceinline__ T sum_over_teams(const Place& me, T (&values)[kStep]) {
+  MMVMAMBA_UNROLL
+  for (int half = kStep / 2; half > 0; half /= 2) {
+    const bool upper = me.team & half;
+    MMVMAMBA_UNROLL
+    for (int i = 0; i < half; ++i) {
+      const T other = shuffle_xor(upper ? values[i] : values[i + half], half * kTeamLanes);
+      values[i] = (upper ? values[i + half] : values[i]) + other;
+    }
+  }
+  return values[0];
+}
 }  // namespace mmvmamba

@@ -38,8 +38,9 @@ Inputs prepare(const Tensor& u, const Tensor& A, const Tensor& B, const Tensor& 
   s.group_channels = s.channels / (B.dim() == 4 ? B.size(1) : C.dim() == 4 ? C.size(1) : 1);
   s.states = A.size(1);
   s.directions = 1;
-  s.chunks = ceil_div(s.length, kChunk);
   s.softplus = softplus;
+  s.constant_B = B.dim() == 2;
+  s.constant_C = C.dim() == 2;
   in.rows_B = view_rows(in.B);
   in.rows_C = view_rows(in.C);
   in.params = {nullptr,
@@ -51,7 +52,17 @@ Inputs prepare(const Tensor& u, const Tensor& A, const Tensor& B, const Tensor& 
   return in;
 }
 
-int64_t state_count(const ScanSizes& s) { return s.batch * s.chunks * s.states * s.channels; }
+// What both ways take from the inputs.
+void set_call(ScanCall& args, const Tensor& u, const Tensor& delta, const Inputs& in,
+              const ScanDevice& device, bool backward) {
+  args.plan = plan_scan(in.sizes, u.scalar_type(), device, false, backward);
+  args.io = device_io(u.scalar_type());
+  args.params = in.params;
+  args.x = map_ncl(u);
+  args.delta = map_ncl(delta);
+  args.B = in.rows_B;
+  args.C = in.rows_C;
+}
 
 // An elementwise op of tensors by its name.
 template <class... Tensors>
@@ -81,19 +92,12 @@ Outputs scan(const ScanDevice& device, const Tensor& u, const Tensor& delta, con
                     empty_on(u, {s.batch, s.channels, s.states}, acc),
                     empty_on(u, {save_states ? state_count(s) : 0}, acc)};
   ScanForward args = {};
-  args.plan = plan_forward(s, u.scalar_type(), device);
-  const Tensor segments = empty_segments(u, args.plan, acc);
-  args.io = device_io(u.scalar_type());
-  args.params = in.params;
-  args.x = map_ncl(u);
-  args.delta = map_ncl(delta);
-  args.B = in.rows_B;
-  args.C = in.rows_C;
-  (dtype == acc ? args.sum : args.y) = map_ncl(out.y);
-  set_segments(args, segments);
+  set_call(args, u, delta, in, device, false);
+  const ScanScratch scratch(u, args);
+  (dtype == acc ? args.sum : args.out) = map_ncl(out.y);
   args.last_state = out.last_state.mutable_data_ptr();
   if (save_states) args.states = out.states.mutable_data_ptr();
-  launch_forward(device, args, kRowOrder);
+  launch_scan(device, args, kRowOrder);
   return out;
 }
 
@@ -144,53 +148,41 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
     grad_z = as_contiguous(as_type(silu_backward(multiply(wide, y), gate), io));
     grad = multiply(wide, silu(gate));
   }
-  Inputs in = prepare(u, A, B, C, D, delta_bias, delta_softplus);
-  ScanSizes& s = in.sizes;
-  split_backward(s, io, device);
-  const auto transpose = [](const Tensor& v) { return v.dim() == 2 ? transpose_last_two(v) : v; };
-  const Tensor rates = transpose(in.A), fixed_B = transpose(in.B), fixed_C = transpose(in.C);
-  in.params.A = rates.const_data_ptr();  // (N, D)
-  if (B.dim() == 2) in.params.B = fixed_B.const_data_ptr();
-  if (C.dim() == 2) in.params.C = fixed_C.const_data_ptr();
+  const Inputs in = prepare(u, A, B, C, D, delta_bias, delta_softplus);
+  const ScanSizes& s = in.sizes;
   check_argument("states", states, {state_count(s)}, acc, u);
   const Tensor saved = as_contiguous(states);
-  const Tensor grad_u = empty_on(u, u.sizes(), io), grad_delta = empty_on(u, u.sizes(), io);
-  const bool constant_B = B.dim() == 2, constant_C = C.dim() == 2;
+  ScanBackward args = {};
+  set_call(args, u, delta, in, device, true);
+  const ScanScratch scratch(u, args);
+  const int64_t parts = args.plan.group_parts;
   const auto weight_parts = [&](const Tensor& weights) {
     if (weights.dim() == 2) return empty_on(u, {0}, acc);
-    return allocate_partial_sums(u, s.group_blocks, weights.sizes(), acc);
+    return allocate_partial_sums(u, parts, weights.sizes(), acc);
   };
   const Tensor parts_B = weight_parts(B), parts_C = weight_parts(C);
-  const ParamRows row(s, constant_B, constant_C);
-  const int64_t param_parts = s.batch * s.segments;
+  const ParamRows row(args.plan, s.constant_B, s.constant_C);
+  const int64_t param_parts = s.batch * args.plan.segments;
   const Tensor params = allocate_partial_sums(u, param_parts, {row.count, s.channels}, acc);
-  const ScanScratch scratch(u, s, acc);
+  const Tensor grad_u = empty_on(u, u.sizes(), io);
+  // Groups of states add to it.
+  const Tensor grad_delta = empty_on(u, u.sizes(), s.states > kStateGroup ? acc : io);
 
   // One part of a gradient of B or C, contiguous.
   const int64_t groups = s.channels / s.group_channels, rows_of_group = s.states * s.length;
-  const auto part_rows = [&](const Tensor& parts) {
-    return RowView{parts.data_ptr(), groups * rows_of_group, rows_of_group, 1, 0, narrow(s.length)};
+  const auto part_rows = [&](const Tensor& of) {
+    return RowView{of.data_ptr(), groups * rows_of_group, rows_of_group, 1, 0, narrow(s.length)};
   };
-  ScanBackward args = {};
-  args.sizes = s;
-  args.io = device_io(io);
-  args.params = in.params;
-  args.x = map_ncl(u);
-  args.delta = map_ncl(delta);
-  args.B = in.rows_B;
-  args.C = in.rows_C;
   args.grad_y = map_ncl(grad);
   args.grad_y_is_acc = grad.scalar_type() == acc;
-  args.states = saved.const_data_ptr();
-  args.carry = scratch.carry.mutable_data_ptr();
-  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
-  (io == acc ? args.sum : args.grad_x) = map_ncl(grad_u);
+  args.states = saved.data_ptr();
+  (io == acc ? args.sum : args.out) = map_ncl(grad_u);
   args.grad_delta = map_ncl(grad_delta);
-  if (!constant_B) args.grad_B = part_rows(parts_B);
-  if (!constant_C) args.grad_C = part_rows(parts_C);
+  if (!s.constant_B) args.grad_B = part_rows(parts_B);
+  if (!s.constant_C) args.grad_C = part_rows(parts_C);
   args.row_part = s.batch * groups * rows_of_group;
   args.grad_params = params.mutable_data_ptr();
-  launch_backward(device, args, kRowOrder);
+  launch_scan(device, args, kRowOrder);
 
   // (D, rows)
   Tensor grads = torch::stable::transpose(reduce_partial_sums(params, param_parts, acc), 0, 1);
@@ -201,10 +193,10 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
     return contiguous_copy(torch::stable::select(grads, 1, index));
   };
   return {grad_u,
-          grad_delta,
+          as_type(grad_delta, io),
           rows(row.A),
-          constant_B ? rows(row.B) : reduce_partial_sums(parts_B, s.group_blocks, io),
-          constant_C ? rows(row.C) : reduce_partial_sums(parts_C, s.group_blocks, io),
+          s.constant_B ? rows(row.B) : reduce_partial_sums(parts_B, parts, io),
+          s.constant_C ? rows(row.C) : reduce_partial_sums(parts_C, parts, io),
           D.has_value() ? one(row.D) : none(),
           grad_z,
           delta_bias.has_value() ? one(row.bias) : none()};

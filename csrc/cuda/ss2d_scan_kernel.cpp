@@ -40,7 +40,6 @@ Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, con
   s.states = A.size(2);
   s.rank = dt_weight.size(2);
   s.directions = static_cast<int64_t>(orders.size());
-  s.chunks = ceil_div(s.length, kChunk);
   s.softplus = true;
   in.params = {in.dt_weight.const_data_ptr(),
                in.dt_bias.const_data_ptr(),
@@ -52,8 +51,39 @@ Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, con
   return in;
 }
 
-int64_t state_count(const ScanSizes& s) {
-  return s.batch * s.directions * s.chunks * s.states * s.channels;
+// What both ways take from the inputs; `grad_y` is null forward.
+void set_call(ScanCall& args, const Inputs& in, const ScanDevice& device, const Tensor* grad_y) {
+  const Tensor &x = in.x, &proj = in.proj;
+  const bool backward = grad_y != nullptr;
+  const Tensor& other = backward ? *grad_y : x;  // the outputs are our own
+  const auto aligned = [](const Tensor& v, int64_t n) {
+    return v.size(3) % n == 0 && is_aligned(v, std::min<int64_t>(16, n * v.element_size()));
+  };
+  args.is_map = aligned(x, 2) && aligned(other, 2);
+  args.wide = aligned(x, 8) && aligned(other, 8);
+  args.plan = plan_scan(in.sizes, x.scalar_type(), device, args.is_map, backward);
+  args.plan.row = in.low.position;
+  // Rows of whole pieces all lie at multiples of them.
+  const int64_t row_bytes = in.low.direction * proj.element_size();
+  if (row_bytes % 16 == 0 && is_aligned(proj, 16)) args.plan.row_pieces = row_bytes / 16;
+  args.plan.row_words = row_bytes % 4 == 0 && is_aligned(proj, 4);
+  args.io = device_io(x.scalar_type());
+  args.params = in.params;
+  args.x = map_nhwc(x);
+  args.low = in.low;
+  args.B = in.B;
+  args.C = in.C;
+}
+
+// The sum over directions, of its own where `out` is narrower and launches add to it.
+Tensor set_output(ScanCall& args, const Tensor& out, ScalarType acc,
+                  const std::vector<int64_t>& orders) {
+  const bool narrow = out.scalar_type() != acc;
+  const bool several = args.plan.segments > 1 || orders.size() > kMaxDirections;  // launches
+  const Tensor sum = narrow && several ? empty_on(out, out.sizes(), acc) : out;
+  if (!narrow || several) args.sum = map_nhwc(sum);
+  if (narrow) args.out = map_nhwc(out);
+  return sum;
 }
 
 std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const Tensor& dt_weight,
@@ -62,41 +92,19 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
                                      bool save_states) {
   check_ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, ScanDevice::type());
   check_ss2d_scan_out_dtype(x, out_dtype);
-  const DeviceIo io = device_io(x.scalar_type());
+  device_io(x.scalar_type());
   const auto acc = acc_type(x.scalar_type());
   const ScanDevice device(x);
   const Tensor y = empty_on(x, x.sizes(), out_dtype);
   if (x.numel() == 0) return {y, empty_on(x, {0}, acc)};
   const Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
   const Tensor states = empty_on(x, {save_states ? state_count(in.sizes) : 0}, acc);
-  const bool narrow = out_dtype != acc;
   ScanForward args = {};
-  args.plan = plan_forward(in.sizes, x.scalar_type(), device);
-  args.plan.row = in.low.position;
-  // Rows of whole pieces all lie at multiples of them.
-  const int64_t row_bytes = in.low.direction * in.proj.element_size();
-  if (row_bytes % 16 == 0 && is_aligned(in.proj, 16)) args.plan.row_pieces = row_bytes / 16;
-  args.plan.row_words = row_bytes % 4 == 0 && is_aligned(in.proj, 4);
-  const Tensor segments = empty_segments(x, args.plan, acc);
-  const bool packs = x.element_size() == 2;
-  const Tensor weight =
-      empty_on(x, {packs ? packed_weight_pieces(args.plan) * 256 : 0}, ScalarType::Int);
-  args.packed_weight = weight.data_ptr();
-  args.is_map = x.size(3) % 2 == 0 && is_aligned(in.x, 2 * x.element_size());
-  args.wide = x.size(3) % 8 == 0 && is_aligned(in.x, 16);  // the outputs are our own
-  args.io = io;
-  args.params = in.params;
-  args.x = map_nhwc(in.x);
-  args.low = in.low;
-  args.B = in.B;
-  args.C = in.C;
-  const bool several = args.plan.segments > 1 || orders.size() > kMaxDirections;  // launches
-  const Tensor sum = narrow && several ? empty_on(x, x.sizes(), acc) : y;
-  if (!narrow || several) args.sum = map_nhwc(sum);
-  if (narrow) args.y = map_nhwc(y);
-  set_segments(args, segments);
+  set_call(args, in, device, nullptr);
+  const Tensor sum = set_output(args, y, acc, orders);
+  const ScanScratch scratch(x, args);
   if (save_states) args.states = states.mutable_data_ptr();
-  launch_forward(device, args, orders);
+  launch_scan(device, args, orders);
   return {y, states};
 }
 
@@ -111,43 +119,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
             zeros_as(dt_bias), zeros_as(A),    zeros_as(D)};
   }
   const ScanDevice device(x);
-  Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
-  ScanSizes& s = in.sizes;
-  split_backward(s, x.scalar_type(), device);
-  const Tensor weight = transpose_last_two(in.dt_weight), rates = transpose_last_two(in.A);
-  in.params.dt_weight = weight.const_data_ptr();  // (K, R, C)
-  in.params.A = rates.const_data_ptr();           // (K, S, C)
+  const Inputs in = prepare(x, proj, dt_weight, dt_bias, A, D, orders);
+  const ScanSizes& s = in.sizes;
   const auto io = x.scalar_type(), acc = acc_type(io);
   check_argument("states", states, {state_count(s)}, acc, x);
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
   const Tensor grad_x = empty_on(x, x.sizes(), io);
-  const Tensor sum = io == acc ? grad_x : empty_on(x, x.sizes(), acc);
-  const Tensor proj_parts = allocate_partial_sums(x, s.group_blocks, proj.sizes(), acc);
-  const ParamRows row(s, false, false);
-  const int64_t param_parts = s.batch * s.segments;
+  ScanBackward args = {};
+  set_call(args, in, device, &grad);
+  const Tensor sum = set_output(args, grad_x, acc, orders);
+  const ScanScratch scratch(x, args);
+  const Tensor proj_parts = allocate_partial_sums(x, args.plan.group_parts, proj.sizes(), acc);
+  const ParamRows row(args.plan, false, false);
+  const int64_t param_parts = s.batch * args.plan.segments;
   const Tensor params =
       allocate_partial_sums(x, param_parts, {s.directions, row.count, s.channels}, acc);
-  const ScanScratch scratch(x, s, acc);
-
-  ScanBackward args = {};
-  args.sizes = s;
-  args.io = device_io(io);
-  args.params = in.params;
-  args.x = map_nhwc(in.x);
-  args.low = in.low;
-  args.B = in.B;
-  args.C = in.C;
   args.grad_y = map_nhwc(grad);
   args.grad_y_is_acc = grad.scalar_type() == acc;
-  args.states = saved.const_data_ptr();
-  args.carry = scratch.carry.mutable_data_ptr();
-  args.segment_dt = scratch.segment_dt.mutable_data_ptr();
-  args.sum = map_nhwc(sum);
-  if (io != acc) args.grad_x = map_nhwc(grad_x);
+  args.states = saved.data_ptr();
   view_rows(proj_parts, s, args.grad_low, args.grad_B, args.grad_C);
   args.low_part = args.row_part = in.proj.numel();
   args.grad_params = params.mutable_data_ptr();
-  launch_backward(device, args, orders);
+  launch_scan(device, args, orders);
 
   // (K, C, rows)
   Tensor grads = torch::stable::transpose(reduce_partial_sums(params, param_parts, acc), 1, 2);
@@ -157,12 +150,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
   const auto one = [&](int64_t index) {
     return contiguous_copy(torch::stable::select(grads, 2, index));
   };
+  const Tensor grad_D = one(row.D);
+  const Tensor of_first = torch::stable::select(grad_D, 0, first_direction(orders));
+  Tensor all_D = empty_on(D, D.sizes(), acc);
+  for (int64_t k = 0; k < s.directions; ++k) {
+    Tensor of_k = torch::stable::select(all_D, 0, k);
+    torch::stable::copy_(of_k, of_first);
+  }
   return {grad_x,
-          reduce_partial_sums(proj_parts, s.group_blocks, io),
+          reduce_partial_sums(proj_parts, args.plan.group_parts, io),
           rows(0, s.rank),
           one(row.bias),
           rows(row.A, s.states),
-          one(row.D)};
+          all_D};
 }
 
 }  // namespace

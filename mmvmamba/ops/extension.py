@@ -137,13 +137,15 @@ def warn_no_kernel(device_type: str, reasons: tuple[tuple[str, str], ...]) -> No
 #: The ops that are defined in Python. In a variable, as an op disappears with its library.
 LIBRARY = torch.library.Library('mmvmamba', 'FRAGMENT')
 
-#: Positions between two saved states, as ``kChunk`` in ``csrc/scan_common.h``.
-CHUNK = 64
+#: Positions between two saved states by the device: as ``kChunk`` in ``csrc/scan_common.h``, and
+#: ``kTilePositions`` in ``csrc/cuda/scan_args.h``.
+CHUNK = {'cpu': 64, 'cuda': 32}
 
 
-def num_chunks(length: int) -> int:
+def num_chunks(length: int, device: torch.device) -> int:
     """Return the number of states that the forward saves for a sequence."""
-    return (length + CHUNK - 1) // CHUNK
+    chunk = CHUNK.get(device.type, CHUNK['cpu'])
+    return (length + chunk - 1) // chunk
 
 
 def register_op(

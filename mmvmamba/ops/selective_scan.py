@@ -269,7 +269,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     a = _Arguments(*args)
     batch, dim, length = a.u.shape
     acc, d_state = accumulate_dtype(a.u.dtype), a.A.shape[1]
-    chunks = num_chunks(length) if a.save_states else 0
+    chunks = num_chunks(length, a.u.device) if a.save_states else 0
     return (
         a.u.new_empty((batch, dim, length)),
         a.u.new_empty((batch, dim, d_state), dtype=acc),

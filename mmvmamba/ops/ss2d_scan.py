@@ -203,7 +203,7 @@ def _decomposed(*args: Any) -> tuple[Tensor, Tensor]:
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     a = _Arguments(*args)
     N, H, W, C = a.x.shape
-    chunks = num_chunks(H * W) if a.save_states else 0
+    chunks = num_chunks(H * W, a.x.device) if a.save_states else 0
     size = N * len(a.orders) * chunks * a.A.shape[2] * C
     states = a.x.new_empty((size,), dtype=accumulate_dtype(a.x.dtype))
     return a.x.new_empty(a.x.shape, dtype=a.out_dtype), states

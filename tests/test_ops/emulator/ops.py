@@ -48,7 +48,7 @@ def adapt(text, path):
     return text
 
 
-def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_emulated'):
+def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_emulated', more_flags=()):
     """Compile the kernels and the host code in ``csrc``."""
     sanitize = translate.sanitizer()
     folder = folder / (sanitize or 'plain')
@@ -57,7 +57,7 @@ def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_emulated'):
     flags = ['-O1', '-g1' if sanitize else '-g0', '-fvisibility=hidden']
     if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512'):
         flags += ['-mfma', '-ffp-contract=fast']  # as on a GPU
-    flags += translate.SANITIZERS[sanitize]
+    flags += [*translate.SANITIZERS[sanitize], *more_flags]
     flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000', '-DUSE_CUDA']
     include = [str(folder / 'csrc'), str(translate.INCLUDE), str(translate.FOLDER)]
     with translate.without_preload():

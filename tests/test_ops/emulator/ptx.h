@@ -17,14 +17,39 @@ template <class half_t>
 uint32_t pack(float low, float high) {
   return uint32_t{half_t(low).x} | uint32_t{half_t(high).x} << 16;
 }
+#ifndef CUDA_EMULATOR_MMA
+#define CUDA_EMULATOR_MMA 1
+#endif
 template <class io_t>
-constexpr bool kHasMma = sizeof(io_t) == 2;
+constexpr bool kHasMma = CUDA_EMULATOR_MMA && sizeof(io_t) == 2;
 inline float rcp_approx(float x) { return 1.0f / x; }
 inline int64_t multiply_wide(int32_t a, int32_t b) { return static_cast<int64_t>(a) * b; }
+inline void sync_block() { __syncthreads(); }
 inline void sync_lanes(CUDA_EMULATOR_SITE) { __syncwarp(0xffffffff, file, line); }
 template <class T>
 T shuffle_up(T value, int distance, int width, CUDA_EMULATOR_SITE) {
   return __shfl_up_sync(0xffffffff, value, distance, width, file, line);
+}
+template <class T>
+T shuffle_down(T value, int distance, int width, CUDA_EMULATOR_SITE) {
+  return __shfl_down_sync(0xffffffff, value, distance, width, file, line);
+}
+template <class T>
+T shuffle_xor(T value, int bits, CUDA_EMULATOR_SITE) {
+  return __shfl_xor_sync(0xffffffff, value, bits, 32, file, line);
+}
+
+template <class T>
+T* in_global(T* pointer) {
+  return pointer;
+}
+
+inline float max_of_lanes(float value, CUDA_EMULATOR_SITE) {
+  for (int bits = 1; bits < 32; bits *= 2) {
+    const float other = shuffle_xor(value, bits, file, line);
+    value = other > value ? other : value;
+  }
+  return value;
 }
 
 namespace emulated {

@@ -257,7 +257,7 @@ def backbone_table(results: Row) -> str:
 
 
 def sweep_table(results: Row) -> str:
-    """Format the time of the op alone over rank, directions, states and threads."""
+    """Format the time of the op alone over rank, directions, states and warps."""
     lines = []
     for row in rows_of(results, 7):
         if 'forward_ns' in row:
@@ -322,8 +322,8 @@ AMP (float16), channels-last and TF32 for all.
 
 The op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
 float16, rank 6, one state and four directions unless stated otherwise. The backward is a training
-step minus the inference forward. `threads` is the minimum of resident threads per multiprocessor,
-which bounds the registers of the CUDA kernels; the build has 512.
+step minus the inference forward. `warps` are the most of a multiprocessor, forward and backward,
+which bound the registers of the CUDA kernels; the build has 20 and 12.
 
 {sweeps}
 Registers of the build:

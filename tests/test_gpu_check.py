@@ -97,7 +97,7 @@ def test_the_rehearsal_runs_every_step(rehearsal):
             if row.get('reason') == 'needs CUDA (DEVICE=cpu)']  # fmt: skip
     tools = {'memcheck', 'racecheck', 'initcheck', 'synccheck'}
     tools = {f'{tool}, native' for tool in tools}
-    others = {'triton kernels', 'ten calls, triton', 'rank 6, triton', 'compiled', 'threads 256'}
+    others = {'triton kernels', 'ten calls, triton', 'rank 6, triton', 'compiled', 'warps 16, 8'}
     assert {row['item'] for row in cuda} >= tools | others
 
 
@@ -488,9 +488,9 @@ def test_a_test_is_an_item(tmp_path):
         ('memcheck', 255, 'Traceback (most recent call last):\n========= Error: Target application '
          'terminated before first instrumented API call', 'failed'),
         ('memcheck', 86, '========= Invalid __global__ read of size 4 bytes\n'
-         '=========     at void mmvmamba::scan_kernel<int>(int)+0x10', 'failed'),
+         '=========     at void mmvmamba::forward_kernel<int>(int)+0x10', 'failed'),
         ('racecheck', 86, '========= Error: Race reported between Write access at void '
-         'mmvmamba::scan_kernel<int>(int)+0x80\n=========     and Read access', 'failed'),
+         'mmvmamba::forward_kernel<int>(int)+0x80\n=========     and Read access', 'failed'),
         # What our kernel leaves unwritten shows where PyTorch's kernel reads it.
         ('initcheck', 86, '========= Uninitialized __global__ memory read\n'
          '=========     at void at::native::elementwise_kernel<4>()+0x1', 'failed'),
@@ -516,19 +516,27 @@ def test_a_missing_sanitizer_is_named(monkeypatch, tmp_path):
 
 def test_registers_of_the_compiled_kernels(tmp_path):
     usage = 'REG:{} STACK:{} SHARED:0 LOCAL:0 CONSTANT[0]:1040 TEXTURE:0 SURFACE:0 SAMPLER:0'
+    half, end = 'N3c104HalfE', 'EEvNS_12ScanBackwardE'
     names = {
-        '_ZN8mmvmamba11scan_kernelINS_11ForwardScanIN3c104HalfELi1ELb0EEEEEvNT_4ArgsE': (123, 0),
-        '_ZN8mmvmamba11scan_kernelINS_12BackwardScanIdLi4ELb1EEEEEvNT_4ArgsE': (128, 56),
-        '_ZN8mmvmamba51_GLOBAL__N__9a_15_scan_combine_cu14combine_kernelIfEEvl': (40, 0),
-        '_ZN2at6native5otherEv': (10, 0),
+        f'14forward_kernelI{half}Lb1ELb1ELb0EEEvNS_11ScanForwardE': (123, 0),
+        f'15backward_kernelIddLb1ELb0ELb1{end}': (128, 56),
+        f'15backward_kernelI{half}S2_Lb1ELb1ELb0{end}': (159, 0),
+        f'15backward_kernelI{half}fLb1ELb1ELb0{end}': (168, 0),
+        f'15backward_kernelI{half}fLb0ELb0ELb0{end}': (255, 8),
+        '51_GLOBAL__N__9a_15_scan_combine_cu14combine_kernelIfEEvNS_8ScanCallEl': (40, 0),
     }
+    names = {f'_ZN8mmvmamba{name}': used for name, used in names.items()}
+    names['_ZN2at6native5otherEv'] = (10, 0)
     text = ''.join(f' Function {n}:\n  {usage.format(*v)}\n' for n, v in names.items())
     program = tmp_path / 'cuobjdump'
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
     program.chmod(0o755)
     got = load('gpu_steps.sweeps').resources_of(tmp_path / 'x.so', str(program))
     assert got == [
+        dict(kernel='backward', dtype='float16', states='1', registers=159, stack=0),
+        dict(kernel='backward', dtype='float16', states='any', registers=255, stack=8),
         dict(kernel='backward summary', dtype='float64', states='many', registers=128, stack=56),
+        dict(kernel='backward, wide gradient', dtype='float16', states='1', registers=168, stack=0),
         dict(kernel='combine', dtype='float32', states='any', registers=40, stack=0),
         dict(kernel='forward', dtype='float16', states='1', registers=123, stack=0),
     ]

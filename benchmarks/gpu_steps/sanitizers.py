@@ -83,7 +83,7 @@ def judge_sanitizer(tool: str, status: int, output: str) -> Row:
     refusal = next((text for text in REFUSALS if text in output), None)
     if refusal and FINISHED not in output and 'Traceback' not in output:
         return dict(status='skipped', reason=f'compute-sanitizer: {refusal}')
-    # A report names the kernel: "at void mmvmamba::scan_kernel<...>(...)+0x4d0".
+    # A report names the kernel: "at void mmvmamba::forward_kernel<...>(...)+0x4d0".
     places = [line.strip('= ') for line in output.splitlines() if re.match(r'=+ .*\bat ', line)]
     row = dict(reports=len(places))
     if status == 0 and FINISHED in output and re.search(r'SUMMARY: 0 (errors|hazards)', output):

@@ -1,4 +1,4 @@
-"""Step 7: time the op alone over rank, directions, states and registers, with each backend."""
+"""Step 7: time the op alone over rank, directions, states and warps, with each backend."""
 
 import contextlib
 import functools
@@ -27,8 +27,9 @@ PATTERNS = {
     '4 rows': (0, 0, 2, 2),
     '4': (0, 1, 2, 3),
 }
-#: Minimum resident threads per multiprocessor, which bounds the registers; the build has 512.
-THREADS = (256, 1024)
+#: The most warps of a multiprocessor, forward and backward, which bound the registers.
+#: The build has 20 and 12.
+WARPS = ((16, 8), (24, 16))
 
 
 def items(context: Context) -> Iterator[Item]:
@@ -40,8 +41,8 @@ def items(context: Context) -> Iterator[Item]:
         for backend in BACKENDS:
             yield f'{name}, {backend}', functools.partial(sweep, context, backend, **options)
     yield 'resources', kernel_resources
-    for threads in THREADS:
-        yield f'threads {threads}', functools.partial(sweep_threads, context, threads)
+    for warps in WARPS:
+        yield 'warps {}, {}'.format(*warps), functools.partial(sweep_warps, context, *warps)
 
 
 def sweep(context: Context, backend: str, **options: Any) -> list[Row]:
@@ -137,8 +138,8 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
         cuobjdump (str): The program.
 
     Returns:
-        list[dict]: ``kernel``, ``dtype``, ``states`` ('1' or 'many'), ``registers``, and ``stack``:
-        the bytes for what does not fit into registers.
+        list[dict]: ``kernel``, ``dtype``, ``states`` ('1', 'many' or, for any strides, 'any'),
+        ``registers``, and ``stack``: the bytes for what does not fit into registers.
     """
     dtypes = {
         'f': 'float32',
@@ -148,12 +149,20 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
     }
     rows = []
     for name, used in read_usage(library, cuobjdump).items():
-        scan = re.search(r'(Forward|Backward)ScanI(f|d|N3c10\w+?E)Li(\d+)ELb([01])E', name)
+        # Types of the I/O and, backward, of y's gradient: S.._ stands for the first of them.
+        scan = re.search(
+            r'(forward|backward)_kernelI(f|d|N3c10\w+?E)(f|d|S\w*?_)?Lb([01])ELb([01])ELb([01])E',
+            name,
+        )
         combine = re.search(r'combine_kernelI([fd])E', name)
         if scan:
-            kernel = scan[1].lower() + (' summary' if scan[4] == '1' else '')
+            wide = scan[3] == 'f' and scan[2] != 'f' and scan[5] == '1'
             row = dict(
-                kernel=kernel, dtype=dtypes[scan[2]], states='1' if scan[3] == '1' else 'many'
+                kernel=scan[1]
+                + (' summary' if scan[6] == '1' else '')
+                + (', wide gradient' if wide else ''),
+                dtype=dtypes[scan[2]],
+                states='1' if scan[5] == '1' else 'many' if scan[4] == '1' else 'any',
             )
         elif combine:
             row = dict(kernel='combine', dtype=dtypes[combine[1]], states='any')
@@ -165,20 +174,20 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
     return sorted(rows, key=lambda row: (row['kernel'], row['dtype'], row['states']))
 
 
-def sweep_threads(context: Context, threads: int) -> list[Row]:
+def sweep_warps(context: Context, forward: int, backward: int) -> list[Row]:
     """Time the op with kernels built with different launch bounds.
 
-    A build in ``build/gpu_check/threads_<number>`` is reused.
+    A build in ``build/gpu_check/warps_<forward>_<backward>`` is reused.
     """
     if not context.cuda:
         raise Skip(NEEDS_CUDA)
     require(context, 'native')
-    folder = ROOT / 'build' / 'gpu_check' / f'threads_{threads}'
+    folder = ROOT / 'build' / 'gpu_check' / f'warps_{forward}_{backward}'
     built = (folder / 'lib' / 'mmvmamba').is_dir()
     if not built or probe(context, folder / 'lib')['problem'] is not None:
-        flags = f'-DMMVMAMBA_THREADS_PER_SM={threads}'
+        flags = f'-DMMVMAMBA_FORWARD_WARPS={forward} -DMMVMAMBA_BACKWARD_WARPS={backward}'
         command = ['build', '--build-base', str(folder), '--build-lib', str(folder / 'lib')]
-        build(context, command, NVCC_APPEND_FLAGS=flags)
+        build(context, command, NVCC_APPEND_FLAGS=flags, CFLAGS=flags, CXXFLAGS=flags)
     torch.cuda.empty_cache()
     code = "import json; from gpu_steps import sweeps; print(json.dumps(sweeps.time_scan('cuda')))"
     env = with_package(folder / 'lib')
@@ -186,7 +195,7 @@ def sweep_threads(context: Context, threads: int) -> list[Row]:
         [sys.executable, '-c', code], cwd=BENCHMARKS, env=env, stdout=subprocess.PIPE, text=True,
         check=True,
     )  # fmt: skip
-    row = dict(threads=threads) | json.loads(done.stdout.splitlines()[-1])
+    row = dict(warps=[forward, backward]) | json.loads(done.stdout.splitlines()[-1])
     program = find_cuobjdump()
     if program is not None:
         (library,) = cuda_library_of(folder / 'lib' / 'mmvmamba')

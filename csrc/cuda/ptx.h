@@ -216,6 +216,25 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
 #endif
 }
 
+// d (16 x 8) = a (16 x 8) b (8 x 8) + c.
+template <typename half_t>
+__device__ __forceinline__ void mma_16x8x8(float (&d)[4], const uint32_t (&a)[2], uint32_t b,
+                                           const float (&c)[4]) {
+  if constexpr (std::is_same_v<half_t, torch::headeronly::Half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  }
+}
+
 #elif defined(__CUDACC__) || defined(__HIPCC__)
 
 // Never called.
@@ -225,6 +244,8 @@ __device__ inline uint32_t movmatrix_trans(uint32_t value) { return value; }
 template <typename half_t>
 __device__ void mma_16x8x16(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2],
                             const float (&)[4]) {}
+template <typename half_t>
+__device__ void mma_16x8x8(float (&)[4], const uint32_t (&)[2], uint32_t, const float (&)[4]) {}
 
 #endif
 

@@ -108,8 +108,9 @@ struct ScanPlan {
   int32_t state_sums;  // backward: sums over positions of each state; one, or more if B or C is
                        // constant
   int32_t row;         // elements from a position's low ranks to the next one's
-  int32_t row_pieces;  // of 16 bytes that a row has, if it consists of them; else 0
+  bool row_pieces;     // whether it consists of pieces of 16 bytes that may be read as one
   bool row_words;      // whether it may be read in 4 bytes
+  uint32_t tail[4];    // which bits of a row's last eight ranks are such, in 16 bits each
   bool softplus;
   bool keep_rows;  // of all tiles of the segment, and not of one for each warp
   SharedLayout shared;

@@ -227,8 +227,7 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
     const T* values = shared.values(slot) + n * 2 * kTilePositions + me.run * kStep;
     T decay[kStep][2], h[kStep + 1][2], flow[2], B_const[2] = {T(1), T(1)},
                                                  C_const[2] = {T(1), T(1)};
-    T rate[2];
-    Base::read_rates(n, rate);
+    Base::decays(tile, n, lane.dt, decay);
     MMVMAMBA_UNROLL
     for (int c = 0; c < 2; ++c) {
       if (!kMap && a.params.B != nullptr) B_const[c] = Base::parameter(a.params.B, n, c);
@@ -241,7 +240,6 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
     for (int j = kStep - 1; j >= 0; --j) {
       MMVMAMBA_UNROLL
       for (int c = 0; c < 2; ++c) {
-        decay[j][c] = exp2_of(rate[c] * lane.dt[j][c]);
         const T g = lane.grad_y[j][c] * (C[j] * C_const[c]) + effect.add[c];
         effect.add[c] = decay[j][c] * g;
         effect.decay[c] *= decay[j][c];
@@ -374,23 +372,26 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
     T B, C;
     int i;  // the position whose sums this lane has
     if constexpr (kHasMma<io_t>) {
-      // Sums over teams as a product with ones: columns of B's gradient, and of C's.
+      // Sums over teams as a product with ones.
       sync_lanes();  // they have left branches apart
-      uint32_t b[4], c[4];
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        b[j] = movmatrix_trans(pack<io_t>(grad_B[2 * j], grad_B[2 * j + 1]));
-        c[j] = movmatrix_trans(pack<io_t>(grad_C[2 * j], grad_C[2 * j + 1]));
-      }
-      const uint32_t one = pack<io_t>(1.f, 1.f);
-      const uint32_t ones[2] = {me.team % 2 == 0 ? one : 0, me.team % 2 == 0 ? 0 : one};
-      const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-      float d[2][4];
-      mma_16x8x16<io_t>(d[0], {b[0], b[1], c[0], c[1]}, ones, zero);
-      mma_16x8x16<io_t>(d[1], {b[2], b[3], c[2], c[3]}, ones, zero);
-      const bool odd = me.run & 1;  // lane `run` of a team takes matrix `run`
-      B = me.run & 2 ? (odd ? d[1][2] : d[1][0]) : (odd ? d[0][2] : d[0][0]);
-      C = me.run & 2 ? (odd ? d[1][3] : d[1][1]) : (odd ? d[0][3] : d[0][1]);
+      float d[2][2][4];
+      const auto add = [&](const T(&terms)[kStep], float (&sums)[2][4]) {
+        uint32_t t[4];
+        MMVMAMBA_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          t[j] = movmatrix_trans(pack<io_t>(terms[2 * j], terms[2 * j + 1]));
+        }
+        const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+        const uint32_t ones = pack<io_t>(1.f, 1.f);
+        mma_16x8x8<io_t>(sums[0], {t[0], t[1]}, ones, zero);
+        mma_16x8x8<io_t>(sums[1], {t[2], t[3]}, ones, zero);
+      };
+      add(grad_B, d[0]);
+      add(grad_C, d[1]);
+      // Lane `run` of a team takes matrix `run`.
+      const bool odd = me.run & 1;
+      B = me.run & 2 ? (odd ? d[0][1][2] : d[0][1][0]) : (odd ? d[0][0][2] : d[0][0][0]);
+      C = me.run & 2 ? (odd ? d[1][1][2] : d[1][1][0]) : (odd ? d[1][0][2] : d[1][0][0]);
       i = me.team / 2 * kStep + 2 * me.run + me.team % 2;
     } else {
       B = sum_over_teams(me, grad_B);

@@ -273,6 +273,25 @@ struct BlockScan {
     }
   }
 
+  // Decays at the lane's positions. Beyond the end nothing happens to a state, even if A is
+  // infinite.
+  __device__ __forceinline__ void decays(const Tile& tile, int n, const T (&dt)[kStep][2],
+                                         T (&decay)[kStep][2]) const {
+    T rate[2];
+    read_rates(n, rate);
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kStep; ++j) {
+      decay[j][0] = exp2_of(rate[0] * dt[j][0]);
+      decay[j][1] = exp2_of(rate[1] * dt[j][1]);
+    }
+    if (__builtin_expect(tile.count < kTilePositions, 0)) {
+      MMVMAMBA_UNROLL
+      for (int j = 0; j < kStep; ++j) {
+        if (!tile.has(me.run * kStep + j)) decay[j][0] = decay[j][1] = T(1);
+      }
+    }
+  }
+
   // The state before this warp's tile, in `start`, and in a summary what the segment has done to
   // it. Each warp leaves what its tile does, and the last one what the next round starts from, in
   // halves that take turns: one barrier is enough.

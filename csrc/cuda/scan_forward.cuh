@@ -57,14 +57,13 @@ struct ForwardScan : BlockScan<ForwardScan<io_t, kMap, kOne, kSummary>, ScanForw
     const T* values = shared.values(slot) + n * 2 * kTilePositions + me.run * kStep;
     T decay[kStep][2], add[kStep][2];
     T h[2];
-    T rate[2], B[kStep];
-    Base::read_rates(n, rate);
+    T B[kStep];
+    Base::decays(tile, n, dt, decay);
     load_row(values, B);
     MMVMAMBA_UNROLL
     for (int j = 0; j < kStep; ++j) {
       MMVMAMBA_UNROLL
       for (int c = 0; c < 2; ++c) {
-        decay[j][c] = exp2_of(rate[c] * dt[j][c]);
         add[j][c] = dt[j][c] * u[j][c] * B[j];
       }
     }

@@ -117,6 +117,9 @@ ScanPlan plan_scan(const ScanSizes& s, ScalarType io, const ScanDevice& device, 
   p.groups = static_cast<int32_t>(s.channels / s.group_channels);
   p.group_tiles = static_cast<int32_t>(channel_tiles);
   p.octets = static_cast<int32_t>(ceil_div(s.rank, 8));
+  for (int64_t i = 0; i < 8; ++i) {
+    if (8 * (p.octets - 1) + i < s.rank) p.tail[i / 2] |= 0xffffu << (i % 2 * 16);
+  }
   p.state_sums = 1 + s.constant_B + s.constant_C;
   p.softplus = s.softplus;
   const auto lay_out_plan = [&] {

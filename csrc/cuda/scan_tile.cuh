@@ -287,9 +287,8 @@ struct Shared {
   }
 };
 
-// The low ranks of a position. In half precision a row is padded with zeros, or with what follows
-// it in memory, which zero weights multiply: B and C, which must be finite, and nothing beyond
-// them.
+// The low ranks of a position. In half precision a row of eights is padded with zeros: what follows
+// in memory, B and C, may be infinite, which zero weights would not hide.
 template <typename io_t>
 __device__ __forceinline__ void stage_low(const ScanPlan& s, const io_t* from, int slot,
                                           const Place& me, const Shared<io_t>& shared) {
@@ -297,19 +296,25 @@ __device__ __forceinline__ void stage_low(const ScanPlan& s, const io_t* from, i
   if constexpr (kPositionRows<io_t>) {
     unsigned char* to =
         shared.low_rows(slot) + Shared<io_t>::row_of_position(me.lane) * shared.at.row_bytes;
-    const int words = (s.rank + 1) / 2;  // of 4 bytes
     uint4* piece = reinterpret_cast<uint4*>(to);
-    if (s.row_pieces > 0) {
-      _Pragma("unroll 1") for (int i = 0; i < s.octets; ++i) {
-        piece[i] =
-            i < s.row_pieces ? reinterpret_cast<const uint4*>(from)[i] : make_uint4(0, 0, 0, 0);
-      }
+    const auto copy = [&](auto read) {
+      _Pragma("unroll 1") for (int i = 0; i < s.octets - 1; ++i) piece[i] = read(i);
+      uint4 last = read(s.octets - 1);
+      last.x &= s.tail[0];
+      last.y &= s.tail[1];
+      last.z &= s.tail[2];
+      last.w &= s.tail[3];
+      piece[s.octets - 1] = last;
+    };
+    if (s.row_pieces) {
+      copy([&](int i) { return reinterpret_cast<const uint4*>(from)[i]; });
     } else if (s.row_words) {
       const uint32_t* word = reinterpret_cast<const uint32_t*>(from);
-      _Pragma("unroll 1") for (int i = 0; i < s.octets; ++i) {
+      const int words = (s.rank + 1) / 2;
+      copy([&](int i) {
         const auto at = [&](int j) { return 4 * i + j < words ? word[4 * i + j] : 0; };
-        piece[i] = make_uint4(at(0), at(1), at(2), at(3));
-      }
+        return make_uint4(at(0), at(1), at(2), at(3));
+      });
     } else {
       io_t* low = reinterpret_cast<io_t*>(to);
       _Pragma("unroll 1") for (int r = 0; r < 8 * s.octets; ++r) low[r] =

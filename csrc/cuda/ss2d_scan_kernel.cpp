@@ -65,7 +65,7 @@ void set_call(ScanCall& args, const Inputs& in, const ScanDevice& device, const 
   args.plan.row = in.low.position;
   // Rows of whole pieces all lie at multiples of them.
   const int64_t row_bytes = in.low.direction * proj.element_size();
-  if (row_bytes % 16 == 0 && is_aligned(proj, 16)) args.plan.row_pieces = row_bytes / 16;
+  args.plan.row_pieces = row_bytes % 16 == 0 && is_aligned(proj, 16);
   args.plan.row_words = row_bytes % 4 == 0 && is_aligned(proj, 4);
   args.io = device_io(x.scalar_type());
   args.params = in.params;

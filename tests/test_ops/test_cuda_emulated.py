@@ -188,6 +188,20 @@ def test_weights_that_are_not_finite_show(value, dtype):
     assert not emulated.ss2d_scan(**inputs)[..., 1].isfinite().all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+def test_infinite_values_stay_where_they_are(dtype):
+    """One of C is that of its position, and A of -inf is a state without memory."""
+    inputs = ss2d_inputs(3, 5, 1, 3, 1, 4, dtype)
+    inputs['proj'][0, 1, 2, 0, -1] = math.inf
+    inputs['A'][1, 3] = -math.inf
+    emulated.configure()
+    out = emulated.ss2d_scan(**inputs)
+    wanted = ss2d_scan_reference(**inputs)
+    assert torch.equal(out.isfinite(), wanted.isfinite())
+    places = wanted.isfinite()
+    assert relative_error(out[places], wanted[places]) < 2 * torch.finfo(dtype).eps
+
+
 def test_weights_beyond_float16():
     inputs = ss2d_inputs(3, 5, 1, 2, 1, 4, torch.float16)
     inputs['dt_weight'] = inputs['dt_weight'].sign() * 1e5

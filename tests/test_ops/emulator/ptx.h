@@ -145,6 +145,13 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
   std::memcpy(d, payload.word, sizeof(d));
 }
 
+// d = a b + c, of 16 x 8 and 8 x 8 elements.
+template <class half_t>
+void mma_16x8x8(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4],
+                CUDA_EMULATOR_SITE) {
+  mma_16x8x16<half_t>(d, {a[0], a[1], 0, 0}, {b, 0}, c, file, line);
+}
+
 inline void cp_async_16(void* shared, const void* global, CUDA_EMULATOR_SITE) {
   emulated::issue_copy(shared, global, 16, {file, line});
 }

@@ -338,9 +338,9 @@ def test_records_what_is_launched():
         # An element and direction has a power of 2 for softplus and one for the decay. 16 channels,
         # 8 ranks and 32 positions take 4 products; there are 12 ranks.
         ('forward', 2, 2 * 4),
-        # Two more special functions for the slope of softplus; two products for the sums of grad B
-        # and grad C, and 2 for every 8 ranks and each of the gradients of ranks and weights.
-        ('backward', 4, 2 * 4 + 2 + 2 * 4),
+        # Two more special functions for the slope of softplus; two products each for the sums of
+        # grad B and grad C, and 2 for every 8 ranks and each of the gradients of ranks and weights.
+        ('backward', 4, 2 * 4 + 2 * 2 + 2 * 4),
     ],
 )
 def test_counts_what_must_be_done(mode, special, products):

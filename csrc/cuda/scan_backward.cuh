@@ -100,7 +100,7 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
       }
       from += shared.at.param_sum_count;
     }
-    const ParamRows rows(s, !kMap && a.B.data == nullptr, !kMap && a.C.data == nullptr);
+    const ParamRows rows = param_rows();
     const int n = row - 2;
     int64_t to = rows.A + first_state + n;
     T factor = T(kLn2);
@@ -122,7 +122,6 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
   }
   // Of two ranks for each of two channels at a time, see `weight_sums`.
   __device__ __forceinline__ void finish_weights() const {
-    const T factor = T(kLog2E);
     for (int i = threadIdx.x; i < shared.at.weight_pieces; i += blockDim.x) {
       Values<T, 4> sum = weight_sums(0)[i];
       _Pragma("unroll 1") for (int w = 1; w < used_warps(); ++w) {
@@ -135,7 +134,7 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
       MMVMAMBA_UNROLL
       for (int j = 0; j < 2; ++j, to += s.channels) {
         if (r + j >= s.rank || c >= work.channels) continue;
-        const Pair<T> pair = {{sum.v[j] * factor, sum.v[2 + j] * factor}};
+        const Pair<T> pair = {{sum.v[j] * T(kLog2E), sum.v[2 + j] * T(kLog2E)}};
         if constexpr (kMap) {
           *reinterpret_cast<Pair<T>*>(to) = pair;
         } else {
@@ -145,11 +144,13 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
       }
     }
   }
+  __device__ __forceinline__ ParamRows param_rows() const {
+    return ParamRows(s, !kMap && a.B.data == nullptr, !kMap && a.C.data == nullptr);
+  }
   __device__ __forceinline__ T* param_row(int64_t row) const {
     const int64_t part = int64_t{work.sample} * s.segments + work.segment;
-    const ParamRows rows(s, !kMap && a.B.data == nullptr, !kMap && a.C.data == nullptr);
     return static_cast<T*>(a.grad_params) +
-           ((part * s.directions + work.direction) * rows.count + row) * s.channels;
+           ((part * s.directions + work.direction) * param_rows().count + row) * s.channels;
   }
 
   __device__ __forceinline__ void scan_tile(const Tile& tile, int slot, bool first, bool last) {

@@ -58,11 +58,9 @@ SHAPES = {
 MODES = {'forward': 'CUDA forward', 'backward': 'CUDA backward'}
 KERNELS = {
     r'pack_weight_kernel': 'pack weights',
-    r'forward_kernel\w+Lb1EEEv': 'summary',
-    r'forward_kernel\w+Lb0EEEv': 'sweep',
+    r'forward_lane_kernel\w+Lb1EEEv|backward_lane_kernel': 'summary',
     r'combine': 'combine',
-    r'backward_kernel\w+Lb1EEEv': 'summary',
-    r'backward_kernel\w+Lb0EEEv': 'sweep',
+    r'forward_kernel|forward_lane_kernel|backward_kernel': 'sweep',
 }
 COLUMNS = ('shape', 'mode', 'kernel', 'instructions', *sass.RESOURCES, 'warps', 'resident_warps')
 #: The launch bounds of the kernels ask for no more.
@@ -180,8 +178,8 @@ def choose_blocks(launch: Launch, shape: str, kernel: str) -> Iterator[tuple[int
 
 def split_of(launch: Launch) -> tuple[int, int]:
     """Read the parts of the channels and the segments of the axis from the arguments."""
-    numbers = memoryview(launch.arguments[:88]).cast('i')  # ScanPlan: two divisors first
-    return numbers[4 + 11], numbers[4 + 13]
+    numbers = memoryview(launch.arguments[:104]).cast('i')  # ScanPlan: six divisors first
+    return numbers[12 + 11], numbers[12 + 13]
 
 
 def _first_middle_last(count: int) -> dict[int, int]:

@@ -30,16 +30,16 @@ namespace mmvmamba {
 
 // The kernels of the types that are not counted.
 template <typename io_t>
-cudaError_t launch_forward_io(const ScanForward&, bool, cudaStream_t) {
+cudaError_t launch_forward_io(const ScanForward&, ScanPass, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 template <typename io_t>
-cudaError_t launch_backward_io(const ScanBackward&, bool, cudaStream_t) {
+cudaError_t launch_backward_io(const ScanBackward&, ScanPass, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 #define MMVMAMBA_NOT_COUNTED(io_t)                                                      \
-  template cudaError_t launch_forward_io<io_t>(const ScanForward&, bool, cudaStream_t); \
-  template cudaError_t launch_backward_io<io_t>(const ScanBackward&, bool, cudaStream_t)
+  template cudaError_t launch_forward_io<io_t>(const ScanForward&, ScanPass, cudaStream_t); \
+  template cudaError_t launch_backward_io<io_t>(const ScanBackward&, ScanPass, cudaStream_t)
 MMVMAMBA_NOT_COUNTED(float);
 MMVMAMBA_NOT_COUNTED(double);
 MMVMAMBA_NOT_COUNTED(torch::headeronly::BFloat16);

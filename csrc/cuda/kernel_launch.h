@@ -8,8 +8,8 @@
 
 namespace mmvmamba {
 
-cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStream_t stream);
-cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaStream_t stream);
+cudaError_t launch_forward_kernel(const ScanForward& args, ScanPass pass, cudaStream_t stream);
+cudaError_t launch_backward_kernel(const ScanBackward& args, ScanPass pass, cudaStream_t stream);
 cudaError_t launch_combine_kernel(const ScanCall& args, cudaStream_t stream);
 
 }  // namespace mmvmamba

@@ -11,6 +11,10 @@
 
 namespace mmvmamba {
 
+// What a launch does: all of a scan, what each tile does to a state, or the rest of the scan, from
+// the states before each tile.
+enum class ScanPass { kBlocks, kSummary, kLanes };
+
 enum class DeviceIo { kFloat, kHalf, kBFloat16, kDouble };
 
 // Elements are data[n * batch + p * position + c * channel]; null where the argument is absent.
@@ -80,7 +84,8 @@ struct Divisor {
     factor = static_cast<uint32_t>(((int64_t{1} << (31 + shift)) + d - 1) / d);
   }
   MMVMAMBA_HD int operator()(int n) const {
-    return static_cast<int>((uint64_t{2} * static_cast<uint32_t>(n) * factor) >> (32 + shift));
+    const uint64_t product = uint64_t{2 * static_cast<uint32_t>(n)} * factor;
+    return static_cast<int>(static_cast<uint32_t>(product >> 32) >> shift);
   }
 };
 
@@ -93,18 +98,23 @@ struct SharedLayout {
   int32_t low_sums, value_sums;            // backward: of each tile, over tiles of channels
   int32_t low_sum_pieces;                  // of a tile, in fours
   int32_t sum, sum_bytes;                  // of the directions; of a tile of channels
+  int32_t own, own_bytes;                  // lanes: what each warp's tile of channels needs
 };
 
 // How a call is split. A block has `warps` tiles of positions side by side, of a segment of the
 // axis, and `tiles` tiles of channels one after the other, none of which crosses a group of B and
-// C.
+// C. Where each lane scans a tile, it has four tiles of positions, and tiles of channels side by
+// side.
 struct ScanPlan {
-  Divisor by_height, by_eight_rows;  // by height, by 8 width
+  Divisor by_height, by_eight_rows;                    // by height, by 8 width
+  Divisor by_parts, by_groups, by_segments, by_batch;  // of the blocks
   int32_t length, batch, height, width, channels, group_channels, states, rank, directions;
   int32_t warps, tiles, group_parts;
   int32_t segment_tiles, segments;
   int32_t axis_tiles, groups, group_tiles;  // tiles of positions; groups, and their tiles
+  int64_t walk_states;                      // of the states before a walk's tiles
   int32_t octets;                           // of ranks
+  int32_t packed_bytes;                     // of dt_weight of a tile of channels, see pack_weight
   int32_t state_sums;  // backward: sums over positions of each state; one, or more if B or C is
                        // constant
   int32_t row;         // elements from a position's low ranks to the next one's
@@ -113,6 +123,8 @@ struct ScanPlan {
   uint32_t tail[4];    // which bits of a row's last eight ranks are such, in 16 bits each
   bool softplus;
   bool keep_rows;  // of all tiles of the segment, and not of one for each warp
+  bool split;      // whether there is a summary, and a launch for each axis
+  int32_t slots;   // of rows that are kept
   SharedLayout shared;
 };
 
@@ -135,10 +147,10 @@ struct ScanCall {
   MapView x, delta;     // io; delta where there is no rank
   RowView low, B, C;    // io
   void* packed_weight;  // dt_weight as the tensor cores take it, in half precision
-  void* decay;          // acc [batch][directions][segments][states][channels], set by the summary
-  void* state;          // likewise; at the end of each segment, then before it
-  void* states;         // acc [batch][directions][tiles][states][channels], before each tile, that
-                        // a forward saves for its backward; or null
+  void* decay;          // acc [batch][directions][tiles][states][channels], set by the summary
+  void* state;          // likewise; at the end of each tile, then before it
+  void* states;         // likewise; before each tile, that a forward saves for its backward; or
+                        // null
   MapView sum;          // acc, the sum over directions
   MapView out;  // io, the final sum in a narrow type; null where `sum` is the output. A single
                 // launch has one of them

@@ -10,14 +10,42 @@
 #pragma once
 
 #include "scan_block.cuh"
+#include "scan_lane.cuh"
+#include "scan_launches.cuh"
 
 namespace mmvmamba {
 
-// grad_t: of y's gradient in registers. If it is the accumulation type, memory may hold either.
-template <typename io_t, typename grad_t, bool kMap, bool kOne, bool kSummary>
-struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>, ScanBackward,
-                                io_t, kMap, kOne, kSummary, true> {
-  using Base = BlockScan<BackwardScan, ScanBackward, io_t, kMap, kOne, kSummary, true>;
+// y's gradient at the lane's positions: zero beyond the end, and for channels that are not the
+// lane's own. Whatever is summed then needs no mask. If grad_t is the accumulation type, memory may
+// hold either.
+template <typename io_t, typename grad_t, class Inputs, class Positions>
+__device__ __forceinline__ void read_grad_y(Inputs& in, const Positions& tile, int slot,
+                                            Held<grad_t> (&to)[kStep]) {
+  using T = typename Inputs::T;
+  const int64_t offset = in.channel_offset(in.a.grad_y);
+  const void* from = in.source(&Sources::grad_y);
+  if (std::is_same_v<grad_t, io_t> || (std::is_same_v<grad_t, T> && in.a.grad_y_is_acc)) {
+    in.read_map(in.a.grad_y, static_cast<const grad_t*>(from) + offset, slot, to);
+  } else {
+    Held<io_t> narrow[kStep];
+    in.read_map(in.a.grad_y, static_cast<const io_t*>(from) + offset, slot, narrow);
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kStep; ++j) {
+      to[j] = Pair<T>{{static_cast<T>(narrow[j][0]), static_cast<T>(narrow[j][1])}};
+    }
+  }
+  if (__builtin_expect(!tile.is_whole() || in.me.active < 2, 0)) {
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kStep; ++j) {
+      to[j] = to[j].first(tile.has(in.me.run * kStep + j) ? in.me.active : 0);
+    }
+  }
+}
+
+template <typename io_t, typename grad_t, bool kMap, bool kOne>
+struct BackwardBlock
+    : BlockScan<BackwardBlock<io_t, grad_t, kMap, kOne>, ScanBackward, io_t, kMap, kOne, true> {
+  using Base = BlockScan<BackwardBlock, ScanBackward, io_t, kMap, kOne, true>;
   using Base::a, Base::s, Base::work, Base::shared, Base::me, Base::states, Base::first_state;
   using Base::Base;
   using typename Base::T;
@@ -76,17 +104,13 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
 
   // The sums of all warps to memory.
   __device__ __forceinline__ void finish_states() {
-    if constexpr (kSummary) {
-      Base::write_summary();
-    } else {
-      __syncthreads();
-      const bool end = first_state + states == (kOne ? 1 : s.states);
-      const int rows = 2 + states * (kMap ? 1 : s.state_sums);
-      for (int i = threadIdx.x; i < rows * kTileChannels; i += blockDim.x) {
-        finish_sum(i / kTileChannels, i % kTileChannels, end);
-      }
-      if (end && (kMap || s.rank > 0)) finish_weights();
+    __syncthreads();
+    const bool end = first_state + states == (kOne ? 1 : s.states);
+    const int rows = 2 + states * (kMap ? 1 : s.state_sums);
+    for (int i = threadIdx.x; i < rows * kTileChannels; i += blockDim.x) {
+      finish_sum(i / kTileChannels, i % kTileChannels, end);
     }
+    if (end && (kMap || s.rank > 0)) finish_weights();
   }
   __device__ __forceinline__ void finish_sum(int row, int channel, bool end) const {
     const bool wide = of_lane(row);
@@ -155,22 +179,16 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
 
   __device__ __forceinline__ void scan_tile(const Tile& tile, int slot, bool first, bool last) {
     Lane lane;
-    if constexpr (!kSummary) {
-      Base::read_map(
-          a.x, static_cast<const io_t*>(Base::source(&Sources::x)) + Base::channel_offset(a.x),
-          slot, lane.u);
-    }
-    read_grad_y(tile, slot, lane);
+    Base::read_x(slot, lane.u);
+    read_grad_y<io_t>(*this, tile, slot, lane.grad_y);
     MMVMAMBA_UNROLL
     for (int j = 0; j < kStep; ++j) {
       lane.slope[j] = Pair<T>{{T(kSlopeScale<io_t>), T(kSlopeScale<io_t>)}};
     }
     Base::time_steps(tile, slot, lane.dt, [&](int j, const T(&v)[2]) {
-      if constexpr (!kSummary) {
-        lane.slope[j] = Pair<T>{{slope_of<io_t>(v[0]), slope_of<io_t>(v[1])}};
-      }
+      lane.slope[j] = Pair<T>{{slope_of<io_t>(v[0]), slope_of<io_t>(v[1])}};
     });
-    if (!kSummary && Base::which == 0 && a.directions.begin && first_state == 0) {
+    if (Base::which == 0 && a.directions.begin && first_state == 0) {
       T sum[2] = {T(0), T(0)};
       MMVMAMBA_UNROLL
       for (int j = 0; j < kStep; ++j) {
@@ -189,53 +207,25 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
         scan_state(tile, n, slot, first, last, lane, grad_dt);
       }
     }
-    if constexpr (!kSummary) {
+    MMVMAMBA_UNROLL
+    for (int j = 0; j < kStep; ++j) {
       MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        MMVMAMBA_UNROLL
-        for (int c = 0; c < 2; ++c) grad_dt[j][c] *= lane.slope[j][c];
-      }
-      differentiate_steps(tile, slot, first && first_state == 0, grad_dt);
+      for (int c = 0; c < 2; ++c) grad_dt[j][c] *= lane.slope[j][c];
     }
-  }
-
-  // Zero beyond the end, and for channels that are not the lane's own: whatever is summed then
-  // needs no mask.
-  __device__ __forceinline__ void read_grad_y(const Tile& tile, int slot, Lane& lane) {
-    const int64_t offset = Base::channel_offset(a.grad_y);
-    const void* from = Base::source(&Sources::grad_y);
-    if (std::is_same_v<grad_t, io_t> || (std::is_same_v<grad_t, T> && a.grad_y_is_acc)) {
-      Base::read_map(a.grad_y, static_cast<const grad_t*>(from) + offset, slot, lane.grad_y);
-    } else {
-      Held<io_t> narrow[kStep];
-      Base::read_map(a.grad_y, static_cast<const io_t*>(from) + offset, slot, narrow);
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        lane.grad_y[j] = Pair<T>{{static_cast<T>(narrow[j][0]), static_cast<T>(narrow[j][1])}};
-      }
-    }
-    if (__builtin_expect(tile.count < kTilePositions || me.active < 2, 0)) {
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        lane.grad_y[j] = lane.grad_y[j].first(tile.has(me.run * kStep + j) ? me.active : 0);
-      }
-    }
+    differentiate_steps(tile, slot, first && first_state == 0, grad_dt);
   }
 
   // One state over a tile. The gradient of the time steps is set for one state, else added to.
   __device__ __forceinline__ void scan_state(const Tile& tile, int n, int slot, bool first,
                                              bool last, const Lane& lane, T (&grad_dt)[kStep][2]) {
-    const T* values = shared.values(slot) + n * 2 * kTilePositions + me.run * kStep;
-    T decay[kStep][2], h[kStep + 1][2], flow[2], B_const[2] = {T(1), T(1)},
-                                                 C_const[2] = {T(1), T(1)};
+    T decay[kStep][2], h[kStep + 1][2], flow[2], B_const[2] = {T(1), T(1)}, C_const[2];
     Base::decays(tile, n, lane.dt, decay);
     MMVMAMBA_UNROLL
     for (int c = 0; c < 2; ++c) {
       if (!kMap && a.params.B != nullptr) B_const[c] = Base::parameter(a.params.B, n, c);
-      if (!kMap && a.params.C != nullptr) C_const[c] = Base::parameter(a.params.C, n, c);
     }
     T C[kStep];
-    load_row(values + kTilePositions, C);
+    Base::read_outflow(n, slot, C, C_const);
     Effect<T> effect = {{T(1), T(1)}, {T(0), T(0)}};
     MMVMAMBA_UNROLL
     for (int j = kStep - 1; j >= 0; --j) {
@@ -246,18 +236,14 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
         effect.decay[c] *= decay[j][c];
       }
     }
-    if constexpr (!kSummary) {
-      T B[kStep];
-      load_row(values, B);
-      states_before(tile, n, lane, decay, B, B_const, effect, h);
-    }
+    T B[kStep];
+    load_row(shared.values(slot) + 2 * n * kTilePositions + me.run * kStep, B);
+    states_before(tile, n, lane, decay, B, B_const, effect, h);
     const Effect<T> after = scan_team<true>(me, effect);
     Base::scan_block(n, last, effect, flow);
-    if constexpr (!kSummary) {
-      MMVMAMBA_UNROLL
-      for (int c = 0; c < 2; ++c) flow[c] = after.decay[c] * flow[c] + after.add[c];
-      differentiate_state(tile, n, slot, first, lane, decay, h, flow, B_const, C_const, grad_dt);
-    }
+    MMVMAMBA_UNROLL
+    for (int c = 0; c < 2; ++c) flow[c] = after.decay[c] * flow[c] + after.add[c];
+    differentiate_state(tile, n, slot, first, lane, decay, h, flow, B_const, C_const, grad_dt);
   }
 
   // The states at the lane's positions: h[j] before and h[j + 1] after the j-th.
@@ -265,7 +251,7 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
                                                 const T (&decay)[kStep][2], const T (&B)[kStep],
                                                 const T (&B_const)[2], const Effect<T>& back,
                                                 T (&h)[kStep + 1][2]) {
-    const T* saved = Base::saved_state(tile, n);
+    const T* saved = Base::saved_state(tile.first / kTilePositions, n);
     Effect<T> effect = {{back.decay[0], back.decay[1]}, {T(0), T(0)}};
     MMVMAMBA_UNROLL
     for (int c = 0; c < 2; ++c) {
@@ -432,7 +418,7 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
   // What follows from the gradients before softplus, times kSlopeScale.
   __device__ __forceinline__ void differentiate_steps(const Tile& tile, int slot, bool set,
                                                       T (&grad)[kStep][2]) {
-    if (__builtin_expect(tile.count < kTilePositions, 0)) {
+    if (__builtin_expect(!tile.is_whole(), 0)) {
       MMVMAMBA_UNROLL
       for (int j = 0; j < kStep; ++j) {
         if (!tile.has(me.run * kStep + j)) grad[j][0] = grad[j][1] = T(0);
@@ -637,37 +623,75 @@ struct BackwardScan : BlockScan<BackwardScan<io_t, grad_t, kMap, kOne, kSummary>
   }
 };
 
-template <typename io_t, typename grad_t, bool kMap, bool kOne, bool kSummary>
+// What each tile does to the gradient that flows through it.
+template <typename io_t, typename grad_t, bool kMap, bool kOne>
+struct BackwardLane
+    : LaneScan<BackwardLane<io_t, grad_t, kMap, kOne>, ScanBackward, io_t, kMap, kOne, true, true> {
+  using Base = LaneScan<BackwardLane, ScanBackward, io_t, kMap, kOne, true, true>;
+  using Base::Base;
+  using typename Base::T;
+
+  __device__ __forceinline__ void scan_step(const Steps& tile, int slot) {
+    Held<grad_t> grad_y[kStep];
+    T dt[kStep][2];
+    read_grad_y<io_t>(*this, tile, slot, grad_y);
+    Base::time_steps(tile, slot, dt, [](int, const T(&)[2]) {});
+    _Pragma("unroll 1") for (int n = 0; n < (kOne ? 1 : Base::states); ++n) {
+      T decay[kStep][2], C[kStep], C_const[2];
+      Base::decays(tile, n, dt, decay);
+      Base::read_outflow(n, slot, C, C_const);
+      Effect<T> flow = Base::state_at(n);
+      MMVMAMBA_UNROLL
+      for (int j = kStep - 1; j >= 0; --j) {
+        MMVMAMBA_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          const T g = grad_y[j][c] * (C[j] * C_const[c]) + flow.add[c];
+          flow.add[c] = decay[j][c] * g;
+          flow.decay[c] *= decay[j][c];
+        }
+      }
+      Base::state_at(n) = flow;
+    }
+  }
+};
+
+template <typename io_t, typename grad_t, bool kMap, bool kOne>
 __global__ void __launch_bounds__(most_warps<io_t>(true, kMap&& kOne) * 32, 1)
     backward_kernel(const ScanBackward args) {
   extern __shared__ __align__(16) unsigned char memory[];
-  BackwardScan<io_t, grad_t, kMap, kOne, kSummary>(args, memory).run();
+  BackwardBlock<io_t, grad_t, kMap, kOne>(args, memory).run();
+}
+
+template <typename io_t, typename grad_t, bool kMap, bool kOne>
+__global__ void __launch_bounds__(kMap&& kOne ? kLaneThreads : kMostLaneWarps * 32, 2)
+    backward_lane_kernel(const ScanBackward args) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  BackwardLane<io_t, grad_t, kMap, kOne>(args, memory).run();
 }
 
 template <typename io_t>
-cudaError_t launch_backward_io(const ScanBackward& args, bool summary, cudaStream_t stream) {
+cudaError_t launch_backward_io(const ScanBackward& args, ScanPass pass, cudaStream_t stream) {
   using T = typename Accumulate<io_t>::type;
   const cudaError_t status = launch_pack_weight<io_t>(args, stream);
   if (status != cudaSuccess) return status;
-  const auto launch = [&](auto grad, auto map, auto one, auto only_summary) {
+  const auto launch = [&](auto grad, auto map, auto one) {
     constexpr bool kMap = decltype(map)::value, kOne = decltype(one)::value;
-    constexpr bool kSummary = decltype(only_summary)::value;
-    static std::atomic<uint64_t> raised{0};
-    return launch_blocks<kSummary, most_warps<io_t>(true, kMap && kOne)>(
-        backward_kernel<io_t, decltype(grad), kMap, kOne, kSummary>, raised, args, stream);
+    static std::atomic<uint64_t> raised[2] = {};
+    if (pass == ScanPass::kSummary) {
+      return launch_blocks<kMostLaneWarps>(backward_lane_kernel<io_t, decltype(grad), kMap, kOne>,
+                                           raised[0], args, pass, stream);
+    }
+    return launch_blocks<most_warps<io_t>(true, kMap && kOne)>(
+        backward_kernel<io_t, decltype(grad), kMap, kOne>, raised[1], args, pass, stream);
   };
-  const auto launch_form = [&](auto only_summary) {
-    const std::true_type yes;
-    const std::false_type no;
-    if (!args.is_map) return launch(T(), no, no, only_summary);
-    if (args.plan.states > 1) return launch(T(), yes, no, only_summary);
-    return args.grad_y_is_acc ? launch(T(), yes, yes, only_summary)
-                              : launch(io_t(), yes, yes, only_summary);
-  };
-  return summary ? launch_form(std::true_type()) : launch_form(std::false_type());
+  const std::true_type yes;
+  const std::false_type no;
+  if (!args.is_map) return launch(T(), no, no);
+  if (args.plan.states > 1) return launch(T(), yes, no);
+  return args.grad_y_is_acc ? launch(T(), yes, yes) : launch(io_t(), yes, yes);
 }
 
 #define MMVMAMBA_BACKWARD(io_t) \
-  template cudaError_t launch_backward_io<io_t>(const ScanBackward&, bool, cudaStream_t)
+  template cudaError_t launch_backward_io<io_t>(const ScanBackward&, ScanPass, cudaStream_t)
 
 }  // namespace mmvmamba

@@ -4,74 +4,34 @@
 // tiles do to a state. The sum over directions stays in shared memory until the end.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include "scan_shared_memory.h"
-#include "scan_tile.cuh"
+#include "scan_inputs.cuh"
 
 namespace mmvmamba {
 
 // Scan: what is done with a tile, by scan_tile(), with what is left of a tile of channels, by
 // finish_states(), and with the block's sum, by write_sums().
-// kMap: a map with channels next to each other, an even number of them, and low-rank time steps:
-// what ss2d_scan hands over. Else any strides, given time steps, constant B and C: selective_scan.
-// kOne: there is one state.
-// kSummary: only what happens to the states over each segment.
-// kBack: tiles against the walk. The "state" that is scanned is then the gradient that flows back.
-template <class Scan, class Args, typename io_t, bool kMap, bool kOne, bool kSummary, bool kBack>
-struct BlockScan {
-  using T = typename Accumulate<io_t>::type;
+template <class Scan, class Args, typename io_t, bool kMap, bool kOne, bool kBack>
+struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
+  using Base = ScanInputs<Args, io_t, kMap, kOne, kBack>;
+  using Base::a, Base::s, Base::work, Base::shared, Base::me, Base::which;
+  using Base::states, Base::first_state;
+  using typename Base::T;
 
-  const Args& a;
-  const ScanPlan& s;
-  const Shared<io_t> shared;
-  Work work;
-  Place me;
-  int which = 0, channels = 0;      // the direction of the launch, the tile of channels
-  int first_state = 0, states = 1;  // worked on at a time
-  int turn = 0, step = 0;           // rounds, and states of rounds, that the block has begun
+  int channels = 0;        // the tile of channels
+  int turn = 0, step = 0;  // rounds, and states of rounds, that the block has begun
 
-  __device__ __forceinline__ BlockScan(const Args& args, void* memory)
-      : a(args),
-        s(args.plan),
-        shared{args.plan.shared, static_cast<unsigned char*>(memory)},
-        work(args.plan, blockIdx.x) {}
+  __device__ __forceinline__ BlockScan(const Args& args, unsigned char* memory)
+      : Base(args, memory, memory) {}
 
   __device__ __forceinline__ Scan& scan() { return static_cast<Scan&>(*this); }
 
   __device__ __forceinline__ void run() {
-    if constexpr (!kSummary) clear_sums();
-    const int first = kSummary ? work.direction : 0;
-    const int last = kSummary ? first + 1 : a.directions.count;
-    for (which = first; which < last; ++which) {
+    clear_sums();
+    for (which = 0; which < a.directions.count; ++which) {
       work.direction = a.directions.index[which];
       for (channels = 0; channels < channel_tiles(); ++channels) scan_channels();
     }
-    if constexpr (!kSummary) scan().write_sums();
-  }
-
-  __device__ __forceinline__ void set_sources() {
-    const int k = work.direction;
-    Sources& to = *shared.template part<Sources>(0);
-    to.x = a.x.template at<io_t>(work.sample, work.channel);
-    to.rows = a.low.template row<io_t>(work.sample, work.group, k);
-    const int64_t tile =
-        (int64_t{k} * s.groups + work.group) * s.group_tiles + work.part * s.tiles + channels;
-    to.weights = static_cast<const uint32_t*>(a.packed_weight) + tile * s.octets * kPackedWords;
-    const int64_t states =
-        (int64_t{work.sample} * s.directions + k) * s.axis_tiles * s.states * s.channels;
-    to.states = a.states == nullptr ? nullptr : static_cast<T*>(a.states) + states + work.channel;
-    if constexpr (kBack) {
-      to.grad_y = a.grad_y_is_acc
-                      ? static_cast<const void*>(a.grad_y.template at<T>(work.sample, work.channel))
-                      : a.grad_y.template at<io_t>(work.sample, work.channel);
-      to.grad_rows =
-          a.grad_low.template row<T>(work.sample, work.group, k) + work.part * a.low_part;
-    }
-  }
-  template <typename V>
-  __device__ __forceinline__ V* source(V* Sources::* pointer) const {
-    return in_global(shared.template part<Sources>(0)->*pointer);
+    scan().write_sums();
   }
 
   // Tiles of 16 channels of this block.
@@ -88,13 +48,18 @@ struct BlockScan {
 
   // A direction of one tile of channels, up to kStateGroup states at a time.
   __device__ __forceinline__ void scan_channels() {
-    work.set_tile(channels);
-    me.at<kMap>(work.channels);
+    const int thread = static_cast<int>(threadIdx.x);
+    work.set_tile(s, channels);
+    me.template at<kMap>(work.channels);
     __syncthreads();  // all have left the last tile
-    if (threadIdx.x == 0) set_sources();
-    set_constants();
+    if (thread == 0) {
+      Base::set_maps();
+      Base::set_rows(a.states);
+      shared.sources().rows = Base::rows();
+    }
+    Base::set_constants(thread);
     if (!kPositionRows<io_t> && (kMap || s.rank > 0)) {
-      stage_weights(s, a.params.dt_weight, work, shared);
+      stage_weights(s, a.params.dt_weight, work, shared, thread, static_cast<int>(blockDim.x));
     }
     for (first_state = 0; first_state < (kOne ? 1 : s.states); first_state += kStateGroup) {
       states = kOne ? 1 : smaller(s.states - first_state, kStateGroup);
@@ -104,34 +69,6 @@ struct BlockScan {
       scan_segment();
       scan().finish_states();
     }
-  }
-
-  // The biases of time steps, in units of log2(e) and as the tensor cores begin with them, and A of
-  // one state.
-  __device__ __forceinline__ void set_constants() {
-    const int i = static_cast<int>(threadIdx.x);
-    if (i >= kTileChannels) return;
-    const int at = work.direction * s.channels + work.channel + smaller(i, work.channels - 1);
-    const T* biases = static_cast<const T*>(a.params.dt_bias);
-    T* to = shared.template part<T>(Fixed<T>::kConstants);
-    to[2 * i] = to[2 * i + 1] = kMap || biases != nullptr ? biases[at] * T(kLog2E) : T(0);
-    if constexpr (kOne) to[2 * kTileChannels + i] = static_cast<const T*>(a.params.A)[at];
-  }
-  // A of a state.
-  __device__ __forceinline__ void read_rates(int n, T (&rate)[2]) const {
-    if constexpr (kOne) {
-      const Pair<T> pair =
-          shared.template part<Pair<T>>(Fixed<T>::kConstants)[2 * kTeams + me.team];
-      rate[0] = pair.v[0];
-      rate[1] = pair.v[1];
-    } else {
-      rate[0] = parameter(a.params.A, n, 0);
-      rate[1] = parameter(a.params.A, n, 1);
-    }
-  }
-
-  __device__ __forceinline__ const uint4* packed_weights() const {
-    return static_cast<const uint4*>(source(&Sources::weights)) + me.lane;
   }
 
   __device__ __forceinline__ void scan_segment() {
@@ -153,8 +90,8 @@ struct BlockScan {
         sync_lanes();  // all lanes have left the last tile
         stage<io_t, kMap>(
             s, tile, work, columns, slot, me, shared,
-            kMap || s.rank > 0 ? static_cast<const io_t*>(source(&Sources::rows)) : nullptr, a.B,
-            a.C, first_state, states);
+            kMap || s.rank > 0 ? static_cast<const io_t*>(Base::source(&Sources::rows)) : nullptr,
+            a.B, a.C, first_state, states);
         sync_lanes();
       }
       scan().scan_tile(tile, slot, index == me.warp, index + 1 == count || me.warp + 1 == s.warps);
@@ -165,136 +102,26 @@ struct BlockScan {
   // The states before the segment, into the half of `carry` that the next round reads.
   __device__ __forceinline__ void start_states() {
     Pair<T>* carry = carry_at(turn);
+    const bool from_last = is_reversed(a.directions.order[which]) != kBack;
+    const int tile = work.first_tile + (from_last ? work.tiles - 1 : 0);
     for (int i = threadIdx.x; i < states * kTeams; i += blockDim.x) {
       const int n = i / kTeams, team = i % kTeams;
       Pair<T> start = {{T(0), T(0)}};
-      if (!kSummary && s.segments > 1) {
-        const T* from = static_cast<const T*>(a.state) + segment_state(n);
+      if (s.segments > 1) {
+        const T* from = static_cast<const T*>(a.state) + Base::first_saved() +
+                        (int64_t{tile} * s.states + first_state + n) * s.channels + work.channel;
         for (int c = 0; c < smaller(work.channels - 2 * team, 2); ++c)
           start.v[c] = from[2 * team + c];
       }
-      carry[n * 2 * kTeams + team] = start;
-      if (kSummary) carry[(n * 2 + 1) * kTeams + team] = {{T(1), T(1)}};
+      carry[n * kTeams + team] = start;
     }
   }
-
-  // What the segment has done to the states.
-  __device__ __forceinline__ void write_summary() {
-    __syncthreads();
-    if (me.warp > 0 || me.run > 0) return;
-    const Pair<T>* carry = carry_at(turn) + me.team;
-    for (int n = 0; n < states; ++n, carry += 2 * kTeams) {
-      for (int c = 0; c < me.active; ++c) {
-        const int64_t place = segment_state(n) + me.channel + c;
-        static_cast<T*>(a.state)[place] = carry[0].v[c];
-        static_cast<T*>(a.decay)[place] = carry[kTeams].v[c];
-      }
-    }
-  }
-
   __device__ __forceinline__ Pair<T>* carry_at(int when) const {
-    return shared.template part<Pair<T>>(shared.at.carry) + (when & 1) * states * 2 * kTeams;
-  }
-  // Where a state of the segment's first channel lies in `state` and `decay`.
-  __device__ __forceinline__ int64_t segment_state(int n) const {
-    return (((int64_t{work.sample} * s.directions + work.direction) * s.segments + work.segment) *
-                s.states +
-            first_state + n) *
-               s.channels +
-           work.channel;
-  }
-  // The saved state before a tile.
-  __device__ __forceinline__ T* saved_state(const Tile& tile, int n) const {
-    const int row =
-        tile.first / kTilePositions * (kOne ? 1 : s.states) + (kOne ? 0 : first_state + n);
-    return at(static_cast<T*>(source(&Sources::states)), row, s.channels) + me.channel;
-  }
-  __device__ __forceinline__ T parameter(const void* values, int n, int c) const {  // (K, C, S)
-    return static_cast<const T*>(
-        values)[(work.direction * s.channels + work.channel + me.channel + c * me.next) *
-                    int64_t{s.states} +
-                first_state + n];
+    return shared.template part<Pair<T>>(shared.at.carry) + (when & 1) * states * kTeams;
   }
 
-  // A lane's positions of a map, for its two channels.
-  template <typename V>
-  __device__ __forceinline__ void read_map(const MapView& map, const V* from, int slot,
-                                           Held<V> (&to)[kStep]) {
-    int32_t position[kStep];
-    load_row(shared.positions(slot) + me.run * kStep, position);
-    MMVMAMBA_UNROLL
-    for (int j = 0; j < kStep; ++j) {
-      const V* value = at(from, position[j], map.position);
-      if constexpr (kMap) {
-        to[j] = *reinterpret_cast<const Held<V>*>(value);
-      } else {
-        to[j] = Pair<V>{{value[0], value[me.next * map.channel]}};
-      }
-    }
-  }
-  // Where a lane's channels begin in a map, from those of the tile on.
-  __device__ __forceinline__ int64_t channel_offset(const MapView& map) const {
-    return me.channel * (kMap ? 1 : map.channel);
-  }
-
-  // Time steps of a lane's positions, zero beyond the end. `before` is called with each sum before
-  // softplus.
-  template <class Before>
-  __device__ __forceinline__ void time_steps(const Tile& tile, int slot, T (&dt)[kStep][2],
-                                             Before before) {
-    const Values<T, 4> bias = shared.template part<Values<T, 4>>(Fixed<T>::kConstants)[me.team];
-    if (kMap || s.rank > 0) {
-      rank_product(s, slot, me, shared, packed_weights(), bias, dt);
-    } else {
-      Held<io_t> delta[kStep];
-      read_map(a.delta, a.delta.template at<io_t>(work.sample, work.channel + me.channel), slot,
-               delta);
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        MMVMAMBA_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          dt[j][c] = delta[j][c] * T(kLog2E) + bias.v[2 * c];
-        }
-      }
-    }
-    if (kMap || s.softplus) {
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        before(j, dt[j]);
-        dt[j][0] = softplus<io_t>(dt[j][0]);
-        dt[j][1] = softplus<io_t>(dt[j][1]);
-      }
-    }
-    if (__builtin_expect(tile.count < kTilePositions, 0)) {
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        if (!tile.has(me.run * kStep + j)) dt[j][0] = dt[j][1] = T(0);
-      }
-    }
-  }
-
-  // Decays at the lane's positions. Beyond the end nothing happens to a state, even if A is
-  // infinite.
-  __device__ __forceinline__ void decays(const Tile& tile, int n, const T (&dt)[kStep][2],
-                                         T (&decay)[kStep][2]) const {
-    T rate[2];
-    read_rates(n, rate);
-    MMVMAMBA_UNROLL
-    for (int j = 0; j < kStep; ++j) {
-      decay[j][0] = exp2_of(rate[0] * dt[j][0]);
-      decay[j][1] = exp2_of(rate[1] * dt[j][1]);
-    }
-    if (__builtin_expect(tile.count < kTilePositions, 0)) {
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        if (!tile.has(me.run * kStep + j)) decay[j][0] = decay[j][1] = T(1);
-      }
-    }
-  }
-
-  // The state before this warp's tile, in `start`, and in a summary what the segment has done to
-  // it. Each warp leaves what its tile does, and the last one what the next round starts from, in
-  // halves that take turns: one barrier is enough.
+  // The state before this warp's tile, in `start`. Each warp leaves what its tile does to it, and
+  // the last one what the next round starts from, in halves that take turns: one barrier is enough.
   __device__ __forceinline__ void scan_block(int n, bool last, const Effect<T>& tile,
                                              T (&start)[2]) {
     const bool at_end = me.run == (kBack ? 0 : kTeamLanes - 1);  // whose effect is its team's
@@ -303,29 +130,18 @@ struct BlockScan {
     ++step;
     if (at_end) ends[me.warp * kTeams] = tile;
     sync_block();
-    if (kSummary && !last) return;
-    const Pair<T>* from = carry_at(turn) + n * 2 * kTeams + me.team;
-    Pair<T>* to = carry_at(turn + 1) + n * 2 * kTeams + me.team;
-    Pair<T> h = *from, decay = {{T(1), T(1)}};
-    if constexpr (kSummary) decay = from[kTeams];
+    Pair<T> h = carry_at(turn)[n * kTeams + me.team];
     _Pragma("unroll 2") for (int w = 0; w < me.warp; ++w, ends += kTeams) {
       const Effect<T> end = *ends;
       MMVMAMBA_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        h.v[c] = end.decay[c] * h.v[c] + end.add[c];
-        if constexpr (kSummary) decay.v[c] *= end.decay[c];
-      }
+      for (int c = 0; c < 2; ++c) h.v[c] = end.decay[c] * h.v[c] + end.add[c];
     }
     start[0] = h.v[0];
     start[1] = h.v[1];
     if (last && at_end) {
       MMVMAMBA_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        h.v[c] = tile.decay[c] * h.v[c] + tile.add[c];
-        decay.v[c] *= tile.decay[c];
-      }
-      *to = h;
-      if constexpr (kSummary) to[kTeams] = decay;
+      for (int c = 0; c < 2; ++c) h.v[c] = tile.decay[c] * h.v[c] + tile.add[c];
+      carry_at(turn + 1)[n * kTeams + me.team] = h;
     }
   }
 
@@ -345,12 +161,10 @@ struct BlockScan {
     const int first = work.first_tile * kTilePositions;
     const int count = smaller(s.length - first, s.segment_tiles * kTilePositions);
     for (channels = 0; channels < channel_tiles(); ++channels) {
-      const int c = work.first_channel + channels * kTileChannels;
-      const int active = smaller(work.channel_end - c, kTileChannels);
-      T* skips =
-          shared.template part<T>(shared.at.ends);  // of the sum over the launch's directions
+      work.set_tile(s, channels);
+      const int c = work.channel, active = work.channels;
       __syncthreads();
-      if (static_cast<int>(threadIdx.x) < kTileChannels) skips[threadIdx.x] = skip_of(c, active);
+      Base::set_skip(static_cast<int>(threadIdx.x));
       __syncthreads();
       const V* of_sample = map.template at<V>(work.sample, c);
       T* sums = a.sum.template at<T>(work.sample, c);
@@ -363,30 +177,18 @@ struct BlockScan {
         io_t* to = at(out, p, a.out.position);
         const int32_t place = shared.at.sum + channels * shared.at.sum_bytes + place_of<T>(s, i, 0);
         if (kMap && a.wide && active == kTileChannels) {
-          write_position<8>(place, active, skips, map, from, sum, to);
+          write_position<8>(place, active, map, from, sum, to);
         } else {
-          write_position<1>(place, active, skips, map, from, sum, to);
+          write_position<1>(place, active, map, from, sum, to);
         }
       }
     }
   }
 
-  // The skip connection of one of the tile's channels, for all directions of the launch.
-  __device__ __forceinline__ T skip_of(int channel, int active) const {
-    const T* D = static_cast<const T*>(a.params.D);
-    T skip = T(0);
-    for (int i = 0; D != nullptr && i < a.directions.count; ++i) {
-      const int c = smaller(static_cast<int>(threadIdx.x), active - 1);
-      skip += D[a.directions.index[i] * s.channels + channel + c];
-    }
-    return skip;
-  }
-
   // A position of the tile's channels, kWidth at a time.
   template <int kWidth, typename V>
-  __device__ __forceinline__ void write_position(int32_t place, int active, const T* skips,
-                                                 const MapView& map, const V* from, T* sum,
-                                                 io_t* out) {
+  __device__ __forceinline__ void write_position(int32_t place, int active, const MapView& map,
+                                                 const V* from, T* sum, io_t* out) {
     const bool narrow = a.directions.end && a.out.data != nullptr;
     MMVMAMBA_UNROLL
     for (int first = 0; first < kTileChannels; first += kWidth) {
@@ -400,7 +202,8 @@ struct BlockScan {
       Values<T, kWidth> y = *reinterpret_cast<const Values<T, kWidth>*>(
           shared.memory + (place ^ (first / kHalf * kHalf * int{sizeof(T)})) +
           first % kHalf * int{sizeof(T)});
-      const Values<T, kWidth> skip = *reinterpret_cast<const Values<T, kWidth>*>(skips + first);
+      const Values<T, kWidth> skip =
+          *reinterpret_cast<const Values<T, kWidth>*>(Base::skips() + first);
       MMVMAMBA_UNROLL
       for (int i = 0; i < kWidth; ++i) y.v[i] += skip.v[i] * static_cast<T>(u.v[i]);
       if (!a.directions.begin) {
@@ -420,43 +223,5 @@ struct BlockScan {
     }
   }
 };
-
-// ---- launches ----
-
-template <typename io_t>
-__global__ void pack_weight_kernel(const ScanCall args, int64_t count) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index < count) pack_weight<io_t>(args, index);
-}
-
-// Once for each call.
-template <typename io_t>
-cudaError_t launch_pack_weight(const ScanCall& args, cudaStream_t stream) {
-  if constexpr (kPositionRows<io_t>) {
-    constexpr int kThreads = 64;
-    const int64_t pieces = packed_weight_pieces(args.plan);
-    if (args.pack_weights && pieces > 0) {
-      pack_weight_kernel<io_t>
-          <<<static_cast<unsigned>(pieces), kThreads, 0, stream>>>(args, pieces * kThreads);
-    }
-  }
-  return cudaGetLastError();
-}
-
-template <bool kSummary, int kMostWarps, class Args>
-cudaError_t launch_blocks(void (*kernel)(const Args), std::atomic<uint64_t>& raised,
-                          const Args& args, cudaStream_t stream) {
-  const ScanPlan& s = args.plan;
-  const int64_t blocks = int64_t{s.batch} * s.segments * s.groups * s.group_parts *
-                         (kSummary ? args.directions.count : 1);
-  if (blocks > 0x7fffffff || s.warps > kMostWarps) return cudaErrorInvalidConfiguration;
-  const cudaError_t status =
-      raise_shared_memory_limit(reinterpret_cast<const void*>(kernel), raised);
-  if (status != cudaSuccess) return status;
-  const int64_t shared = s.shared.sum + (kSummary ? 0 : int64_t{s.tiles} * s.shared.sum_bytes);
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(s.warps * 32),
-           static_cast<size_t>(shared), stream>>>(args);
-  return cudaGetLastError();
-}
 
 }  // namespace mmvmamba

@@ -10,73 +10,97 @@ namespace mmvmamba {
 
 // Defined in scan_forward_*.cu and scan_backward_*.cu.
 template <typename io_t>
-cudaError_t launch_forward_io(const ScanForward&, bool summary, cudaStream_t);
+cudaError_t launch_forward_io(const ScanForward&, ScanPass pass, cudaStream_t);
 template <typename io_t>
-cudaError_t launch_backward_io(const ScanBackward&, bool summary, cudaStream_t);
+cudaError_t launch_backward_io(const ScanBackward&, ScanPass pass, cudaStream_t);
 
 namespace {
 
-// The states before each segment, from what the segments do to a state; for the backward, the
-// gradients that flow into each. A thread for each channel of a state, a direction and a sample.
+constexpr int kColumns = 32, kRows = 16;  // of a block
+
+// The states before each tile, from what the tiles do to a state; for the backward, the gradients
+// that flow into each. A block has 32 channels of the states of a sample and direction, a thread
+// one of them in a sixteenth of the walk.
 template <typename T>
-__global__ void combine_kernel(const ScanCall args, int64_t count) {
+__global__ void combine_kernel(const ScanCall args) {
+  __shared__ T decays[kRows][kColumns];
+  __shared__ T adds[kRows][kColumns];
   const ScanPlan& s = args.plan;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= count) return;
-  const int64_t row = int64_t{s.states} * s.channels, walk = index / row;
-  const int64_t sample = walk % s.batch;
-  const int which = static_cast<int>(walk / s.batch);
+  const int row = s.states * s.channels, blocks = (row + kColumns - 1) / kColumns;
+  const int x = static_cast<int>(threadIdx.x % kColumns),
+            y = static_cast<int>(threadIdx.x / kColumns);
+  const int walk = static_cast<int>(blockIdx.x) / blocks;
+  const int column = static_cast<int>(blockIdx.x) % blocks * kColumns + x;
+  const bool exists = column < row;
+  const int sample = walk % s.batch, which = walk / s.batch;
   const int64_t first =
-      (sample * s.directions + args.directions.index[which]) * s.segments * row + index % row;
-  T* state = static_cast<T*>(args.state) + first;
-  const T* decay = static_cast<const T*>(args.decay) + first;
+      (int64_t{sample} * s.directions + args.directions.index[which]) * s.axis_tiles * row +
+      (exists ? column : 0);
   const bool from_last = is_reversed(args.directions.order[which]) != args.backward;
-  T h = 0;
-  for (int j = 0; j < s.segments; ++j) {
-    const int64_t at = (from_last ? s.segments - 1 - j : j) * row;
-    const T add = state[at];
-    state[at] = h;
-    h = decay[at] * h + add;
+  const int part = (s.axis_tiles + kRows - 1) / kRows, begin = y * part;
+  const int count = min(part, s.axis_tiles - begin);  // may be negative
+  const int64_t step = from_last ? -row : row;
+  const int64_t at = first + int64_t{from_last ? s.axis_tiles - 1 - begin : begin} * row;
+  T* state = static_cast<T*>(args.state) + at;
+  const T* decay = static_cast<const T*>(args.decay) + at;
+  T h = 0, d = 1;
+#pragma unroll 4
+  for (int j = 0; j < count; ++j) {
+    const T by = decay[j * step];
+    h = by * h + state[j * step];
+    d *= by;
+  }
+  decays[y][x] = d;
+  adds[y][x] = h;
+  __syncthreads();
+  h = 0;
+  for (int i = 0; i < y; ++i) h = decays[i][x] * h + adds[i][x];
+  if (!exists) return;
+#pragma unroll 4
+  for (int j = 0; j < count; ++j) {
+    const T add = state[j * step], by = decay[j * step];
+    state[j * step] = h;
+    h = by * h + add;
   }
 }
 
 }  // namespace
 
-cudaError_t launch_forward_kernel(const ScanForward& args, bool summary, cudaStream_t stream) {
+cudaError_t launch_forward_kernel(const ScanForward& args, ScanPass pass, cudaStream_t stream) {
   switch (args.io) {
     case DeviceIo::kFloat:
-      return launch_forward_io<float>(args, summary, stream);
+      return launch_forward_io<float>(args, pass, stream);
     case DeviceIo::kHalf:
-      return launch_forward_io<torch::headeronly::Half>(args, summary, stream);
+      return launch_forward_io<torch::headeronly::Half>(args, pass, stream);
     case DeviceIo::kBFloat16:
-      return launch_forward_io<torch::headeronly::BFloat16>(args, summary, stream);
+      return launch_forward_io<torch::headeronly::BFloat16>(args, pass, stream);
     case DeviceIo::kDouble:
-      return launch_forward_io<double>(args, summary, stream);
+      return launch_forward_io<double>(args, pass, stream);
   }
   return cudaErrorInvalidValue;
 }
 
-cudaError_t launch_backward_kernel(const ScanBackward& args, bool summary, cudaStream_t stream) {
+cudaError_t launch_backward_kernel(const ScanBackward& args, ScanPass pass, cudaStream_t stream) {
   switch (args.io) {
     case DeviceIo::kFloat:
-      return launch_backward_io<float>(args, summary, stream);
+      return launch_backward_io<float>(args, pass, stream);
     case DeviceIo::kHalf:
-      return launch_backward_io<torch::headeronly::Half>(args, summary, stream);
+      return launch_backward_io<torch::headeronly::Half>(args, pass, stream);
     case DeviceIo::kBFloat16:
-      return launch_backward_io<torch::headeronly::BFloat16>(args, summary, stream);
+      return launch_backward_io<torch::headeronly::BFloat16>(args, pass, stream);
     case DeviceIo::kDouble:
-      return launch_backward_io<double>(args, summary, stream);
+      return launch_backward_io<double>(args, pass, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 cudaError_t launch_combine_kernel(const ScanCall& args, cudaStream_t stream) {
-  constexpr int64_t kThreads = 128;
   const ScanPlan& s = args.plan;
-  const int64_t count = int64_t{s.channels} * s.states * s.batch * args.directions.count;
-  const unsigned blocks = static_cast<unsigned>(ceil_div(count, kThreads));
+  const int64_t blocks =
+      ceil_div(int64_t{s.channels} * s.states, kColumns) * s.batch * args.directions.count;
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const auto kernel = args.io == DeviceIo::kDouble ? combine_kernel<double> : combine_kernel<float>;
-  kernel<<<blocks, kThreads, 0, stream>>>(args, count);
+  kernel<<<static_cast<unsigned>(blocks), kColumns * kRows, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -32,17 +32,19 @@ DeviceType ScanDevice::type() { return DeviceType::CUDA; }
 // Of 128 multiprocessors with 512 threads each, as the launch bounds leave room for.
 int64_t ScanDevice::target_threads() const { return 65536; }
 
+int64_t ScanDevice::least_split() const { return 20; }
+
 int64_t ScanDevice::max_shared() const {
   int bytes = 0;
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
   return bytes;
 }
 
-void ScanDevice::run(const ScanForward& args, bool summary) const {
-  check(launch_forward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
+void ScanDevice::run(const ScanForward& args, ScanPass pass) const {
+  check(launch_forward_kernel(args, pass, static_cast<cudaStream_t>(stream_)));
 }
-void ScanDevice::run(const ScanBackward& args, bool summary) const {
-  check(launch_backward_kernel(args, summary, static_cast<cudaStream_t>(stream_)));
+void ScanDevice::run(const ScanBackward& args, ScanPass pass) const {
+  check(launch_backward_kernel(args, pass, static_cast<cudaStream_t>(stream_)));
 }
 void ScanDevice::combine(const ScanCall& args) const {
   check(launch_combine_kernel(args, static_cast<cudaStream_t>(stream_)));

@@ -22,11 +22,14 @@ class ScanDevice {
   // split determines the order of summation.
   int64_t target_threads() const;
 
+  // Tiles of a walk up to which it is not split to fill the device: a block has them in two rounds.
+  int64_t least_split() const;
+
   // Bytes of shared memory that a block may have.
   int64_t max_shared() const;
 
-  void run(const ScanForward& args, bool summary) const;
-  void run(const ScanBackward& args, bool summary) const;
+  void run(const ScanForward& args, ScanPass pass) const;
+  void run(const ScanBackward& args, ScanPass pass) const;
   void combine(const ScanCall& args) const;
 
  private:

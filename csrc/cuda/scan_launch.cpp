@@ -12,25 +12,25 @@ namespace {
 
 // Calls f with a value of an I/O type.
 template <class F>
-int64_t with_type(ScalarType io, F f) {
+int64_t with_type(DeviceIo io, F f) {
   switch (io) {
-    case ScalarType::Double:
+    case DeviceIo::kDouble:
       return f(0.0);
-    case ScalarType::Float:
+    case DeviceIo::kFloat:
       return f(0.0f);
     default:
       return f(torch::headeronly::Half());
   }
 }
 
-// Directions of one axis may share a launch, as their segments hold the same positions; with a
-// single segment, all may.
-std::vector<ScanDirections> batches(int64_t segments, const std::vector<int64_t>& orders) {
+// Directions of one axis may share a launch, as their blocks hold the same positions of it; all may
+// where a block has the whole axis.
+std::vector<ScanDirections> batches(bool by_axis, const std::vector<int64_t>& orders) {
   std::vector<ScanDirections> out;
   const auto add = [&](int64_t k) {
     const bool full = out.empty() || out.back().count == kMaxDirections;
     const bool other_axis =
-        !full && segments > 1 && along_columns(out.back().order[0]) != along_columns(orders[k]);
+        !full && by_axis && along_columns(out.back().order[0]) != along_columns(orders[k]);
     if (full || other_axis) out.emplace_back();
     ScanDirections& last = out.back();
     last.index[last.count] = static_cast<int32_t>(k);
@@ -48,10 +48,45 @@ std::vector<ScanDirections> batches(int64_t segments, const std::vector<int64_t>
   return out;
 }
 
-// Segments cost a summary pass, so only where the threads would fill less than half of the GPU.
-int64_t wanted_segments(const ScanDevice& device, int64_t threads, int64_t most) {
-  const int64_t target = device.target_threads();
-  return 2 * threads >= target ? 1 : std::min(ceil_div(target, threads), most);
+// Sets what follows from the sizes of a split.
+void set_parts(ScanPlan& p, int64_t segment_tiles, int64_t channel_tiles) {
+  p.segments = static_cast<int32_t>(ceil_div(p.axis_tiles, segment_tiles));
+  p.group_parts = static_cast<int32_t>(ceil_div(p.group_tiles, channel_tiles));
+  p.tiles = static_cast<int32_t>(ceil_div(p.group_tiles, p.group_parts));
+  p.by_parts = Divisor(p.group_parts);
+  p.by_groups = Divisor(p.groups);
+  p.by_segments = Divisor(p.segments);
+  p.by_batch = Divisor(p.batch);
+}
+
+[[noreturn]] void refuse(const ScanPlan& p, int64_t size, int64_t limit) {
+  STD_TORCH_CHECK(false, "the scan needs ", size, " bytes of shared memory for ", p.states,
+                  " states and rank ", p.rank, ", the device has ", limit);
+}
+
+// The split of a call in which each lane scans a tile: as many warps in a block as it may have. A
+// summary keeps no sums, so that a warp may have more than four tiles of positions.
+ScanPlan plan_lanes(ScanPlan p, DeviceIo io, const ScanDevice& device, bool summary) {
+  const int64_t limit = device.max_shared();
+  int64_t size = 0, visits = 1;
+  p.split = true;
+  p.keep_rows = false;
+  if (summary) {
+    const int64_t warps = int64_t{p.batch} * p.groups * p.group_tiles * p.directions *
+                          ceil_div(p.axis_tiles, kTeamLanes);
+    visits = std::clamp<int64_t>(warps * 32 / device.target_threads(), 1, 8);
+  }
+  p.segment_tiles = static_cast<int32_t>(visits * kTeamLanes);
+  for (int64_t warps = std::min<int64_t>(p.group_tiles, kMostLaneWarps); warps > 0; --warps) {
+    set_parts(p, p.segment_tiles, warps);
+    p.warps = p.tiles;
+    for (const int32_t slots : {kTeamLanes, 1}) {
+      p.slots = slots;
+      size = with_type(io, [&](auto zero) { return lay_out_lanes<decltype(zero)>(p); });
+      if (size <= limit) return p;
+    }
+  }
+  refuse(p, size, limit);
 }
 
 // The kernels count bytes from one position to the next in 32 bits.
@@ -86,7 +121,7 @@ int64_t state_count(const ScanSizes& s) {
   return s.batch * s.directions * ceil_div(s.length, kTilePositions) * s.states * s.channels;
 }
 
-ScanPlan plan_scan(const ScanSizes& s, ScalarType io, const ScanDevice& device, bool is_map,
+ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bool is_map,
                    bool backward) {
   constexpr int64_t limit_of_int = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(s.length < limit_of_int - kTilePositions,
@@ -117,58 +152,57 @@ ScanPlan plan_scan(const ScanSizes& s, ScalarType io, const ScanDevice& device, 
   p.groups = static_cast<int32_t>(s.channels / s.group_channels);
   p.group_tiles = static_cast<int32_t>(channel_tiles);
   p.octets = static_cast<int32_t>(ceil_div(s.rank, 8));
+  p.packed_bytes = p.octets * kPackedWords * 4;
+  p.walk_states = tiles * s.states * s.channels;
   for (int64_t i = 0; i < 8; ++i) {
     if (8 * (p.octets - 1) + i < s.rank) p.tail[i / 2] |= 0xffffu << (i % 2 * 16);
   }
   p.state_sums = 1 + s.constant_B + s.constant_C;
   p.softplus = s.softplus;
-  const auto lay_out_plan = [&] {
-    return with_type(io, [&](auto zero) { return lay_out<decltype(zero)>(p, backward); });
-  };
   // Warps share the tiles of a segment evenly.
   const auto split = [&](int64_t segment_tiles, int64_t most, int64_t channel_tiles_of_block) {
-    p.segments = static_cast<int32_t>(ceil_div(tiles, segment_tiles));
+    set_parts(p, segment_tiles, channel_tiles_of_block);
     p.segment_tiles = static_cast<int32_t>(ceil_div(tiles, p.segments));
     const int64_t rounds = ceil_div(p.segment_tiles, most);
     p.warps = static_cast<int32_t>(ceil_div(p.segment_tiles, rounds));
-    p.group_parts = static_cast<int32_t>(ceil_div(channel_tiles, channel_tiles_of_block));
-    p.tiles = static_cast<int32_t>(ceil_div(channel_tiles, p.group_parts));
-    return lay_out_plan();
+    return with_type(io, [&](auto zero) { return lay_out<decltype(zero)>(p, backward); });
   };
   // A block has half of the warps of a multiprocessor; all if only one block fits, or fewer if the
   // whole axis then fits.
   const int64_t most = with_type(
       io, [&](auto zero) { return most_warps<decltype(zero)>(backward, is_map && s.states == 1); });
   const int64_t half = most / 2;
-  const int64_t threads = walks * std::min(tiles, half) * 32;
-  int64_t segment_tiles = ceil_div(tiles, wanted_segments(device, threads, tiles));
   int64_t warps = most;
-  while (warps > 1 && split(segment_tiles, warps, 1) > limit) --warps;
+  while (warps > 1 && split(tiles, warps, 1) > limit) --warps;
   // Blocks of a multiprocessor, each with 1 KB of the system's.
   const auto fits = [&](int64_t size, int64_t blocks) {
     return blocks * (size + 1024) <= limit + 1024;
   };
-  if (fits(split(segment_tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
-  // Segments cost a summary, whatever their length: short ones leave room for tiles of channels.
-  if (segment_tiles < tiles || split(segment_tiles, warps, 1) > limit || warps < half / 2) {
-    segment_tiles = warps = std::min(segment_tiles, half);
+  if (fits(split(tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
+  // To split a walk costs a summary: where the sum of an axis does not fit, or its blocks would
+  // fill less than half of the GPU.
+  const int64_t threads = walks * std::min(tiles, half) * 32, target = device.target_threads();
+  const bool few = 2 * threads < target && tiles > device.least_split();
+  p.split = few || warps < half / 2 || split(tiles, warps, 1) > limit;
+  if (p.split && !backward) return plan_lanes(p, io, device, false);
+  int64_t segment_tiles = tiles;
+  if (p.split) {
+    // Segments of one round leave room for tiles of channels.
+    segment_tiles = std::min(few ? ceil_div(tiles, ceil_div(target, threads)) : tiles, half);
+    while (split(segment_tiles, segment_tiles, 1) > limit && segment_tiles > 1) --segment_tiles;
+    warps = segment_tiles;
   }
-  while (split(segment_tiles, warps, 1) > limit) {
-    STD_TORCH_CHECK(segment_tiles > 1, "the scan needs ", lay_out_plan(),
-                    " bytes of shared memory for ", s.states, " states and rank ", s.rank,
-                    ", the device has ", limit);
-    warps = --segment_tiles;
-  }
+  const int64_t size = split(segment_tiles, warps, 1);
+  if (size > limit) refuse(p, size, limit);
   // Tiles of channels that share the rows of proj, while the device has enough to do and its
   // multiprocessors hold enough blocks.
   const int64_t segments = p.segments;
   const int64_t most_tiles = s.states > kStateGroup ? 1 : std::min<int64_t>(channel_tiles, 8);
   for (int64_t n = most_tiles; n > 1; --n) {
     const int64_t blocks = walks / channel_tiles * ceil_div(channel_tiles, n) * segments;
-    if (2 * blocks * p.warps * 32 < device.target_threads()) continue;
+    if (2 * blocks * p.warps * 32 < target) continue;
     const ScanPlan before = p;
-    const int64_t size = split(segment_tiles, warps, n);
-    if (fits(size, std::max<int64_t>(2, most / 2 / p.warps))) break;
+    if (fits(split(segment_tiles, warps, n), std::max<int64_t>(2, most / 2 / p.warps))) break;
     p = before;
   }
   return p;
@@ -181,17 +215,22 @@ void launch_all(const ScanDevice& device, Args args, const std::vector<int64_t>&
   check_strides({args.x, args.delta, args.sum, args.out});
   check_strides({args.low, args.B, args.C});
   args.pack_weights = true;
-  if (args.plan.segments > 1) {
-    for (const ScanDirections& directions : batches(1, orders)) {
-      args.directions = directions;
-      device.run(args, true);
+  const bool split = args.plan.split;
+  if (split) {
+    Args summary = args;
+    summary.plan = plan_lanes(args.plan, args.io, device, true);
+    for (const ScanDirections& directions : batches(false, orders)) {
+      summary.directions = directions;
+      summary.pack_weights = args.pack_weights;
+      device.run(summary, ScanPass::kSummary);
       args.pack_weights = false;
-      device.combine(args);
+      device.combine(summary);
     }
   }
-  for (const ScanDirections& directions : batches(args.plan.segments, orders)) {
+  const ScanPass pass = split && !args.backward ? ScanPass::kLanes : ScanPass::kBlocks;
+  for (const ScanDirections& directions : batches(split, orders)) {
     args.directions = directions;
-    device.run(args, false);
+    device.run(args, pass);
     args.pack_weights = false;
   }
 }
@@ -199,7 +238,6 @@ void launch_all(const ScanDevice& device, Args args, const std::vector<int64_t>&
 }  // namespace
 
 void launch_scan(const ScanDevice& device, ScanForward args, const std::vector<int64_t>& orders) {
-  args.backward = false;
   launch_all(device, args, orders);
 }
 void launch_scan(const ScanDevice& device, ScanBackward args, const std::vector<int64_t>& orders) {
@@ -208,20 +246,22 @@ void launch_scan(const ScanDevice& device, ScanBackward args, const std::vector<
   launch_all(device, args, orders);
 }
 int64_t first_direction(const std::vector<int64_t>& orders) {
-  return batches(1, orders).front().index[0];
+  return batches(false, orders).front().index[0];
 }
 
-ScanScratch::ScanScratch(const Tensor& like, ScanCall& args)
-    : segments(empty_on(
+ScanScratch::ScanScratch(const Tensor& like, ScanCall& args, const Tensor& saved)
+    : tiles(empty_on(
           like,
-          {2, args.plan.batch, args.plan.directions,
-           args.plan.segments > 1 ? args.plan.segments : 0, args.plan.states, args.plan.channels},
+          {args.plan.split ? (saved.numel() > 0 ? 1 : 2) : 0, args.plan.batch, args.plan.directions,
+           args.plan.axis_tiles, args.plan.states, args.plan.channels},
           acc_type(like.scalar_type()))),
       weight(empty_on(
           like, {like.element_size() == 2 ? packed_weight_pieces(args.plan) * kPackedWords : 0},
           ScalarType::Int)) {
-  args.decay = segments.data_ptr();
-  args.state = static_cast<char*>(args.decay) + segments.numel() / 2 * segments.element_size();
+  args.decay = tiles.data_ptr();
+  args.state = saved.numel() > 0
+                   ? saved.data_ptr()
+                   : static_cast<char*>(args.decay) + tiles.numel() / 2 * tiles.element_size();
   args.packed_weight = weight.data_ptr();
 }
 

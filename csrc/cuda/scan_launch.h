@@ -17,7 +17,7 @@ struct ScanSizes {
   int64_t channels, group_channels, states, rank, directions;
   bool softplus, constant_B, constant_C;
 };
-ScanPlan plan_scan(const ScanSizes& sizes, ScalarType io, const ScanDevice& device, bool is_map,
+ScanPlan plan_scan(const ScanSizes& sizes, DeviceIo io, const ScanDevice& device, bool is_map,
                    bool backward);
 
 // The elements of the states that a forward saves for the backward.
@@ -29,11 +29,12 @@ void launch_scan(const ScanDevice& device, ScanBackward args, const std::vector<
 // The direction that a launch begins with, whose row of D's gradient is set.
 int64_t first_direction(const std::vector<int64_t>& orders);
 
-// Working memory: `decay` and `state` of a walk's segments, if it has several, and dt_weight as the
-// tensor cores take it.
+// Working memory: `decay` and `state` of a walk's tiles, if it is split, and dt_weight as the
+// tensor cores take it. `saved`: a forward's states for its backward, which then are its `state`;
+// or empty.
 struct ScanScratch {
-  Tensor segments, weight;
-  ScanScratch(const Tensor& like, ScanCall& args);
+  Tensor tiles, weight;
+  ScanScratch(const Tensor& like, ScanCall& args, const Tensor& saved);
 };
 
 // Views of tensors.

@@ -17,6 +17,10 @@ constexpr int kLaneSums = 2 * 32;                   // sums of a warp where each
 #ifndef MMVMAMBA_BACKWARD_WARPS
 #define MMVMAMBA_BACKWARD_WARPS 12
 #endif
+// The most warps of a block of the other kind, whose lanes scan a tile each; and what the compiler
+// is told, for 96 registers to each thread.
+constexpr int kMostLaneWarps = 8, kLaneThreads = 320;
+
 template <typename io_t>
 constexpr int most_warps(bool backward, bool map_of_one_state) {
   const bool small = sizeof(io_t) == 2 && map_of_one_state;
@@ -28,65 +32,104 @@ constexpr int most_warps(bool backward, bool map_of_one_state) {
 // shared memory, as the compiler would otherwise compute these addresses again for every tile.
 struct alignas(16) Sources {
   const void *x, *grad_y, *rows, *weights;
-  void *states, *grad_rows;
+  void *states, *grad_rows, *sum, *out;
 };
+
+// B and C of the states that are kept.
+inline int value_rows(const ScanPlan& s) {
+  return 2 * (s.states < kStateGroup ? s.states : kStateGroup);
+}
 
 // Rows by position, in the I/O type, for tensor cores.
 template <typename io_t>
 constexpr bool kPositionRows = sizeof(io_t) == 2;
 
-// What comes first, at fixed places: pointers, a tile's biases in fours and A of one state, then
-// the slots: what a tile of positions needs, for one tile of each warp or, where tiles of channels
-// or groups of states take turns on them, for every tile of the segment. A slot begins with the
-// positions, then where their sums lie for either half of the channels, then B and C of each state,
-// then the low ranks.
+// What a tile of channels needs, at the beginning of its warp's or its block's memory: pointers,
+// then biases in pairs, A of one state and the skip connections. Then, at a fixed place, the slots:
+// what a tile of positions needs. A slot begins with the positions, then where their sums lie for
+// either half of the channels, then B and C of each state, then the low ranks.
 template <typename T>
 struct Fixed {
   static constexpr int kConstants = sizeof(Sources);
-  static constexpr int kSlots = kConstants + 3 * kTileChannels * sizeof(T);
+  static constexpr int kSlots = kConstants + 4 * kTileChannels * sizeof(T);
   static constexpr int kPlaces = kTilePositions * sizeof(int32_t);  // in a slot
   static constexpr int kValues = 3 * kPlaces;
 };
 
-// Sets the layout for a split, of which all but the layout is known. Returns its size in bytes.
+// Adds a part to what is laid out so far. Returns where it begins.
+inline int32_t take(int64_t& size, int64_t bytes) {
+  const int64_t begin = size;
+  size += (bytes + 15) / 16 * 16;
+  return static_cast<int32_t>(begin);
+}
+
+// The slots, which come first.
+template <typename io_t>
+int64_t lay_out_slots(ScanPlan& s, int64_t count) {
+  using T = typename Accumulate<io_t>::type;
+  SharedLayout& to = s.shared;
+  to.low = Fixed<T>::kValues + value_rows(s) * kTilePositions * static_cast<int>(sizeof(T));
+  to.row_bytes = s.rank == 0           ? 0
+                 : kPositionRows<io_t> ? (s.octets | 1) * 16
+                                       : s.rank * static_cast<int>(sizeof(T));
+  to.slot_bytes = to.low + kTilePositions * to.row_bytes;
+  int64_t size = Fixed<T>::kSlots;
+  take(size, count * to.slot_bytes);
+  return size;
+}
+
+// dt_weight of a tile of channels, where it is not packed.
+template <typename io_t>
+int64_t weight_bytes(const ScanPlan& s) {
+  return kPositionRows<io_t> ? 0 : s.rank * kTileChannels * int64_t{sizeof(io_t)};
+}
+
+// Sets the layout of a block for a split, of which all but the layout is known. A slot is for one
+// tile of each warp or, where tiles of channels or groups of states take turns on them, for every
+// tile of the segment. Returns its size in bytes.
 template <typename io_t>
 int64_t lay_out(ScanPlan& s, bool backward) {
   using T = typename Accumulate<io_t>::type;
   constexpr int64_t kSize = sizeof(T);
   SharedLayout& to = s.shared;
-  int64_t size = Fixed<T>::kSlots;
-  const auto take = [&](int64_t bytes) {
-    const int64_t begin = size;
-    size += (bytes + 15) / 16 * 16;
-    return static_cast<int32_t>(begin);
-  };
   s.keep_rows = s.tiles > 1 || (backward && s.states > kStateGroup);
-  const int64_t slots = s.keep_rows ? s.segment_tiles : s.warps;
-  const int value_rows = 2 * (s.states < kStateGroup ? s.states : kStateGroup);
-  to.low = Fixed<T>::kValues + value_rows * kTilePositions * static_cast<int>(kSize);
-  to.row_bytes = s.rank == 0           ? 0
-                 : kPositionRows<io_t> ? (s.octets | 1) * 16
-                                       : s.rank * static_cast<int>(kSize);
-  to.slot_bytes = to.low + kTilePositions * to.row_bytes;
-  take(slots * to.slot_bytes);
-  to.weight = take(kPositionRows<io_t> ? 0 : s.rank * kTileChannels * kSize);
-  to.ends = take(int64_t{2} * s.warps * 2 * kTileChannels * kSize);
-  to.carry = take(int64_t{2} * value_rows * kTileChannels * kSize);
+  s.slots = s.keep_rows ? s.segment_tiles : s.warps;
+  int64_t size = lay_out_slots<io_t>(s, s.slots);
+  to.weight = take(size, weight_bytes<io_t>(s));
+  to.ends = take(size, int64_t{2} * s.warps * 2 * kTileChannels * kSize);
+  to.carry = take(size, int64_t{value_rows(s)} * kTileChannels * kSize);
   if (backward) {
     to.weight_pieces = s.octets * 32;
-    to.weight_sums = take(s.warps * to.weight_pieces * 4 * kSize);
-    to.param_sum_count =
-        2 * kLaneSums + s.state_sums * value_rows / 2 * (s.states == 1 ? kLaneSums : kTileChannels);
-    to.param_sums = take(int64_t{s.warps} * to.param_sum_count * kSize);
+    to.weight_sums = take(size, s.warps * to.weight_pieces * 4 * kSize);
+    to.param_sum_count = 2 * kLaneSums + s.state_sums * value_rows(s) / 2 *
+                                             (s.states == 1 ? kLaneSums : kTileChannels);
+    to.param_sums = take(size, int64_t{s.warps} * to.param_sum_count * kSize);
     // Groups of states add to the ranks, tiles of channels to both.
     to.low_sum_pieces = s.keep_rows ? 2 * to.weight_pieces : 0;
-    to.low_sums = take(slots * to.low_sum_pieces * 4 * kSize);
-    to.value_sums = take(s.tiles > 1 ? slots * value_rows * 32 * kSize : 0);
+    to.low_sums = take(size, int64_t{s.slots} * to.low_sum_pieces * 4 * kSize);
+    to.value_sums = take(size, s.tiles > 1 ? int64_t{s.slots} * value_rows(s) * 32 * kSize : 0);
   }
   const int64_t sum_bytes = kSize * kTileChannels * kTilePositions * s.segment_tiles;
   to.sum_bytes = static_cast<int32_t>(sum_bytes);
   size = (size + 127) / 128 * 128;  // see place_of
-  to.sum = take(s.tiles * sum_bytes);
+  to.sum = take(size, s.tiles * sum_bytes);
+  return size;
+}
+
+// The same where each lane scans a tile. A slot is for a step of the tiles, or there is one for
+// all.
+template <typename io_t>
+int64_t lay_out_lanes(ScanPlan& s) {
+  using T = typename Accumulate<io_t>::type;
+  SharedLayout& to = s.shared;
+  int64_t size = lay_out_slots<io_t>(s, s.slots), own = Fixed<T>::kSlots;
+  to.weight = take(own, weight_bytes<io_t>(s));
+  to.own_bytes = static_cast<int32_t>(own);
+  to.own = take(size, s.warps * own);
+  // Of two channels, a state and what has happened to it.
+  to.carry = take(size, s.warps * (value_rows(s) / 2) * 32 * 4 * int64_t{sizeof(T)});
+  to.sum_bytes = kTeamLanes * kTilePositions * kTileChannels * static_cast<int>(sizeof(T));
+  to.sum = take(size, int64_t{s.warps} * to.sum_bytes);
   return size;
 }
 

@@ -159,19 +159,20 @@ struct Work {
   int first_tile, tiles;           // of the segment
   int direction;                   // at first of a summary, in the launch
   int channel, channels;           // of the tile: the first one, and how many
+  int tile;                        // of channels, of all directions and groups
 
   // `index` counts parts of a group's channels fastest, then groups, segments, samples, directions.
-  __device__ Work(const ScanPlan& s, uint32_t index) {
-    const auto take = [&](uint32_t count) {
-      const uint32_t rest = index % count;
-      index /= count;
-      return static_cast<int>(rest);
+  __device__ Work(const ScanPlan& s, int index) {
+    const auto take = [&](const Divisor& by, int count) {
+      const int quotient = by(index), rest = index - quotient * count;
+      index = quotient;
+      return rest;
     };
-    part = take(s.group_parts);
-    group = take(s.groups);
-    segment = take(s.segments);
-    sample = take(s.batch);
-    direction = static_cast<int>(index);
+    part = take(s.by_parts, s.group_parts);
+    group = take(s.by_groups, s.groups);
+    segment = take(s.by_segments, s.segments);
+    sample = take(s.by_batch, s.batch);
+    direction = index;
     const int first = part * s.tiles * kTileChannels;
     first_channel = group * s.group_channels + first;
     channel_end =
@@ -179,9 +180,10 @@ struct Work {
     first_tile = segment * s.segment_tiles;
     tiles = smaller(s.segment_tiles, s.axis_tiles - first_tile);
   }
-  __device__ __forceinline__ void set_tile(int index) {
+  __device__ __forceinline__ void set_tile(const ScanPlan& s, int index) {
     channel = first_channel + index * kTileChannels;
     channels = smaller(channel_end - channel, kTileChannels);
+    tile = (direction * s.groups + group) * s.group_tiles + part * s.tiles + index;
   }
 };
 
@@ -192,6 +194,7 @@ struct Place {
   int lane, warp, team, run;
   int channel, next, active;
 
+  // Of unsigned numbers, so that the compiler knows that none is negative: it divides by shifts.
   __device__ Place()
       : lane(static_cast<int>(threadIdx.x) % 32),
         warp(static_cast<int>(threadIdx.x) / 32),
@@ -213,17 +216,38 @@ struct Place {
   }
 };
 
-// A tile of positions along the axis, `count` of which exist.
+// A tile of positions along the axis, `count` of which exist, in the order of the walk.
 struct Tile {
+  static constexpr bool kInBlock = true;  // whose sum a block keeps
   int first, count;
   bool reversed;
   __device__ Tile(const ScanPlan& s, int index, bool reversed)
       : first(index * kTilePositions),
         count(smaller(s.length - first, kTilePositions)),
         reversed(reversed) {}
-  __device__ bool has(int i) const {  // the i-th of the walk
-    return (reversed ? kTilePositions - 1 - i : i) < count;
+  __device__ int index(int i) const { return reversed ? kTilePositions - 1 - i : i; }
+  __device__ int position(int i) const { return first + index(i); }
+  __device__ bool has(int i) const { return index(i) < count; }
+  __device__ bool is_whole() const { return count >= kTilePositions; }
+};
+
+// Or eight positions of each of four tiles: a lane walks a tile in four such steps.
+struct Steps {
+  static constexpr bool kInBlock = false;
+  int step, first, length;  // along the axis
+  bool reversed, whole;
+  __device__ Steps(const ScanPlan& s, int index, int step_of_walk, bool reversed)
+      : step(reversed ? kTeamLanes - 1 - step_of_walk : step_of_walk),
+        first(index * kTilePositions + step * kStep),
+        length(s.length),
+        reversed(reversed),
+        whole((index + kTeamLanes) * kTilePositions <= length) {}
+  __device__ int position(int i) const {
+    const int run = i >> 3, j = i & 7;  // of kStep; the compiler does not know that i >= 0
+    return first + run * kTilePositions + (reversed ? kStep - 1 - j : j);
   }
+  __device__ bool has(int i) const { return position(i) < length; }
+  __device__ bool is_whole() const { return whole; }
 };
 
 // 16 bytes at a time.
@@ -254,17 +278,24 @@ __device__ __forceinline__ int32_t place_of(const ScanPlan& s, int index, int ha
   return place;
 }
 
-// A block's shared memory.
+// A block's shared memory, in which `own` belongs to those who work on a tile of channels: to the
+// block or, where each warp has one of its own, to the warp.
 template <typename io_t>
 struct Shared {
   using T = typename Accumulate<io_t>::type;
   const SharedLayout& at;
-  unsigned char* memory;
+  unsigned char *memory, *own;
 
   template <typename V>
   __device__ __forceinline__ V* part(int offset) const {
     return reinterpret_cast<V*>(memory + offset);
   }
+  __device__ __forceinline__ Sources& sources() const { return *reinterpret_cast<Sources*>(own); }
+  template <typename V>
+  __device__ __forceinline__ V* constants() const {
+    return reinterpret_cast<V*>(own + Fixed<T>::kConstants);
+  }
+  __device__ __forceinline__ T* weights() const { return reinterpret_cast<T*>(own + at.weight); }
   __device__ __forceinline__ unsigned char* slot(int index) const {
     return memory + Fixed<T>::kSlots + index * at.slot_bytes;
   }
@@ -329,24 +360,23 @@ __device__ __forceinline__ void stage_low(const ScanPlan& s, const io_t* from, i
 // Copies what a lane's position needs into shared memory: where it lies, its low ranks, and B and C
 // of `count` states from `first` on, which are 1 where they are constant. `from` are the rows of a
 // sample, a group and a direction.
-template <typename io_t, bool kMap>
-__device__ __forceinline__ void stage(const ScanPlan& s, const Tile& tile, const Work& work,
+template <typename io_t, bool kMap, class Positions>
+__device__ __forceinline__ void stage(const ScanPlan& s, const Positions& tile, const Work& work,
                                       bool columns, int slot, const Place& me,
                                       const Shared<io_t>& shared, const io_t* rows,
                                       const RowView& B, const RowView& C, int first, int count) {
   using T = typename Accumulate<io_t>::type;
   // Beyond the end it is the last position once more, but a place of its own.
-  const int i = tile.reversed ? kTilePositions - 1 - me.lane : me.lane;
-  const bool exists = i < tile.count;
-  const int a = exists ? tile.first + i : s.length - 1, line = s.by_height(a);
-  const int p = columns ? (a - line * s.height) * s.width + line : a;
-  const int index =
-      exists && s.segments == 1 ? p : tile.first + i - work.first_tile * kTilePositions;
+  const bool exists = tile.has(me.lane);
+  const int position = tile.position(me.lane), a = exists ? position : s.length - 1;
+  const int line = s.by_height(a), p = columns ? (a - line * s.height) * s.width + line : a;
   shared.positions(slot)[me.lane] = p;
-  int32_t* place = shared.places(slot) + me.lane;
-  const int32_t first_half = place_of<T>(s, index, 0);
-  place[0] = first_half;
-  place[kTilePositions] = first_half ^ (kTileChannels / 2 * int{sizeof(T)});
+  if constexpr (Positions::kInBlock) {
+    const int in_segment = position - work.first_tile * kTilePositions;
+    const int32_t place = place_of<T>(s, exists && s.segments == 1 ? p : in_segment, 0);
+    shared.places(slot)[me.lane] = place;
+    shared.places(slot)[kTilePositions + me.lane] = place ^ (kTileChannels / 2 * int{sizeof(T)});
+  }
   const io_t* row = kMap || s.rank > 0 ? at(rows, p, s.row) : nullptr;
   if (kMap || s.rank > 0) stage_low<io_t>(s, row, slot, me, shared);
   T* to = shared.values(slot) + me.lane;
@@ -403,19 +433,18 @@ __device__ __forceinline__ void pack_weight(const ScanCall& a, int64_t index) {
   to[128 + lane * 2 + half] = pack<io_t>(weight(half * 8 + j, i), weight(half * 8 + j + 1, i));
 }
 
-// dt_weight of the block's 16 channels in shared memory, in units of log2(e), by all threads, where
-// it is not packed.
+// dt_weight of 16 channels in shared memory, in units of log2(e), by threads `index` to `index` +
+// `threads`, where it is not packed.
 template <typename io_t>
 __device__ __forceinline__ void stage_weights(const ScanPlan& s, const void* dt_weight,
-                                              const Work& work, const Shared<io_t>& shared) {
+                                              const Work& work, const Shared<io_t>& shared,
+                                              int index, int threads) {
   using T = typename Accumulate<io_t>::type;
   const T* from = static_cast<const T*>(dt_weight) +
                   (int64_t{work.direction} * s.channels + work.channel) * s.rank;
-  T* to = shared.template part<T>(shared.at.weight);
-  for (int i = static_cast<int>(threadIdx.x); i < s.rank * kTileChannels;
-       i += static_cast<int>(blockDim.x)) {
+  for (int i = index; i < s.rank * kTileChannels; i += threads) {
     const int c = smaller(i % kTileChannels, work.channels - 1);
-    to[i] = from[int64_t{c} * s.rank + i / kTileChannels] * T(kLog2E);  // (C, R)
+    shared.weights()[i] = from[int64_t{c} * s.rank + i / kTileChannels] * T(kLog2E);  // (C, R)
   }
 }
 
@@ -440,8 +469,8 @@ __device__ __forceinline__ void read_rank(int slot, int r, const Place& me,
           rows + Shared<io_t>::row_of_position(me.run * kStep + j) * shared.at.row_bytes)[r]);
     }
   } else {
-    const Pair<T> w = *reinterpret_cast<const Pair<T>*>(shared.template part<T>(shared.at.weight) +
-                                                        r * kTileChannels + 2 * me.team);
+    const Pair<T> w =
+        *reinterpret_cast<const Pair<T>*>(shared.weights() + r * kTileChannels + 2 * me.team);
     weight[0] = w.v[0];
     weight[1] = w.v[1];
     load_row(

@@ -55,8 +55,8 @@ Inputs prepare(const Tensor& u, const Tensor& A, const Tensor& B, const Tensor& 
 // What both ways take from the inputs.
 void set_call(ScanCall& args, const Tensor& u, const Tensor& delta, const Inputs& in,
               const ScanDevice& device, bool backward) {
-  args.plan = plan_scan(in.sizes, u.scalar_type(), device, false, backward);
   args.io = device_io(u.scalar_type());
+  args.plan = plan_scan(in.sizes, args.io, device, false, backward);
   args.params = in.params;
   args.x = map_ncl(u);
   args.delta = map_ncl(delta);
@@ -93,7 +93,7 @@ Outputs scan(const ScanDevice& device, const Tensor& u, const Tensor& delta, con
                     empty_on(u, {save_states ? state_count(s) : 0}, acc)};
   ScanForward args = {};
   set_call(args, u, delta, in, device, false);
-  const ScanScratch scratch(u, args);
+  const ScanScratch scratch(u, args, out.states);
   (dtype == acc ? args.sum : args.out) = map_ncl(out.y);
   args.last_state = out.last_state.mutable_data_ptr();
   if (save_states) args.states = out.states.mutable_data_ptr();
@@ -154,7 +154,7 @@ Gradients selective_scan_backward(const Tensor& grad_out, const Tensor& u, const
   const Tensor saved = as_contiguous(states);
   ScanBackward args = {};
   set_call(args, u, delta, in, device, true);
-  const ScanScratch scratch(u, args);
+  const ScanScratch scratch(u, args, none());
   const int64_t parts = args.plan.group_parts;
   const auto weight_parts = [&](const Tensor& weights) {
     if (weights.dim() == 2) return empty_on(u, {0}, acc);

@@ -61,13 +61,13 @@ void set_call(ScanCall& args, const Inputs& in, const ScanDevice& device, const 
   };
   args.is_map = aligned(x, 2) && aligned(other, 2);
   args.wide = aligned(x, 8) && aligned(other, 8);
-  args.plan = plan_scan(in.sizes, x.scalar_type(), device, args.is_map, backward);
+  args.io = device_io(x.scalar_type());
+  args.plan = plan_scan(in.sizes, args.io, device, args.is_map, backward);
   args.plan.row = in.low.position;
   // Rows of whole pieces all lie at multiples of them.
   const int64_t row_bytes = in.low.direction * proj.element_size();
   args.plan.row_pieces = row_bytes % 16 == 0 && is_aligned(proj, 16);
   args.plan.row_words = row_bytes % 4 == 0 && is_aligned(proj, 4);
-  args.io = device_io(x.scalar_type());
   args.params = in.params;
   args.x = map_nhwc(x);
   args.low = in.low;
@@ -79,7 +79,7 @@ void set_call(ScanCall& args, const Inputs& in, const ScanDevice& device, const 
 Tensor set_output(ScanCall& args, const Tensor& out, ScalarType acc,
                   const std::vector<int64_t>& orders) {
   const bool narrow = out.scalar_type() != acc;
-  const bool several = args.plan.segments > 1 || orders.size() > kMaxDirections;  // launches
+  const bool several = args.plan.split || orders.size() > kMaxDirections;  // launches
   const Tensor sum = narrow && several ? empty_on(out, out.sizes(), acc) : out;
   if (!narrow || several) args.sum = map_nhwc(sum);
   if (narrow) args.out = map_nhwc(out);
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
   ScanForward args = {};
   set_call(args, in, device, nullptr);
   const Tensor sum = set_output(args, y, acc, orders);
-  const ScanScratch scratch(x, args);
+  const ScanScratch scratch(x, args, states);
   if (save_states) args.states = states.mutable_data_ptr();
   launch_scan(device, args, orders);
   return {y, states};
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_scan_backward(
   ScanBackward args = {};
   set_call(args, in, device, &grad);
   const Tensor sum = set_output(args, grad_x, acc, orders);
-  const ScanScratch scratch(x, args);
+  const ScanScratch scratch(x, args, empty_on(x, {0}, acc));
   const Tensor proj_parts = allocate_partial_sums(x, args.plan.group_parts, proj.sizes(), acc);
   const ParamRows row(args.plan, false, false);
   const int64_t param_parts = s.batch * args.plan.segments;

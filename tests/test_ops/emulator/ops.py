@@ -27,6 +27,10 @@ CHANGES = {
             r'\1 const auto n = cuda_emulator::settings().target_blocks; '
             r'return n > 0 ? 512 * n : \2; }',
         ),
+        (
+            r'(least_split\(\) const {) return (\d+); }',
+            r'\1 return cuda_emulator::settings().target_blocks > 0 ? 0 : \2; }',
+        ),
     ],
 }
 

@@ -1,0 +1,132 @@
+// Long walks, of which each lane scans one tile of 32 positions by itself: there are enough of
+// them, and nothing is exchanged. A first pass, the summary, finds what each tile does to a state;
+// those effects are combined, see scan_combine.cu, and a second pass walks each tile from the state
+// before it. A warp has four tiles of positions and 16 channels, and takes eight positions of each
+// tile at a time, which lie with its lanes like those of a tile in scan_tile.cuh. The warps of a
+// block share the rows of proj.
+#pragma once
+
+#include "scan_inputs.cuh"
+
+namespace mmvmamba {
+
+// Scan: what is done with a lane's eight positions, by scan_step(). kSummary: the first pass, for
+// one direction of the launch; else for all, after one another.
+template <class Scan, class Args, typename io_t, bool kMap, bool kOne, bool kSummary, bool kBack>
+struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
+  using Base = ScanInputs<Args, io_t, kMap, kOne, kBack>;
+  using Base::a, Base::s, Base::work, Base::shared, Base::me, Base::which;
+  using Base::states, Base::first_state;
+  using typename Base::T;
+
+  int first_tile = 0;  // of four
+  Effect<T> state;     // a single state of this lane: where it is, and what has happened to it
+
+  __device__ __forceinline__ LaneScan(const Args& args, unsigned char* memory)
+      : Base(args, memory,
+             memory + args.plan.shared.own +
+                 static_cast<int>(threadIdx.x) / 32 * args.plan.shared.own_bytes) {}
+
+  __device__ __forceinline__ Scan& scan() { return static_cast<Scan&>(*this); }
+
+  __device__ __forceinline__ void run() {
+    const int first = kSummary ? work.direction : 0;
+    const int last = kSummary ? first + 1 : a.directions.count;
+    for (which = first; which < last; ++which) {
+      work.direction = a.directions.index[which];
+      work.set_tile(s, me.warp);
+      me.template at<kMap>(work.channels);
+      if (is_busy()) set_up();
+      const int end = work.first_tile + work.tiles;
+      for (first_tile = work.first_tile; first_tile < end; first_tile += kTeamLanes) {
+        for (first_state = 0; first_state < (kOne ? 1 : s.states); first_state += kStateGroup) {
+          states = kOne ? 1 : smaller(s.states - first_state, kStateGroup);
+          scan_tiles();
+        }
+      }
+    }
+  }
+
+  // A block of the last channels may have more warps than tiles of these.
+  __device__ __forceinline__ bool is_busy() const { return work.channels > 0; }
+
+  __device__ __forceinline__ void set_up() {
+    sync_lanes();  // all have left the last direction
+    if (me.lane == 0) {
+      if (kSummary || which == 0) Base::set_maps();
+      Base::set_rows(a.state);
+    }
+    Base::set_constants(me.lane);
+    if (!kSummary && which + 1 == a.directions.count) Base::set_skip(me.lane);
+    if (!kPositionRows<io_t> && (kMap || s.rank > 0)) {
+      stage_weights(s, a.params.dt_weight, work, shared, me.lane, 32);
+    }
+    sync_lanes();
+  }
+
+  __device__ __forceinline__ void scan_tiles() {
+    const bool reversed = is_reversed(a.directions.order[which]);
+    if (is_busy()) start_states();
+    _Pragma("unroll 1") for (int i = 0; i < kTeamLanes; ++i) {
+      const int step = kBack ? kTeamLanes - 1 - i : i, slot = step & (s.slots - 1);  // in the walk
+      if ((i & (s.slots - 1)) == 0) {
+        __syncthreads();  // all have left the last rows
+        stage_rows(step - slot, reversed);
+        __syncthreads();
+      }
+      if (is_busy()) scan().scan_step(Steps(s, first_tile, step, reversed), slot);
+    }
+    if (is_busy()) finish_states();
+  }
+
+  __device__ __forceinline__ void stage_rows(int first, bool reversed) {
+    const io_t* rows = Base::rows();
+    _Pragma("unroll 1") for (int i = me.warp; i < s.slots; i += s.warps) {
+      stage<io_t, kMap>(s, Steps(s, first_tile, first + i, reversed), work,
+                        along_columns(a.directions.order[which]), i, me, shared, rows, a.B, a.C,
+                        first_state, states);
+    }
+  }
+
+  // Several states are in shared memory.
+  __device__ __forceinline__ Effect<T>& state_at(int n) {
+    if constexpr (kOne) return state;
+    return shared.template part<Effect<T>>(shared.at.carry)[(me.warp * states + n) * 32 + me.lane];
+  }
+  __device__ __forceinline__ bool has_tile() const {
+    return me.active > 0 && first_tile + me.run < s.axis_tiles;
+  }
+
+  __device__ __forceinline__ void start_states() {
+    for (int n = 0; n < states; ++n) {
+      Effect<T> start = {{T(1), T(1)}, {T(0), T(0)}};
+      if (!kSummary && has_tile()) {
+        const T* from = Base::saved_state(first_tile + me.run, n);
+        start.add[0] = from[0];
+        start.add[1] = from[me.next];
+      }
+      state_at(n) = start;
+    }
+  }
+
+  // What the tiles have done to the states, or the states at the end of the walk.
+  __device__ __forceinline__ void finish_states() {
+    if (!has_tile()) return;
+    const int tile = first_tile + me.run;
+    if constexpr (kSummary) {
+      for (int n = 0; n < states; ++n) {
+        const Effect<T> effect = state_at(n);
+        T* to = Base::saved_state(tile, n);
+        T* decay = static_cast<T*>(a.decay) + (to - static_cast<const T*>(a.state));
+        for (int c = 0; c < me.active; ++c) {
+          to[c] = effect.add[c];
+          decay[c] = effect.decay[c];
+        }
+      }
+    } else if (tile + 1 == s.axis_tiles) {
+      scan().write_last_states();
+    }
+  }
+};
+
+}  // namespace mmvmamba

@@ -240,7 +240,15 @@ struct BackwardBlock
     load_row(shared.values(slot) + 2 * n * kTilePositions + me.run * kStep, B);
     states_before(tile, n, lane, decay, B, B_const, effect, h);
     const Effect<T> after = scan_team<true>(me, effect);
-    Base::scan_block(n, last, effect, flow);
+    if (s.split) {
+      const T* to_tile =
+          static_cast<const T*>(a.state) +
+          (Base::saved_state(tile.first / kTilePositions, n) - static_cast<const T*>(a.states));
+      flow[0] = to_tile[0];
+      flow[1] = to_tile[me.next];
+    } else {
+      Base::scan_block(n, last, effect, flow);
+    }
     MMVMAMBA_UNROLL
     for (int c = 0; c < 2; ++c) flow[c] = after.decay[c] * flow[c] + after.add[c];
     differentiate_state(tile, n, slot, first, lane, decay, h, flow, B_const, C_const, grad_dt);

@@ -78,7 +78,7 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     const bool fresh = channels == 0 || !s.keep_rows;
     _Pragma("unroll 1") for (int index = me.warp; index - me.warp < count; index += s.warps) {
       if (index >= count) {  // no tile of the last round
-        for (int n = 0; n < states; ++n) sync_block();
+        for (int n = 0; !s.split && n < states; ++n) sync_block();
         step += states;
         ++turn;
         return;
@@ -99,22 +99,10 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     }
   }
 
-  // The states before the segment, into the half of `carry` that the next round reads.
+  // The states before the walk, into the half of `carry` that the next round reads.
   __device__ __forceinline__ void start_states() {
     Pair<T>* carry = carry_at(turn);
-    const bool from_last = is_reversed(a.directions.order[which]) != kBack;
-    const int tile = work.first_tile + (from_last ? work.tiles - 1 : 0);
-    for (int i = threadIdx.x; i < states * kTeams; i += blockDim.x) {
-      const int n = i / kTeams, team = i % kTeams;
-      Pair<T> start = {{T(0), T(0)}};
-      if (s.segments > 1) {
-        const T* from = static_cast<const T*>(a.state) + Base::first_saved() +
-                        (int64_t{tile} * s.states + first_state + n) * s.channels + work.channel;
-        for (int c = 0; c < smaller(work.channels - 2 * team, 2); ++c)
-          start.v[c] = from[2 * team + c];
-      }
-      carry[n * kTeams + team] = start;
-    }
+    for (int i = threadIdx.x; i < states * kTeams; i += blockDim.x) carry[i] = {{T(0), T(0)}};
   }
   __device__ __forceinline__ Pair<T>* carry_at(int when) const {
     return shared.template part<Pair<T>>(shared.at.carry) + (when & 1) * states * kTeams;

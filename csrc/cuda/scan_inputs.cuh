@@ -33,13 +33,15 @@ struct ScanInputs {
   __device__ __forceinline__ void set_maps() const {
     Sources& to = shared.sources();
     to.x = a.x.template at<io_t>(work.sample, work.channel);
-    to.sum = a.sum.template at<T>(work.sample, work.channel);
-    to.out = a.out.template at<io_t>(work.sample, work.channel);
     if constexpr (kBack) {
       to.grad_y = a.grad_y_is_acc
                       ? static_cast<const void*>(a.grad_y.template at<T>(work.sample, work.channel))
                       : a.grad_y.template at<io_t>(work.sample, work.channel);
     }
+  }
+  __device__ __forceinline__ void set_outputs() const {
+    shared.sources().sum = a.sum.template at<T>(work.sample, work.channel);
+    shared.sources().out = a.out.template at<io_t>(work.sample, work.channel);
   }
   // And what belongs to one.
   __device__ __forceinline__ void set_rows(void* states) const {

@@ -54,6 +54,7 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     sync_lanes();  // all have left the last direction
     if (me.lane == 0) {
       if (kSummary || which == 0) Base::set_maps();
+      if (!kSummary && which == 0) Base::set_outputs();
       Base::set_rows(a.state);
     }
     Base::set_constants(me.lane);

@@ -188,9 +188,9 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
   int64_t segment_tiles = tiles;
   if (p.split) {
     // Segments of one round leave room for tiles of channels.
-    segment_tiles = std::min(few ? ceil_div(tiles, ceil_div(target, threads)) : tiles, half);
+    segment_tiles = std::min(few ? ceil_div(tiles, ceil_div(target, threads)) : tiles, 2 * half);
     while (split(segment_tiles, segment_tiles, 1) > limit && segment_tiles > 1) --segment_tiles;
-    warps = segment_tiles;
+    warps = ceil_div(segment_tiles, 2);
   }
   const int64_t size = split(segment_tiles, warps, 1);
   if (size > limit) refuse(p, size, limit);

@@ -219,8 +219,8 @@ def test_large_images_and_large_batches_are_split_into_many_blocks():
         with torch.no_grad():
             emulated.ss2d_scan(**inputs)
         blocks[name] = [count for count, *_ in emulated.launches()]
-    # 100 tiles in 50 segments: a summary of four directions, their combination, then rows, columns.
-    assert blocks['image'] == [4 * 50, 1, 50, 50]
+    # 100 tiles, four in a warp: a summary of four directions, their combination, rows, columns.
+    assert blocks['image'] == [4 * 25, 4, 25, 25]
     # Nothing to split: one launch for all directions.
     assert blocks['batch'] == [128]
 

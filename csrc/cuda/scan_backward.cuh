@@ -244,8 +244,9 @@ struct BackwardBlock
       const T* to_tile =
           static_cast<const T*>(a.state) +
           (Base::saved_state(tile.first / kTilePositions, n) - static_cast<const T*>(a.states));
-      flow[0] = to_tile[0];
-      flow[1] = to_tile[me.next];
+      // Zero where the lane's channels are not its own, as y's gradient is.
+      flow[0] = me.active > 0 ? to_tile[0] : T(0);
+      flow[1] = me.active > 1 ? to_tile[1] : T(0);
     } else {
       Base::scan_block(n, last, effect, flow);
     }

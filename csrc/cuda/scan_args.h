@@ -172,7 +172,7 @@ struct ScanBackward : ScanCall {
 // Rows of the parameters' gradients. That of D is set in the first direction of the first launch:
 // it is the same for all.
 struct ParamRows {
-  int64_t A, bias, D, B, C, count;
+  int32_t A, bias, D, B, C, count;
   MMVMAMBA_HD explicit ParamRows(const ScanPlan& s, bool constant_B, bool constant_C)
       : A(s.rank),
         bias(A + s.states),

@@ -102,13 +102,30 @@ struct BackwardBlock
   // Warps that have had a tile.
   __device__ __forceinline__ int used_warps() const { return smaller(s.warps, work.tiles); }
 
+  __device__ __forceinline__ void set_sources() const {
+    Base::set_sources();
+    Sources& to = shared.sources();
+    to.grad_rows = a.grad_low.template row<T>(work.sample, work.group, work.direction) +
+                   work.part * a.low_part;
+    const int64_t part = int64_t{work.sample} * s.segments + work.segment;
+    to.grad_params = static_cast<T*>(a.grad_params) +
+                     (part * s.directions + work.direction) * param_rows().count * s.channels +
+                     work.channel;
+  }
+  __device__ __forceinline__ ParamRows param_rows() const {
+    return ParamRows(s, !kMap && a.B.data == nullptr, !kMap && a.C.data == nullptr);
+  }
+  __device__ __forceinline__ T* param_row(int row) const {
+    return at(static_cast<T*>(Base::source(&Sources::grad_params)), row, s.channels);
+  }
+
   // The sums of all warps to memory.
   __device__ __forceinline__ void finish_states() {
     __syncthreads();
     const bool end = first_state + states == (kOne ? 1 : s.states);
-    const int rows = 2 + states * (kMap ? 1 : s.state_sums);
-    for (int i = threadIdx.x; i < rows * kTileChannels; i += blockDim.x) {
-      finish_sum(i / kTileChannels, i % kTileChannels, end);
+    const unsigned sums = (2 + states * (kMap ? 1 : s.state_sums)) * kTileChannels;
+    for (unsigned i = threadIdx.x; i < sums; i += blockDim.x) {
+      finish_sum(static_cast<int>(i / kTileChannels), static_cast<int>(i % kTileChannels), end);
     }
     if (end && (kMap || s.rank > 0)) finish_weights();
   }
@@ -126,7 +143,7 @@ struct BackwardBlock
     }
     const ParamRows rows = param_rows();
     const int n = row - 2;
-    int64_t to = rows.A + first_state + n;
+    int to = rows.A + first_state + n;
     T factor = T(kLn2);
     if (row == 0) {
       if (!end) return;
@@ -141,40 +158,35 @@ struct BackwardBlock
       to = (of_B ? rows.B : rows.C) + first_state + n % states;
       factor = of_B ? T(1) : T(kLn2);
     }
-    T* parameters = param_row(to);
-    if (channel < work.channels) parameters[work.channel + channel] = sum * factor;
+    if (channel < work.channels) param_row(to)[channel] = sum * factor;
   }
-  // Of two ranks for each of two channels at a time, see `weight_sums`.
+  // Of two ranks for each of two channels in a lane, see `weight_sums`.
   __device__ __forceinline__ void finish_weights() const {
-    for (int i = threadIdx.x; i < shared.at.weight_pieces; i += blockDim.x) {
-      Values<T, 4> sum = weight_sums(0)[i];
+    const int active = work.channels - 2 * me.team;
+    if (active <= 0) return;
+    _Pragma("unroll 1") for (int octet = me.warp; octet < s.octets; octet += s.warps) {
+      const Values<T, 4>* from = weight_sums(0) + octet * 32 + me.lane;
+      Values<T, 4> sum = *from;
       _Pragma("unroll 1") for (int w = 1; w < used_warps(); ++w) {
-        const Values<T, 4> other = weight_sums(w)[i];
+        from += shared.at.weight_pieces;
+        const Values<T, 4> other = *from;
         MMVMAMBA_UNROLL
         for (int j = 0; j < 4; ++j) sum.v[j] += other.v[j];
       }
-      const int r = i / 32 * 8 + i % 4 * 2, c = i % 32 / 4 * 2;
-      T* to = param_row(r) + work.channel + c;
+      const int r = octet * 8 + 2 * me.run;
+      T* to = param_row(r) + 2 * me.team;
       MMVMAMBA_UNROLL
       for (int j = 0; j < 2; ++j, to += s.channels) {
-        if (r + j >= s.rank || c >= work.channels) continue;
+        if (r + j >= s.rank) return;
         const Pair<T> pair = {{sum.v[j] * T(kLog2E), sum.v[2 + j] * T(kLog2E)}};
         if constexpr (kMap) {
           *reinterpret_cast<Pair<T>*>(to) = pair;
         } else {
           to[0] = pair.v[0];
-          if (c + 1 < work.channels) to[1] = pair.v[1];
+          if (active > 1) to[1] = pair.v[1];
         }
       }
     }
-  }
-  __device__ __forceinline__ ParamRows param_rows() const {
-    return ParamRows(s, !kMap && a.B.data == nullptr, !kMap && a.C.data == nullptr);
-  }
-  __device__ __forceinline__ T* param_row(int64_t row) const {
-    const int64_t part = int64_t{work.sample} * s.segments + work.segment;
-    return static_cast<T*>(a.grad_params) +
-           ((part * s.directions + work.direction) * param_rows().count + row) * s.channels;
   }
 
   __device__ __forceinline__ void scan_tile(const Tile& tile, int slot, bool first, bool last) {

@@ -52,11 +52,7 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     work.set_tile(s, channels);
     me.template at<kMap>(work.channels);
     __syncthreads();  // all have left the last tile
-    if (thread == 0) {
-      Base::set_maps();
-      Base::set_rows(a.states);
-      shared.sources().rows = Base::rows();
-    }
+    if (thread == 0) scan().set_sources();
     Base::set_constants(thread);
     if (!kPositionRows<io_t> && (kMap || s.rank > 0)) {
       stage_weights(s, a.params.dt_weight, work, shared, thread, static_cast<int>(blockDim.x));
@@ -69,6 +65,12 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
       scan_segment();
       scan().finish_states();
     }
+  }
+
+  __device__ __forceinline__ void set_sources() const {
+    Base::set_maps();
+    Base::set_rows(a.states);
+    shared.sources().rows = Base::rows();
   }
 
   __device__ __forceinline__ void scan_segment() {

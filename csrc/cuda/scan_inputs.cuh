@@ -50,10 +50,6 @@ struct ScanInputs {
         static_cast<const char*>(a.packed_weight) + multiply_wide(work.tile, s.packed_bytes);
     to.states =
         states == nullptr ? nullptr : static_cast<T*>(states) + first_saved() + work.channel;
-    if constexpr (kBack) {
-      to.grad_rows = a.grad_low.template row<T>(work.sample, work.group, work.direction) +
-                     work.part * a.low_part;
-    }
   }
   __device__ __forceinline__ const io_t* rows() const {
     return kMap || s.rank > 0 ? a.low.template row<io_t>(work.sample, work.group, work.direction)

@@ -32,7 +32,7 @@ constexpr int most_warps(bool backward, bool map_of_one_state) {
 // shared memory, as the compiler would otherwise compute these addresses again for every tile.
 struct alignas(16) Sources {
   const void *x, *grad_y, *rows, *weights;
-  void *states, *grad_rows, *sum, *out;
+  void *states, *grad_rows, *grad_params, *sum, *out;
 };
 
 // B and C of the states that are kept.

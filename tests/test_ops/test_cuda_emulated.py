@@ -98,7 +98,9 @@ def test_order_of_threads_does_not_matter_in_1d(form):
 SPLITS = [
     ((56, 55), 16, 6, 1, 1),  # several rounds of a whole map; rows of 16 bytes
     ((13, 14), 104, 24, 1, 1),  # rows kept for several tiles of channels, the last one short
-    ((13, 14), 104, 24, 1, 64),  # as many segments as tiles
+    ((13, 14), 104, 24, 1, 64),  # a split walk, rows shared by seven tiles of channels
+    ((10, 41), 50, 5, 1, 64),  # a tile of two channels; no row of four tiles is complete
+    ((41, 33), 144, 3, 1, 64),  # two blocks for the tiles of channels, four tiles twice in a lane
     ((7, 9), 34, 12, 1, 1),  # rows of 4 bytes, channels that are not read by eight
     ((7, 9), 6, 5, 1, 1),  # rows of 2 bytes
     ((1, 70), 16, 40, 2, 1),  # three slices of ranks
@@ -246,8 +248,9 @@ def test_narrow_output_is_the_rounded_wide_one():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize('length', [1, 65, 200])
-def test_last_state(length, dtype):
-    emulated.configure()
+@pytest.mark.parametrize('blocks', [1, 512])
+def test_last_state(blocks, length, dtype):
+    emulated.configure(blocks=blocks)
     inputs = selective_inputs(length=length, d_state=5, channels=18, dtype=dtype)
     options = {'delta_softplus': True, 'return_last_state': True}
     _, got = emulated.selective_scan(**inputs, **options)
@@ -279,6 +282,20 @@ def test_offsets_beyond_32_bits():
     want = emulated.selective_scan(**inputs, delta_softplus=True)
     assert want.isfinite().all()
     assert torch.equal(got, want)
+
+
+def test_rows_of_one_step_where_shared_memory_is_scarce():
+    """Lanes that scan a tile each then get the rows of their eight positions step by step."""
+    inputs = ss2d_inputs(19, 20, 12, 40, 1, 40, torch.float64)
+    exact = run(ss2d_scan_reference, inputs)
+    sizes = []
+    for limit in (227, 160):
+        emulated.configure(blocks=512, shared=limit * 1024)
+        got = run(emulated.ss2d_scan, inputs)
+        sizes.append(emulated.launches()[0][2])
+        for name in exact:
+            assert relative_error(got[name], exact[name]) < 1e-13, (name, limit)
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_too_little_shared_memory_is_an_error():
@@ -313,13 +330,18 @@ def test_integers_are_refused():
     [
         ('scan_tile.cuh', '(exists ? decay[c] : T(0)) * before.add[c]', 'before.add[c]'),
         ('scan_forward.cuh', 'before.decay[c] * h[c] + before.add[c]', 'before.add[c]'),
-        ('scan_combine.cu', 'h = decay[at] * h + add', 'h = add'),
+        ('scan_combine.cu', '    h = by * h + add', '    h = add'),
+        ('scan_combine.cu', 'h = decays[i][x] * h + adds[i][x]', 'h = adds[i][x]'),
         ('scan_combine.cu', '!= args.backward', ''),
         ('scan_backward.cuh', 'of_A[c] += through_decay * dt', 'of_A[c] += through_decay'),
         ('scan_backward.cuh', 'after.decay[c] * flow[c] + after.add[c]', 'after.add[c]'),
         ('scan_block.cuh', '__syncthreads();  // all have left the last tile', ''),
         ('scan_block.cuh', '        step += states;\n', ''),
         ('scan_block.cuh', '(reversed != kBack ?', '(reversed ?'),
+        ('scan_lane.cuh', '__syncthreads();  // all have left the last rows', ''),
+        ('scan_lane.cuh', 'kBack ? kTeamLanes - 1 - i : i', 'i'),
+        ('scan_forward.cuh', 'kReversed ? kStep - 1 - j : j', 'j'),
+        ('scan_backward.cuh', 'me.active > 0 ? to_tile[0] : T(0)', 'to_tile[0]'),
     ],
 )  # fmt: skip
 def test_planted_errors_are_found(file, right, wrong, tmp_path):
@@ -363,7 +385,7 @@ for sizes, dtype in {cases!r}:
     exact = run(ss2d_scan_reference, inputs, torch.float64)
     eager = run(ss2d_scan_reference, inputs)
     narrow = dict(ulps=2, precision=dtype) if dtype.itemsize == 2 else dict()
-    for blocks in (0, 1):  # many segments, and one
+    for blocks in (512, 1):  # split walks and whole ones
         emulated.configure(blocks=blocks)
         got = run(emulated.ss2d_scan, inputs)
         assert_as_exact_as_eager([got], [[eager]], [exact], **narrow)
@@ -376,6 +398,6 @@ def test_reference_of_the_planted_errors_is_met_without_them():
     inputs = ss2d_inputs(9, 17, 1, 2, 4, 3, torch.float32)
     exact = run(ss2d_scan_reference, inputs, torch.float64)
     eager = run(ss2d_scan_reference, inputs)
-    for blocks in (0, 1):
+    for blocks in (512, 1):
         emulated.configure(blocks=blocks)
         assert_as_exact_as_eager([run(emulated.ss2d_scan, inputs)], [[eager]], [exact])

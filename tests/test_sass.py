@@ -158,7 +158,7 @@ def test_refuses_jumps_to_unknown_targets():
 
 
 def test_counts_the_loops_of_a_library(tmp_path, monkeypatch):
-    name = '_ZN8mmvmamba14forward_kernelIN3c104HalfELb1ELb1ELb0EEEvNS_11ScanForwardE'
+    name = '_ZN8mmvmamba14forward_kernelIN3c104HalfELb1ELb1EEEvNS_11ScanForwardE'
     code = function(*NESTED).replace(' name', f' {name}')
     usage = f' Function {name}:\n  REG:123 STACK:8 SHARED:1024 LOCAL:0 CONSTANT[0]:1040\n'
     program = tmp_path / 'cuobjdump'

@@ -151,18 +151,20 @@ def resources_of(library: Path, cuobjdump: str) -> list[Row]:
     for name, used in read_usage(library, cuobjdump).items():
         # Types of the I/O and, backward, of y's gradient: S.._ stands for the first of them.
         scan = re.search(
-            r'(forward|backward)_kernelI(f|d|N3c10\w+?E)(f|d|S\w*?_)?Lb([01])ELb([01])ELb([01])E',
+            r'(forward|backward)(_lane)?_kernelI(f|d|N3c10\w+?E)(f|d|S\w*?_)?'
+            r'Lb([01])ELb([01])E(?:Lb([01])E)?',
             name,
         )
         combine = re.search(r'combine_kernelI([fd])E', name)
         if scan:
-            wide = scan[3] == 'f' and scan[2] != 'f' and scan[5] == '1'
+            way, lanes, dtype, of_grad, is_map, one, summary = scan.groups()
+            # The backward's lanes only make a summary.
+            kind = '' if not lanes else ' by lanes' if summary == '0' else ' summary'
+            wide = of_grad == 'f' and dtype != 'f' and one == '1'
             row = dict(
-                kernel=scan[1]
-                + (' summary' if scan[6] == '1' else '')
-                + (', wide gradient' if wide else ''),
-                dtype=dtypes[scan[2]],
-                states='1' if scan[5] == '1' else 'many' if scan[4] == '1' else 'any',
+                kernel=way + kind + (', wide gradient' if wide else ''),
+                dtype=dtypes[dtype],
+                states='1' if one == '1' else 'many' if is_map == '1' else 'any',
             )
         elif combine:
             row = dict(kernel='combine', dtype=dtypes[combine[1]], states='any')

@@ -684,7 +684,7 @@ __global__ void __launch_bounds__(most_warps<io_t>(true, kMap&& kOne) * 32, 1)
 }
 
 template <typename io_t, typename grad_t, bool kMap, bool kOne>
-__global__ void __launch_bounds__(kMap&& kOne ? kLaneThreads : kMostLaneWarps * 32, 2)
+__global__ void __launch_bounds__(lane_threads<io_t>(kMap&& kOne), 2)
     backward_lane_kernel(const ScanBackward args) {
   extern __shared__ __align__(16) unsigned char memory[];
   BackwardLane<io_t, grad_t, kMap, kOne>(args, memory).run();

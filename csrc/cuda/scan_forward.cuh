@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(most_warps<io_t>(false, kMap&& kOne) * 32, 1)
 }
 
 template <typename io_t, bool kMap, bool kOne, bool kSummary>
-__global__ void __launch_bounds__(kMap&& kOne ? kLaneThreads : kMostLaneWarps * 32, 2)
+__global__ void __launch_bounds__(lane_threads<io_t>(kMap&& kOne), 2)
     forward_lane_kernel(const ScanForward args) {
   extern __shared__ __align__(16) unsigned char memory[];
   ForwardLane<io_t, kMap, kOne, kSummary>(args, memory).run();

@@ -17,15 +17,19 @@ constexpr int kLaneSums = 2 * 32;                   // sums of a warp where each
 #ifndef MMVMAMBA_BACKWARD_WARPS
 #define MMVMAMBA_BACKWARD_WARPS 12
 #endif
-// The most warps of a block of the other kind, whose lanes scan a tile each; and what the compiler
-// is told, for 96 registers to each thread.
-constexpr int kMostLaneWarps = 8, kLaneThreads = 320;
-
 template <typename io_t>
 constexpr int most_warps(bool backward, bool map_of_one_state) {
   const bool small = sizeof(io_t) == 2 && map_of_one_state;
   if (!backward) return small ? MMVMAMBA_FORWARD_WARPS : 16;
   return small ? MMVMAMBA_BACKWARD_WARPS : 8;
+}
+
+// The most warps of a block whose lanes scan a tile each. Of two blocks, the compiler is told 20
+// warps for one state, which leave 96 registers, else 16 for 128.
+constexpr int kMostLaneWarps = 8;
+template <typename io_t>
+constexpr int lane_threads(bool map_of_one_state) {
+  return sizeof(io_t) < 8 && map_of_one_state ? 320 : kMostLaneWarps * 32;
 }
 
 // Where a block reads and writes: from the tile's first channel on, of the sample and direction. In

@@ -14,9 +14,9 @@ BACKENDS = ('auto', 'native', 'triton', 'reference')
 #: The backends that 'auto' tries on a type of device, in this order.
 AUTO_ORDER: dict[str, tuple[str, ...]] = {
     'cpu': ('native',),
-    # By the instructions that they issue, the CUDA kernels are the faster ones for the maps of a
-    # classifier, Triton's for the large maps of detectors and segmentors (docs/performance.md). To
-    # be decided by measurement.
+    # Neither has run on a GPU, and Triton's compiler is proven. By the instructions that they
+    # issue, the CUDA kernels are the faster ones in training (docs/performance.md). To be decided
+    # by measurement.
     'cuda': ('triton', 'native'),
     # Computes nothing. The native op comes first, as it also stands for a CPU.
     'meta': ('native', 'triton'),

@@ -37,7 +37,7 @@ template <typename io_t>
 cudaError_t launch_backward_io(const ScanBackward&, ScanPass, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
-#define MMVMAMBA_NOT_COUNTED(io_t)                                                      \
+#define MMVMAMBA_NOT_COUNTED(io_t)                                                          \
   template cudaError_t launch_forward_io<io_t>(const ScanForward&, ScanPass, cudaStream_t); \
   template cudaError_t launch_backward_io<io_t>(const ScanBackward&, ScanPass, cudaStream_t)
 MMVMAMBA_NOT_COUNTED(float);

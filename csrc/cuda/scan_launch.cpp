@@ -48,6 +48,45 @@ std::vector<ScanDirections> batches(bool by_axis, const std::vector<int64_t>& or
   return out;
 }
 
+// The sizes of a problem, before it is split. RuntimeError for what 32 bits do not hold.
+ScanPlan describe(const ScanSizes& s) {
+  constexpr int64_t limit_of_int = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(s.length < limit_of_int - kTilePositions,
+                  "a sequence must have less than 2^31 - 33 positions, but got ", s.length);
+  STD_TORCH_CHECK(s.batch * s.channels < limit_of_int && s.batch * s.directions < limit_of_int &&
+                      s.channels * s.states * s.directions < limit_of_int &&
+                      s.channels * s.rank * s.directions < limit_of_int &&
+                      ceil_div(s.length, kTilePositions) * s.states < limit_of_int,
+                  "the scan has too many samples, channels or states: ", s.batch, ", ", s.channels,
+                  " and ", s.states);
+  const int64_t tiles = ceil_div(s.length, kTilePositions);
+  const int64_t channel_tiles = ceil_div(s.group_channels, kTileChannels);
+  ScanPlan p = {};
+  p.length = static_cast<int32_t>(s.length);
+  p.batch = static_cast<int32_t>(s.batch);
+  p.height = static_cast<int32_t>(s.height);
+  p.width = static_cast<int32_t>(s.width);
+  p.by_height = Divisor(s.height);
+  p.by_eight_rows = Divisor(std::min<int64_t>(8 * s.width, limit_of_int));
+  p.channels = static_cast<int32_t>(s.channels);
+  p.group_channels = static_cast<int32_t>(s.group_channels);
+  p.states = static_cast<int32_t>(s.states);
+  p.rank = static_cast<int32_t>(s.rank);
+  p.directions = static_cast<int32_t>(s.directions);
+  p.axis_tiles = static_cast<int32_t>(tiles);
+  p.groups = static_cast<int32_t>(s.channels / s.group_channels);
+  p.group_tiles = static_cast<int32_t>(channel_tiles);
+  p.octets = static_cast<int32_t>(ceil_div(s.rank, 8));
+  p.packed_bytes = p.octets * kPackedWords * 4;
+  p.walk_states = tiles * s.states * s.channels;
+  for (int64_t i = 0; i < 8; ++i) {
+    if (8 * (p.octets - 1) + i < s.rank) p.tail[i / 2] |= 0xffffu << (i % 2 * 16);
+  }
+  p.state_sums = 1 + s.constant_B + s.constant_C;
+  p.softplus = s.softplus;
+  return p;
+}
+
 // Sets what follows from the sizes of a split.
 void set_parts(ScanPlan& p, int64_t segment_tiles, int64_t channel_tiles) {
   p.segments = static_cast<int32_t>(ceil_div(p.axis_tiles, segment_tiles));
@@ -123,42 +162,10 @@ int64_t state_count(const ScanSizes& s) {
 
 ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bool is_map,
                    bool backward) {
-  constexpr int64_t limit_of_int = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(s.length < limit_of_int - kTilePositions,
-                  "a sequence must have less than 2^31 - 33 positions, but got ", s.length);
-  STD_TORCH_CHECK(s.batch * s.channels < limit_of_int &&
-                      s.channels * s.states * s.directions < limit_of_int &&
-                      s.channels * s.rank * s.directions < limit_of_int &&
-                      ceil_div(s.length, kTilePositions) * s.states < limit_of_int,
-                  "the scan has too many samples, channels or states: ", s.batch, ", ", s.channels,
-                  " and ", s.states);
-  const int64_t tiles = ceil_div(s.length, kTilePositions);
-  const int64_t channel_tiles = ceil_div(s.group_channels, kTileChannels);
-  const int64_t walks = s.batch * s.channels / s.group_channels * channel_tiles;
+  ScanPlan p = describe(s);
+  const int64_t tiles = p.axis_tiles, channel_tiles = p.group_tiles;
+  const int64_t walks = s.batch * p.groups * channel_tiles;
   const int64_t limit = device.max_shared();
-  ScanPlan p = {};
-  p.length = static_cast<int32_t>(s.length);
-  p.batch = static_cast<int32_t>(s.batch);
-  p.height = static_cast<int32_t>(s.height);
-  p.width = static_cast<int32_t>(s.width);
-  p.by_height = Divisor(s.height);
-  p.by_eight_rows = Divisor(std::min<int64_t>(8 * s.width, limit_of_int));
-  p.channels = static_cast<int32_t>(s.channels);
-  p.group_channels = static_cast<int32_t>(s.group_channels);
-  p.states = static_cast<int32_t>(s.states);
-  p.rank = static_cast<int32_t>(s.rank);
-  p.directions = static_cast<int32_t>(s.directions);
-  p.axis_tiles = static_cast<int32_t>(tiles);
-  p.groups = static_cast<int32_t>(s.channels / s.group_channels);
-  p.group_tiles = static_cast<int32_t>(channel_tiles);
-  p.octets = static_cast<int32_t>(ceil_div(s.rank, 8));
-  p.packed_bytes = p.octets * kPackedWords * 4;
-  p.walk_states = tiles * s.states * s.channels;
-  for (int64_t i = 0; i < 8; ++i) {
-    if (8 * (p.octets - 1) + i < s.rank) p.tail[i / 2] |= 0xffffu << (i % 2 * 16);
-  }
-  p.state_sums = 1 + s.constant_B + s.constant_C;
-  p.softplus = s.softplus;
   // Warps share the tiles of a segment evenly.
   const auto split = [&](int64_t segment_tiles, int64_t most, int64_t channel_tiles_of_block) {
     set_parts(p, segment_tiles, channel_tiles_of_block);
@@ -179,15 +186,15 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
     return blocks * (size + 1024) <= limit + 1024;
   };
   if (fits(split(tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
-  // To split a walk costs a summary: where the sum of an axis does not fit, or its blocks would
-  // fill less than half of the GPU.
+  // A split costs a summary, so a walk is split only where the sum of an axis does not fit, or
+  // where its blocks would fill less than half of the GPU.
   const int64_t threads = walks * std::min(tiles, half) * 32, target = device.target_threads();
   const bool few = 2 * threads < target && tiles > device.least_split();
   p.split = few || warps < half / 2 || split(tiles, warps, 1) > limit;
   if (p.split && !backward) return plan_lanes(p, io, device, false);
   int64_t segment_tiles = tiles;
   if (p.split) {
-    // Segments of one round leave room for tiles of channels.
+    // Segments of two rounds leave room for tiles of channels.
     segment_tiles = std::min(few ? ceil_div(tiles, ceil_div(target, threads)) : tiles, 2 * half);
     while (split(segment_tiles, segment_tiles, 1) > limit && segment_tiles > 1) --segment_tiles;
     warps = ceil_div(segment_tiles, 2);

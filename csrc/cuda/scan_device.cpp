@@ -32,7 +32,7 @@ DeviceType ScanDevice::type() { return DeviceType::CUDA; }
 // Of 128 multiprocessors with 512 threads each, as the launch bounds leave room for.
 int64_t ScanDevice::target_threads() const { return 65536; }
 
-int64_t ScanDevice::least_split() const { return 20; }
+int64_t ScanDevice::least_split() const { return 40; }
 
 int64_t ScanDevice::max_shared() const {
   int bytes = 0;

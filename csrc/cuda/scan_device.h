@@ -22,7 +22,8 @@ class ScanDevice {
   // split determines the order of summation.
   int64_t target_threads() const;
 
-  // Tiles of a walk up to which it is not split to fill the device: a block has them in two rounds.
+  // Tiles of a walk up to which it is not split to fill the device: a block has them in four rounds,
+  // in less time than four launches take.
   int64_t least_split() const;
 
   // Bytes of shared memory that a block may have.

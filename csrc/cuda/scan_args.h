@@ -11,8 +11,9 @@
 
 namespace mmvmamba {
 
-// What a launch does: all of a scan, what each tile does to a state, or the rest of the scan, from
-// the states before each tile.
+// What a launch does. kBlocks: a whole scan, or the sweep of a split backward. kSummary: find the
+// effect of each tile on a state. kLanes: the sweep of a split forward, from the state before each
+// tile.
 enum class ScanPass { kBlocks, kSummary, kLanes };
 
 enum class DeviceIo { kFloat, kHalf, kBFloat16, kDouble };
@@ -101,10 +102,10 @@ struct SharedLayout {
   int32_t own, own_bytes;                  // lanes: what each warp's tile of channels needs
 };
 
-// How a call is split. A block has `warps` tiles of positions side by side, of a segment of the
-// axis, and `tiles` tiles of channels one after the other, none of which crosses a group of B and
-// C. Where each lane scans a tile, it has four tiles of positions, and tiles of channels side by
-// side.
+// How a call is split. A block scans a segment of the axis, `warps` tiles of positions at a time,
+// for `tiles` tiles of channels one after the other. No tile of channels crosses a group of B and
+// C. Where each lane scans a tile, a block has four tiles of positions at a time, and each of its
+// warps has a tile of channels of its own.
 struct ScanPlan {
   Divisor by_height, by_eight_rows;                    // by height, by 8 width
   Divisor by_parts, by_groups, by_segments, by_batch;  // of the blocks

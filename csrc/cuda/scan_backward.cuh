@@ -1,12 +1,12 @@
-// The backward: what a block does with a tile, and the kernel. Tiles are visited against the walk.
-// The states inside of a tile are computed again from the one that the forward saved before it, and
-// the gradient g of a state flows from later positions to earlier ones as states do forward:
+// The backward: how a block or a lane processes a tile, and the kernels. Tiles are visited against
+// the walk. The states inside a tile are computed again from the state before it, which the forward
+// saved. The gradient g of a state flows from later positions to earlier ones:
 //
 //   flow_l = decay_l g_l,    g_l = C_l grad_y_l + flow_(l + 1).
 //
-// Every sum has one order, whatever the machine: over positions in a lane, in a team, over the
-// tiles of a warp, the warps of a block, then over blocks by the caller; over channels in a lane,
-// over teams, tiles of channels, and blocks.
+// Every sum has a fixed order. Over positions: in a lane, over a team, over the tiles of a warp,
+// over the warps of a block, then over blocks, by the caller. Over channels: in a lane, over teams,
+// over tiles of channels, then over blocks.
 #pragma once
 
 #include "scan_block.cuh"
@@ -83,8 +83,8 @@ struct BackwardBlock
            warp * shared.at.weight_pieces;
   }
 
-  // The first of the warp's tiles sets its sums, the others add to them. Groups of states are sums
-  // of their own, but for those of the bias.
+  // The first of the warp's tiles sets the warp's sums, and the others add to them. The sums
+  // restart with each group of states, except those of the bias and D.
   __device__ __forceinline__ void add_sum(int row, bool set, const T (&sum)[2]) const {
     Pair<T>* total = reinterpret_cast<Pair<T>*>(param_sums(row));
     Pair<T> value = {{sum[0], sum[1]}};
@@ -508,8 +508,8 @@ struct BackwardBlock
         });
         return;
       }
-      // Rows of that product are positions 2 j apart, of which a lane has one for each j, and two
-      // ranks, which an even number of ranks keeps aligned.
+      // Of the product for the low ranks, a lane has four positions, each two apart, and two
+      // neighboring ranks, which are aligned in memory if the number of ranks is even.
       T* to[4];
       bool has[4];
       MMVMAMBA_UNROLL

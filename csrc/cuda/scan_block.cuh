@@ -1,15 +1,15 @@
-// What the forward and the backward of a block have in common. A block has a segment of the axis,
-// in rounds of one tile for each warp, for each direction of the launch and each tile of its
-// channels: warp w has tile w of a round, and the warps combine through shared memory what their
-// tiles do to a state. The sum over directions stays in shared memory until the end.
+// The scan by a block, which the forward and the backward share. A block scans a segment of the
+// axis for each direction of the launch and each tile of its channels. It does so in rounds of one
+// tile for each warp: warp w has tile w of a round, and the warps combine the effects of their
+// tiles on a state through shared memory. The sum over directions stays there until the end.
 #pragma once
 
 #include "scan_inputs.cuh"
 
 namespace mmvmamba {
 
-// Scan: what is done with a tile, by scan_tile(), with what is left of a tile of channels, by
-// finish_states(), and with the block's sum, by write_sums().
+// Scan: its scan_tile() processes a tile, finish_states() ends a group of states of a tile of
+// channels, and write_sums() writes the block's sum.
 template <class Scan, class Args, typename io_t, bool kMap, bool kOne, bool kBack>
 struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
   using Base = ScanInputs<Args, io_t, kMap, kOne, kBack>;
@@ -110,8 +110,9 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     return shared.template part<Pair<T>>(shared.at.carry) + (when & 1) * states * kTeams;
   }
 
-  // The state before this warp's tile, in `start`. Each warp leaves what its tile does to it, and
-  // the last one what the next round starts from, in halves that take turns: one barrier is enough.
+  // Sets `start` to the state before this warp's tile. Each warp stores the effect of its tile, and
+  // the last warp the state from which the next round starts. Both buffers have two halves that
+  // take turns, so one barrier is enough.
   __device__ __forceinline__ void scan_block(int n, bool last, const Effect<T>& tile,
                                              T (&start)[2]) {
     const bool at_end = me.run == (kBack ? 0 : kTeamLanes - 1);  // whose effect is its team's

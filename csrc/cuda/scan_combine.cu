@@ -1,4 +1,4 @@
-// The kernel that combines segments, and the choice of a kernel by I/O type.
+// The kernel that combines the effects of tiles, and the choice of a kernel by I/O type.
 #include <cuda_runtime.h>
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -18,9 +18,9 @@ namespace {
 
 constexpr int kColumns = 32, kRows = 16;  // of a block
 
-// The states before each tile, from what the tiles do to a state; for the backward, the gradients
-// that flow into each. A block has 32 channels of the states of a sample and direction, a thread
-// one of them in a sixteenth of the walk.
+// Computes the state before each tile from the effects of the tiles; in the backward, the gradient
+// that flows into each. A block has 32 of the (state, channel) pairs of a sample and direction. A
+// thread has one pair in a sixteenth of the walk.
 template <typename T>
 __global__ void combine_kernel(const ScanCall args) {
   __shared__ T decays[kRows][kColumns];

@@ -18,12 +18,13 @@ class ScanDevice {
 
   static DeviceType type();
 
-  // Threads that fill a large device. A constant, not a property of the current device: the
-  // split determines the order of summation.
+  // Threads that fill a large device. A constant and not a property of the current device, so that
+  // devices with the same shared memory split alike: the split determines the order of summation.
   int64_t target_threads() const;
 
-  // Tiles of a walk up to which it is not split to fill the device: a block has them in four rounds,
-  // in less time than four launches take.
+  // A walk of at most this many tiles is never split just to fill the device. In half precision
+  // with one state, a block of the forward scans them in four rounds, in less time than four
+  // launches take.
   int64_t least_split() const;
 
   // Bytes of shared memory that a block may have.

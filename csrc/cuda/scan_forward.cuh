@@ -50,8 +50,8 @@ struct ForwardBlock
     }
   }
 
-  // One state over a tile: first what the tile does to it, then, from where the warps before have
-  // left it, its values.
+  // Scans one state over a tile: first finds the tile's effect on it, then, from the state that the
+  // warps before have left, its values.
   __device__ __forceinline__ void scan_state(const Tile& tile, int n, int slot, bool last,
                                              const T (&dt)[kStep][2],
                                              const Held<io_t> (&u)[kStep]) {
@@ -156,8 +156,8 @@ struct ForwardLane : LaneScan<ForwardLane<io_t, kMap, kOne, kSummary>, ScanForwa
     Base::state_at(n) = state;
   }
 
-  // The sum over the directions of a launch, and groups of states, stays in shared memory, where
-  // only this lane has its positions; the last one completes it.
+  // Adds to the sum over the directions of a launch and the groups of states. It stays in shared
+  // memory, where no other lane uses these positions; the last direction and group write it.
   __device__ __forceinline__ void add_outputs(const Steps& tile, int slot,
                                               const Held<io_t> (&u)[kStep], T (&y)[kStep][2]) {
     const bool first = Base::which == 0 && first_state == 0;

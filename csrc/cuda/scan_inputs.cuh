@@ -1,15 +1,16 @@
-// What a warp reads to scan a tile: parameters, maps, time steps. Both kinds of scan have it, that
-// of a block, see scan_block.cuh, and that of a lane, see scan_lane.cuh.
+// The inputs that a warp reads to scan a tile: parameters, maps, time steps. Both kinds of scan use
+// them: by a block, see scan_block.cuh, and by single lanes, see scan_lane.cuh.
 #pragma once
 
 #include "scan_tile.cuh"
 
 namespace mmvmamba {
 
-// kMap: a map with channels next to each other, an even number of them, and low-rank time steps:
-// what ss2d_scan hands over. Else any strides, given time steps, constant B and C: selective_scan.
+// kMap: the map has contiguous channels, an even number of them, and low-rank time steps, as in
+// most calls of ss2d_scan. Otherwise strides and the number of channels are arbitrary, and time
+// steps and constant B and C may be given, as in selective_scan.
 // kOne: there is one state.
-// kBack: against the walk. The "state" that is scanned is then the gradient that flows back.
+// kBack: scan against the walk. The "state" is then the gradient that flows back.
 template <class Args, typename io_t, bool kMap, bool kOne, bool kBack>
 struct ScanInputs {
   using T = typename Accumulate<io_t>::type;
@@ -60,18 +61,18 @@ struct ScanInputs {
     return in_global(shared.sources().*pointer);
   }
 
-  // Of an array of states before each tile, where those of the walk begin.
+  // The index of the walk's first state in an array of the states before each tile.
   __device__ __forceinline__ int64_t first_saved() const {
     return (work.sample * s.directions + work.direction) * s.walk_states;
   }
-  // And from the tile of channels on, where a lane's of a tile lies.
+  // The lane's entry for a tile and a state of the group, from Sources::states on.
   __device__ __forceinline__ T* saved_state(int tile, int n) const {
     const int row = tile * (kOne ? 1 : s.states) + (kOne ? 0 : first_state + n);
     return at(static_cast<T*>(source(&Sources::states)), row, s.channels) + me.channel;
   }
 
-  // The i-th of the tile's channels: its bias of time steps, in units of log2(e) and as the tensor
-  // cores begin with it, and A of one state.
+  // Stores constants of the tile's i-th channel: the bias of its time steps in units of log2(e),
+  // twice, as the tensor cores' accumulators start from it, and A if there is one state.
   __device__ __forceinline__ void set_constants(int i) const {
     if (i >= kTileChannels) return;
     const int at = work.direction * s.channels + work.channel + smaller(i, work.channels - 1);

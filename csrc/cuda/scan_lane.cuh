@@ -1,17 +1,17 @@
-// Long walks, of which each lane scans one tile of 32 positions by itself: there are enough of
-// them, and nothing is exchanged. A first pass, the summary, finds what each tile does to a state;
-// those effects are combined, see scan_combine.cu, and a second pass walks each tile from the state
-// before it. A warp has four tiles of positions and 16 channels, and takes eight positions of each
-// tile at a time, which lie with its lanes like those of a tile in scan_tile.cuh. The warps of a
-// block share the rows of proj.
+// The scan of long walks: each lane scans one tile of 32 positions by itself. A long walk has
+// enough tiles for this, and no state passes between lanes. The first pass, the summary, finds the
+// effect of each tile on a state. scan_combine.cu combines these effects. In the forward, a second
+// pass then scans each tile from the state before it. A warp has 16 channels and four tiles of
+// positions, and takes eight positions of each tile at a time. They are assigned to lanes like the
+// 32 positions of a tile in scan_tile.cuh. The warps of a block share the rows of proj.
 #pragma once
 
 #include "scan_inputs.cuh"
 
 namespace mmvmamba {
 
-// Scan: what is done with a lane's eight positions, by scan_step(). kSummary: the first pass, for
-// one direction of the launch; else for all, after one another.
+// Scan: its scan_step() processes eight positions of each lane. kSummary: the first pass, in which
+// a block has one direction of the launch. In the second it has all of them, one after the other.
 template <class Scan, class Args, typename io_t, bool kMap, bool kOne, bool kSummary, bool kBack>
 struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
   using Base = ScanInputs<Args, io_t, kMap, kOne, kBack>;
@@ -51,7 +51,7 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
   __device__ __forceinline__ bool is_busy() const { return work.channels > 0; }
 
   __device__ __forceinline__ void set_up() {
-    sync_lanes();  // all have left the last direction
+    sync_lanes();  // all have finished the previous direction
     if (me.lane == 0) {
       if (kSummary || which == 0) Base::set_maps();
       if (!kSummary && which == 0) Base::set_outputs();
@@ -110,7 +110,7 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     }
   }
 
-  // What the tiles have done to the states, or the states at the end of the walk.
+  // Writes the effects of the tiles on the states (summary) or the states at the end of the walk.
   __device__ __forceinline__ void finish_states() {
     if (!has_tile()) return;
     const int tile = first_tile + me.run;

@@ -186,8 +186,8 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
     return blocks * (size + 1024) <= limit + 1024;
   };
   if (fits(split(tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
-  // A split costs a summary, so a walk is split only where the sum of an axis does not fit, or
-  // where its blocks would fill less than half of the GPU.
+  // A split costs a summary, so a walk is split only if the sum of an axis does not fit, or fits
+  // only a block of few warps, or if the blocks would fill less than half of the GPU.
   const int64_t threads = walks * std::min(tiles, half) * 32, target = device.target_threads();
   const bool few = 2 * threads < target && tiles > device.least_split();
   p.split = few || warps < half / 2 || split(tiles, warps, 1) > limit;

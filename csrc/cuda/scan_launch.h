@@ -23,10 +23,10 @@ ScanPlan plan_scan(const ScanSizes& sizes, DeviceIo io, const ScanDevice& device
 // The elements of the states that a forward saves for the backward.
 int64_t state_count(const ScanSizes& sizes);
 
-// Launches everything that a call needs, over all directions. Working memory is set.
+// Launches everything that a call needs, over all directions. `args` must have its working memory.
 void launch_scan(const ScanDevice& device, ScanForward args, const std::vector<int64_t>& orders);
 void launch_scan(const ScanDevice& device, ScanBackward args, const std::vector<int64_t>& orders);
-// The direction that a launch begins with, whose row of D's gradient is set.
+// The first direction of the first launch, the only one in which the gradient of D is written.
 int64_t first_direction(const std::vector<int64_t>& orders);
 
 // Working memory: `decay` and `state` of a walk's tiles, if it is split, and dt_weight as the

@@ -24,8 +24,9 @@ constexpr int most_warps(bool backward, bool map_of_one_state) {
   return small ? MMVMAMBA_BACKWARD_WARPS : 8;
 }
 
-// The most warps of a block whose lanes scan a tile each. Of two blocks, the compiler is told 20
-// warps for one state, which leave 96 registers, else 16 for 128.
+// The most warps of a block whose lanes scan a tile each. The launch bounds ask for two resident
+// blocks: of 20 warps together, which leave 96 registers, for one state unless in float64, and of
+// 16, which leave 128, otherwise.
 constexpr int kMostLaneWarps = 8;
 template <typename io_t>
 constexpr int lane_threads(bool map_of_one_state) {
@@ -88,9 +89,9 @@ int64_t weight_bytes(const ScanPlan& s) {
   return kPositionRows<io_t> ? 0 : s.rank * kTileChannels * int64_t{sizeof(io_t)};
 }
 
-// Sets the layout of a block for a split, of which all but the layout is known. A slot is for one
-// tile of each warp or, where tiles of channels or groups of states take turns on them, for every
-// tile of the segment. Returns its size in bytes.
+// Lays out the shared memory of a block for a plan that is otherwise complete. There is a slot for
+// each warp. If several tiles of channels or, in the backward, groups of states use the same rows,
+// there is one for each tile of the segment. Returns the size in bytes.
 template <typename io_t>
 int64_t lay_out(ScanPlan& s, bool backward) {
   using T = typename Accumulate<io_t>::type;

@@ -46,7 +46,7 @@ __device__ __forceinline__ Pair<float> unpack(uint32_t word) {
 template <typename V>
 struct Held {
   Pair<V> pair;
-  __device__ __forceinline__ Held() = default;
+  Held() = default;
   __device__ __forceinline__ Held(Pair<V> value) : pair(value) {}
   __device__ __forceinline__ V operator[](int i) const { return pair.v[i]; }
   // The first `count` of them, zeros for the others.
@@ -57,7 +57,7 @@ struct Held {
 template <typename half_t>
 struct HeldHalf {
   uint32_t word;
-  __device__ __forceinline__ HeldHalf() = default;
+  HeldHalf() = default;
   __device__ __forceinline__ HeldHalf(Pair<half_t> value)
       : word(uint32_t{value.v[0].x} | uint32_t{value.v[1].x} << 16) {}
   __device__ __forceinline__ HeldHalf(Pair<float> value)

@@ -79,7 +79,7 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     const int count = work.tiles;
     const bool fresh = channels == 0 || !s.keep_rows;
     _Pragma("unroll 1") for (int index = me.warp; index - me.warp < count; index += s.warps) {
-      if (index >= count) {  // no tile of the last round
+      if (index >= count) {  // it has no tile in the last round
         for (int n = 0; !s.split && n < states; ++n) sync_block();
         step += states;
         ++turn;
@@ -103,6 +103,7 @@ struct BlockScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
 
   // The states before the walk, into the half of `carry` that the next round reads.
   __device__ __forceinline__ void start_states() {
+    if (s.split) return;
     Pair<T>* carry = carry_at(turn);
     for (int i = threadIdx.x; i < states * kTeams; i += blockDim.x) carry[i] = {{T(0), T(0)}};
   }

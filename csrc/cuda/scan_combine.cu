@@ -38,7 +38,7 @@ __global__ void combine_kernel(const ScanCall args) {
       (exists ? column : 0);
   const bool from_last = is_reversed(args.directions.order[which]) != args.backward;
   const int part = (s.axis_tiles + kRows - 1) / kRows, begin = y * part;
-  const int count = min(part, s.axis_tiles - begin);  // may be negative
+  const int count = exists ? min(part, s.axis_tiles - begin) : 0;  // not positive past the end
   const int64_t step = from_last ? -row : row;
   const int64_t at = first + int64_t{from_last ? s.axis_tiles - 1 - begin : begin} * row;
   T* state = static_cast<T*>(args.state) + at;

@@ -196,35 +196,43 @@ struct ForwardLane : LaneScan<ForwardLane<io_t, kMap, kOne, kSummary>, ScanForwa
       y[j][0] += skip.v[0] * u[j][0];
       y[j][1] += skip.v[1] * u[j][1];
     }
-    T* total = static_cast<T*>(Base::source(&Sources::sum)) + Base::channel_offset(a.sum);
-    if (!a.directions.begin) {
-      Held<T> before[kStep];
-      Base::read_map(a.sum, static_cast<const T*>(total), slot, before);
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        y[j][0] += before[j][0];
-        y[j][1] += before[j][1];
+    const auto complete = [&](auto whole) {
+      const auto exists = [&](int j) {
+        return decltype(whole)::value || tile.has(me.run * kStep + j);
+      };
+      const auto for_all = [&](const MapView& map, auto* base, auto use) {
+        auto* first = base + Base::channel_offset(map);
+        MMVMAMBA_UNROLL
+        for (int j = 0; j < kStep; ++j) {
+          if (exists(j)) use(at(first, position[j], map.position), y[j]);
+        }
+      };
+      if (!a.directions.begin) {
+        for_all(a.sum, static_cast<const T*>(Base::source(&Sources::sum)),
+                [&](const T* before, T(&sum)[2]) { add_pair(before, sum); });
       }
-    }
-    const auto write = [&](const MapView& map, auto* to, auto whole) {
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        if (!decltype(whole)::value && !tile.has(me.run * kStep + j)) continue;
-        write_pair(map, at(to, position[j], map.position), y[j]);
-      }
-    };
-    const auto write_map = [&](const MapView& map, auto* to) {
-      if (__builtin_expect(tile.is_whole(), 1)) {
-        write(map, to, std::true_type());
+      if (a.directions.end && a.out.data != nullptr) {
+        for_all(a.out, static_cast<io_t*>(Base::source(&Sources::out)),
+                [&](io_t* to, const T(&sum)[2]) { write_pair(a.out, to, sum); });
       } else {
-        write(map, to, std::false_type());
+        for_all(a.sum, static_cast<T*>(Base::source(&Sources::sum)),
+                [&](T* to, const T(&sum)[2]) { write_pair(a.sum, to, sum); });
       }
     };
-    if (a.directions.end && a.out.data != nullptr) {
-      write_map(a.out,
-                static_cast<io_t*>(Base::source(&Sources::out)) + Base::channel_offset(a.out));
+    if (__builtin_expect(tile.is_whole(), 1)) {
+      complete(std::true_type());
     } else {
-      write_map(a.sum, total);
+      complete(std::false_type());
+    }
+  }
+  __device__ __forceinline__ void add_pair(const T* from, T (&to)[2]) const {
+    if constexpr (kMap) {
+      const Pair<T> before = *reinterpret_cast<const Pair<T>*>(from);
+      to[0] += before.v[0];
+      to[1] += before.v[1];
+    } else {
+      to[0] += from[0];
+      to[1] += from[me.next * a.sum.channel];
     }
   }
   template <typename V>

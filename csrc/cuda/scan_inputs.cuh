@@ -30,7 +30,7 @@ struct ScanInputs {
         shared{args.plan.shared, memory, own},
         work(args.plan, static_cast<int>(blockIdx.x)) {}
 
-  // What all directions share.
+  // Sets the pointers that all directions share.
   __device__ __forceinline__ void set_maps() const {
     Sources& to = shared.sources();
     to.x = a.x.template at<io_t>(work.sample, work.channel);
@@ -44,7 +44,7 @@ struct ScanInputs {
     shared.sources().sum = a.sum.template at<T>(work.sample, work.channel);
     shared.sources().out = a.out.template at<io_t>(work.sample, work.channel);
   }
-  // And what belongs to one.
+  // And those of the current direction.
   __device__ __forceinline__ void set_rows(void* states) const {
     Sources& to = shared.sources();
     to.weights =
@@ -81,7 +81,7 @@ struct ScanInputs {
     to[2 * i] = to[2 * i + 1] = kMap || biases != nullptr ? biases[at] * T(kLog2E) : T(0);
     if constexpr (kOne) to[2 * kTileChannels + i] = static_cast<const T*>(a.params.A)[at];
   }
-  // The skip connection of the i-th, for all directions of the launch.
+  // Stores the i-th channel's skip weight, summed over the directions of the launch.
   __device__ __forceinline__ void set_skip(int i) const {
     if (i >= kTileChannels) return;
     const T* D = static_cast<const T*>(a.params.D);
@@ -116,7 +116,7 @@ struct ScanInputs {
                 first_state + n];
   }
 
-  // A lane's positions of a map, for its two channels.
+  // Reads a map at the lane's positions, for its two channels.
   template <typename V>
   __device__ __forceinline__ void read_map(const MapView& map, const V* from, int slot,
                                            Held<V> (&to)[kStep]) {
@@ -132,7 +132,7 @@ struct ScanInputs {
       }
     }
   }
-  // Where a lane's channels begin in a map, from those of the tile on.
+  // The offset of the lane's first channel from the tile's.
   __device__ __forceinline__ int64_t channel_offset(const MapView& map) const {
     return me.channel * (kMap ? 1 : map.channel);
   }
@@ -217,7 +217,7 @@ struct ScanInputs {
       }
     }
   }
-  // What the outputs take of a state: C of the lane's positions, and a constant C, else 1.
+  // The factors from a state to the outputs: C at the lane's positions, and the constant C, or 1.
   __device__ __forceinline__ void read_outflow(int n, int slot, T (&C)[kStep], T (&constant)[2]) {
     load_row(shared.values(slot) + (2 * n + 1) * kTilePositions + me.run * kStep, C);
     MMVMAMBA_UNROLL

@@ -20,7 +20,7 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
   using typename Base::T;
 
   int first_tile = 0;  // of four
-  Effect<T> state;     // a single state of this lane: where it is, and what has happened to it
+  Effect<T> state;     // the lane's only state: its value, and the product of the decays so far
 
   __device__ __forceinline__ LaneScan(const Args& args, unsigned char* memory)
       : Base(args, memory,
@@ -47,7 +47,7 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     }
   }
 
-  // A block of the last channels may have more warps than tiles of these.
+  // The block with the last channels may have more warps than tiles of channels.
   __device__ __forceinline__ bool is_busy() const { return work.channels > 0; }
 
   __device__ __forceinline__ void set_up() {
@@ -71,11 +71,14 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     _Pragma("unroll 1") for (int i = 0; i < kTeamLanes; ++i) {
       const int step = kBack ? kTeamLanes - 1 - i : i, slot = step & (s.slots - 1);  // in the walk
       if ((i & (s.slots - 1)) == 0) {
-        __syncthreads();  // all have left the last rows
+        __syncthreads();  // all are done with the previous rows
         stage_rows(step - slot, reversed);
         __syncthreads();
       }
-      if (is_busy()) scan().scan_step(Steps(s, first_tile, step, reversed), slot);
+      if (is_busy()) {
+        sync_lanes();  // they have left branches apart
+        scan().scan_step(Steps(s, first_tile, step, reversed), slot);
+      }
     }
     if (is_busy()) finish_states();
   }
@@ -89,10 +92,12 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
     }
   }
 
-  // Several states are in shared memory.
+  // A single state is kept in registers, several in shared memory. Their place does not depend on
+  // how many the group has: warps begin a group at different times.
   __device__ __forceinline__ Effect<T>& state_at(int n) {
     if constexpr (kOne) return state;
-    return shared.template part<Effect<T>>(shared.at.carry)[(me.warp * states + n) * 32 + me.lane];
+    const int first = me.warp * smaller(s.states, kStateGroup);
+    return shared.template part<Effect<T>>(shared.at.carry)[(first + n) * 32 + me.lane];
   }
   __device__ __forceinline__ bool has_tile() const {
     return me.active > 0 && first_tile + me.run < s.axis_tiles;

@@ -48,17 +48,19 @@ std::vector<ScanDirections> batches(bool by_axis, const std::vector<int64_t>& or
   return out;
 }
 
-// The sizes of a problem, before it is split. RuntimeError for what 32 bits do not hold.
+// The sizes of a problem, before it is split. Raises RuntimeError if one does not fit in 32 bits.
 ScanPlan describe(const ScanSizes& s) {
   constexpr int64_t limit_of_int = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(s.length < limit_of_int - kTilePositions,
-                  "a sequence must have less than 2^31 - 33 positions, but got ", s.length);
+  STD_TORCH_CHECK(s.length < limit_of_int - kTeamLanes * kTilePositions,
+                  "a sequence must have less than 2^31 - 129 positions, but got ", s.length);
+  // Rows of ranks lie in shared memory, channels are counted in bytes.
   STD_TORCH_CHECK(s.batch * s.channels < limit_of_int && s.batch * s.directions < limit_of_int &&
-                      s.channels * s.states * s.directions < limit_of_int &&
+                      s.channels < limit_of_int / 8 && s.rank < limit_of_int / 512 &&
+                      s.channels * s.states * s.directions < limit_of_int / 2 &&
                       s.channels * s.rank * s.directions < limit_of_int &&
                       ceil_div(s.length, kTilePositions) * s.states < limit_of_int,
-                  "the scan has too many samples, channels or states: ", s.batch, ", ", s.channels,
-                  " and ", s.states);
+                  "the scan has too many samples, channels, states or ranks: ", s.batch, ", ",
+                  s.channels, ", ", s.states, " and ", s.rank);
   const int64_t tiles = ceil_div(s.length, kTilePositions);
   const int64_t channel_tiles = ceil_div(s.group_channels, kTileChannels);
   ScanPlan p = {};
@@ -103,8 +105,8 @@ void set_parts(ScanPlan& p, int64_t segment_tiles, int64_t channel_tiles) {
                   " states and rank ", p.rank, ", the device has ", limit);
 }
 
-// The split of a call in which each lane scans a tile: as many warps in a block as it may have. A
-// summary keeps no sums, so that a warp may have more than four tiles of positions.
+// Plans a call in which each lane scans a tile, with as many warps in a block as fit. A summary
+// keeps no sums, so a warp may have more than four tiles of positions.
 ScanPlan plan_lanes(ScanPlan p, DeviceIo io, const ScanDevice& device, bool summary) {
   const int64_t limit = device.max_shared();
   int64_t size = 0, visits = 1;
@@ -121,7 +123,7 @@ ScanPlan plan_lanes(ScanPlan p, DeviceIo io, const ScanDevice& device, bool summ
     p.warps = p.tiles;
     for (const int32_t slots : {kTeamLanes, 1}) {
       p.slots = slots;
-      size = with_type(io, [&](auto zero) { return lay_out_lanes<decltype(zero)>(p); });
+      size = with_type(io, [&](auto zero) { return lay_out_lanes<decltype(zero)>(p, summary); });
       if (size <= limit) return p;
     }
   }

@@ -14,7 +14,7 @@ __global__ void pack_weight_kernel(const ScanCall args, int64_t count) {
   if (index < count) pack_weight<io_t>(args, index);
 }
 
-// Once for each call.
+// Packs dt_weight, before the first launch of a call.
 template <typename io_t>
 cudaError_t launch_pack_weight(const ScanCall& args, cudaStream_t stream) {
   if constexpr (kPositionRows<io_t>) {
@@ -39,7 +39,7 @@ cudaError_t launch_blocks(void (*kernel)(const Args), std::atomic<uint64_t>& rai
   const cudaError_t status =
       raise_shared_memory_limit(reinterpret_cast<const void*>(kernel), raised);
   if (status != cudaSuccess) return status;
-  const int64_t shared = s.shared.sum + (summary ? 0 : int64_t{s.tiles} * s.shared.sum_bytes);
+  const int64_t shared = s.shared.sum + int64_t{s.tiles} * s.shared.sum_bytes;
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(s.warps * 32),
            static_cast<size_t>(shared), stream>>>(args);
   return cudaGetLastError();

@@ -40,7 +40,7 @@ struct alignas(16) Sources {
   void *states, *grad_rows, *grad_params, *sum, *out;
 };
 
-// B and C of the states that are kept.
+// Rows of B and C in a slot.
 inline int value_rows(const ScanPlan& s) {
   return 2 * (s.states < kStateGroup ? s.states : kStateGroup);
 }
@@ -61,7 +61,7 @@ struct Fixed {
   static constexpr int kValues = 3 * kPlaces;
 };
 
-// Adds a part to what is laid out so far. Returns where it begins.
+// Reserves `bytes`, rounded up to 16, and returns where they begin.
 inline int32_t take(int64_t& size, int64_t bytes) {
   const int64_t begin = size;
   size += (bytes + 15) / 16 * 16;
@@ -101,8 +101,10 @@ int64_t lay_out(ScanPlan& s, bool backward) {
   s.slots = s.keep_rows ? s.segment_tiles : s.warps;
   int64_t size = lay_out_slots<io_t>(s, s.slots);
   to.weight = take(size, weight_bytes<io_t>(s));
-  to.ends = take(size, int64_t{2} * s.warps * 2 * kTileChannels * kSize);
-  to.carry = take(size, int64_t{value_rows(s)} * kTileChannels * kSize);
+  // A split backward reads the flow before each tile from memory.
+  const int64_t passed = s.split ? 0 : kTileChannels * kSize;
+  to.ends = take(size, int64_t{2} * s.warps * 2 * passed);
+  to.carry = take(size, int64_t{value_rows(s)} * passed);
   if (backward) {
     to.weight_pieces = s.octets * 32;
     to.weight_sums = take(size, s.warps * to.weight_pieces * 4 * kSize);
@@ -121,19 +123,22 @@ int64_t lay_out(ScanPlan& s, bool backward) {
   return size;
 }
 
-// The same where each lane scans a tile. A slot is for a step of the tiles, or there is one for
-// all.
+// The same where each lane scans a tile. There is a slot for each of the four steps or, where
+// memory is short, one for all. A summary keeps no sums, nor does a single direction whose states
+// are one group.
 template <typename io_t>
-int64_t lay_out_lanes(ScanPlan& s) {
+int64_t lay_out_lanes(ScanPlan& s, bool summary) {
   using T = typename Accumulate<io_t>::type;
   SharedLayout& to = s.shared;
   int64_t size = lay_out_slots<io_t>(s, s.slots), own = Fixed<T>::kSlots;
   to.weight = take(own, weight_bytes<io_t>(s));
   to.own_bytes = static_cast<int32_t>(own);
   to.own = take(size, s.warps * own);
-  // Of two channels, a state and what has happened to it.
+  // For two channels: the state, and the product of its decays.
   to.carry = take(size, s.warps * (value_rows(s) / 2) * 32 * 4 * int64_t{sizeof(T)});
-  to.sum_bytes = kTeamLanes * kTilePositions * kTileChannels * static_cast<int>(sizeof(T));
+  const bool sums = !summary && (s.directions > 1 || s.states > kStateGroup);
+  to.sum_bytes =
+      sums ? kTeamLanes * kTilePositions * kTileChannels * static_cast<int>(sizeof(T)) : 0;
   to.sum = take(size, int64_t{s.warps} * to.sum_bytes);
   return size;
 }

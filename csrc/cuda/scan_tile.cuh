@@ -194,7 +194,6 @@ struct Place {
   int lane, warp, team, run;
   int channel, next, active;
 
-  // Of unsigned numbers, so that the compiler knows that none is negative: it divides by shifts.
   __device__ Place()
       : lane(static_cast<int>(threadIdx.x) % 32),
         warp(static_cast<int>(threadIdx.x) / 32),
@@ -231,7 +230,7 @@ struct Tile {
   __device__ bool is_whole() const { return count >= kTilePositions; }
 };
 
-// Or eight positions of each of four tiles: a lane walks a tile in four such steps.
+// Eight positions from each of four tiles. A lane scans its tile in four such steps.
 struct Steps {
   static constexpr bool kInBlock = false;
   int step, first, length;  // along the axis
@@ -278,8 +277,8 @@ __device__ __forceinline__ int32_t place_of(const ScanPlan& s, int index, int ha
   return place;
 }
 
-// A block's shared memory, in which `own` belongs to those who work on a tile of channels: to the
-// block or, where each warp has one of its own, to the warp.
+// A block's shared memory. `own` is the part for one tile of channels: that of the block, or of the
+// warp if each warp has its own tile.
 template <typename io_t>
 struct Shared {
   using T = typename Accumulate<io_t>::type;
@@ -366,7 +365,7 @@ __device__ __forceinline__ void stage(const ScanPlan& s, const Positions& tile, 
                                       const Shared<io_t>& shared, const io_t* rows,
                                       const RowView& B, const RowView& C, int first, int count) {
   using T = typename Accumulate<io_t>::type;
-  // Beyond the end it is the last position once more, but a place of its own.
+  // Positions beyond the end repeat the last one, but keep a separate place for their sums.
   const bool exists = tile.has(me.lane);
   const int position = tile.position(me.lane), a = exists ? position : s.length - 1;
   const int line = s.by_height(a), p = columns ? (a - line * s.height) * s.width + line : a;
@@ -380,7 +379,6 @@ __device__ __forceinline__ void stage(const ScanPlan& s, const Positions& tile, 
   const io_t* row = kMap || s.rank > 0 ? at(rows, p, s.row) : nullptr;
   if (kMap || s.rank > 0) stage_low<io_t>(s, row, slot, me, shared);
   T* to = shared.values(slot) + me.lane;
-  const T one = exists ? T(1) : T(0), ln2 = exists ? T(kLn2) : T(0);
   const io_t *b, *c;
   if constexpr (kMap) {
     b = row + s.rank + first;
@@ -392,10 +390,13 @@ __device__ __forceinline__ void stage(const ScanPlan& s, const Positions& tile, 
         int64_t{first} * C.item;
   }
   _Pragma("unroll 1") for (int n = 0; n < count; ++n, to += 2 * kTilePositions) {
-    to[0] =
-        kMap || B.data != nullptr ? static_cast<T>(b[kMap ? n : int64_t{n} * B.item]) * one : one;
-    to[kTilePositions] =
-        kMap || C.data != nullptr ? static_cast<T>(c[kMap ? n : int64_t{n} * C.item]) * ln2 : ln2;
+    const T of_B =
+        kMap || B.data != nullptr ? static_cast<T>(b[kMap ? n : n * int64_t{B.item}]) : T(1);
+    const T of_C =
+        kMap || C.data != nullptr ? static_cast<T>(c[kMap ? n : n * int64_t{C.item}]) : T(1);
+    // Zero beyond the end, even if the last position's are not finite.
+    to[0] = exists ? of_B : T(0);
+    to[kTilePositions] = exists ? of_C * T(kLn2) : T(0);
   }
 }
 

@@ -193,12 +193,6 @@ struct BackwardBlock
     Lane lane;
     Base::read_x(slot, lane.u);
     read_grad_y<io_t>(*this, tile, slot, lane.grad_y);
-    if (__builtin_expect(!tile.is_whole(), 0)) {  // x may be infinite at the last position
-      MMVMAMBA_UNROLL
-      for (int j = 0; j < kStep; ++j) {
-        lane.u[j] = lane.u[j].first(tile.has(me.run * kStep + j) ? 2 : 0);
-      }
-    }
     MMVMAMBA_UNROLL
     for (int j = 0; j < kStep; ++j) {
       lane.slope[j] = Pair<T>{{T(kSlopeScale<io_t>), T(kSlopeScale<io_t>)}};

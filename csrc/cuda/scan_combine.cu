@@ -34,7 +34,7 @@ __global__ void combine_kernel(const ScanCall args) {
   const bool exists = column < row;
   const int sample = walk % s.batch, which = walk / s.batch;
   const int64_t first =
-      (int64_t{sample} * s.directions + args.directions.index[which]) * s.axis_tiles * row +
+      (int64_t{sample} * s.directions + args.directions.index[which]) * s.walk_states +
       (exists ? column : 0);
   const bool from_last = is_reversed(args.directions.order[which]) != args.backward;
   const int part = (s.axis_tiles + kRows - 1) / kRows, begin = y * part;

@@ -53,8 +53,10 @@ struct LaneScan : ScanInputs<Args, io_t, kMap, kOne, kBack> {
   __device__ __forceinline__ void set_up() {
     sync_lanes();  // all have finished the previous direction
     if (me.lane == 0) {
-      if (kSummary || which == 0) Base::set_maps();
-      if (!kSummary && which == 0) Base::set_outputs();
+      if (kSummary || which == 0) {
+        Base::set_maps();
+        if (!kSummary) Base::set_outputs();
+      }
       Base::set_rows(a.state);
     }
     Base::set_constants(me.lane);

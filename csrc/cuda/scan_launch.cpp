@@ -169,7 +169,8 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
   const int64_t walks = s.batch * p.groups * channel_tiles;
   const int64_t limit = device.max_shared();
   // Warps share the tiles of a segment evenly.
-  const auto split = [&](int64_t segment_tiles, int64_t most, int64_t channel_tiles_of_block) {
+  const auto lay_out_split = [&](int64_t segment_tiles, int64_t most,
+                                 int64_t channel_tiles_of_block) {
     set_parts(p, segment_tiles, channel_tiles_of_block);
     p.segment_tiles = static_cast<int32_t>(ceil_div(tiles, p.segments));
     const int64_t rounds = ceil_div(p.segment_tiles, most);
@@ -182,26 +183,27 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
       io, [&](auto zero) { return most_warps<decltype(zero)>(backward, is_map && s.states == 1); });
   const int64_t half = most / 2;
   int64_t warps = most;
-  while (warps > 1 && split(tiles, warps, 1) > limit) --warps;
+  while (warps > 1 && lay_out_split(tiles, warps, 1) > limit) --warps;
   // Blocks of a multiprocessor, each with 1 KB of the system's.
   const auto fits = [&](int64_t size, int64_t blocks) {
     return blocks * (size + 1024) <= limit + 1024;
   };
-  if (fits(split(tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
+  if (fits(lay_out_split(tiles, std::min(warps, half), 1), 2)) warps = std::min(warps, half);
   // A split costs a summary, so a walk is split only if the sum of an axis does not fit, or fits
   // only a block of few warps, or if the blocks would fill less than half of the GPU.
   const int64_t threads = walks * std::min(tiles, half) * 32, target = device.target_threads();
   const bool few = 2 * threads < target && tiles > device.least_split();
-  p.split = few || warps < half / 2 || split(tiles, warps, 1) > limit;
+  p.split = few || warps < half / 2 || lay_out_split(tiles, warps, 1) > limit;
   if (p.split && !backward) return plan_lanes(p, io, device, false);
   int64_t segment_tiles = tiles;
   if (p.split) {
     // Segments of two rounds leave room for tiles of channels.
     segment_tiles = std::min(few ? ceil_div(tiles, ceil_div(target, threads)) : tiles, 2 * half);
-    while (split(segment_tiles, segment_tiles, 1) > limit && segment_tiles > 1) --segment_tiles;
+    while (lay_out_split(segment_tiles, segment_tiles, 1) > limit && segment_tiles > 1)
+      --segment_tiles;
     warps = ceil_div(segment_tiles, 2);
   }
-  const int64_t size = split(segment_tiles, warps, 1);
+  const int64_t size = lay_out_split(segment_tiles, warps, 1);
   if (size > limit) refuse(p, size, limit);
   // Tiles of channels that share the rows of proj, while the device has enough to do and its
   // multiprocessors hold enough blocks.
@@ -211,7 +213,8 @@ ScanPlan plan_scan(const ScanSizes& s, DeviceIo io, const ScanDevice& device, bo
     const int64_t blocks = walks / channel_tiles * ceil_div(channel_tiles, n) * segments;
     if (2 * blocks * p.warps * 32 < target) continue;
     const ScanPlan before = p;
-    if (fits(split(segment_tiles, warps, n), std::max<int64_t>(2, most / 2 / p.warps))) break;
+    if (fits(lay_out_split(segment_tiles, warps, n), std::max<int64_t>(2, most / 2 / p.warps)))
+      break;
     p = before;
   }
   return p;

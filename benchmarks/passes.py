@@ -23,9 +23,9 @@ from mmvmamba.analysis.measure import Call, Row
 
 #: The first kind one of whose words is in an operator's name is taken.
 KINDS = {
-    'scan': ('mmvmamba::',),
+    'scan': ('_scan',),
     'matrix product': ('addmm', 'aten::mm', 'bmm', 'mkl_linear', 'linear_pointwise', '_linear'),
-    'convolution': ('conv',),
+    'convolution': ('conv', 'depthwise_silu'),
     'normalization': ('norm',),
     'attention': ('scaled_dot_product', 'softmax'),
     'activation': ('gelu', 'silu', 'relu'),

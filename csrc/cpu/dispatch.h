@@ -3,6 +3,7 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include "fused_ops.h"
 #include "selective_scan.h"
 #include "ss2d_scan.h"
 
@@ -16,6 +17,11 @@ constexpr int64_t kWorkItems = 16;
 // Kernels process the work items [begin, end). Results do not depend on how the items are split
 // among threads.
 struct SS2DKernels {
+  // The rows of proj, and the sum of the parts of their gradients, in another order and type. Items
+  // are directions of samples.
+  void (*pack)(const SS2DSizes&, const void* proj, void* rows, int64_t begin, int64_t end);
+  void (*unpack)(const SS2DSizes&, int64_t parts, const void* grad_rows, void* grad_proj,
+                 int64_t begin, int64_t end);
   void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
   void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
 };
@@ -28,10 +34,19 @@ struct SelectiveKernels {
   void (*backward)(const SelectiveBackward&, int64_t begin, int64_t end);
 };
 
+// Items are rows. Null for float64.
+struct FusedKernels {
+  int64_t lanes;  // of float32, whatever the I/O type
+  void (*layer_norm)(const NormRows&, int64_t begin, int64_t end);
+  void (*bias_gelu)(const BiasRows&, int64_t begin, int64_t end);
+  void (*depthwise_silu)(const DepthwiseMaps&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
   int64_t lanes;  // channels of a vector
   SS2DKernels ss2d;
   SelectiveKernels selective;
+  FusedKernels fused;
 };
 
 namespace isa_default {

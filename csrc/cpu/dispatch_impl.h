@@ -4,9 +4,15 @@ template <typename io_t>
 static Kernels make_kernels() {
   using Map = SS2D<io_t>;
   using Sequence = SelectiveScan<io_t>;
+  FusedKernels fused{};
+  if constexpr (!std::is_same<io_t, double>::value) {
+    using Fused = FusedOps<io_t>;
+    fused = {Fused::kLanes, Fused::layer_norm, Fused::bias_gelu, Fused::depthwise_silu};
+  }
   return {Map::kLanes,
-          {Map::forward_any, Map::backward_any},
-          {Sequence::pack, Sequence::forward_any, Sequence::backward_any}};
+          {Map::pack, Map::unpack, Map::forward_any, Map::backward_any},
+          {Sequence::pack, Sequence::forward_any, Sequence::backward_any},
+          fused};
 }
 
 Kernels kernels(Io io) {

@@ -31,6 +31,7 @@ namespace {
 #include "scan_chunk.h"
 #include "selective_scan_impl.h"
 #include "ss2d_scan_impl.h"
+#include "fused_ops_impl.h"
 // clang-format on
 
 }  // namespace

@@ -11,12 +11,12 @@ struct SharedWeights {
   MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t S) const { return values[t * S + s]; }
   static MMVMAMBA_INLINE int64_t index(int64_t t, int64_t s, int64_t S) { return t * S + s; }
 };
-// ... as it stands in rows of a wider table, one row for each position ...
+// ... as it stands in the rows of a wider table, one row for each position ...
 template <typename T>
 struct RowWeights {
-  const T* const* rows;  // [kChunk]
-  int64_t offset;
-  MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t) const { return rows[t][offset + s]; }
+  const T* values;
+  int64_t stride;  // from row to row
+  MMVMAMBA_INLINE T at(int64_t t, int64_t s, int64_t) const { return values[t * stride + s]; }
   static MMVMAMBA_INLINE int64_t index(int64_t t, int64_t s, int64_t S) { return t * S + s; }
 };
 // ... or a vector for each state, constant over positions.

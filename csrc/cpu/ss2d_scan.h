@@ -28,7 +28,7 @@ struct SS2DParamGrads {
 struct SS2DForward {
   SS2DSizes sizes;
   const void* x;     // io [batch][L][channels]
-  const void* proj;  // io [batch][L][directions][rank + 2 states]
+  const void* rows;  // acc [batch][directions][L][rank + 2 states], packed
   SS2DParams params;
   void* y;  // io or acc [batch][L][channels]
   bool y_is_acc;
@@ -38,13 +38,13 @@ struct SS2DForward {
 struct SS2DBackward {
   SS2DSizes sizes;
   const void* x;
-  const void* proj;
+  const void* rows;
   SS2DParams params;
   const void* states;
   const void* grad_y;  // io or acc [batch][L][channels]
   bool grad_y_is_acc;
   void* grad_x;     // io [batch][L][channels]
-  void* grad_proj;  // acc [groups][batch][L][directions][rank + 2 states]
+  void* grad_rows;  // acc [groups][batch][directions][L][rank + 2 states]
   SS2DParamGrads grads;
 };
 

@@ -9,7 +9,7 @@ namespace mmvmamba {
 namespace {
 
 struct Inputs {
-  Tensor x, proj, dt_weight, dt_bias, A, D;
+  Tensor x, rows, dt_weight, dt_bias, A, D;
   SS2DSizes sizes;
   Kernels kernels;
   int64_t blocks;  // of channels
@@ -28,13 +28,21 @@ Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, con
   const Kernels kernels = best_kernels(x.scalar_type());
   const int64_t blocks = ceil_div(C, kernels.lanes);
   const int64_t groups = std::min(blocks, ceil_div(kWorkItems, std::max<int64_t>(1, N)));
+  const SS2DSizes sizes{N, x.size(1), x.size(2), C, K, R, S, groups, orders.data()};
+  const Tensor dense = as_contiguous(proj);
+  const Tensor rows = empty_on(x, proj.sizes(), acc_type(x.scalar_type()));
+  const void* from = dense.const_data_ptr();
+  void* to = rows.mutable_data_ptr();
+  torch::stable::parallel_for(0, N * K, 1, [&](int64_t begin, int64_t end) {
+    kernels.ss2d.pack(sizes, from, to, begin, end);
+  });
   return {as_contiguous(x),
-          as_contiguous(proj),
+          rows,
           as_contiguous(dt_weight),
           as_contiguous(dt_bias),
           as_contiguous(A),
           as_contiguous(D),
-          {N, x.size(1), x.size(2), C, K, R, S, groups, orders.data()},
+          sizes,
           kernels,
           blocks};
 }
@@ -62,7 +70,7 @@ std::tuple<Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& proj, const 
 
   const SS2DForward args{s,
                          in.x.const_data_ptr(),
-                         in.proj.const_data_ptr(),
+                         in.rows.const_data_ptr(),
                          in.params(),
                          y.mutable_data_ptr(),
                          out_dtype == acc,
@@ -92,25 +100,29 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
   const Tensor grad_x = empty_on(x, x.sizes(), io);
   const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
-  const PartialSums grad_proj(x, groups, proj.sizes(), io);
+  const Tensor grad_rows = empty_on(x, prepend(groups, proj.sizes()), acc);
   // A part for each sample.
   const PartialSums grad_weight(x, s.batch, dt_weight.sizes(), acc);
   const PartialSums grad_bias(x, s.batch, dt_bias.sizes(), acc);
   const PartialSums grad_A(x, s.batch, A.sizes(), acc), grad_D(x, s.batch, D.sizes(), acc);
   const SS2DBackward args{s,
                           in.x.const_data_ptr(),
-                          in.proj.const_data_ptr(),
+                          in.rows.const_data_ptr(),
                           in.params(),
                           saved.const_data_ptr(),
                           grad.const_data_ptr(),
                           grad.scalar_type() == acc,
                           grad_x.mutable_data_ptr(),
-                          grad_proj.data(),
+                          grad_rows.mutable_data_ptr(),
                           {grad_weight.data(), grad_bias.data(), grad_A.data(), grad_D.data()}};
   torch::stable::parallel_for(0, s.batch * s.groups, 1, [&](int64_t begin, int64_t end) {
     in.kernels.ss2d.backward(args, begin, end);
   });
-  return {grad_x, grad_proj.sum(), grad_weight.sum(), grad_bias.sum(), grad_A.sum(), grad_D.sum()};
+  const Tensor grad_proj = empty_on(x, proj.sizes(), io);
+  torch::stable::parallel_for(0, s.batch * s.directions, 1, [&](int64_t begin, int64_t end) {
+    in.kernels.ss2d.unpack(s, groups, args.grad_rows, grad_proj.mutable_data_ptr(), begin, end);
+  });
+  return {grad_x, grad_proj, grad_weight.sum(), grad_bias.sum(), grad_A.sum(), grad_D.sum()};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 """Optimizations of the network for CPUs, apart from the plain modules.
 
-- In inference, with the same values: activations in the memory of their input, and the MLP of a
-  large map in slabs of positions.
+- In inference, a block in few passes over memory: matrix products without biases, and between them
+  the ops of :mod:`mmvmamba.ops.fused_ops`, in slabs of positions.
 - A convolution that ``torch.compile`` compiles once for changing sizes.
 """
 
@@ -11,36 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The largest hidden map (bytes) of an MLP that is computed as a whole. glibc requests larger
-#: blocks from the system each time, and clearing their pages can take as long as a matrix product.
-MAX_HIDDEN_BYTES = 32 * 2**20
-#: Bytes of the hidden map of a slab.
-SLAB_BYTES = 8 * 2**20
+from mmvmamba.ops import fused_ops
 
-_IN_PLACE: dict[type[nn.Module], Any] = {
-    nn.GELU: torch.ops.aten.gelu_,
-    nn.ReLU: torch.relu_,
-    nn.SiLU: torch.ops.aten.silu_,
-}
-#: Layers that treat each position by itself, and return new memory or their input.
-_POSITIONWISE: set[type[nn.Module]] = {
+#: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
+SLAB_BYTES = 4 * 2**20
+
+#: Layers whose call does no more than :func:`run_block` does in its place.
+_PLAIN: set[type[nn.Module]] = {
     nn.Dropout,
     nn.GELU,
     nn.Identity,
     nn.LayerNorm,
     nn.Linear,
-    nn.ReLU,
     nn.SiLU,
-    nn.Sigmoid,
 }
 
 Layer = TypeVar('Layer', bound=type[nn.Module])
 Sizes = list[int]  # for height and width
 
 
-def positionwise(layer: Layer) -> Layer:
-    """Mark a class as one that treats each position by itself; its subclasses are not marked."""
-    _POSITIONWISE.add(layer)
+def plain(layer: Layer) -> Layer:
+    """Mark a class as one that :func:`run_block` knows; its subclasses are not marked."""
+    _PLAIN.add(layer)
     return layer
 
 
@@ -66,43 +58,76 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._backward_hooks or module._backward_pre_hooks)
 
 
-def activate(act: nn.Module, x: Tensor, source: nn.Module) -> Tensor:
-    """Apply an activation to the result ``x`` of ``source``, in place if nothing else keeps it."""
-    in_place = _IN_PLACE.get(type(act))
-    # A trace of torch.jit would keep the grad mode of its recording.
-    if in_place is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return act(x)
-    needs_grad = x.requires_grad and torch.is_grad_enabled()
-    if needs_grad or type(source) not in (nn.Linear, Conv2d) or not has_no_hooks(source, act):
-        return act(x)
-    return in_place(x, approximate=act.approximate) if isinstance(act, nn.GELU) else in_place(x)
+def fuses(block: Any, x: Tensor) -> bool:
+    """Return True if :func:`run_block` gives the result of a block for a map (N, H, W, d).
 
-
-def runs_in_slabs(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> bool:
-    """Return True if :func:`add_mlp_in_slabs` gives the block's result for a map (N, H, W, d).
-
-    It does in inference on a CPU, for a large hidden map, if all layers are known to treat each
-    position by itself and no hook watches them.
+    It does in inference on a CPU, in float32 or bfloat16, for a block of the default layers that
+    nothing replaces, watches or records.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if recorded or torch.is_grad_enabled() or x.device.type != 'cpu' or drop_path.training:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
         return False
-    fc1 = getattr(mlp, 'fc1', None)
-    if type(fc1) is not nn.Linear or type(norm) is not nn.LayerNorm:
+    # Modes that count or record operations know those of PyTorch.
+    if type(x) is not Tensor or not fused_ops.can_run(x) or torch._C._len_torch_dispatch_stack():
         return False
-    hidden_bytes = x.numel() // x.shape[-1] * fc1.out_features * x.element_size()
-    # Sizes are symbols while make_fx records for any size.
-    if not isinstance(hidden_bytes, int) or hidden_bytes <= MAX_HIDDEN_BYTES:
+    op, mlp = block.op, block.mlp
+    if op is None or mlp is None or x.dim() != 4 or x.shape[3] != op.dim:
         return False
-    modules = (norm, drop_path, *mlp.modules())
-    return all(type(module) in _POSITIONWISE for module in modules) and has_no_hooks(*modules)
+    modules = list(block.modules())
+    if any(type(m) not in _PLAIN or 'forward' in vars(m) for m in modules):
+        return False
+    if not has_no_hooks(*modules) or block.drop_path.training and block.drop_path.p:
+        return False
+    if op.drop.training or mlp.drop.training:
+        return False
+    parameters = list(block.parameters())
+    dtype = cast_for_products(x.new_empty(0, dtype=parameters[0].dtype)).dtype
+    if x.dtype != dtype or any(type(p) is not nn.Parameter for p in parameters):
+        return False
+    conv, act = op.conv2d, mlp.act
+    return (
+        op.gate == 'none'
+        and op.scan != 'cascade'
+        and type(op.act) is nn.SiLU
+        and type(op.out_act) is nn.Identity
+        and type(conv) is Conv2d
+        and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+        and not mlp.gate
+        and type(act) is nn.GELU
+        and act.approximate == 'none'
+        and all(type(norm) is nn.LayerNorm for norm in (block.norm, op.out_norm, block.norm2))
+    )
 
 
-def add_mlp_in_slabs(x: Tensor, norm: nn.Module, mlp: Any) -> Tensor:
-    """Return x + mlp(norm(x)) for a map (N, H, W, d), computed in slabs of positions."""
-    rows = max(1, SLAB_BYTES // (mlp.fc1.out_features * x.element_size()))
-    slabs = x.flatten(0, 2).split(rows)  # (rows, d) each
-    return torch.cat([slab + mlp(norm(slab)) for slab in slabs]).view(x.shape)
+def run_block(block: Any, x: Tensor) -> Tensor:
+    """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d)."""
+    op, mlp = block.op, block.mlp
+    shape, x = x.shape, x.reshape(-1, x.shape[3])
+    in_weight, out_weight, weight1, weight2 = (
+        cast_for_products(linear.weight).t()
+        for linear in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)
+    )
+    u, total = x.new_empty(x.shape[0], op.d_inner), torch.empty_like(x)
+    rows = max(1, SLAB_BYTES // (weight1.shape[1] * x.element_size()))
+    count = -(-x.shape[0] // rows)
+    rows = -(-x.shape[0] // count)
+    for part, out in zip(x.split(rows), u.split(rows), strict=True):
+        torch.mm(_layer_norm(block.norm, part), in_weight, out=out)
+    u = u.view(*shape[:3], op.d_inner)
+    u = fused_ops.depthwise_silu(u, op.conv2d.weight, op.conv2d.bias)
+    y = op.core(u, op.scan).view(-1, op.d_inner)
+    norm = block.norm2
+    for part, branch, out in zip(x.split(rows), y.split(rows), total.split(rows), strict=True):
+        branch = torch.mm(_layer_norm(op.out_norm, branch), out_weight)
+        hidden = fused_ops.add_layer_norm(
+            out, part, branch, mlp.fc2.bias, norm.weight, norm.bias, norm.eps
+        )
+        hidden = fused_ops.bias_gelu_(torch.mm(hidden, weight1), mlp.fc1.bias)
+        out.addmm_(hidden, weight2)
+    return total.view(shape)
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return fused_ops.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
 
 def cast_for_products(x: Tensor) -> Tensor:
@@ -115,8 +140,11 @@ def cast_for_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+@plain
 class Conv2d(nn.Conv2d):
     """:class:`torch.nn.Conv2d` for maps (N, C, H, W) in channels-last memory.
+
+    In inference on a CPU, a small map with a large weight is convolved by one matrix product.
 
     While ``torch.compile`` records a model for a CPU, it is an op of its own. PyTorch's convolution
     chooses among libraries by sizes, so that new sizes compile again. In training, inductor changes
@@ -126,21 +154,46 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        compiled = torch.compiler.is_compiling() and x.device.type == 'cpu'
-        if not compiled or torch.compiler.is_exporting():
+        if x.device.type != 'cpu' or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return super().forward(x)
         if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)  # the op supports none of these
+        compiled = torch.compiler.is_compiling()
+        if not compiled and (torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack()):
+            return super().forward(x)
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)
-        return _conv2d(x, weight, bias, self.stride, self.padding, self.groups)
+        convolve = _conv2d if compiled else _convolve
+        return convolve(x, weight, bias, self.stride, self.padding, self.groups)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
+) -> Tensor:
+    """Convolve a map (N, C, H, W) in channels-last memory.
+
+    oneDNN lays out the weight anew in each call, which takes longer than the convolution itself of
+    a map whose columns (N H' W', C h w) are much smaller than the weight.
+    """
+    h, w = weight.shape[2:]
+    x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
+    H, W = (
+        (x.shape[i + 1] + 2 * padding[i] - weight.shape[i + 2]) // stride[i] + 1 for i in (0, 1)
+    )
+    columns = x.shape[0] * H * W * weight[0].numel()
+    if groups > 1 or not 0 < 4 * columns <= weight.numel():
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, groups=groups)
+    x = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    windows = x.unfold(1, h, stride[0]).unfold(2, w, stride[1])  # (N, H', W', C, h, w)
+    y = F.linear(windows.reshape(-1, weight[0].numel()), weight.flatten(1), bias)
+    return y.view(-1, H, W, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op('mmvmamba::conv2d', mutates_args=())
 def _conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
 ) -> Tensor:
-    y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    y = _convolve(x, weight, bias, stride, padding, groups)
     return y.contiguous(memory_format=torch.channels_last)
 
 

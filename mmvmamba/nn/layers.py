@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_inference import Conv2d, activate, positionwise
+from .cpu_inference import Conv2d, plain
 from .settings import check_choice, check_setting
 
 #: Activations of the reference and its ablation.
@@ -26,7 +26,7 @@ def reset_linear(layer: nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-@positionwise
+@plain
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples (stochastic depth, arXiv 1603.09382)."""
 
@@ -78,7 +78,7 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # BatchNorm takes (N, C, H, W)
 
 
-@positionwise
+@plain
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last dimension.
 
@@ -107,7 +107,7 @@ class Mlp(nn.Module):
             x, z = x.chunk(2, dim=-1)
             x = x * self.act(z)
         else:
-            x = self.drop(activate(self.act, x, self.fc1))
+            x = self.drop(self.act(x))
         return self.drop(self.fc2(x))
 
 

@@ -16,7 +16,7 @@ from mmvmamba.checkpoint.matching import match_tensors, with_resized_pos_embed
 from mmvmamba.checkpoint.tensors import same_shape, unusable
 
 from .arch import Arch, check_known, resolve_arch
-from .cpu_inference import add_mlp_in_slabs, runs_in_slabs
+from .cpu_inference import fuses, plain, run_block
 from .layers import (
     DOWNSAMPLES,
     NORMS,
@@ -35,6 +35,7 @@ from .ss2d import SS2D
 from .timm_methods import TimmMethods
 
 
+@plain
 class VSSBlock(nn.Module):
     """x + DropPath(SS2D(norm(x))), then x + DropPath(MLP(norm2(x))) (VMamba, Fig. 3d).
 
@@ -69,11 +70,11 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, d) -> (N, H, W, d)."""
+        if fuses(self, x):
+            return run_block(self, x)
         if self.op is not None and self.norm is not None:
             x = x + self.drop_path(self.op(apply_norm(self.norm, x)))
         if self.mlp is not None and self.norm2 is not None:
-            if runs_in_slabs(x, self.norm2, self.mlp, self.drop_path):
-                return add_mlp_in_slabs(x, self.norm2, self.mlp)
             x = x + self.drop_path(self.mlp(apply_norm(self.norm2, x)))
         return x
 

@@ -11,7 +11,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, activate, cast_for_products, is_plain_linear
+from .cpu_inference import Conv2d, cast_for_products, is_plain_linear, plain
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
@@ -52,6 +52,7 @@ def init_dt_bias(bias: Tensor) -> None:
     bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
+@plain
 class SS2D(nn.Module):
     """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
 
@@ -161,7 +162,7 @@ class SS2D(nn.Module):
         x, z = (self.in_proj(x), None) if self.gate == 'none' else self._gated_projections(x)
         if self.conv2d is not None:
             x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
-        x = activate(self.act, x, self.in_proj if self.conv2d is None else self.conv2d)
+        x = self.act(x)
         y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
         if self.x_proj_weight.dtype == x.dtype:
             y = y.to(x.dtype)  # without autocast the norm accepts only the dtype of its weights

@@ -1,4 +1,4 @@
-"""In-place activations, the MLP in slabs, and the convolution for compilers."""
+"""A block in few passes, small convolutions as products, and the convolution for compilers."""
 
 import functools
 
@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
 
-from mmvmamba.nn import SS2D, VSSBlock, cpu_inference
-from mmvmamba.nn.cpu_inference import Conv2d, activate, is_plain_linear
+from mmvmamba.nn import VSSBlock, cpu_inference, network
+from mmvmamba.nn.cpu_inference import Conv2d, is_plain_linear
 from mmvmamba.nn.layers import DropPath, Mlp
 from mmvmamba.ops import extension_error
 
@@ -113,26 +114,6 @@ def test_what_the_op_has_not_is_compiled_as_pytorchs(option):
     torch.testing.assert_close(got, conv(x))
 
 
-def memory_of(layer, results):
-    """Writes down where the results of a layer lie, without a hook."""
-    forward = layer.forward
-    layer.forward = lambda x: results.append(forward(x)) or results[-1]
-
-
-@pytest.mark.parametrize('act', [nn.GELU('tanh'), nn.GELU(), nn.SiLU(), nn.ReLU(), nn.Sigmoid()])
-def test_activation_takes_the_memory_of_a_result_that_nobody_keeps(act):
-    source, x, results = nn.Linear(4, 7), torch.randn(5, 4), []
-    want = act(source(x))
-    memory_of(source, results)
-    with torch.no_grad():
-        got = activate(act, source(x), source)
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-    assert (got is results[0]) == (not isinstance(act, nn.Sigmoid))
-    kept = activate(act, source(x), source)  # for the backward
-    assert kept is not results[1]
-    assert torch.equal(kept, want)
-
-
 class KeepingLinear(nn.Linear):
     """A layer that stores its output."""
 
@@ -171,105 +152,110 @@ def test_plain_linear_layers(register):
 
 
 @pytest.mark.parametrize(
-    'case', ['result', 'activation', 'before', 'everywhere', 'type', 'identity']
+    ('size', 'batch', 'product'),
+    [((5, 6), 1, True), ((5, 6), 3, False), ((9, 9), 1, False), ((1, 1), 1, True)],
+    ids=str,
 )
-def test_activation_leaves_the_memory_of_what_somebody_may_keep(case):
-    source, act, x = nn.Linear(4, 4), nn.SiLU(), torch.randn(5, 4)
-    handle = None
-    if case == 'result':
-        source.register_forward_hook(hook)
-    elif case == 'activation':
-        act.register_forward_hook(hook)
-    elif case == 'before':
-        act.register_forward_pre_hook(hook)
-    elif case == 'everywhere':
-        handle = nn.modules.module.register_module_forward_hook(hook)
-    elif case == 'type':
-        source = KeepingLinear(4, 4)
-    else:
-        source = nn.Identity()
-    try:
-        with torch.no_grad():
-            result = source(x)
-            before = result.clone()
-            got = activate(act, result, source)
-    finally:
-        if handle is not None:
-            handle.remove()
-    assert torch.equal(result, before)
-    torch.testing.assert_close(got, F.silu(before), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize('module', [Mlp(8, 7), Mlp(8, 7, 'silu'), SS2D(8), SS2D(8, conv_kernel=0)])
-def test_a_module_is_the_same_with_and_without_gradients(module):
-    source = module.fc1 if isinstance(module, Mlp) else module.conv2d or module.in_proj
-    x, results = torch.randn(2, 3, 5, 8), []
-    before, want = x.clone(), module(x)
-    memory_of(source, results)
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_small_map_with_a_large_weight_is_a_product(size, batch, product, bias, monkeypatch):
+    conv = Conv2d(48, 40, 3, 2, 1, bias=bias)
+    x = torch.randn(batch, *size, 48).permute(0, 3, 1, 2)
+    want = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, 2, 1)
+    called = []
+    monkeypatch.setattr(F, 'conv2d', lambda *a, **k: called.append(a) or conv2d(*a, **k))
     with torch.no_grad():
-        torch.testing.assert_close(module(x), want, rtol=0, atol=0)
-    assert torch.equal(x, before)
-    # The activation went over it.
-    acted = source.__class__.forward(source, *seen_input(module, x))
-    assert not torch.equal(results[0], acted)
+        got = conv(x)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert (not called) == product
 
 
-def seen_input(module, x):
-    """Input of the layer before a module's activation."""
-    if isinstance(module, SS2D) and module.conv2d is not None:
-        return (module.in_proj(x).permute(0, 3, 1, 2),)
-    return (x,)
+BLOCKS = {
+    'default': dict(),
+    'wide': dict(ssm_ratio=2.0),
+    'states': dict(d_state=3),
+    'conv bias': dict(conv_bias=True),
+    'one direction': dict(scan='unidirectional'),
+    'drop path': dict(drop_path=0.3),
+    'dropout': dict(drop_rate=0.2, mlp_drop_rate=0.2),
+}
+#: Blocks of other layers than the fused ones.
+OTHER_BLOCKS = {
+    'gate': dict(gate='act'),
+    'no convolution': dict(conv_kernel=0),
+    'kernel': dict(conv_kernel=5),
+    'cascade': dict(scan='cascade'),
+    'activation': dict(act='gelu'),
+    'output norm': dict(out_norm='softmax'),
+    'output activation': dict(out_act=True),
+    'gated MLP': dict(mlp_gate=True),
+    'MLP activation': dict(mlp_act='silu'),
+    'batch norm': dict(norm='bn'),
+    'no SSM': dict(ssm_ratio=0.0),
+    'no MLP': dict(mlp_ratio=0.0),
+}
+MAP = torch.randn(2, 3, 4, 32, generator=torch.Generator().manual_seed(1))
 
-
-@pytest.fixture
-def small_slabs(monkeypatch):
-    """Slabs of 5 positions for the blocks' hidden maps of 32 channels in float64."""
-    monkeypatch.setattr(cpu_inference, 'MAX_HIDDEN_BYTES', 10 * 32 * 8)
-    monkeypatch.setattr(cpu_inference, 'SLAB_BYTES', 5 * 32 * 8)
+needs_ops = pytest.mark.skipif(extension_error() is not None, reason='the ops are not there')
 
 
 def a_block(**settings):
     torch.manual_seed(0)
-    return VSSBlock(8, **settings).double().eval()
-
-
-def rows_of_the_mlp(layer, monkeypatch):
-    """The shapes of what goes into a block's MLP from now on."""
-    shapes, forward = [], layer.mlp.forward
-    monkeypatch.setattr(layer.mlp, 'forward', lambda x: shapes.append(tuple(x.shape)) or forward(x))
-    return shapes
-
-
-MAP = torch.randn(2, 3, 4, 8, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ('settings', 'slabs'),
-    [
-        (dict(), [(5, 8)] * 4 + [(4, 8)]),
-        (dict(mlp_gate=True), [(2, 8)] * 12),
-        (dict(ssm_ratio=0.0), [(5, 8)] * 4 + [(4, 8)]),
-        (dict(drop_path=0.3), [(5, 8)] * 4 + [(4, 8)]),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize('x', [MAP, MAP.transpose(1, 2)], ids=['contiguous', 'transposed'])
-def test_slabs_of_the_mlp_give_what_the_whole_does(x, settings, slabs, small_slabs, monkeypatch):
-    layer = a_block(**settings)
-    before, want = x.clone(), layer(x)
-    shapes = rows_of_the_mlp(layer, monkeypatch)
+    block = VSSBlock(32, **settings).eval()
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), want)
-    assert shapes == slabs
+        for parameter in block.parameters():  # biases are 0 and norms 1
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return block
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The maps that run_block gets."""
+    maps, run = [], cpu_inference.run_block
+    monkeypatch.setattr(network, 'run_block', lambda block, x: maps.append(x) or run(block, x))
+    return maps
+
+
+@needs_ops
+@pytest.mark.parametrize('slab_rows', [1000, 5])
+@pytest.mark.parametrize('x', [MAP, MAP.transpose(1, 2)], ids=['contiguous', 'transposed'])
+@pytest.mark.parametrize('name', BLOCKS)
+def test_a_fused_block_is_the_plain_one(name, x, slab_rows, runs, monkeypatch):
+    block = a_block(**BLOCKS[name])
+    monkeypatch.setattr(cpu_inference, 'SLAB_BYTES', slab_rows * 4 * 32 * 4)
+    before, want = x.clone(), block.double()(x.double())
+    assert not runs
+    block.float()
+    with torch.no_grad():
+        got = block(x)
+    assert len(runs) == 1
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     assert torch.equal(x, before)
 
 
-def test_a_small_map_is_no_slab(small_slabs, monkeypatch):
-    layer = a_block()
-    shapes = rows_of_the_mlp(layer, monkeypatch)
+@needs_ops
+@pytest.mark.parametrize('autocast', [False, True])
+def test_a_fused_block_in_bfloat16(autocast, runs):
+    block, x = a_block(), MAP.bfloat16()
+    want = block.double()(MAP.bfloat16().double())
+    block.float() if autocast else block.bfloat16()
+    with torch.no_grad(), torch.autocast('cpu', enabled=autocast):
+        got = block(x)
+        plain = torch.enable_grad()(block)(x)
+    assert len(runs) == 1
+    assert got.dtype == torch.bfloat16
+    error, plain_error = ((y.double() - want).abs().mean() for y in (got, plain))
+    assert error <= 1.2 * plain_error
+
+
+@needs_ops
+@pytest.mark.parametrize('name', OTHER_BLOCKS)
+def test_other_blocks_run_layer_by_layer(name, runs):
+    block = a_block(**OTHER_BLOCKS[name])
     with torch.no_grad():
-        layer(MAP[:1, :, :3])  # 9 positions
-    assert shapes == [(1, 3, 3, 8)]
+        got = block(MAP)
+    assert not runs
+    torch.testing.assert_close(got, block(MAP), rtol=1e-5, atol=1e-5)
 
 
 class Mixing(Mlp):
@@ -279,71 +265,122 @@ class Mixing(Mlp):
         return super().forward(x - x.mean((0, 1, 2)))
 
 
-def changed_block(case):
-    layer = a_block(**(dict(norm='bn') if case == 'batch norm' else {}))
-    if case == 'another MLP':
-        layer.mlp = Mixing(8, 32).double()
-    elif case == 'another activation':
-        layer.mlp.act = nn.Softmax(dim=0)
-    elif case == 'no first layer':
-        layer.mlp.fc1 = nn.Identity()
-        layer.mlp.fc2 = nn.Linear(8, 8).double()
-    elif case == 'another drop path':
-        layer.drop_path = nn.Softmax(dim=0)
+class Scaled(nn.Linear):
+    """A replacement of a linear layer."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Marked(torch.Tensor):
+    """A subclass of tensors, as quantization has."""
+
+
+def change(block, case):
+    """Change a block by something that replaces or watches one of its layers."""
+    if case == 'MLP':
+        block.mlp = Mixing(32, 128)
+    elif case == 'linear':
+        block.op.in_proj = Scaled(32, 32, bias=False)
+    elif case == 'forward':
+        forward = block.mlp.fc1.forward
+        block.mlp.fc1.forward = lambda x: 2 * forward(x)
+    elif case == 'weight':
+        weight = block.mlp.fc2.weight.detach().as_subclass(Marked)
+        block.mlp.fc2.weight = nn.Parameter(weight)
+    elif case == 'parametrization':
+        nn.utils.parametrize.register_parametrization(block.op.out_proj, 'weight', nn.Tanh())
     elif case == 'drop path on':
-        layer.drop_path = DropPath(0.5).train()
-    elif case.startswith('hook: '):
-        layer.get_submodule(case.removeprefix('hook: ')).register_forward_hook(hook)
-    return layer
+        block.drop_path = DropPath(0.5).train()
+    elif case == 'dropout on':
+        block.mlp.drop = nn.Dropout(0.5).train()
+    else:
+        block.get_submodule(case.removeprefix('hook: ')).register_forward_hook(hook)
+    return block
 
 
+@needs_ops
 @pytest.mark.parametrize(
     'case',
     [
-        'gradients',
-        'batch norm',
-        'another MLP',
-        'another activation',
-        'no first layer',
-        'another drop path',
+        'MLP',
+        'linear',
+        'forward',
+        'weight',
+        'parametrization',
         'drop path on',
+        'dropout on',
         *(
             f'hook: {name}'
-            for name in ('norm2', 'drop_path', 'mlp', 'mlp.fc1', 'mlp.act', 'mlp.fc2')
+            for name in ('norm', 'op', 'op.in_proj', 'op.conv2d', 'op.act', 'mlp', 'mlp.fc1')
         ),
     ],
 )
-def test_where_the_mlp_takes_the_whole_map(case, small_slabs, monkeypatch):
-    layer = changed_block(case)
-    shapes = rows_of_the_mlp(layer, monkeypatch)
-    with torch.set_grad_enabled(case == 'gradients'):
-        layer(MAP)
-    assert shapes == [(2, 3, 4, 8)]
-
-
-def test_an_mlp_may_be_replaced(small_slabs):
-    layer = a_block()
-    layer.mlp = nn.Identity()
+def test_a_changed_block_runs_layer_by_layer(case, runs):
+    block = change(a_block(), case)
     with torch.no_grad():
-        got = layer(MAP)
-        y = MAP + layer.op(layer.norm(MAP))
-        torch.testing.assert_close(got, y + layer.norm2(y))
+        torch.manual_seed(3)
+        got = block(MAP)
+    assert not runs
+    torch.manual_seed(3)
+    torch.testing.assert_close(got, block(MAP).detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(extension_error() is not None, reason='the op is not there')
+def test_hooks_of_all_modules_see_every_layer(runs):
+    block, layers = a_block(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: layers.append(m))
+    try:
+        with torch.no_grad():
+            block(MAP)
+    finally:
+        handle.remove()
+    assert not runs
+    assert block.mlp.fc1 in layers
+
+
+def test_the_core_may_be_replaced(runs):
+    block = a_block()
+    block.op.core = lambda x, *_: x
+    want = block(MAP)
+    with torch.no_grad():
+        torch.testing.assert_close(block(MAP), want, rtol=1e-5, atol=1e-5)
+
+
+@needs_ops
+@pytest.mark.parametrize('case', ['gradients', 'float64', 'float16', 'mode', 'wrong map'])
+def test_where_a_block_runs_layer_by_layer(case, runs):
+    block, x = a_block(), MAP
+    if case == 'wrong map':
+        with torch.no_grad(), pytest.raises(RuntimeError, match='normalized_shape'):
+            block(MAP[..., :7])
+    elif case == 'mode':
+        with torch.no_grad(), FlopCounterMode(display=False) as flops:
+            block(MAP)
+        assert flops.get_total_flops() > 0
+    elif case == 'gradients':
+        block(x)
+    else:
+        dtype = getattr(torch, case)
+        with torch.no_grad():
+            block.to(dtype)(x.to(dtype))
+    assert not runs
+
+
+@needs_ops
 @pytest.mark.parametrize('record', ['trace', 'export', 'make_fx'])
-def test_a_recorded_program_holds_no_slabs(record, small_slabs):
-    layer = a_block()
-    other = torch.randn(2, 6, 5, 8, dtype=torch.float64)
+def test_a_recorded_program_has_layer_by_layer(record, runs):
+    block = a_block()
+    other = torch.randn(2, 6, 5, 32)
     with torch.no_grad():
-        want = layer(other)
+        want = torch.enable_grad()(block)(other)
         if record == 'trace':
-            program = torch.jit.trace(layer, MAP)
+            program = torch.jit.trace(block, MAP)
         elif record == 'export':
             dims = dict(enumerate(torch.export.Dim(name, min=2) for name in 'NHW'))
-            program = torch.export.export(layer, (MAP,), dynamic_shapes=(dims,)).module()
+            program = torch.export.export(block, (MAP,), dynamic_shapes=(dims,)).module()
         else:
-            weights = dict(layer.named_parameters())
-            call = functools.partial(torch.func.functional_call, layer, weights)
+            weights = dict(block.named_parameters())
+            call = functools.partial(torch.func.functional_call, block, weights)
             program = make_fx(call, tracing_mode='symbolic', _allow_non_fake_inputs=True)(MAP)
+        assert not runs
         torch.testing.assert_close(program(other), want)

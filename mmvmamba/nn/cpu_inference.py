@@ -64,70 +64,132 @@ def fuses(block: Any, x: Tensor) -> bool:
     It does in inference on a CPU, in float32 or bfloat16, for a block of the default layers that
     nothing replaces, watches or records.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return False
+    if not fused_ops.can_run(x) or x.dim() != 4:
         return False
     # Modes that count or record operations know those of PyTorch.
-    if type(x) is not Tensor or not fused_ops.can_run(x) or torch._C._len_torch_dispatch_stack():
+    if not torch.compiler.is_compiling() and (
+        type(x) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
+    ):
         return False
     op, mlp = block.op, block.mlp
-    if op is None or mlp is None or x.dim() != 4 or x.shape[3] != op.dim:
+    if op is None or mlp is None or x.shape[3] != op.dim:
         return False
     modules = list(block.modules())
-    if any(type(m) not in _PLAIN or 'forward' in vars(m) for m in modules):
+    if any(type(m) not in _PLAIN or 'forward' in m.__dict__ for m in modules):
         return False
-    if not has_no_hooks(*modules) or block.drop_path.training and block.drop_path.p:
+    if not has_no_hooks(*modules) or any(type(p) is not nn.Parameter for p in block.parameters()):
         return False
-    if op.drop.training or mlp.drop.training:
+    if x.dtype != cast_for_products(op.in_proj.weight[:0]).dtype:
         return False
-    parameters = list(block.parameters())
-    dtype = cast_for_products(x.new_empty(0, dtype=parameters[0].dtype)).dtype
-    if x.dtype != dtype or any(type(p) is not nn.Parameter for p in parameters):
-        return False
-    conv, act = op.conv2d, mlp.act
+    drops = (
+        op.drop.training or mlp.drop.training or (block.drop_path.training and block.drop_path.p)
+    )
+    conv = op.conv2d
     return (
-        op.gate == 'none'
+        not drops
+        and op.gate == 'none'
         and op.scan != 'cascade'
         and type(op.act) is nn.SiLU
         and type(op.out_act) is nn.Identity
         and type(conv) is Conv2d
         and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
         and not mlp.gate
-        and type(act) is nn.GELU
-        and act.approximate == 'none'
+        and type(mlp.act) is nn.GELU
+        and mlp.act.approximate == 'none'
         and all(type(norm) is nn.LayerNorm for norm in (block.norm, op.out_norm, block.norm2))
     )
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:
-    """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d)."""
-    op, mlp = block.op, block.mlp
-    shape, x = x.shape, x.reshape(-1, x.shape[3])
-    in_weight, out_weight, weight1, weight2 = (
-        cast_for_products(linear.weight).t()
-        for linear in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)
-    )
-    u, total = x.new_empty(x.shape[0], op.d_inner), torch.empty_like(x)
-    rows = max(1, SLAB_BYTES // (weight1.shape[1] * x.element_size()))
-    count = -(-x.shape[0] // rows)
-    rows = -(-x.shape[0] // count)
-    for part, out in zip(x.split(rows), u.split(rows), strict=True):
-        torch.mm(_layer_norm(block.norm, part), in_weight, out=out)
-    u = u.view(*shape[:3], op.d_inner)
-    u = fused_ops.depthwise_silu(u, op.conv2d.weight, op.conv2d.bias)
-    y = op.core(u, op.scan).view(-1, op.d_inner)
-    norm = block.norm2
-    for part, branch, out in zip(x.split(rows), y.split(rows), total.split(rows), strict=True):
-        branch = torch.mm(_layer_norm(op.out_norm, branch), out_weight)
+    """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d).
+
+    While ``torch.compile`` records it, the parts before and after the core are ops of their own.
+    Inductor would form the sums of residuals anew in each layer that reads them, and it could not
+    choose slabs by the size of a map.
+    """
+    compiled = torch.compiler.is_compiling()
+    start, finish = (_block_start, _block_end) if compiled else (_start, _end)
+    op, mlp, norm = block.op, block.mlp, block.norm
+    weights = [cast_for_products(m.weight) for m in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)]
+    in_weight, out_weight, weight1, weight2 = weights
+    conv = op.conv2d
+    u = start(x, norm.weight, norm.bias, norm.eps, in_weight, conv.weight, conv.bias)
+    y, norms = op.core(u, op.scan), (op.out_norm, block.norm2)
+    scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
+    eps, biases = [norm.eps for norm in norms], [mlp.fc1.bias, mlp.fc2.bias]
+    return finish(x, y, scales, shifts, eps, [out_weight, weight1, weight2], biases)
+
+
+def _start(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    weight: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+) -> Tensor:
+    """Norm, in_proj, convolution and SiLU of a map: (N, H, W, d) -> (N, H, W, C)."""
+    rows = x.reshape(-1, x.shape[3])
+    u = x.new_empty(rows.shape[0], weight.shape[0])
+    size = _slab_rows(rows, 4 * weight.shape[0])
+    for part, out in zip(rows.split(size), u.split(size), strict=True):
+        torch.mm(fused_ops.layer_norm(part, scale, shift, eps), weight.t(), out=out)
+    u = u.view(*x.shape[:3], weight.shape[0])
+    return fused_ops.depthwise_silu(u, conv_weight, conv_bias)
+
+
+def _end(
+    x: Tensor,
+    y: Tensor,
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    eps: list[float],
+    weights: list[Tensor],
+    biases: list[Tensor],
+) -> Tensor:
+    """Output norm, out_proj and residual, and the MLP with its own.
+
+    The maps are the block's input (N, H, W, d) and the core's output (N, H, W, C). Norms are the
+    output norm and that of the MLP, weights those of out_proj, fc1 and fc2.
+    """
+    rows, y = x.reshape(-1, x.shape[3]), y.reshape(-1, y.shape[3])
+    total = torch.empty_like(rows)
+    out_weight, weight1, weight2 = (weight.t() for weight in weights)
+    size = _slab_rows(rows, weight1.shape[1])
+    for part, branch, out in zip(rows.split(size), y.split(size), total.split(size), strict=True):
+        branch = torch.mm(fused_ops.layer_norm(branch, scales[0], shifts[0], eps[0]), out_weight)
         hidden = fused_ops.add_layer_norm(
-            out, part, branch, mlp.fc2.bias, norm.weight, norm.bias, norm.eps
+            out, part, branch, biases[1], scales[1], shifts[1], eps[1]
         )
-        hidden = fused_ops.bias_gelu_(torch.mm(hidden, weight1), mlp.fc1.bias)
+        hidden = fused_ops.bias_gelu_(torch.mm(hidden, weight1), biases[0])
         out.addmm_(hidden, weight2)
-    return total.view(shape)
+    return total.view(x.shape)
 
 
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return fused_ops.layer_norm(x, norm.weight, norm.bias, norm.eps)
+def _slab_rows(rows: Tensor, width: int) -> int:
+    """Rows of equal slabs whose hidden map of this width has at most :data:`SLAB_BYTES`."""
+    slabs = max(1, -(-rows.shape[0] * width * rows.element_size() // SLAB_BYTES))
+    return max(1, -(-rows.shape[0] // slabs))
+
+
+# Outside an autocast region: the weights are cast before, and a norm keeps its dtype.
+_block_start = torch.library.custom_op('mmvmamba::block_start', _start, mutates_args=())
+_block_end = torch.library.custom_op('mmvmamba::block_end', _end, mutates_args=())
+
+
+@_block_start.register_fake
+def _start_fake(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, *_: Any
+) -> Tensor:
+    return x.new_empty((*x.shape[:3], weight.shape[0]))
+
+
+@_block_end.register_fake
+def _end_fake(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def cast_for_products(x: Tensor) -> Tensor:

@@ -10,7 +10,11 @@ imported, or the one that ``--peers`` names.
 identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
 `vmamba-t-native` and `vmamba-t-triton` are VMamba-T with that backend of the scans.
 
+``--cpu`` runs a fixed list of settings of VMamba-T, Swin-T and ConvNeXt-T, those of
+docs/benchmarks.md, in about 20 minutes on two cores.
+
 Examples:
+    python benchmarks/backbone.py --cpu --out work_dirs/benchmarks/cpu.json
     python benchmarks/backbone.py --quick --out work_dirs/benchmarks/backbone.json
     python benchmarks/backbone.py --models vmamba-t swin-t --sizes 768 --runs eager compiled
     python benchmarks/backbone.py --models vmamba-t vmamba-t-nocore --sizes 224 768
@@ -19,24 +23,34 @@ Examples:
 
 import argparse
 import itertools
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
 import common
 import torch
 from common import import_error, logger
+from profiling import profile_passes, rest_share
 from torch import nn
 
 from mmvmamba.analysis import measure
-from mmvmamba.analysis.measure import MIB, Row
+from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import SS2D, VMambaNet
 from mmvmamba.ops import BACKENDS
 
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
 DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
-BASELINE = 'swin-t'
+BASELINES = ['swin-t', 'convnext-t']
 #: What a VMamba's name may end in.
 VARIANTS = ('nocore', 'native', 'triton')
+#: Size, batch, mode, precision and run of the comparisons of ``--cpu``.
+CPU_SETTINGS = [
+    *(((side, side), 1, 'inference', 'fp32', 'eager') for side in (224, 384, 768, 2048)),
+    *(((side, side), 1, 'inference', 'amp', 'eager') for side in (224, 384)),
+    ((224, 224), 8, 'train', 'fp32', 'eager'),
+    *(((side, side), 1, 'inference', 'fp32', 'compiled') for side in (224, 384, 768)),
+    *(((side, side), 1, 'inference', 'fp32', 'frozen') for side in (224, 768)),
+]
 COLUMNS = dict(
     model='model',
     size='size',
@@ -50,7 +64,7 @@ COLUMNS = dict(
     ns_per_pixel='ns/pixel',
     extra_mib='extra MiB',
     peak_mib='peak MiB',
-    ratio='time / base',
+    **{f'over {name}': f'/ {name}' for name in BASELINES},
 )
 
 
@@ -219,7 +233,7 @@ def compare(
         size=measure.size_text(*size), batch=batch, mode=mode, precision=precision, run=run
     )
     logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
-    if run == 'compiled':
+    if run != 'eager':
         logger.info('  compiling, which can take a minute for each model')
         measure.allow_recompilation()
     train = mode == 'train'
@@ -232,9 +246,7 @@ def compare(
         model.train(train)
         model.to(device, memory_format=layout)
     calls = {
-        name: measure.make_call(
-            model, images, train=train, amp=precision != 'fp32', compile=run == 'compiled'
-        )
+        name: measure.make_call(model, images, train=train, amp=precision != 'fp32', run=run)
         for name, model in models.items()
     }
     times = measure.interleave(calls, device, args.seconds, args.min_rounds)
@@ -251,7 +263,8 @@ def compare(
             row['extra_mib'] = round(extra / MIB, 2)
             row['peak_mib'] = round((extra + weights) / MIB, 2)
         rows.append(row)
-    common.add_ratios(rows, 'model', args.baseline)
+    for baseline in BASELINES:
+        common.add_ratios(rows, 'model', baseline, f'over {baseline}')
     return rows
 
 
@@ -304,6 +317,57 @@ def pixel_times(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def profile_shares(device: torch.device, seconds: float) -> list[str]:
+    """Shares of the core and of the other operators in the forward of VMamba-T on a CPU."""
+    lines = []
+    for side in (224, 768):
+        model = build_vmamba('t').eval()
+        images = torch.randn(1, 3, side, side)
+        forward = measure.make_call(model, images, train=False, amp=False)
+        rest = rest_share(profile_passes(forward, device, 10))
+        infer, train = core_calls(model, images)
+        calls = {'forward': forward, 'core': infer, 'core with backward': train}
+        times = measure.interleave(calls, device, seconds)
+        full, core, both = (statistics.median(times[name]) for name in calls)
+        lines.append(
+            f'vmamba-t at {side}: neither a product nor a convolution {100 * rest:.1f} %, core '
+            f'{100 * core / full:.1f} %, core with backward over its forward {both / core:.2f}'
+        )
+    return lines
+
+
+def core_calls(model: nn.Module, images: torch.Tensor) -> tuple[Call, Call]:
+    """The cores of all blocks of a forward, each on its own input: forward, and with backward."""
+    cores: list[tuple[SS2D, torch.Tensor]] = []
+    modules = [module for module in model.modules() if isinstance(module, SS2D)]
+    for module in modules:
+
+        def record(x: torch.Tensor, scan: str, module: SS2D = module) -> torch.Tensor:
+            cores.append((module, x))
+            return SS2D.core(module, x, scan)
+
+        module.core = record  # type: ignore[method-assign]
+    with torch.no_grad():
+        model(images)
+    for module in modules:
+        del module.core
+    inputs = [(module, x.clone().requires_grad_()) for module, x in cores]
+    seeds = [torch.randn_like(x) for _, x in cores]
+
+    def infer() -> None:
+        with torch.no_grad():
+            for module, x in cores:
+                module.core(x, module.scan)
+
+    def train() -> None:
+        for (module, x), seed in zip(inputs, seeds, strict=True):
+            module.core(x, module.scan).backward(seed)
+            x.grad = None
+        model.zero_grad()
+
+    return infer, train
+
+
 # ---- command -------------------------------------------------------------------------------------
 
 
@@ -317,11 +381,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--batch-sizes', nargs='+', type=int, help='images at a time')
     add('--modes', nargs='+', choices=('inference', 'train'))
     add('--precisions', nargs='+', choices=('fp32', 'amp'))
-    add('--runs', nargs='+', choices=('eager', 'compiled'))
+    add('--runs', nargs='+', choices=('eager', 'compiled', 'frozen'))
     add('--peers', choices=PEERS, help='package of the peers; defaults to the first installed')
     add('--channels-last', action='store_true', help='weights and images in channels-last memory')
     add('--tf32', action='store_true', help='TF32 in float32 products and convolutions on a GPU')
-    add('--baseline', default=BASELINE, choices=names, metavar='MODEL', help='what ratios refer to')
+    add('--cpu', action='store_true', help='the settings of docs/benchmarks.md on a CPU')
     add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
     args = parser.parse_args(argv)
     quick = dict(
@@ -340,7 +404,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         precisions=['fp32', 'amp'],
         runs=['eager', 'compiled'],
     )
-    for name, value in (quick if args.quick else full).items():
+    cpu = full | dict(models=['vmamba-t', *BASELINES], batch_sizes=[1])
+    for name, value in (cpu if args.cpu else quick if args.quick else full).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.quick:
@@ -358,8 +423,10 @@ def allow_tf32(allowed: bool) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """All comparisons of the command line, each with its table."""
     rows = []
-    settings = itertools.product(
-        args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs
+    settings = (
+        CPU_SETTINGS
+        if args.cpu
+        else itertools.product(args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)
     )
     for setting in settings:
         part = compare(args, device, *setting)
@@ -374,9 +441,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     device = common.set_up(args)
     allow_tf32(args.tf32)
     rows = run(args, device)
-    summary = [f'base of the ratios: {args.baseline}', *core_shares(rows)]
-    summary += gains(rows, 'precision', 'fp32', 'amp') + gains(rows, 'run', 'eager', 'compiled')
+    summary = core_shares(rows) + gains(rows, 'precision', 'fp32', 'amp')
+    for name in ('compiled', 'frozen'):
+        summary += gains(rows, 'run', 'eager', name)
     summary += pixel_times(rows)
+    if args.cpu:
+        summary += profile_shares(device, args.seconds)
     common.finish(args, 'backbone', device, rows, summary)
     return rows
 

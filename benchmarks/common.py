@@ -153,8 +153,8 @@ def finish(
         write_json(args.out, benchmark, device, rows, summary)
 
 
-def add_ratios(rows: Sequence[Row], key: str, baseline: str) -> None:
-    """Set ``ratio``: each row's median time over that of the baseline's row, if it is there."""
+def add_ratios(rows: Sequence[Row], key: str, baseline: str, name: str = 'ratio') -> None:
+    """Set ``name``: each row's median time over that of the baseline's row, if it is there."""
     base = next((row['median_ms'] for row in rows if row[key] == baseline), None)
     for row in rows:
-        row['ratio'] = None if base is None else round(row['median_ms'] / base, 4)
+        row[name] = None if base is None else round(row['median_ms'] / base, 4)

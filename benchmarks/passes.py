@@ -17,23 +17,11 @@ import backbone
 import common
 import torch
 from common import logger
+from profiling import add_by_kind, profile_passes, rest_share
 
 from mmvmamba.analysis import measure
-from mmvmamba.analysis.measure import Call, Row
+from mmvmamba.analysis.measure import Row
 
-#: The first kind one of whose words is in an operator's name is taken.
-KINDS = {
-    'scan': ('_scan',),
-    'matrix product': ('addmm', 'aten::mm', 'bmm', 'mkl_linear', 'linear_pointwise', '_linear'),
-    'convolution': ('conv', 'depthwise_silu'),
-    'normalization': ('norm',),
-    'attention': ('scaled_dot_product', 'softmax'),
-    'activation': ('gelu', 'silu', 'relu'),
-    'copy': ('copy', 'clone', 'contiguous', 'cat', 'stack', 'roll', 'pad', 'index'),
-    'addition': ('aten::add', 'aten::sub'),
-    'sum': ('aten::sum', 'mean'),
-}
-PRODUCTS = ('matrix product', 'convolution')
 COLUMNS = dict(
     model='model',
     size='size',
@@ -44,43 +32,6 @@ COLUMNS = dict(
     ms='ms',
     share='share',
 )
-
-
-def kind_of(name: str) -> str:
-    """The kind of an operator, 'other' where none fits."""
-    for kind, words in KINDS.items():
-        if any(word in name for word in words):
-            return kind
-    return 'other'
-
-
-def profile_passes(call: Call, device: torch.device, steps: int) -> list[Row]:
-    """Operators of a call with the time (ms) each takes by itself, the slowest first."""
-    for _ in range(2):
-        call()
-    on_gpu = device.type == 'cuda'
-    with torch.autograd.profiler.profile(use_device='cuda' if on_gpu else None) as profile:
-        for _ in range(steps):
-            call()
-    rows = []
-    for event in profile.key_averages():
-        time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        row = dict(kind=kind_of(event.key), operator=event.key)
-        rows.append(row | dict(passes=event.count / steps, ms=time / 1e3 / steps))
-    total = sum(row['ms'] for row in rows)
-    for row in rows:
-        row['share'] = row['ms'] / total
-    return sorted(rows, key=lambda row: -row['ms'])
-
-
-def add_by_kind(rows: Sequence[Row]) -> list[Row]:
-    """Sums passes, times and shares of the operators of each kind, the slowest kind first."""
-    kinds: dict[str, Row] = {}
-    for row in rows:
-        kind = kinds.setdefault(row['kind'], dict(kind=row['kind'], passes=0, ms=0, share=0))
-        for key in ('passes', 'ms', 'share'):
-            kind[key] += row[key]
-    return sorted(kinds.values(), key=lambda row: -row['ms'])
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             model.to(device)
             images = torch.randn(args.batch_size, 3, *size, device=device)
             call = measure.make_call(
-                model, images, train=mode == 'train', amp=args.precision != 'fp32', compile=False
+                model, images, train=mode == 'train', amp=args.precision != 'fp32'
             )
             rows = [where | row for row in profile_passes(call, device, steps)]
             kinds = [where | row for row in add_by_kind(rows)]
             common.write_table(rows[:30] if args.detail else kinds, COLUMNS)
-            rest = sum(row['share'] for row in kinds if row['kind'] not in PRODUCTS)
+            rest = f'{100 * rest_share(rows):.1f} % of the time'
             summary.append(
-                f'{args.model} at {where["size"]}, {mode}: {100 * rest:.1f} % of the time is '
-                'neither a matrix product nor a convolution'
+                f'{args.model} at {where["size"]}, {mode}: {rest} is neither a matrix product nor a '
+                'convolution'
             )
             all_rows += rows
     common.finish(args, 'passes', device, all_rows, summary)

@@ -1,6 +1,7 @@
-"""Draw latency over input size from the JSON files of ``backbone.py``.
+"""Draw the time per pixel over the input size from the JSON files of ``backbone.py``.
 
-One panel for each setting (batch, mode, precision, eager or compiled), one line for each model.
+One panel for each setting (batch, mode, precision, eager or compiled) that was run at several
+sizes, one line for each model.
 
 Example:
     python benchmarks/plot.py work_dirs/benchmarks/backbone.json --out work_dirs/latency.png
@@ -18,13 +19,13 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 
 matplotlib.use('Agg')
 
 logger = logging.getLogger('benchmarks')
 
 COLORS = {'vmamba': 'tab:red', 'swin': 'tab:blue', 'convnext': 'tab:green', 'deit': 'tab:orange'}
+NAMES = {'vmamba': 'VMamba', 'swin': 'Swin', 'convnext': 'ConvNeXt', 'deit': 'DeiT'}
 STYLES = {'t': '-', 's': '--', 'b': ':'}
 SETTING = ('device', 'batch', 'mode', 'precision', 'run')
 
@@ -50,46 +51,64 @@ def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Latency of each model over the side of a square of as many pixels."""
-    sides = set()
+    """Time per megapixel of each model over the side of a square of as many pixels.
+
+    Lines are named at their ends: a flat line is a model whose time grows with the pixels.
+    """
+    sides, ends = set(), []
     for model in dict.fromkeys(row['model'] for row in rows):
         points = sorted(
-            (math.sqrt(row['height'] * row['width']), row['median_ms'])
+            (math.sqrt(row['height'] * row['width']), row['ns_per_pixel'])
             for row in rows
             if row['model'] == model
         )
-        family, scale = model.split('-')[:2]
+        family, scale, *rest = model.split('-')
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, STYLES[scale], color=COLORS[family], marker='o', markersize=4, label=model)
+        axes.plot(x, y, STYLES[scale], color=COLORS[family], marker='o', markersize=5, linewidth=2)
+        name = '-'.join((NAMES[family], scale.upper(), *rest))
+        ends.append((y[-1], x[-1], name, COLORS[family]))
         sides.update(x)
     axes.set_xscale('log')
-    axes.set_yscale('log')
+    axes.set_xlim(min(sides) * 0.9, max(sides) * 1.1)
+    axes.set_ylim(0, 1.1 * max(row['ns_per_pixel'] for row in rows))
+    gap = 0.06 * axes.get_ylim()[1]  # between the names of lines that end at the same height
+    height = -gap
+    for y, x, name, color in sorted(ends):
+        height = max(y, height + gap)
+        axes.annotate(
+            name,
+            (x, height),
+            xytext=(8, 0),
+            textcoords='offset points',
+            color=color,
+            fontsize=11,
+            verticalalignment='center',
+            annotation_clip=False,
+        )
     axes.set_xticks(sorted(sides), [f'{side:.0f}' for side in sorted(sides)])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.tick_params(labelsize=10)
     axes.grid(alpha=0.3)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel('input size (pixels, square root of the area)')
-    axes.set_ylabel('time (ms)')
-    axes.yaxis.set_major_formatter('{x:g}')
-    axes.legend(fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_title(title, fontsize=11, loc='left')
+    axes.set_xlabel('side of the image (pixels)', fontsize=10)
+    axes.set_ylabel('time per megapixel (ms)', fontsize=10)
 
 
 def draw(rows: Sequence[dict[str, Any]], machines: Sequence[str]) -> plt.Figure:
-    """One panel for each setting."""
+    """One panel below the other for each setting with more than one size, else for all."""
     panels: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault(tuple(row[key] for key in SETTING), []).append(row)
-    columns = min(2, len(panels))
-    lines = math.ceil(len(panels) / columns)
+    several = {k: part for k, part in panels.items() if len({row['size'] for row in part}) > 1}
+    panels = several or panels
+    # At most as wide as a page of text, so that a browser shows it without shrinking it.
     figure, axes = plt.subplots(
-        lines, columns, figsize=(5.5 * columns, 4 * lines), squeeze=False, layout='constrained'
+        len(panels), 1, figsize=(7.2, 3.4 * len(panels)), squeeze=False, layout='constrained'
     )
-    for place, (setting, part) in zip(axes.flat, panels.items(), strict=False):
+    for place, (setting, part) in zip(axes.flat, panels.items(), strict=True):
         device, batch, mode, precision, run = setting
-        draw_panel(place, part, f'{mode}, batch {batch}, {precision}, {run}, {device}')
-    for place in axes.flat[len(panels) :]:
-        place.set_visible(False)
+        draw_panel(place, part, f'{mode}, batch {batch}, {precision}, {run}, {device.upper()}')
     figure.suptitle('; '.join(dict.fromkeys(machines)), fontsize=10)
     return figure
 

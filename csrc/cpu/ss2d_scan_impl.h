@@ -367,24 +367,16 @@ struct SS2D {
       add_products<kRows>(length, rows, stride, grad, r, grad_weight);
     for (; r < R; ++r) add_products<1>(length, rows, stride, grad, r, grad_weight);
     for (int64_t v = 0; v < row; ++v) {
-      int64_t t = 0;
-      for (; t + 4 <= length; t += 4) {
-        V sum[4] = {};
+      for_each_wide_block(length, [&](auto block, int64_t t) {
+        constexpr int N = decltype(block)::value;
+        V sum[N];
+        MMVMAMBA_EACH sum[u] = V{};
         for (int c = 0; c < kLanes; ++c) {
           const V w = transposed[c * row + v];
-          MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) {
-            sum[u] = sum[u] + w * reinterpret_cast<const T*>(grad + t + u)[c];
-          }
+          MMVMAMBA_EACH sum[u] = sum[u] + w * reinterpret_cast<const T*>(grad + t + u)[c];
         }
-        MMVMAMBA_UNROLL for (int u = 0; u < 4; ++u) grad_low[(t + u) * row + v] = sum[u];
-      }
-      for (; t < length; ++t) {
-        V sum{};
-        for (int c = 0; c < kLanes; ++c) {
-          sum = sum + transposed[c * row + v] * reinterpret_cast<const T*>(grad + t)[c];
-        }
-        grad_low[t * row + v] = sum;
-      }
+        MMVMAMBA_EACH grad_low[(t + u) * row + v] = sum[u];
+      });
     }
   }
 

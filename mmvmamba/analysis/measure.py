@@ -153,7 +153,7 @@ def model_bytes(model: torch.nn.Module) -> int:
 
 
 def make_call(
-    model: torch.nn.Module, images: torch.Tensor, *, train: bool, amp: bool, compile: bool
+    model: torch.nn.Module, images: torch.Tensor, *, train: bool, amp: bool, run: str = 'eager'
 ) -> Call:
     """Return an inference or training step of a model as a function without arguments.
 
@@ -162,9 +162,15 @@ def make_call(
         images (Tensor): Its input.
         train (bool): Run forward and backward, or forward without gradients.
         amp (bool): Autocast, to float16 on a GPU and to bfloat16 on a CPU, or float32.
-        compile (bool): ``torch.compile`` or eager mode.
+        run (str): 'eager', 'compiled' by ``torch.compile``, or 'frozen', which is compiled with the
+            weights as constants. Defaults to 'eager'.
     """
-    forward = torch.compile(model, dynamic=False) if compile else model
+    forward: Any = model
+    if run == 'frozen':
+        model.requires_grad_(False)
+        forward = torch.compile(model, dynamic=False, options={'freezing': True})
+    elif run == 'compiled':
+        forward = torch.compile(model, dynamic=False)
     autocast = torch.autocast(images.device.type, enabled=amp)
     gradients: list[torch.Tensor] = []
 

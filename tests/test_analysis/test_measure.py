@@ -39,7 +39,7 @@ class Hungry(Answers):
 
 
 def step(net):
-    return measure.make_call(net, torch.rand(1, 3, 4, 4), train=True, amp=False, compile=False)
+    return measure.make_call(net, torch.rand(1, 3, 4, 4), train=True, amp=False)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def measure_mode(
     batch_size, device = settings.batch_size, settings.device
     images = settings.move(torch.randn(batch_size, 3, *settings.size, device=device))
     train = mode == 'train'
-    options = dict(train=train, amp=settings.amp, compile=settings.compile)
+    run = 'compiled' if settings.compile else 'eager'
+    options = dict(train=train, amp=settings.amp, run=run)
     if settings.compile:
         measure.allow_recompilation()
     calls = {

@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             common.write_table(rows[:30] if args.detail else kinds, COLUMNS)
             rest = f'{100 * rest_share(rows):.1f} % of the time'
             summary.append(
-                f'{args.model} at {where["size"]}, {mode}: {rest} is neither a matrix product nor a '
-                'convolution'
+                f'{args.model} at {where["size"]}, {mode}: {rest} is neither a matrix product '
+                'nor a convolution'
             )
             all_rows += rows
     common.finish(args, 'passes', device, all_rows, summary)

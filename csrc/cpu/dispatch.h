@@ -17,11 +17,10 @@ constexpr int64_t kWorkItems = 16;
 // Kernels process the work items [begin, end). Results do not depend on how the items are split
 // among threads.
 struct SS2DKernels {
-  // The rows of proj, and the sum of the parts of their gradients, in another order and type. Items
-  // are directions of samples.
+  // Between `proj` and its rows in the order and the type of the kernels. Items are directions of
+  // samples.
   void (*pack)(const SS2DSizes&, const void* proj, void* rows, int64_t begin, int64_t end);
-  void (*unpack)(const SS2DSizes&, int64_t parts, const void* grad_rows, void* grad_proj,
-                 int64_t begin, int64_t end);
+  void (*unpack)(const SS2DSizes&, const void* rows, void* proj, int64_t begin, int64_t end);
   void (*forward)(const SS2DForward&, int64_t begin, int64_t end);
   void (*backward)(const SS2DBackward&, int64_t begin, int64_t end);
 };

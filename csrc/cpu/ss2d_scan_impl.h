@@ -69,25 +69,19 @@ struct SS2D {
     }
   }
 
-  // The inverse of pack for the sum of `groups` parts of the rows, added up in their order.
-  static void unpack(const SS2DSizes& s, int64_t groups, const void* parts, void* grad_proj,
-                     int64_t begin, int64_t end) {
+  // The inverse of pack.
+  static void unpack(const SS2DSizes& s, const void* packed, void* proj, int64_t begin,
+                     int64_t end) {
     const int64_t L = s.height * s.width, inner = s.rank + 2 * s.states;
-    const int64_t part = s.batch * s.directions * L * inner;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t k = index % s.directions;
-      const T* from = static_cast<const T*>(parts) + index * L * inner;
-      io_t* to =
-          static_cast<io_t*>(grad_proj) + (index / s.directions * L * s.directions + k) * inner;
+      const T* from = static_cast<const T*>(packed) + index * L * inner;
+      io_t* to = static_cast<io_t*>(proj) + (index / s.directions * L * s.directions + k) * inner;
       const bool columns = along_columns(s.orders[k]);
       for_each_position(s, [&](int64_t l, int64_t column) {
         const T* row = from + (columns ? column : l) * inner;
         io_t* out = to + l * s.directions * inner;
-        for (int64_t i = 0; i < inner; ++i) {
-          T sum = row[i];
-          for (int64_t g = 1; g < groups; ++g) sum += row[g * part + i];
-          set(out[i], sum);
-        }
+        for (int64_t i = 0; i < inner; ++i) set(out[i], row[i]);
       });
     }
   }
@@ -485,6 +479,12 @@ struct SS2D {
     }
   }
 
+  static MMVMAMBA_INLINE void add_row(T* to, const T* from, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(to + i) + load(from + i));
+    for (; i < count; ++i) to[i] += from[i];
+  }
+
   // The gradients of a chunk's rows: low-rank time steps, B, C.
   static MMVMAMBA_NOINLINE void write_grad_rows(const SS2DBackward& p, const Item& item, int64_t k,
                                                 int64_t begin, int64_t step, int64_t length,
@@ -505,9 +505,9 @@ struct SS2D {
         copy_row(out + R, room.sum_B + t * S, S);
         copy_row(out + R + S, room.sum_C + t * S, S);
       } else {
-        for (int64_t r = 0; r < R; ++r) out[r] += from[r];
-        for (int64_t i = 0; i < S; ++i) out[R + i] += room.sum_B[t * S + i];
-        for (int64_t i = 0; i < S; ++i) out[R + S + i] += room.sum_C[t * S + i];
+        add_row(out, from, R);
+        add_row(out + R, room.sum_B + t * S, S);
+        add_row(out + R + S, room.sum_C + t * S, S);
       }
     }
   }

@@ -100,7 +100,7 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
   const Tensor grad_x = empty_on(x, x.sizes(), io);
   const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
-  const Tensor grad_rows = empty_on(x, prepend(groups, proj.sizes()), acc);
+  const PartialSums grad_rows(x, groups, proj.sizes(), acc);
   // A part for each sample.
   const PartialSums grad_weight(x, s.batch, dt_weight.sizes(), acc);
   const PartialSums grad_bias(x, s.batch, dt_bias.sizes(), acc);
@@ -113,14 +113,14 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
                           grad.const_data_ptr(),
                           grad.scalar_type() == acc,
                           grad_x.mutable_data_ptr(),
-                          grad_rows.mutable_data_ptr(),
+                          grad_rows.data(),
                           {grad_weight.data(), grad_bias.data(), grad_A.data(), grad_D.data()}};
   torch::stable::parallel_for(0, s.batch * s.groups, 1, [&](int64_t begin, int64_t end) {
     in.kernels.ss2d.backward(args, begin, end);
   });
-  const Tensor grad_proj = empty_on(x, proj.sizes(), io);
+  const Tensor grad_proj = empty_on(x, proj.sizes(), io), sum = grad_rows.sum();
   torch::stable::parallel_for(0, s.batch * s.directions, 1, [&](int64_t begin, int64_t end) {
-    in.kernels.ss2d.unpack(s, groups, args.grad_rows, grad_proj.mutable_data_ptr(), begin, end);
+    in.kernels.ss2d.unpack(s, sum.const_data_ptr(), grad_proj.mutable_data_ptr(), begin, end);
   });
   return {grad_x, grad_proj, grad_weight.sum(), grad_bias.sum(), grad_A.sum(), grad_D.sum()};
 }

@@ -233,7 +233,7 @@ def make_extensions(info):
     extensions = [
         cpp_extension.CppExtension(
             f'{PACKAGE}._C',
-            find_sources('*.cpp', 'cpu/*.cpp'),
+            find_sources('*.cpp', 'cpu/*.cpp', 'onnx/*.cpp'),
             extra_compile_args=flags,
             **copy.deepcopy(settings),  # torch adds to its lists
         )

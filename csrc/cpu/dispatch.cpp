@@ -7,8 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-
-#include "../scan_tensors.h"
+#include <string>
 
 namespace mmvmamba {
 namespace {
@@ -53,40 +52,18 @@ Isa isa() {
   return value;
 }
 
-Io io_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Io::kFloat;
-    case ScalarType::BFloat16:
-      return Io::kBFloat16;
-    case ScalarType::Double:
-      return Io::kDouble;
-    default:
-      STD_TORCH_CHECK(false, "the CPU kernels take float32, bfloat16 or float64, not ",
-                      torch::headeronly::toString(type));
-  }
-}
+}  // namespace
 
-// The name of the instruction set: "default", "avx2" or "avx512".
-std::string cpu_isa() {
+const char* cpu_isa() {
   return isa() == Isa::kAvx512 ? "avx512" : isa() == Isa::kAvx2 ? "avx2" : "default";
 }
 
-}  // namespace
-
-Kernels best_kernels(ScalarType type) {
-  const Io io = io_of(type);
+Kernels best_kernels(Io io) {
 #if defined(__x86_64__)
   if (isa() == Isa::kAvx512) return isa_avx512::kernels(io);
   if (isa() == Isa::kAvx2) return isa_avx2::kernels(io);
 #endif
   return isa_default::kernels(io);
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) { m.def("cpu_isa() -> str"); }
-
-STABLE_TORCH_LIBRARY_IMPL(mmvmamba, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }
 
 }  // namespace mmvmamba

@@ -1,7 +1,6 @@
 // The CPU kernels as a table of functions, and its builds for several instruction sets.
+// No torch header: csrc/onnx builds them for ONNX Runtime.
 #pragma once
-
-#include <torch/headeronly/core/ScalarType.h>
 
 #include "fused_ops.h"
 #include "selective_scan.h"
@@ -60,8 +59,10 @@ Kernels kernels(Io io);
 }
 #endif
 
-// The kernels of the widest instruction set of this processor. RuntimeError for a dtype that they
-// do not take.
-Kernels best_kernels(torch::headeronly::ScalarType type);
+// The widest instruction set of this processor: "default", "avx2" or "avx512".
+const char* cpu_isa();
+
+// Its kernels.
+Kernels best_kernels(Io io);
 
 }  // namespace mmvmamba

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "../scan_checks.h"
-#include "dispatch.h"
+#include "dispatch_torch.h"
 
 namespace mmvmamba {
 namespace {

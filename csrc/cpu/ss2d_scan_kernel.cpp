@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "../scan_checks.h"
-#include "dispatch.h"
+#include "dispatch_torch.h"
 #include "partial_sums.h"
 
 namespace mmvmamba {

@@ -12,23 +12,33 @@
 # Annotations must stay objects here: onnxscript reads those of the functions that it compiles.
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from onnx.checker import check_model
+from onnx.defs import OpSchema
 from onnxscript import DOUBLE, FLOAT, graph, ir, script
 from onnxscript import opset18 as op
 from onnxscript.ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.values import Op, Opset
 
 from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
 from mmvmamba.ops.extension import extension_error
 
+_SCAN_INPUTS = ('x', 'proj', 'dt_weight', 'dt_bias', 'A', 'D')
 _BEFORE = -(2**62)  # the end of a slice that runs backwards
 
 
-def translations() -> dict[Callable, Callable]:
+def translations(custom_op: bool = False) -> dict[Callable, Callable]:
     """Return the argument ``custom_translation_table`` of ``torch.onnx.export``.
 
     With it, ``dynamo=True`` and ``opset_version=20``, the exported graph has standard ops alone.
+
+    Args:
+        custom_op (bool): Write each float32 scan as one node ``mmvmamba::SS2DScan``, which ONNX
+            Runtime runs after :func:`mmvmamba.export.onnxruntime.register_custom_ops`.
+            Defaults to False.
 
     Raises:
         RuntimeError: If the native extension, which defines the scan's op, is not loaded.
@@ -37,7 +47,7 @@ def translations() -> dict[Callable, Callable]:
     if reason is not None:
         raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
     return {
-        torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan,
+        torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan_node if custom_op else _ss2d_scan,
         torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
         torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     }
@@ -220,7 +230,37 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
     ys = [op.Squeeze(_part(ys, k, k + 1, 1), _ints(1, -2)) for k in range(len(orders))]
     skip = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))
     y = functools.reduce(op.Add, chunks.join(ys, orders), skip)
-    return op.Cast(y, to=out_dtype), op.ConstantOfShape(_ints(0))
+    return _to_output(y, A, out_dtype), op.ConstantOfShape(_ints(0))
+
+
+def _to_output(y, A, out_dtype):
+    """Cast a sum, which has the dtype of A, to the output's dtype."""
+    return y if out_dtype == A.dtype else op.Cast(y, to=out_dtype)
+
+
+@functools.cache
+def _scan_op() -> Op:
+    """Return the op of ``csrc/onnx/ss2d_scan_ort.cpp``."""
+    tensors, attribute = OpSchema.FormalParameter, OpSchema.Attribute
+    schema = OpSchema(
+        'SS2DScan',
+        'mmvmamba',
+        1,
+        inputs=[tensors(name, 'tensor(float)') for name in _SCAN_INPUTS],
+        outputs=[tensors('y', 'tensor(float)')],
+        attributes=[attribute('orders', OpSchema.AttrType.INTS)],
+    )
+    return Op(Opset('mmvmamba', 1), schema.name, schema)
+
+
+def _ss2d_scan_node(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
+    """Translate a float32 scan into one node of our own op, any other into standard ops."""
+    arguments = (dt_weight, dt_bias, A, D, orders, out_dtype, save_states)
+    if A.dtype != ir.DataType.FLOAT:
+        return _ss2d_scan(x, proj, *arguments)
+    x, proj = op.CastLike(x, A), op.CastLike(proj, A)
+    y = _scan_op()(x, proj, dt_weight, dt_bias, A, D, orders=orders)
+    return _to_output(y, A, out_dtype), op.ConstantOfShape(_ints(0))
 
 
 def _adaptive_avg_pool2d(x, output_size):
@@ -245,6 +285,28 @@ def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
     position = op.Range(zero, op.Squeeze(n, _ints(0)), one)
     inside = op.And(op.GreaterOrEqual(position, start), op.Less(position, end))
     return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, start), x))
+
+
+def save(program: torch.onnx.ONNXProgram, path: str | Path) -> None:
+    """Save an exported model without redundant types and check the file.
+
+    The exporter lists the types of weights a second time, in ``value_info``. ONNX Runtime's
+    quantizer replaces the weights, but not those entries, and then refuses its own file.
+
+    Args:
+        program (torch.onnx.ONNXProgram): The result of ``torch.onnx.export``.
+        path (str | Path): The file to write.
+
+    Raises:
+        onnx.checker.ValidationError: If the file is not valid.
+    """
+    inputs = set(program.model.graph.inputs)
+    for value in program.model.graph.initializers.values():
+        if value not in inputs:
+            value.shape = value.type = None
+            value.metadata_props.clear()
+    program.save(path)
+    check_model(path, full_check=True)
 
 
 def use_half_products(model: ir.Model) -> None:

@@ -30,9 +30,14 @@ def build_info() -> dict[str, Any]:
     return getattr(importlib.import_module('mmvmamba._build_info'), 'BUILD_INFO', {})
 
 
+def library_path(name: str) -> Path | None:
+    """Return the file of a library of the package, None if it was not built."""
+    return next((p for p in _PACKAGE.glob(f'{name}.*') if p.suffix in ('.so', '.pyd')), None)
+
+
 def _load(name: str, why_not_built: str | None) -> str | None:
     """Load a library of the package; return None, or the reason why it did not load."""
-    library = next((p for p in _PACKAGE.glob(f'{name}.*') if p.suffix in ('.so', '.pyd')), None)
+    library = library_path(name)
     if library is None:
         return f'it was not built ({why_not_built})' if why_not_built else 'it was not built'
     try:

@@ -159,3 +159,80 @@ def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(export, 'extension_error', lambda: 'it was not built')
     with pytest.raises(RuntimeError, match='it was not built'):
         export.translations()
+
+
+class Projected(nn.Module):
+    """A scan between two linear layers, whose weights a quantizer replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.core = Core(8, 2, 1, 'cross')
+        self.project, self.head = nn.Linear(8, 4 * self.core.inner), nn.Linear(8, 5)
+
+    def forward(self, x):
+        proj = self.project(x).unflatten(-1, (4, self.core.inner))
+        return self.head(self.core(x, proj).mean((1, 2)))
+
+
+@pytest.fixture(scope='module')
+def projected(tmp_path_factory):
+    from mmvmamba.export.onnx import save, translations
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            Projected().eval(),
+            (torch.randn(1, 6, 9, 8),),
+            dynamo=True,
+            opset_version=20,
+            input_names=['x'],
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+    path = tmp_path_factory.mktemp('projected') / 'model.onnx'
+    save(program, path)
+    return path
+
+
+def test_no_types_beside_the_weights(projected):
+    graph = onnx.load(projected).graph
+    produced = {name for node in graph.node for name in node.output}
+    assert {value.name for value in graph.value_info} <= produced
+
+
+class TestQuantization:
+    """By ONNX Runtime's own tools."""
+
+    X = np.random.default_rng(0).standard_normal((1, 6, 9, 8), dtype=np.float32)
+
+    def error(self, path, quantized):
+        sessions = (
+            ort.InferenceSession(p, providers=['CPUExecutionProvider']) for p in (path, quantized)
+        )
+        want, got = (session.run(None, {'x': self.X})[0] for session in sessions)
+        return np.abs(got - want).max() / want.std()
+
+    def test_dynamic(self, projected, tmp_path):
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(projected, tmp_path / 'quantized.onnx')
+        assert self.error(projected, tmp_path / 'quantized.onnx') < 0.1
+
+    def test_static(self, projected, tmp_path):
+        from onnxruntime.quantization import CalibrationDataReader, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):
+            batches = iter([{'x': TestQuantization.X}])
+
+            def get_next(self):
+                return next(self.batches, None)
+
+        quant_pre_process(projected, tmp_path / 'ready.onnx')
+        quantize_static(
+            tmp_path / 'ready.onnx',
+            tmp_path / 'quantized.onnx',
+            Reader(),
+            op_types_to_quantize=['MatMul', 'Gemm'],
+        )
+        assert self.error(projected, tmp_path / 'quantized.onnx') < 0.1

@@ -183,6 +183,17 @@ class TestOneModel:
         assert [value.name for value in graph.output] == ['scores']
         assert all(v.type.tensor_type.elem_type == 1 for v in (*graph.input, *graph.output))
 
+    def test_custom_op(self, weights, run_tool, tmp_path):
+        """The tool reports its phases, and --check registers the op."""
+        options = ('--custom-op', '--shape', '64', '96', '--check')
+        code, out, err = run_tool(*weights('classification'), 'model.onnx', *options)
+        assert code == 0, err
+        assert largest(r'normalized (\S+)', out + err) < 1e-4
+        assert re.search('Optimize the ONNX graph', out)
+        assert re.search(r'exported in \d+ s', out)
+        ops = set(op_types(onnx.load(tmp_path / 'model.onnx').graph))
+        assert ('mmvmamba', 'SS2DScan') in ops and ('', 'Scan') not in ops
+
     @pytest.mark.slow
     def test_half_precision_of_any_size(self, weights, run_tool, tmp_path):
         """Scans and average pooling keep their products in float32."""

@@ -1,8 +1,9 @@
 """Export a classifier, a segmentor, or a detector's backbone and neck to ONNX.
 
-The graph has only ONNX's standard ops, of opset 20. The input is a batch of images (N, C, H, W) as
-the model's data preprocessor returns them: normalized and padded. The outputs are a classifier's
-scores before softmax, a segmentor's logits at the size of the input, or a detector's maps.
+The graph has only ONNX's standard ops, of opset 20, and with --custom-op our own for the scan. The
+input is a batch of images (N, C, H, W) as the model's data preprocessor returns them: normalized
+and padded. The outputs are a classifier's scores before softmax, a segmentor's logits at the size
+of the input, or a detector's maps.
 
 Example:
     python tools/deployment/export_onnx.py configs/vmamba/vmamba-t_8xb128_in1k.py \
@@ -11,10 +12,11 @@ Example:
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 try:
-    import onnx
+    import onnx  # noqa: F401
     import onnxscript  # noqa: F401
 except ImportError as error:
     raise SystemExit(f'error: {error}; pip install "mmvmamba[onnx]" installs it') from None
@@ -27,7 +29,8 @@ from mmvmamba.analysis import measure
 from mmvmamba.analysis.model_flops import build_model
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.export.onnx import translations, use_half_products
+from mmvmamba.export.onnx import save, translations, use_half_products
+from mmvmamba.export.onnxruntime import register_custom_ops
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
@@ -62,6 +65,12 @@ def parse_args() -> argparse.Namespace:
         '--fp16',
         action='store_true',
         help='matrix products and convolutions in float16, all else in float32',
+    )
+    parser.add_argument(
+        '--custom-op',
+        action='store_true',
+        help='write each scan as one node of our own op, which needs our kernels in ONNX Runtime, '
+        'see docs/deployment.md',
     )
     parser.add_argument(
         '--check',
@@ -123,22 +132,23 @@ def export(model: nn.Module, images: Tensor, names: list[str], args: argparse.Na
         input_names=['images'],
         output_names=names,
         dynamic_shapes=shapes,
-        custom_translation_table=translations(),
-        verbose=False,
+        custom_translation_table=translations(args.custom_op),
+        verbose=True,  # a line for each phase
     )
     if args.fp16:
         use_half_products(program.model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    program.save(args.out)
-    onnx.checker.check_model(args.out, full_check=True)
+    save(program, args.out)
 
 
-def compare(model: nn.Module, images: Tensor, path: Path) -> None:
+def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> None:
     """Print the largest errors and the median times of a file on the CPU, compared with PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    if custom_op:
+        register_custom_ops(options)
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     inputs = {'images': images.numpy()}
     for value, got, want in zip(
@@ -177,10 +187,12 @@ def main() -> None:
         names = ['scores' if task == 'mmpretrain' else 'logits']
     else:
         names = [f'map{i}' for i in range(len(model(images)))]
+    start = time.perf_counter()
     export(model, images, names, args)
-    print(f'{args.out}: {part} of {Path(args.config).name}')
+    seconds = time.perf_counter() - start
+    print(f'{args.out}: {part} of {Path(args.config).name}, exported in {seconds:.0f} s')
     if args.check:
-        compare(model, images, args.out)
+        compare(model, images, args.out, args.custom_op)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from onnx.checker import check_model
 from onnx.defs import OpSchema
 from onnxscript import DOUBLE, FLOAT, graph, ir, script
 from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.registration import torch_op
 from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.values import Op, Opset
 
@@ -43,14 +44,34 @@ def translations(custom_op: bool = False) -> dict[Callable, Callable]:
     Raises:
         RuntimeError: If the native extension, which defines the scan's op, is not loaded.
     """
-    reason = extension_error()
-    if reason is not None:
-        raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
+    _check_extension()
     return {
         torch.ops.mmvmamba.ss2d_scan.default: _ss2d_scan_node if custom_op else _ss2d_scan,
         torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
         torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     }
+
+
+def _check_extension() -> None:
+    reason = extension_error()
+    if reason is not None:
+        raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
+
+
+@functools.cache
+def register() -> None:
+    """Let every ``torch.onnx.export(..., dynamo=True)`` of this process translate the scan.
+
+    For calls in the code of others, such as ``timm.utils.onnx.onnx_export``. It is
+    ``custom_translation_table=translations()`` without the average pooling of maps of symbolic
+    size.
+
+    Raises:
+        RuntimeError: If the native extension, which defines the scan's op, is not loaded.
+    """
+    _check_extension()
+    # The registry of the translations that the exporter always uses.
+    torch_op('mmvmamba::ss2d_scan', trace_only=True)(_ss2d_scan)
 
 
 @functools.cache

@@ -139,6 +139,11 @@ def ss2d_scan(
         scan = scan_reference if chosen == 'reference' else scan_chunked
         y = ss2d_scan_reference(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, scan)
         return mark_scan(y, A, dt_weight.shape[2], len(orders))
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            "torch.onnx.export must be called with dynamo=True, or timm's onnx_export.py with "
+            '--dynamo: the TorchScript exporter cannot write the scan'
+        )
     acc = accumulate_dtype(x.dtype)
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
     out_dtype = out_dtype or x.dtype

@@ -1,9 +1,11 @@
 """Entry points and pretrained settings of the models in timm."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from timm.layers import is_exportable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from mmvmamba.checkpoint.unpickling import YACS_NODE
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.settings import check_choice
+from mmvmamba.ops import extension_error
 
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: The released ImageNet classifiers, by architecture.
@@ -98,6 +101,11 @@ def _register(model_name: str, arch: str) -> None:
         if isinstance(feature_cls, str):
             # 'list' and 'dict' take the children of a network as stages, and 'fx' traces it.
             check_choice('feature_cls', feature_cls.lower(), ('getter', 'hook'))
+        if is_exportable() and find_spec('onnxscript') and extension_error() is None:
+            # timm's onnx_export.py asks for a model that it can export.
+            from mmvmamba.export.onnx import register
+
+            register()
         return build_model_with_cfg(
             build,
             model_name,

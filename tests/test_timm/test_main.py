@@ -76,6 +76,24 @@ def test_options_in_the_docs(tmp_path):
         assert len(options) > 5 and set(options) <= known, set(options) - known
 
 
+@pytest.mark.slow
+@needs_script
+def test_export_script(tmp_path):
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    model = mmvmamba.create_model('vmamba_tiny', num_classes=10)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    script = Path(TRAIN).resolve().with_name('onnx_export.py')
+    options = ('--num-classes', 10, '--checkpoint', 'weights.pth', '--check-forward')
+    arguments = (script, 'vmamba.onnx', '--model', 'vmamba_tiny', *options)
+    result = run(*arguments, '--dynamo', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'vmamba.onnx').stat().st_size > 1e8
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith('the TorchScript exporter cannot write the scan')
+
+
 @pytest.fixture(scope='module')
 def crops(tmp_path_factory):
     """The demo data in its classification form: six classes in train and val."""

@@ -1,5 +1,6 @@
 """Every model through everything that timm asks of a model."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ timm = pytest.importorskip('timm')
 import mmvmamba.timm  # noqa: E402  (registers the models)
 from mmvmamba.models import VMamba  # noqa: E402
 from mmvmamba.nn import ARCHS, Arch, VMambaNet  # noqa: E402
+from mmvmamba.ops import extension_error  # noqa: E402
 
 DIMS = (8, 16, 24, 32)
 THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
@@ -352,3 +354,37 @@ def test_examples_of_the_docs(tmp_path, monkeypatch, capsys):
     # Adam's first step is the learning rate, which falls from layer to layer.
     assert change['classifier.head.weight'].item() == pytest.approx(1e-4, rel=0.05)
     assert change['patch_embed.0.weight'].item() == pytest.approx(1e-4 * 0.75**6, rel=0.05)
+
+
+class TestOnnxExport:
+    """timm's own function, with a model made as its onnx_export.py makes it."""
+
+    SETTINGS = dict(batch_size=1, input_size=(3, 64, 96), check_forward=True)
+
+    @pytest.fixture
+    def export(self, tmp_path):
+        pytest.importorskip('onnxruntime')
+        pytest.importorskip('onnxscript')
+        if extension_error() is not None:
+            pytest.skip(f'the op is not there: {extension_error()}')
+        from timm.utils.onnx import onnx_export
+
+        if 'external_data' not in inspect.signature(onnx_export).parameters:
+            pytest.skip(f'timm {timm.__version__} calls an exporter that torch has dropped')
+        model = thin(dims=(8, 16), depths=(1, 1), exportable=True)
+        return lambda **settings: onnx_export(
+            model, str(tmp_path / 'model.onnx'), **self.SETTINGS, **settings
+        )
+
+    def test_with_dynamo(self, export, tmp_path):
+        import onnxruntime
+
+        export(use_dynamo=True, dynamic_size=True)
+        session = onnxruntime.InferenceSession(
+            tmp_path / 'model.onnx', providers=['CPUExecutionProvider']
+        )
+        assert session.run(None, {'input0': images(75, 50).numpy()})[0].shape == (2, 5)
+
+    def test_without_dynamo(self, export):
+        with pytest.raises(ValueError, match='dynamo=True'):
+            export(use_dynamo=False)

@@ -134,12 +134,13 @@ def _recurrences(dtype: type) -> SimpleNamespace:
     )
 
 
-def _ints(*values: int) -> ir.Value:
-    return op.Constant(value_ints=list(values))
+def _rest() -> ir.Value:
+    """Return the size of Reshape that the others leave."""
+    return op.Constant(value_ints=[-1])
 
 
 def _part(x: ir.Value, start: int, end: int, axis: int) -> ir.Value:
-    return op.Slice(x, _ints(start), _ints(end), _ints(axis))
+    return op.Slice(x, [start], [end], [axis])
 
 
 def _softplus(x: ir.Value) -> ir.Value:
@@ -166,7 +167,7 @@ class _MapChunks:
         """(N, H, W, c) -> (W, N, H, c) in one order."""
         if order in (COLUMN, COLUMN_REVERSED):
             x = op.Transpose(x, perm=[0, 2, 1, 3])
-            x = op.Reshape(x, op.Concat(self.N, self.H, self.W, _ints(-1), axis=0))
+            x = op.Reshape(x, op.Concat(self.N, self.H, self.W, _rest(), axis=0))
         return self._reverse(op.Transpose(x, perm=[2, 0, 1, 3]), order)
 
     def join(self, ys: Sequence[ir.Value], orders: Sequence[int]) -> list[ir.Value]:
@@ -181,7 +182,7 @@ class _MapChunks:
             if not both:
                 continue
             y = op.Transpose(functools.reduce(op.Add, both), perm=[1, 2, 0, 3])
-            y = op.Reshape(y, op.Concat(self.N, *axes, _ints(-1), axis=0))
+            y = op.Reshape(y, op.Concat(self.N, *axes, _rest(), axis=0))
             maps.append(op.Transpose(y, perm=[0, 2, 1, 3]) if column else y)
         return maps
 
@@ -190,7 +191,7 @@ class _MapChunks:
         """(W, N, H, c) with chunks and positions in reverse, if the order is a reversal."""
         if order not in (ROW_REVERSED, COLUMN_REVERSED):
             return x
-        return op.Slice(x, _ints(-1, -1), _ints(_BEFORE, _BEFORE), _ints(0, 2), _ints(-1, -1))
+        return op.Slice(x, [-1, -1], [_BEFORE, _BEFORE], [0, 2], [-1, -1])
 
 
 def _scan_chunks(
@@ -211,11 +212,11 @@ def _scan_chunks(
     shape = op.Shape(drive)  # W, K, N, H, S, C
     zeros = op.CastLike(op.ConstantOfShape(_part(shape, 1, 6, 0)), drive)
     ends = scans.last_state(zeros, decay, drive)  # (K, N, H, S, C)
-    decays = op.Exp(op.Mul(op.ReduceSum(dt, _ints(0), keepdims=0), A))
+    decays = op.Exp(op.Mul(op.ReduceSum(dt, [0], keepdims=0), A))
     zero = op.ConstantOfShape(op.Concat(_part(shape, 1, 3, 0), _part(shape, 4, 6, 0), axis=0))
     carried = scans.states_before(op.CastLike(zero, drive), decays, ends)
     ys = scans.weighted_states(carried, decay, drive, C)  # (W, K, N, H, S, C)
-    return ys if d_state == 1 else op.ReduceSum(ys, _ints(-2), keepdims=1)
+    return ys if d_state == 1 else op.ReduceSum(ys, [-2], keepdims=1)
 
 
 def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states):
@@ -225,9 +226,9 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
     chunks = _MapChunks(x)
     us, steps, Bs, Cs = [], [], [], []
     for k, order in enumerate(orders):
-        values = chunks.cut(op.Squeeze(_part(proj, k, k + 1, 3), _ints(3)), order)
-        weight = op.Transpose(op.Squeeze(_part(dt_weight, k, k + 1, 0), _ints(0)), perm=[1, 0])
-        bias = op.Squeeze(_part(dt_bias, k, k + 1, 0), _ints(0))
+        values = chunks.cut(op.Squeeze(_part(proj, k, k + 1, 3), [3]), order)
+        weight = op.Transpose(op.Squeeze(_part(dt_weight, k, k + 1, 0), [0]), perm=[1, 0])
+        bias = op.Squeeze(_part(dt_bias, k, k + 1, 0), [0])
         us.append(chunks.cut(x, order))
         # Runtimes fuse a product with a matrix and the addition of a vector into one GEMM.
         steps.append(op.Add(op.MatMul(_part(values, 0, rank, 3), weight), bias))
@@ -236,22 +237,22 @@ def _ss2d_scan(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_states
 
     def directions(values: Sequence[ir.Value], axis: int) -> ir.Value:
         """(W, N, H, c) for each direction -> (W, K, N, H, c) and an axis for states or channels."""
-        stacked = op.Concat(*(op.Unsqueeze(v, _ints(1)) for v in values), axis=1)
-        return op.Unsqueeze(stacked, _ints(axis))
+        stacked = op.Concat(*(op.Unsqueeze(v, [1]) for v in values), axis=1)
+        return op.Unsqueeze(stacked, [axis])
 
     ys = _scan_chunks(
         directions(us, -2),
         _softplus(directions(steps, -2)),
-        op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), _ints(1, 2)),
+        op.Unsqueeze(op.Transpose(A, perm=[0, 2, 1]), [1, 2]),
         directions(Bs, -1),
         directions(Cs, -1),
         d_state,
         _recurrences(DOUBLE if A.dtype == ir.DataType.DOUBLE else FLOAT),
     )
-    ys = [op.Squeeze(_part(ys, k, k + 1, 1), _ints(1, -2)) for k in range(len(orders))]
-    skip = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))
+    ys = [op.Squeeze(_part(ys, k, k + 1, 1), [1, -2]) for k in range(len(orders))]
+    skip = op.Mul(x, op.ReduceSum(D, [0], keepdims=0))
     y = functools.reduce(op.Add, chunks.join(ys, orders), skip)
-    return _to_output(y, A, out_dtype), op.ConstantOfShape(_ints(0))
+    return _to_output(y, A, out_dtype), op.ConstantOfShape([0])
 
 
 def _to_output(y, A, out_dtype):
@@ -281,13 +282,13 @@ def _ss2d_scan_node(x, proj, dt_weight, dt_bias, A, D, orders, out_dtype, save_s
         return _ss2d_scan(x, proj, *arguments)
     x, proj = op.CastLike(x, A), op.CastLike(proj, A)
     y = _scan_op()(x, proj, dt_weight, dt_bias, A, D, orders=orders)
-    return _to_output(y, A, out_dtype), op.ConstantOfShape(_ints(0))
+    return _to_output(y, A, out_dtype), op.ConstantOfShape([0])
 
 
 def _adaptive_avg_pool2d(x, output_size):
     """Average over bins by two matrix products, (N, C, H, W) -> (N, C, *output_size)."""
     if tuple(output_size) == (1, 1):
-        return op.ReduceMean(x, _ints(2, 3), keepdims=1)
+        return op.ReduceMean(x, [2, 3], keepdims=1)
     rows, columns = (_bins(x, axis, size) for axis, size in zip((2, 3), output_size, strict=True))
     return op.MatMul(op.MatMul(rows, x), op.Transpose(columns, perm=[1, 0]))
 
@@ -298,12 +299,12 @@ def _bins(x: ir.Value, axis: int, bins: int) -> ir.Value:
     Bin i of n positions is from floor(i n / bins) up to ceil((i + 1) n / bins).
     """
     n = op.Shape(x, start=axis, end=axis + 1)
-    edges = op.Mul(_ints(*range(bins + 1)), n)
-    ceiling = op.Div(op.Add(edges, _ints(bins - 1)), _ints(bins))
-    start = op.Unsqueeze(_part(op.Div(edges, _ints(bins)), 0, bins, 0), _ints(1))
-    end = op.Unsqueeze(_part(ceiling, 1, bins + 1, 0), _ints(1))
+    edges = op.Mul(list(range(bins + 1)), n)
+    ceiling = op.Div(op.Add(edges, [bins - 1]), [bins])
+    start = op.Unsqueeze(_part(op.Div(edges, [bins]), 0, bins, 0), [1])
+    end = op.Unsqueeze(_part(ceiling, 1, bins + 1, 0), [1])
     zero, one = (op.Constant(value_int=v) for v in (0, 1))
-    position = op.Range(zero, op.Squeeze(n, _ints(0)), one)
+    position = op.Range(zero, op.Squeeze(n, [0]), one)
     inside = op.And(op.GreaterOrEqual(position, start), op.Less(position, end))
     return op.Div(op.CastLike(inside, x), op.CastLike(op.Sub(end, start), x))
 

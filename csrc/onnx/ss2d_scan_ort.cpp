@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -98,6 +99,7 @@ class Scan {
     }
     const int64_t N = x.sizes[0], H = x.sizes[1], W = x.sizes[2], C = x.sizes[3],
                   K = orders_.size(), R = dt_weight.sizes[2], S = A.sizes[2];
+    if (R == 0 || S == 0) throw std::invalid_argument("rank and states must be at least 1");
     check_shape("proj", proj, {N, H, W, K, R + 2 * S});
     check_shape("dt_weight", dt_weight, {K, C, R});
     check_shape("dt_bias", dt_bias, {K, C});

@@ -90,6 +90,12 @@ class TestOp:
         with pytest.raises(Exception, match='must have shape'):
             session_of(scan_model((0, 1, 2, 3))).run(None, inputs)
 
+    @pytest.mark.parametrize(('rank', 'states'), [(0, 1), (1, 0)])
+    def test_nothing_to_scan_with(self, rank, states):
+        core = Core(5, rank, states, 'cross')
+        with pytest.raises(Exception, match='at least 1'):
+            session_of(scan_model((0, 1, 2, 3))).run(None, feeds(core, 1, 4, 6))
+
 
 class TestExport:
     pytestmark = NEEDS_EXPORTER

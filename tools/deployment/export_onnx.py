@@ -21,8 +21,6 @@ try:
 except ImportError as error:
     raise SystemExit(f'error: {error}; pip install "mmvmamba[onnx]" installs it') from None
 import torch
-import torch.nn.functional as F
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmvmamba.analysis import measure
@@ -31,9 +29,8 @@ from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.export.onnx import save, translations, use_half_products
 from mmvmamba.export.onnxruntime import register_custom_ops
+from mmvmamba.export.parts import SHAPES, ExportedModel, choose_part
 from mmvmamba.models.loading import load_whole, read_checkpoint
-
-SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,43 +75,6 @@ def parse_args() -> argparse.Namespace:
         help='run the file in ONNX Runtime on the CPU and compare results and times with PyTorch',
     )
     return parser.parse_args()
-
-
-class ExportedModel(nn.Module):
-    """The exported part of a model, from a batch of normalized images to its outputs."""
-
-    def __init__(self, model: nn.Module, part: str) -> None:
-        super().__init__()
-        self.model = model
-        self.part = part
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps, or the scores or logits alone."""
-        if self.part == 'backbone':
-            return tuple(self.model.backbone(images))
-        if self.part == 'neck':
-            return tuple(self.model.extract_feat(images))
-        out = self.model(images, mode='tensor')
-        if hasattr(self.model, 'decode_head'):
-            corners = self.model.align_corners
-            out = F.interpolate(out, images.shape[2:], mode='bilinear', align_corners=corners)
-        return (out,)
-
-
-def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
-    """Return the part to export, or raise UserError if it cannot be exported."""
-    task = cli.task_of(cfg)
-    if task not in SHAPES:
-        raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but got {task!r}')
-    part = part or ('neck' if task == 'mmdet' else 'whole')
-    if part == 'whole' and task == 'mmdet':
-        raise UserError('--part whole: only the backbone and neck of a detector can be exported')
-    if part == 'neck' and getattr(model, 'neck', None) is None:
-        raise UserError(f'--part neck: {type(model).__name__} has no neck')
-    if part == 'whole' and hasattr(getattr(model, 'decode_head', None), 'pixel_decoder'):
-        name = type(model.decode_head).__name__
-        raise UserError(f'--part whole: {name} needs data samples; use --part backbone')
-    return part
 
 
 def export(model: nn.Module, images: Tensor, names: list[str], args: argparse.Namespace) -> None:

@@ -1,0 +1,48 @@
+"""Parts of OpenMMLab's models that take images alone, to be exported."""
+
+import torch.nn.functional as F
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from mmvmamba.engine import cli
+from mmvmamba.engine.errors import UserError
+
+#: The default size (H, W) of images, by the package of the model.
+SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
+
+
+class ExportedModel(nn.Module):
+    """The exported part of a model, from a batch of normalized images to its outputs."""
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps, or the scores or logits alone."""
+        if self.part == 'backbone':
+            return tuple(self.model.backbone(images))
+        if self.part == 'neck':
+            return tuple(self.model.extract_feat(images))
+        out = self.model(images, mode='tensor')
+        if hasattr(self.model, 'decode_head'):
+            corners = self.model.align_corners
+            out = F.interpolate(out, images.shape[2:], mode='bilinear', align_corners=corners)
+        return (out,)
+
+
+def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
+    """Return the part to export, or raise UserError if it cannot be exported."""
+    task = cli.task_of(cfg)
+    if task not in SHAPES:
+        raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but got {task!r}')
+    part = part or ('neck' if task == 'mmdet' else 'whole')
+    if part == 'whole' and task == 'mmdet':
+        raise UserError('--part whole: only the backbone and neck of a detector can be exported')
+    if part == 'neck' and getattr(model, 'neck', None) is None:
+        raise UserError(f'--part neck: {type(model).__name__} has no neck')
+    if part == 'whole' and hasattr(getattr(model, 'decode_head', None), 'pixel_decoder'):
+        name = type(model.decode_head).__name__
+        raise UserError(f'--part whole: {name} needs data samples; use --part backbone')
+    return part

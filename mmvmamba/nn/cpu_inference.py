@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmvmamba.ops import fused_ops
 
@@ -47,10 +48,12 @@ def has_no_hooks(*modules: nn.Module) -> bool:
 def is_plain_linear(module: nn.Module) -> bool:
     """Return True if a call of this module does no more than a product with its weight.
 
-    Quantization and adapters replace the module or its ``forward``, pruning sets its weight in a
-    forward hook, and tools that watch gradients have backward hooks.
+    Quantization and adapters replace the module, its ``forward`` or the kind of its weight, pruning
+    sets its weight in a forward hook, and tools that watch gradients have backward hooks.
     """
     if type(module) is not nn.Linear or 'forward' in vars(module) or not has_no_hooks(module):
+        return False
+    if is_traceable_wrapper_subclass(module.weight):
         return False
     everywhere: Any = nn.modules.module
     if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:

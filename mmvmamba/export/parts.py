@@ -46,3 +46,10 @@ def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
         name = type(model.decode_head).__name__
         raise UserError(f'--part whole: {name} needs data samples; use --part backbone')
     return part
+
+
+def output_names(cfg: Config, model: ExportedModel, images: Tensor) -> list[str]:
+    """Return the names of the outputs for a batch of images, scores, logits or maps."""
+    if model.part == 'whole':
+        return ['scores' if cli.task_of(cfg) == 'mmpretrain' else 'logits']
+    return [f'map{i}' for i in range(len(model(images)))]

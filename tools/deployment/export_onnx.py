@@ -29,7 +29,7 @@ from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.export.onnx import save, translations, use_half_products
 from mmvmamba.export.onnxruntime import register_custom_ops
-from mmvmamba.export.parts import SHAPES, ExportedModel, choose_part
+from mmvmamba.export.parts import SHAPES, ExportedModel, choose_part, output_names
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
 
@@ -143,12 +143,8 @@ def main() -> None:
     channels = getattr(model.backbone, 'in_channels', 3)
     images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))
     model = ExportedModel(model, part).eval()
-    if part == 'whole':
-        names = ['scores' if task == 'mmpretrain' else 'logits']
-    else:
-        names = [f'map{i}' for i in range(len(model(images)))]
     start = time.perf_counter()
-    export(model, images, names, args)
+    export(model, images, output_names(cfg, model, images), args)
     seconds = time.perf_counter() - start
     print(f'{args.out}: {part} of {Path(args.config).name}, exported in {seconds:.0f} s')
     if args.check:

@@ -17,6 +17,7 @@ COMMANDS = [
     command
     for block in re.findall(r'```bash\n(.*?)```', TEXT, re.DOTALL)
     for command in block.splitlines()
+    if 'export_onnx.py' in command  # test_quantize.py runs the others
 ]
 CODE = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 FOLDERS = {'vmamba': 'classification', 'upernet': 'segmentation', 'mask_rcnn': 'detection'}
@@ -59,6 +60,7 @@ def test_command(command, request, monkeypatch, tmp_path):
 def test_code(monkeypatch, tmp_path):
     """Run the blocks one after the other."""
     needs_onnx()
+    pytest.importorskip('torchao')
     monkeypatch.chdir(tmp_path)
     thin = 'dict(dims=(8, 16), depths=(1, 1)), num_classes=5'
     names = {}
@@ -68,7 +70,7 @@ def test_code(monkeypatch, tmp_path):
     with torch.no_grad():
         expected = names['model'](images)
     torch.testing.assert_close(names['scores'].shape, expected.shape)
-    for name in ('vmamba.pt2', 'vmamba_aoti.pt2', 'vmamba.onnx'):
+    for name in ('vmamba.pt2', 'vmamba_aoti.pt2', 'vmamba.onnx', 'int8.pt2'):
         assert (tmp_path / name).is_file(), name
     import onnxruntime
 

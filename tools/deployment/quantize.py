@@ -10,9 +10,11 @@ Example:
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import importlib.util
+import io
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -170,7 +172,9 @@ def evaluate(cfg: Config, model: nn.Module, part: str, runs: dict[str, dict[str,
     reference = collect_results(cfg, model)
     for runtime, pair in runs.items():
         results = collect_results(cfg, replace_part(model, part, pair['INT8']))
-        for name, metric in compare_metrics(reference, results).items():
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO's tables
+            metrics = compare_metrics(reference, results)
+        for name, metric in metrics.items():
             print(
                 f'{runtime}, {name}: float32 {metric.reference:.4g}, INT8 {metric.other:.4g}, '
                 f'difference {metric.other - metric.reference:+.2g} +- {metric.margin:.2g}'

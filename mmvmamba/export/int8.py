@@ -59,7 +59,7 @@ def quantize(model: nn.Module, batches: Iterable[Tensor]) -> torch.export.Export
         if prepared is None:
             # The exporter specializes sizes of 1 and unifies equal ones.
             example = images.new_zeros(2, images.shape[1], 256, 352)
-            prepared = prepare_pt2e(_export(model, example).module(), quantizer)
+            prepared = prepare_pt2e(_module(_export(model, example)), quantizer)
         prepared(images)
     if prepared is None:
         raise ValueError('batches must hold at least one batch of images')
@@ -71,6 +71,12 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     return torch.export.export(model, (example,), dynamic_shapes=(sizes,))
 
 
+def _module(program: torch.export.ExportedProgram) -> nn.Module:
+    # The guards fix the parity of sizes on which the graph does not depend: that of the last map
+    # for the pooling of an FPN.
+    return program.module(check_guards=False)
+
+
 def load(path: str | PathLike) -> Callable[[Tensor], Any]:
     """Load a program of :func:`quantize` that was saved with ``torch.export.save``.
 
@@ -80,7 +86,7 @@ def load(path: str | PathLike) -> Callable[[Tensor], Any]:
     # Registers the ops of the program, and the fusions with inductor.
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
-    compiled = torch.compile(torch.export.load(path).module())
+    compiled = torch.compile(_module(torch.export.load(path)))
 
     # Freezing brings the weights into the layout of the integer kernels, once. It is ignored unless
     # gradients are off and it is on in each call, any of which may compile.

@@ -10,9 +10,6 @@ namespace mmvmamba {
 
 enum class Io { kFloat, kBFloat16, kDouble };
 
-// Work items that a call is split into, at least, where there are that many blocks of channels.
-constexpr int64_t kWorkItems = 16;
-
 // Kernels process the work items [begin, end). Results do not depend on how the items are split
 // among threads.
 struct SS2DKernels {

@@ -120,10 +120,8 @@ struct FusedOps {
         if (w + 1 < W) sum[0] = sum[0] + right * load_lanes(line + C, lanes);
       }
     }
-    V negative[N], e[N];
-    MMVMAMBA_EACH negative[u] = -sum[u];
-    expv<N>(negative, e);
+    silu<N>(sum, sum);
     io_t* y = static_cast<io_t*>(p.y) + (row * W + w) * C + c;
-    MMVMAMBA_EACH store_lanes(y + u * C, sum[u] / (1.f + e[u]), lanes);
+    MMVMAMBA_EACH store_lanes(y + u * C, sum[u], lanes);
   }
 };

@@ -1,6 +1,8 @@
 // What the torch side hands to the CPU kernels of ss2d_scan.
 #pragma once
 
+#include <algorithm>
+
 #include "../scan_common.h"
 
 namespace mmvmamba {
@@ -48,7 +50,16 @@ struct SS2DBackward {
   SS2DParamGrads grads;
 };
 
-// Channels of `groups` groups are split in whole blocks; the last groups may be empty.
+// Work items that a call is split into, at least, where there are that many blocks of channels.
+constexpr int64_t kWorkItems = 16;
+
+// Channels of `groups` groups are split in whole blocks.
 inline int64_t blocks_per_group(int64_t blocks, int64_t groups) { return ceil_div(blocks, groups); }
+
+// The groups of a sample's blocks, none of which is empty: threads take as many groups each.
+inline int64_t groups_of(int64_t blocks, int64_t batch) {
+  const int64_t most = std::min(blocks, ceil_div(kWorkItems, std::max<int64_t>(1, batch)));
+  return ceil_div(blocks, blocks_per_group(blocks, most));
+}
 
 }  // namespace mmvmamba

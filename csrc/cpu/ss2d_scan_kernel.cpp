@@ -27,7 +27,7 @@ Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, con
                 S = A.size(2);
   const Kernels kernels = best_kernels(x.scalar_type());
   const int64_t blocks = ceil_div(C, kernels.lanes);
-  const int64_t groups = std::min(blocks, ceil_div(kWorkItems, std::max<int64_t>(1, N)));
+  const int64_t groups = groups_of(blocks, N);
   const SS2DSizes sizes{N, x.size(1), x.size(2), C, K, R, S, groups, orders.data()};
   const Tensor dense = as_contiguous(proj);
   const Tensor rows = empty_on(x, proj.sizes(), acc_type(x.scalar_type()));
@@ -99,8 +99,7 @@ Gradients ss2d_scan_backward(const Tensor& grad_y, const Tensor& x, const Tensor
   check_argument("states", states, {state_count(s)}, acc, x);
   const Tensor grad = as_contiguous(grad_y), saved = as_contiguous(states);
   const Tensor grad_x = empty_on(x, x.sizes(), io);
-  const int64_t groups = ceil_div(in.blocks, blocks_per_group(in.blocks, s.groups));
-  const PartialSums grad_rows(x, groups, proj.sizes(), acc);
+  const PartialSums grad_rows(x, s.groups, proj.sizes(), acc);
   // A part for each sample.
   const PartialSums grad_weight(x, s.batch, dt_weight.sizes(), acc);
   const PartialSums grad_bias(x, s.batch, dt_bias.sizes(), acc);

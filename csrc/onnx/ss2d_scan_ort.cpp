@@ -113,7 +113,7 @@ class Scan {
 
     const Kernels kernels = best_kernels(Io::kFloat);
     const int64_t blocks = ceil_div(C, kernels.lanes);
-    const int64_t groups = std::min(blocks, ceil_div(kWorkItems, N));
+    const int64_t groups = groups_of(blocks, N);
     const SS2DSizes sizes{N, H, W, C, K, R, S, groups, orders_.data()};
     std::vector<float> rows(N * K * H * W * (R + 2 * S));
     parallel_for(context, N * K,

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from mmvmamba.ops import fused_ops
 
 #: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
-SLAB_BYTES = 4 * 2**20
+SLAB_BYTES = 8 * 2**20
 
 #: Layers whose call does no more than :func:`run_block` does in its place.
 _PLAIN: set[type[nn.Module]] = {
@@ -61,37 +61,42 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._backward_hooks or module._backward_pre_hooks)
 
 
+def _runs_alone(x: Tensor) -> bool:
+    """Return True in inference where nothing records or counts the operations on a tensor."""
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    # Modes that count or record operations know those of PyTorch.
+    return type(x) is Tensor and torch._C._len_torch_dispatch_stack() == 0
+
+
 def fuses(block: Any, x: Tensor) -> bool:
     """Return True if :func:`run_block` gives the result of a block for a map (N, H, W, d).
 
     It does in inference on a CPU, in float32 or bfloat16, for a block of the default layers that
     nothing replaces, watches or records.
     """
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if not (compiled and not torch.is_grad_enabled()) and not _runs_alone(x):
         return False
     if not fused_ops.can_run(x) or x.dim() != 4:
         return False
-    # Modes that count or record operations know those of PyTorch.
-    if not torch.compiler.is_compiling() and (
-        type(x) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
-    ):
-        return False
     op, mlp = block.op, block.mlp
-    if op is None or mlp is None or x.shape[3] != op.dim:
+    if type(block) not in _PLAIN or op is None or mlp is None or x.shape[3] != op.dim:
         return False
-    modules = list(block.modules())
-    if any(type(m) not in _PLAIN or 'forward' in m.__dict__ for m in modules):
+    norms = (block.norm, op.out_norm, block.norm2)
+    linears = (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)
+    conv, act, drops = op.conv2d, mlp.act, (op.drop, mlp.drop, block.drop_path)
+    others = (op, op.act, conv, op.out_act, mlp, act, *drops)
+    layers = (*norms, *linears, *others)
+    if any(type(layer) not in _PLAIN or 'forward' in layer.__dict__ for layer in layers):
         return False
-    if not has_no_hooks(*modules) or any(type(p) is not nn.Parameter for p in block.parameters()):
+    weights = [p for layer in (*norms, *linears, conv) for p in layer._parameters.values()]
+    if any(p is not None and type(p) is not nn.Parameter for p in weights):
         return False
-    if x.dtype != cast_for_products(op.in_proj.weight[:0]).dtype:
+    if not has_no_hooks(*layers) or any(drop.training for drop in drops if _drops(drop)):
         return False
-    drops = (
-        op.drop.training or mlp.drop.training or (block.drop_path.training and block.drop_path.p)
-    )
-    conv = op.conv2d
     return (
-        not drops
+        x.dtype == cast_for_products(op.in_proj.weight[:0]).dtype
         and op.gate == 'none'
         and op.scan != 'cascade'
         and type(op.act) is nn.SiLU
@@ -99,10 +104,14 @@ def fuses(block: Any, x: Tensor) -> bool:
         and type(conv) is Conv2d
         and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
         and not mlp.gate
-        and type(mlp.act) is nn.GELU
-        and mlp.act.approximate == 'none'
-        and all(type(norm) is nn.LayerNorm for norm in (block.norm, op.out_norm, block.norm2))
+        and type(act) is nn.GELU
+        and act.approximate == 'none'
+        and all(isinstance(norm, nn.LayerNorm) for norm in norms)
     )
+
+
+def _drops(layer: Any) -> bool:
+    return getattr(layer, 'p', 0) > 0
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:
@@ -206,6 +215,16 @@ def cast_for_products(x: Tensor) -> Tensor:
 
 
 @plain
+class LayerNorm(nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm` over the last dimension, in inference on a CPU by our own op."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _runs_alone(x) or not fused_ops.can_run(x):
+            return super().forward(x)
+        return fused_ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@plain
 class Conv2d(nn.Conv2d):
     """:class:`torch.nn.Conv2d` for maps (N, C, H, W) in channels-last memory.
 
@@ -219,12 +238,12 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != 'cpu' or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if x.device.type != 'cpu' or torch.compiler.is_exporting():
             return super().forward(x)
         if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)  # the op supports none of these
         compiled = torch.compiler.is_compiling()
-        if not compiled and (torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack()):
+        if not compiled and not _runs_alone(x):
             return super().forward(x)
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)

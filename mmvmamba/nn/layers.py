@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_inference import Conv2d, plain
+from .cpu_inference import Conv2d, LayerNorm, plain
 from .settings import check_choice, check_setting
 
 #: Activations of the reference and its ablation.
@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     'sigmoid': nn.Sigmoid,
 }
 #: Norms of stem, blocks, downsampling and outputs.
-NORMS: dict[str, type[nn.Module]] = {'ln': nn.LayerNorm, 'bn': nn.BatchNorm2d}
+NORMS: dict[str, type[nn.Module]] = {'ln': LayerNorm, 'bn': nn.BatchNorm2d}
 
 
 def reset_linear(layer: nn.Linear) -> None:
@@ -118,7 +118,7 @@ def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -
     result is (N, H, W, C).
     """
     if norm == 'ln':
-        layers = [conv, channels_last(), nn.LayerNorm(dim)]
+        layers = [conv, channels_last(), LayerNorm(dim)]
         return layers if last else [*layers, channels_first()]
     layer = nn.BatchNorm2d(dim) if norm == 'bn' else nn.Identity()
     return [conv, nn.Identity(), layer, channels_last() if last else nn.Identity()]

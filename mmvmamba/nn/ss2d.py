@@ -11,7 +11,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, cast_for_products, is_plain_linear, plain
+from .cpu_inference import Conv2d, LayerNorm, cast_for_products, is_plain_linear, plain
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
@@ -36,10 +36,10 @@ def _depthwise3(dim: int) -> list[nn.Module]:
 #: Normalizations after the scan, over (N, H, W, C), for C channels. The indices of the layers in a
 #: sequence are part of the keys in the authors' files.
 OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    'ln': nn.LayerNorm,
+    'ln': LayerNorm,
     'none': lambda dim: nn.Identity(),
     'dwconv3': lambda dim: nn.Sequential(*_depthwise3(dim)),
-    'ln_dwconv3': lambda dim: nn.Sequential(nn.LayerNorm(dim), *_depthwise3(dim)),
+    'ln_dwconv3': lambda dim: nn.Sequential(LayerNorm(dim), *_depthwise3(dim)),
     'softmax': lambda dim: SpatialSoftmax(),
     'sigmoid': lambda dim: nn.Sigmoid(),
 }

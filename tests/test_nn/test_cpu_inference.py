@@ -351,7 +351,7 @@ def test_the_core_may_be_replaced(runs):
 def test_where_a_block_runs_layer_by_layer(case, runs):
     block, x = a_block(), MAP
     if case == 'wrong map':
-        with torch.no_grad(), pytest.raises(RuntimeError, match='normalized_shape'):
+        with torch.no_grad(), pytest.raises(RuntimeError, match='weight must have shape'):
             block(MAP[..., :7])
     elif case == 'mode':
         with torch.no_grad(), FlopCounterMode(display=False) as flops:

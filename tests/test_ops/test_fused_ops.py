@@ -102,6 +102,17 @@ def test_depthwise_silu(channels, size, dtype):
         assert_close(got, F.silu(want).permute(0, 2, 3, 1), dtype)
 
 
+def test_silu_over_its_range():
+    x = torch.cat([torch.linspace(-120, 120, 24_001), torch.tensor([1e30, -1e30, float('nan')])])
+    identity = torch.zeros(x.numel(), 1, 3, 3)
+    identity[:, :, 1, 1] = 1
+    got = fused_ops.depthwise_silu(x.view(1, 1, 1, -1), identity).flatten()
+    # 1 / (1 + exp(-x)) ends at 1e-38.
+    torch.testing.assert_close(got[:-2].double(), F.silu(x[:-2].double()), rtol=1e-6, atol=1e-35)
+    assert abs(got[-2]) < 1e-6
+    assert got[-1].isnan()
+
+
 def test_a_strided_map_and_an_empty_one():
     weight, bias, shift = parameters(24)
     x = draw(3, 24, 4).transpose(1, 2)

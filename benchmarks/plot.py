@@ -1,6 +1,6 @@
 """Draw the time per pixel over the input size from the JSON files of ``backbone.py``.
 
-One panel for each setting (batch, mode, precision, eager or compiled) that was run at several
+One panel for each setting (batch, mode, precision, eager or compiled) that was run at three or more
 sizes, one line for each model.
 
 Example:
@@ -96,11 +96,11 @@ def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def draw(rows: Sequence[dict[str, Any]], machines: Sequence[str]) -> plt.Figure:
-    """One panel below the other for each setting with more than one size, else for all."""
+    """One panel below the other for each setting with at least three sizes, else for all."""
     panels: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault(tuple(row[key] for key in SETTING), []).append(row)
-    several = {k: part for k, part in panels.items() if len({row['size'] for row in part}) > 1}
+    several = {k: part for k, part in panels.items() if len({row['size'] for row in part}) > 2}
     panels = several or panels
     # At most as wide as a page of text, so that a browser shows it without shrinking it.
     figure, axes = plt.subplots(

@@ -62,5 +62,5 @@ def add_by_kind(rows: Sequence[Row]) -> list[Row]:
 
 
 def rest_share(rows: Sequence[Row]) -> float:
-    """The share of operators that are neither a matrix product nor a convolution."""
+    """Return the share of operators that are neither a matrix product nor a convolution."""
     return sum(row['share'] for row in rows if row['kind'] not in PRODUCTS)

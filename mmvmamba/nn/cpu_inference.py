@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmvmamba.ops import fused_ops
+from mmvmamba.ops.extension import LIBRARY
 
 #: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
 SLAB_BYTES = 8 * 2**20
@@ -90,8 +91,10 @@ def fuses(block: Any, x: Tensor) -> bool:
     layers = (*norms, *linears, *others)
     if any(type(layer) not in _PLAIN or 'forward' in layer.__dict__ for layer in layers):
         return False
-    weights = [p for layer in (*norms, *linears, conv) for p in layer._parameters.values()]
-    if any(p is not None and type(p) is not nn.Parameter for p in weights):
+    biases = (op.in_proj.bias, op.out_proj.bias)
+    needed = [layer.bias for layer in (mlp.fc1, mlp.fc2, *norms)]
+    needed += [layer.weight for layer in (*linears, *norms, conv)]
+    if any(b is not None for b in biases) or any(type(p) is not nn.Parameter for p in needed):
         return False
     if not has_no_hooks(*layers) or any(drop.training for drop in drops if _drops(drop)):
         return False
@@ -103,6 +106,7 @@ def fuses(block: Any, x: Tensor) -> bool:
         and type(op.out_act) is nn.Identity
         and type(conv) is Conv2d
         and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.padding_mode, conv.groups) == ((1, 1), 'zeros', op.d_inner)
         and not mlp.gate
         and type(act) is nn.GELU
         and act.approximate == 'none'
@@ -122,7 +126,8 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     choose slabs by the size of a map.
     """
     compiled = torch.compiler.is_compiling()
-    start, finish = (_block_start, _block_end) if compiled else (_start, _end)
+    ops = torch.ops.mmvmamba
+    start, finish = (ops.block_start, ops.block_end) if compiled else (_start, _end)
     op, mlp, norm = block.op, block.mlp, block.norm
     weights = [cast_for_products(m.weight) for m in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)]
     in_weight, out_weight, weight1, weight2 = weights
@@ -187,19 +192,27 @@ def _slab_rows(rows: Tensor, width: int) -> int:
     return max(1, -(-rows.shape[0] // slabs))
 
 
-# Outside an autocast region: the weights are cast before, and a norm keeps its dtype.
-_block_start = torch.library.custom_op('mmvmamba::block_start', _start, mutates_args=())
-_block_end = torch.library.custom_op('mmvmamba::block_end', _end, mutates_args=())
+# Lighter than torch.library.custom_op, whose call takes as long as the products of a small map.
+LIBRARY.define(
+    'block_start(Tensor x, Tensor scale, Tensor shift, float eps, Tensor weight, '
+    'Tensor conv_weight, Tensor? conv_bias) -> Tensor'
+)
+LIBRARY.define(
+    'block_end(Tensor x, Tensor y, Tensor[] scales, Tensor[] shifts, float[] eps, '
+    'Tensor[] weights, Tensor[] biases) -> Tensor'
+)
+LIBRARY.impl('block_start', _start, 'CPU')
+LIBRARY.impl('block_end', _end, 'CPU')
 
 
-@_block_start.register_fake
+@torch.library.register_fake('mmvmamba::block_start')
 def _start_fake(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, *_: Any
 ) -> Tensor:
     return x.new_empty((*x.shape[:3], weight.shape[0]))
 
 
-@_block_end.register_fake
+@torch.library.register_fake('mmvmamba::block_end')
 def _end_fake(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -219,7 +232,8 @@ class LayerNorm(nn.LayerNorm):
     """:class:`torch.nn.LayerNorm` over the last dimension, in inference on a CPU by our own op."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _runs_alone(x) or not fused_ops.can_run(x):
+        plain = self.weight is None or self.bias is None or len(self.normalized_shape) > 1
+        if plain or not _runs_alone(x) or not fused_ops.can_run(x):
             return super().forward(x)
         return fused_ops.layer_norm(x, self.weight, self.bias, self.eps)
 
@@ -248,7 +262,7 @@ class Conv2d(nn.Conv2d):
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)
         convolve = _conv2d if compiled else _convolve
-        return convolve(x, weight, bias, self.stride, self.padding, self.groups)
+        return convolve(x, weight, bias, list(self.stride), list(self.padding), self.groups)
 
 
 def _convolve(

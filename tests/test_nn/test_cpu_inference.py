@@ -210,7 +210,7 @@ def a_block(**settings):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The maps that run_block gets."""
+    """Record the maps that run_block gets."""
     maps, run = [], cpu_inference.run_block
     monkeypatch.setattr(network, 'run_block', lambda block, x: maps.append(x) or run(block, x))
     return maps
@@ -231,6 +231,25 @@ def test_a_fused_block_is_the_plain_one(name, x, slab_rows, runs, monkeypatch):
     assert len(runs) == 1
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     assert torch.equal(x, before)
+
+
+@needs_ops
+def test_a_fused_block_of_no_images(runs):
+    with torch.no_grad():
+        assert a_block()(MAP[:0]).shape == (0, 3, 4, 32)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize('options', [dict(), dict(bias=False), dict(elementwise_affine=False)])
+def test_layer_norm(options):
+    norm, x = cpu_inference.LayerNorm(32, eps=1e-3, **options), MAP * 3 + 1
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    want = F.layer_norm(x.double(), (32,), *(p.double() for p in norm.parameters()), eps=1e-3)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(norm(x).double(), want, rtol=1e-5, atol=1e-5)
 
 
 @needs_ops
@@ -282,6 +301,14 @@ def change(block, case):
         block.mlp = Mixing(32, 128)
     elif case == 'linear':
         block.op.in_proj = Scaled(32, 32, bias=False)
+    elif case == 'bias':
+        block.op.out_proj = nn.Linear(32, 32)
+    elif case == 'no bias':
+        block.mlp.fc1 = nn.Linear(32, 128, bias=False)
+    elif case == 'plain norm':
+        block.norm2 = nn.LayerNorm(32, elementwise_affine=False)
+    elif case == 'dilation':
+        block.op.conv2d.dilation = block.op.conv2d.padding = (2, 2)
     elif case == 'forward':
         forward = block.mlp.fc1.forward
         block.mlp.fc1.forward = lambda x: 2 * forward(x)
@@ -305,6 +332,10 @@ def change(block, case):
     [
         'MLP',
         'linear',
+        'bias',
+        'no bias',
+        'plain norm',
+        'dilation',
         'forward',
         'weight',
         'parametrization',

@@ -85,7 +85,7 @@ def test_any_size_of_other_settings(settings):
 def test_openmmlab_backbone():
     models = pytest.importorskip('mmvmamba.models')
     model = models.VMamba(THIN, out_indices=(1, 3)).eval()
-    check(reloaded(export(model)).module(), model, SIZES, limit=1e-6)
+    check(reloaded(export(model)).module(), model, SIZES, limit=1e-5)
 
 
 def test_a_size_out_of_range_is_refused():

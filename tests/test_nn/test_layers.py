@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvmamba.nn import VSSBlock
-from mmvmamba.nn.cpu_inference import Conv2d
+from mmvmamba.nn.cpu_inference import Conv2d, LayerNorm
 from mmvmamba.nn.layers import (
     DropPath,
     Mlp,
@@ -84,8 +84,8 @@ def test_conv_stem_gives_ceil_sizes(size):
     y = stem(torch.randn(2, 3, *size))
     assert y.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 8)
     torch.testing.assert_close(y.mean(-1), torch.zeros(y.shape[:3]), atol=1e-5, rtol=0)
-    kinds = [type(m) for m in stem if isinstance(m, (Conv2d, nn.LayerNorm, nn.GELU))]
-    assert kinds == [Conv2d, nn.LayerNorm, nn.GELU, Conv2d, nn.LayerNorm]
+    kinds = [type(m) for m in stem if isinstance(m, (Conv2d, LayerNorm, nn.GELU))]
+    assert kinds == [Conv2d, LayerNorm, nn.GELU, Conv2d, LayerNorm]
 
 
 @pytest.mark.parametrize('size', [(16, 16), (19, 30), (4, 7)], ids=str)

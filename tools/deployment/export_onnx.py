@@ -77,10 +77,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export(model: nn.Module, images: Tensor, names: list[str], args: argparse.Namespace) -> None:
+def export(
+    model: nn.Module,
+    images: Tensor,
+    names: list[str],
+    out: Path,
+    *,
+    dynamic: bool = False,
+    fp16: bool = False,
+    custom_op: bool = False,
+) -> None:
     """Export a model that takes only the images to a file and check the file."""
     shapes = None
-    if args.dynamic:
+    if dynamic:
         shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
         # The exporter specializes sizes of 1 and unifies equal ones.
         images = images.new_zeros(2, images.shape[1], 256, 352)
@@ -92,13 +101,13 @@ def export(model: nn.Module, images: Tensor, names: list[str], args: argparse.Na
         input_names=['images'],
         output_names=names,
         dynamic_shapes=shapes,
-        custom_translation_table=translations(args.custom_op),
+        custom_translation_table=translations(custom_op),
         verbose=True,  # a line for each phase
     )
-    if args.fp16:
+    if fp16:
         use_half_products(program.model)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save(program, args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(program, out)
 
 
 def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> None:
@@ -144,7 +153,15 @@ def main() -> None:
     images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))
     model = ExportedModel(model, part).eval()
     start = time.perf_counter()
-    export(model, images, output_names(cfg, model, images), args)
+    export(
+        model,
+        images,
+        output_names(cfg, model, images),
+        args.out,
+        dynamic=args.dynamic,
+        fp16=args.fp16,
+        custom_op=args.custom_op,
+    )
     seconds = time.perf_counter() - start
     print(f'{args.out}: {part} of {Path(args.config).name}, exported in {seconds:.0f} s')
     if args.check:

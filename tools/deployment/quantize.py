@@ -212,8 +212,7 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / 'float32.onnx'
-            options = argparse.Namespace(dynamic=True, fp16=False, out=source)
-            export(exported, images, output_names(cfg, exported, images), options)
+            export(exported, images, output_names(cfg, exported, images), source, dynamic=True)
             int8.quantize_onnx(source, args.out, batches)
             slow, fast = onnx_runs(source), onnx_runs(args.out)
         runs = {name: {'float32': slow[name], 'INT8': fast[name]} for name in slow}

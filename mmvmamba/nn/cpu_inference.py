@@ -205,16 +205,14 @@ LIBRARY.impl('block_start', _start, 'CPU')
 LIBRARY.impl('block_end', _end, 'CPU')
 
 
-@torch.library.register_fake('mmvmamba::block_start')
 def _start_fake(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, *_: Any
 ) -> Tensor:
     return x.new_empty((*x.shape[:3], weight.shape[0]))
 
 
-@torch.library.register_fake('mmvmamba::block_end')
-def _end_fake(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape)
+torch.library.register_fake('mmvmamba::block_start', _start_fake)
+torch.library.register_fake('mmvmamba::block_end', lambda x, *_: x.new_empty(x.shape))
 
 
 def cast_for_products(x: Tensor) -> Tensor:

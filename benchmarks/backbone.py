@@ -22,10 +22,13 @@ Examples:
 """
 
 import argparse
+import functools
 import itertools
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import common
 import torch
@@ -330,7 +333,7 @@ def profile_shares(device: torch.device, seconds: float) -> list[str]:
         times = measure.interleave(calls, device, seconds)
         full, core, both = (statistics.median(times[name]) for name in calls)
         lines.append(
-            f'vmamba-t at {side}: neither a product nor a convolution {100 * rest:.1f} %, core '
+            f'vmamba-t at {side}: no product or convolution (and SiLU) {100 * rest:.1f} %, core '
             f'{100 * core / full:.1f} %, core with backward over its forward {both / core:.2f}'
         )
     return lines
@@ -368,6 +371,56 @@ def core_calls(model: nn.Module, images: torch.Tensor) -> tuple[Call, Call]:
     return infer, train
 
 
+def deployed_ratios(device: torch.device, seconds: float) -> list[str]:
+    """Times of VMamba-T at 224 as an INT8 program and in ONNX Runtime, over PyTorch in float32."""
+    missing = [name for name in ('onnxscript', 'onnxruntime', 'torchao') if import_error(name)]
+    if missing:
+        return [f'INT8 and ONNX Runtime left out: {", ".join(missing)} cannot be imported']
+    import onnxruntime
+
+    from mmvmamba.export import int8
+    from mmvmamba.export.onnx import save, translations
+    from mmvmamba.export.onnxruntime import register_custom_ops
+
+    model, images = build_vmamba('t').eval(), torch.randn(1, 3, 224, 224)
+    calls = {
+        'float32': measure.make_call(model, images, train=False, amp=False),
+        'float32, compiled': measure.make_call(
+            model, images, train=False, amp=False, run='compiled'
+        ),
+    }
+    inputs = {'images': images.numpy()}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / 'int8.pt2'
+        torch.export.save(int8.quantize(model, [torch.randn(1, 3, 224, 224)]), path)
+        calls['INT8'] = functools.partial(int8.load(path), images)
+        for custom_op in (False, True):
+            path = Path(folder) / f'{custom_op}.onnx'
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                opset_version=20,
+                input_names=['images'],
+                custom_translation_table=translations(custom_op),
+                verbose=False,
+            )
+            save(program, path)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            register_custom_ops(options)
+            session = onnxruntime.InferenceSession(path, options)
+            name = f'ONNX Runtime, {"custom op" if custom_op else "standard ops"}'
+            calls[name] = functools.partial(session.run, None, inputs)
+        times = measure.interleave(calls, device, seconds)
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+    base = medians['float32']
+    return [
+        f'vmamba-t at 224, {name}: {1e3 * time:.1f} ms, {time / base:.2f} of PyTorch in float32'
+        for name, time in medians.items()
+    ]
+
+
 # ---- command -------------------------------------------------------------------------------------
 
 
@@ -388,6 +441,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--cpu', action='store_true', help='the settings of docs/benchmarks.md on a CPU')
     add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
     args = parser.parse_args(argv)
+    given = (args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)
+    if args.cpu and (args.device != 'cpu' or any(value is not None for value in given)):
+        parser.error('--cpu has its own settings, and runs on a CPU')
     quick = dict(
         models=['vmamba-t', 'vmamba-t-nocore', 'swin-t'],
         sizes=[(224, 224), (384, 384)],
@@ -404,7 +460,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         precisions=['fp32', 'amp'],
         runs=['eager', 'compiled'],
     )
-    cpu = full | dict(models=['vmamba-t', *BASELINES], batch_sizes=[1])
+    cpu = full | dict(models=['vmamba-t', *BASELINES])
     for name, value in (cpu if args.cpu else quick if args.quick else full).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -429,6 +485,8 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
         else itertools.product(args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)
     )
     for setting in settings:
+        if setting[2] == 'train' and setting[4] == 'frozen':
+            continue
         part = compare(args, device, *setting)
         common.write_table(part, COLUMNS)
         rows += part
@@ -446,7 +504,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         summary += gains(rows, 'run', 'eager', name)
     summary += pixel_times(rows)
     if args.cpu:
-        summary += profile_shares(device, args.seconds)
+        summary += profile_shares(device, args.seconds) + deployed_ratios(device, args.seconds)
     common.finish(args, 'backbone', device, rows, summary)
     return rows
 

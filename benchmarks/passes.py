@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
-    """Profiles and returns the rows of all operators."""
+    """Profile the model and return the rows of all operators."""
     args = parse_args(argv)
     device = common.set_up(args)
     steps = 2 if args.quick else 10

@@ -113,12 +113,17 @@ def draw(rows: Sequence[dict[str, Any]], machines: Sequence[str]) -> plt.Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the files and write the picture."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('files', nargs='+', type=Path, metavar='JSON')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the files and write the picture."""
+    args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     rows, machines = read_rows(args.files)
     if not rows:

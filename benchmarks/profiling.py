@@ -25,7 +25,7 @@ PRODUCTS = ('matrix product', 'convolution')
 
 
 def kind_of(name: str) -> str:
-    """The kind of an operator, 'other' where none fits."""
+    """Return the kind of an operator, or 'other'."""
     for kind, words in KINDS.items():
         if any(word in name for word in words):
             return kind
@@ -52,7 +52,7 @@ def profile_passes(call: Call, device: torch.device, steps: int) -> list[Row]:
 
 
 def add_by_kind(rows: Sequence[Row]) -> list[Row]:
-    """Sums passes, times and shares of the operators of each kind, the slowest kind first."""
+    """Sum passes, times and shares of the operators of each kind, the slowest kind first."""
     kinds: dict[str, Row] = {}
     for row in rows:
         kind = kinds.setdefault(row['kind'], dict(kind=row['kind'], passes=0, ms=0, share=0))

@@ -88,7 +88,7 @@ def measure_models(
     shape = measure.parse_size(size)
     arguments = ['--device', context.device, '--seconds', '4' if context.cuda else '0']
     arguments += ['--min-rounds', '3' if context.cuda else '1', '--channels-last', '--tf32']
-    args = backbone.parse_args([*arguments, '--models', *names, '--baseline', names[0]])
+    args = backbone.parse_args([*arguments, '--models', *names])
     backbone.allow_tf32(args.tf32)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)

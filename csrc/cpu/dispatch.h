@@ -31,7 +31,6 @@ struct SelectiveKernels {
 
 // Items are rows. Null for float64.
 struct FusedKernels {
-  int64_t lanes;  // of float32, whatever the I/O type
   void (*layer_norm)(const NormRows&, int64_t begin, int64_t end);
   void (*bias_gelu)(const BiasRows&, int64_t begin, int64_t end);
   void (*depthwise_silu)(const DepthwiseMaps&, int64_t begin, int64_t end);

@@ -7,7 +7,7 @@ static Kernels make_kernels() {
   FusedKernels fused{};
   if constexpr (!std::is_same<io_t, double>::value) {
     using Fused = FusedOps<io_t>;
-    fused = {Fused::kLanes, Fused::layer_norm, Fused::bias_gelu, Fused::depthwise_silu};
+    fused = {Fused::layer_norm, Fused::bias_gelu, Fused::depthwise_silu};
   }
   return {Map::kLanes,
           {Map::pack, Map::unpack, Map::forward_any, Map::backward_any},

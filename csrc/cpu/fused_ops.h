@@ -1,4 +1,4 @@
-// What the torch side hands to the CPU kernels of fused_ops.
+// Arguments of the fused CPU kernels.
 #pragma once
 
 #include "../scan_common.h"

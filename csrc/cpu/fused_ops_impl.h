@@ -112,7 +112,8 @@ struct FusedOps {
       const V left = load(taps), middle = load(taps + padded), right = load(taps + 2 * padded);
       if (!edge) {
         V in[N + 2];
-        for (int u = 0; u < N + 2; ++u) in[u] = load_lanes(line + (u - 1) * C, lanes);
+        MMVMAMBA_UNROLL for (int u = 0; u < N + 2; ++u) in[u] =
+            load_lanes(line + (u - 1) * C, lanes);
         MMVMAMBA_EACH sum[u] = sum[u] + left * in[u] + middle * in[u + 1] + right * in[u + 2];
       } else {
         if (w > 0) sum[0] = sum[0] + left * load_lanes(line - C, lanes);

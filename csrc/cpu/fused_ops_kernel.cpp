@@ -8,7 +8,7 @@
 namespace mmvmamba {
 namespace {
 
-// Elements of a piece of work: a smaller one takes less time than its start.
+// Elements per task: below this, starting a thread costs more than it saves.
 constexpr int64_t kGrain = 16384;
 
 void check_io(const Tensor& x) {
@@ -92,7 +92,7 @@ Tensor depthwise_silu(const Tensor& x, const Tensor& weight, const OptionalTenso
   const int64_t C = x.size(3);
   check_argument("weight", weight, {C, 1, 3, 3}, weight.scalar_type(), x);
   const Kernels kernels = best_kernels(x.scalar_type());
-  const int64_t lanes = kernels.fused.lanes, padded = ceil_div(C, lanes) * lanes;
+  const int64_t lanes = kernels.lanes, padded = ceil_div(C, lanes) * lanes;
   // (C, 9) -> (9, C), padded: a tap of a vector of channels is one load.
   const Tensor source = as_type(as_contiguous(weight), ScalarType::Float);
   const Tensor taps = zeros_on(x, {10, padded}, ScalarType::Float);

@@ -56,7 +56,7 @@ constexpr int64_t kWorkItems = 16;
 // Channels of `groups` groups are split in whole blocks.
 inline int64_t blocks_per_group(int64_t blocks, int64_t groups) { return ceil_div(blocks, groups); }
 
-// The groups of a sample's blocks, none of which is empty: threads take as many groups each.
+// The groups of a sample's blocks, none of them empty, so that threads get equal shares.
 inline int64_t groups_of(int64_t blocks, int64_t batch) {
   const int64_t most = std::min(blocks, ceil_div(kWorkItems, std::max<int64_t>(1, batch)));
   return ceil_div(blocks, blocks_per_group(blocks, most));

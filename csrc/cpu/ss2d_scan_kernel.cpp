@@ -12,7 +12,6 @@ struct Inputs {
   Tensor x, rows, dt_weight, dt_bias, A, D;
   SS2DSizes sizes;
   Kernels kernels;
-  int64_t blocks;  // of channels
 
   SS2DParams params() const {
     return {dt_weight.const_data_ptr(), dt_bias.const_data_ptr(), A.const_data_ptr(),
@@ -43,8 +42,7 @@ Inputs prepare(const Tensor& x, const Tensor& proj, const Tensor& dt_weight, con
           as_contiguous(A),
           as_contiguous(D),
           sizes,
-          kernels,
-          blocks};
+          kernels};
 }
 
 int64_t chunk_count(const SS2DSizes& s) { return ceil_div(s.height * s.width, kChunk); }

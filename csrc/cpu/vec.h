@@ -6,14 +6,14 @@
 #define MMVMAMBA_INLINE inline __attribute__((always_inline))
 // For what runs once a chunk: copies of it in every caller would only make the build longer.
 #define MMVMAMBA_NOINLINE __attribute__((noinline))
-// Before a loop over at most four vectors: unrolls it while an array of them can still become
+// Before a loop over at most eight vectors: unrolls it while an array of them can still become
 // registers. Left to itself gcc unrolls later, and clears, stores and loads the array around loops.
 #if defined(__clang__)
 #define MMVMAMBA_UNROLL _Pragma("unroll")
 #else
 #define MMVMAMBA_UNROLL _Pragma("GCC unroll 8")
 #endif
-// For u = 0 .. N - 1, where N is a constant of at most kSideBySide.
+// For u = 0 .. N - 1, where N is a constant of at most 2 * kSideBySide.
 #define MMVMAMBA_EACH MMVMAMBA_UNROLL for (int u = 0; u < N; ++u)
 
 typedef float vfloat __attribute__((vector_size(MMVMAMBA_VECTOR_BYTES)));
@@ -80,7 +80,8 @@ MMVMAMBA_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(
 MMVMAMBA_INLINE void store(double* p, vdouble v) { __builtin_memcpy(p, &v, sizeof(v)); }
 MMVMAMBA_INLINE void store(bf16* p, vfloat v) {
   vuint bits = (vuint)v;
-  // Round to nearest even; a NaN keeps its top bits and is made quiet, lest rounding make it inf.
+  // Round to nearest even; a NaN keeps its top bits and is made quiet, so that rounding does not
+  // turn it into inf.
   vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   vuint nan = (bits >> 16) | 0x40u;
   vhalf h = __builtin_convertvector((v == v) ? rounded : nan, vhalf);
@@ -296,7 +297,7 @@ MMVMAMBA_INLINE void silu(const vfloat* x, vfloat* y) {
   MMVMAMBA_EACH r[u] = r[u] * (2.f - e[u] * r[u]);
   MMVMAMBA_EACH r[u] = r[u] * (2.f - e[u] * r[u]);
   MMVMAMBA_EACH r[u] = r[u] + r[u] * (1.f - e[u] * r[u]);
-  MMVMAMBA_EACH y[u] = x[u] * r[u];
+  MMVMAMBA_EACH y[u] = (x[u] < -87.f) ? vfloat{} : x[u] * r[u];
 }
 
 // SiLU's factor 1 / (1 + exp(-x)).
@@ -361,7 +362,7 @@ MMVMAMBA_INLINE void transpose(V* rows) {
   if constexpr (size > 8) transpose_step<8, V, M>(rows);
 }
 
-// The sum of the lanes in all lanes, in an order that depends on nothing.
+// The sum of the lanes in all lanes, in a fixed order.
 template <int kStride, typename M, typename V>
 MMVMAMBA_INLINE V add_lanes_apart(V v) {
   constexpr int size = sizeof(V) / sizeof(v[0]);
@@ -412,7 +413,7 @@ MMVMAMBA_NOINLINE void store_columns(const V* from, int64_t stride, int lanes, i
   }
 }
 
-// out[i] = sum of the lanes of rows[i], for i < count; adds in an order that depends on nothing.
+// out[i] = sum of the lanes of rows[i], for i < count; adds in a fixed order.
 template <typename T, typename V>
 MMVMAMBA_NOINLINE void sum_lanes(const V* rows, int64_t count, T* out) {
   constexpr int size = VecOf<T>::size;

@@ -2,7 +2,7 @@
 //
 // ONNX Runtime's wheel has no headers, but its binary interface is stable: the API is a table of
 // functions to which releases only append, and a custom op is a table that states the version it
-// was written for. These are the places in the tables of version 17, which ONNX Runtime 1.17 and
+// was written for. The slots below are those of version 17, which ONNX Runtime 1.17 and
 // later provide.
 #pragma once
 

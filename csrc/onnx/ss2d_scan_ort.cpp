@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -115,11 +116,11 @@ class Scan {
     const int64_t blocks = ceil_div(C, kernels.lanes);
     const int64_t groups = groups_of(blocks, N);
     const SS2DSizes sizes{N, H, W, C, K, R, S, groups, orders_.data()};
-    std::vector<float> rows(N * K * H * W * (R + 2 * S));
+    const std::unique_ptr<float[]> rows(new float[N * K * H * W * (R + 2 * S)]);
     parallel_for(context, N * K,
-                 [&](int64_t i) { kernels.ss2d.pack(sizes, proj.data, rows.data(), i, i + 1); });
+                 [&](int64_t i) { kernels.ss2d.pack(sizes, proj.data, rows.get(), i, i + 1); });
     const SS2DParams params{dt_weight.data, dt_bias.data, A.data, D.data};
-    const SS2DForward args{sizes, x.data, rows.data(), params, y, true, nullptr};
+    const SS2DForward args{sizes, x.data, rows.get(), params, y, true, nullptr};
     parallel_for(context, N * groups, [&](int64_t i) { kernels.ss2d.forward(args, i, i + 1); });
   }
 

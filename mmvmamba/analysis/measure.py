@@ -163,8 +163,13 @@ def make_call(
         train (bool): Run forward and backward, or forward without gradients.
         amp (bool): Autocast, to float16 on a GPU and to bfloat16 on a CPU, or float32.
         run (str): 'eager', 'compiled' by ``torch.compile``, or 'frozen', which is compiled with the
-            weights as constants. Defaults to 'eager'.
+            weights as constants and takes their gradients away. Defaults to 'eager'.
+
+    Raises:
+        ValueError: If a training step is to be frozen.
     """
+    if train and run == 'frozen':
+        raise ValueError("run must be 'eager' or 'compiled' for training, but got 'frozen'")
     forward: Any = model
     if run == 'frozen':
         model.requires_grad_(False)

@@ -28,9 +28,9 @@ MIN_SIDE = 36
 def quantize(model: nn.Module, batches: Iterable[Tensor]) -> torch.export.ExportedProgram:
     """Quantize the linear layers of a model for :func:`load`.
 
-    The program takes batches and images of any size from 36 pixels on, as in smaller ones the last
-    stage is a single position. It has the linear layers in float32 between
-    ops that quantize and dequantize, which a compiler fuses into integer products.
+    The program accepts any batch size and images with sides of at least 36 pixels: the last stage
+    of a smaller image is a single position. Linear layers stay in float32 between quantize and
+    dequantize ops, which the compiler fuses into integer products.
 
     Args:
         model (nn.Module): A model in eval mode whose only input is a batch (N, C, H, W) of images.

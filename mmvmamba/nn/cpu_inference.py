@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmvmamba.ops import fused_ops
@@ -18,7 +19,7 @@ from mmvmamba.ops.extension import LIBRARY
 #: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
 SLAB_BYTES = 8 * 2**20
 
-#: Layers whose call does no more than :func:`run_block` does in its place.
+#: Layer types that :func:`run_block` reproduces.
 _PLAIN: set[type[nn.Module]] = {
     nn.Dropout,
     nn.GELU,
@@ -62,68 +63,69 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._backward_hooks or module._backward_pre_hooks)
 
 
-def _runs_alone(x: Tensor) -> bool:
-    """Return True in inference where nothing records or counts the operations on a tensor."""
+def is_unobserved_inference(x: Tensor) -> bool:
+    """Return True if gradients are off and no tracer, transform or mode observes ``x``."""
     if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
-    # Modes that count or record operations know those of PyTorch.
-    return type(x) is Tensor and torch._C._len_torch_dispatch_stack() == 0
+    # Dispatch modes such as FlopCounterMode only know PyTorch's own ops.
+    if type(x) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap, jvp, ...
+    return not transformed and forward_ad._current_level < 0
 
 
 def fuses(block: Any, x: Tensor) -> bool:
     """Return True if :func:`run_block` gives the result of a block for a map (N, H, W, d).
 
-    It does in inference on a CPU, in float32 or bfloat16, for a block of the default layers that
-    nothing replaces, watches or records.
+    True for inference on a CPU in float32 or bfloat16, if the block has the default layers and none
+    of them is replaced, hooked or traced.
     """
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if not (compiled and not torch.is_grad_enabled()) and not _runs_alone(x):
-        return False
-    if not fused_ops.can_run(x) or x.dim() != 4:
+    if not (compiled and not torch.is_grad_enabled()) and not is_unobserved_inference(x):
         return False
     op, mlp = block.op, block.mlp
-    if type(block) not in _PLAIN or op is None or mlp is None or x.shape[3] != op.dim:
+    if type(block) not in _PLAIN or type(op) not in _PLAIN or type(mlp) not in _PLAIN:
         return False
     norms = (block.norm, op.out_norm, block.norm2)
     linears = (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)
     conv, act, drops = op.conv2d, mlp.act, (op.drop, mlp.drop, block.drop_path)
-    others = (op, op.act, conv, op.out_act, mlp, act, *drops)
-    layers = (*norms, *linears, *others)
+    if any(type(linear) is not nn.Linear for linear in linears) or type(conv) is not Conv2d:
+        return False
+    layers = (*norms, *linears, op, op.act, conv, op.out_act, mlp, act, *drops)
     if any(type(layer) not in _PLAIN or 'forward' in layer.__dict__ for layer in layers):
         return False
+    if any(not isinstance(norm, nn.LayerNorm) for norm in norms) or not has_no_hooks(*layers):
+        return False
     biases = (op.in_proj.bias, op.out_proj.bias)
-    needed = [layer.bias for layer in (mlp.fc1, mlp.fc2, *norms)]
-    needed += [layer.weight for layer in (*linears, *norms, conv)]
-    if any(b is not None for b in biases) or any(type(p) is not nn.Parameter for p in needed):
+    weights = [layer.bias for layer in (mlp.fc1, mlp.fc2, *norms)]
+    weights += [layer.weight for layer in (*linears, *norms, conv)]
+    if any(b is not None for b in biases) or any(type(w) is not nn.Parameter for w in weights):
         return False
-    if not has_no_hooks(*layers) or any(drop.training for drop in drops if _drops(drop)):
-        return False
+    dtype = weights[0].dtype
     return (
-        x.dtype == cast_for_products(op.in_proj.weight[:0]).dtype
+        fused_ops.can_run(x, *weights)
+        and all(weight.dtype == dtype for weight in weights)
+        and x.dtype == cast_for_products(weights[0][:0]).dtype
+        and x.dim() == 4
+        and x.shape[3] == op.dim
+        and not any(drop.training and getattr(drop, 'p', 0) > 0 for drop in drops)
         and op.gate == 'none'
         and op.scan != 'cascade'
         and type(op.act) is nn.SiLU
         and type(op.out_act) is nn.Identity
-        and type(conv) is Conv2d
         and (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
         and (conv.dilation, conv.padding_mode, conv.groups) == ((1, 1), 'zeros', op.d_inner)
         and not mlp.gate
         and type(act) is nn.GELU
         and act.approximate == 'none'
-        and all(isinstance(norm, nn.LayerNorm) for norm in norms)
     )
-
-
-def _drops(layer: Any) -> bool:
-    return getattr(layer, 'p', 0) > 0
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:
     """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d).
 
-    While ``torch.compile`` records it, the parts before and after the core are ops of their own.
-    Inductor would form the sums of residuals anew in each layer that reads them, and it could not
-    choose slabs by the size of a map.
+    Under ``torch.compile``, the parts before and after the core are custom ops. Inductor would
+    recompute the residual sums in each consumer, and cannot choose slabs by the map's size.
     """
     compiled = torch.compiler.is_compiling()
     ops = torch.ops.mmvmamba
@@ -136,7 +138,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     y, norms = op.core(u, op.scan), (op.out_norm, block.norm2)
     scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
     eps, biases = [norm.eps for norm in norms], [mlp.fc1.bias, mlp.fc2.bias]
-    return finish(x, y, scales, shifts, eps, [out_weight, weight1, weight2], biases)
+    return finish(x, y.to(x.dtype), scales, shifts, eps, [out_weight, weight1, weight2], biases)
 
 
 def _start(
@@ -151,7 +153,7 @@ def _start(
     """Norm, in_proj, convolution and SiLU of a map: (N, H, W, d) -> (N, H, W, C)."""
     rows = x.reshape(-1, x.shape[3])
     u = x.new_empty(rows.shape[0], weight.shape[0])
-    size = _slab_rows(rows, 4 * weight.shape[0])
+    size = _slab_rows(rows, 4 * weight.shape[0])  # about the slabs of the MLP
     for part, out in zip(rows.split(size), u.split(size), strict=True):
         torch.mm(fused_ops.layer_norm(part, scale, shift, eps), weight.t(), out=out)
     u = u.view(*x.shape[:3], weight.shape[0])
@@ -173,7 +175,7 @@ def _end(
     output norm and that of the MLP, weights those of out_proj, fc1 and fc2.
     """
     rows, y = x.reshape(-1, x.shape[3]), y.reshape(-1, y.shape[3])
-    total = torch.empty_like(rows)
+    total = rows.new_empty(rows.shape)  # contiguous
     out_weight, weight1, weight2 = (weight.t() for weight in weights)
     size = _slab_rows(rows, weight1.shape[1])
     for part, branch, out in zip(rows.split(size), y.split(size), total.split(size), strict=True):
@@ -187,12 +189,12 @@ def _end(
 
 
 def _slab_rows(rows: Tensor, width: int) -> int:
-    """Rows of equal slabs whose hidden map of this width has at most :data:`SLAB_BYTES`."""
+    """Return the rows per slab for which this width takes at most :data:`SLAB_BYTES`."""
     slabs = max(1, -(-rows.shape[0] * width * rows.element_size() // SLAB_BYTES))
     return max(1, -(-rows.shape[0] // slabs))
 
 
-# Lighter than torch.library.custom_op, whose call takes as long as the products of a small map.
+# torch.library.custom_op would take longer for each call than the products of a small map.
 LIBRARY.define(
     'block_start(Tensor x, Tensor scale, Tensor shift, float eps, Tensor weight, '
     'Tensor conv_weight, Tensor? conv_bias) -> Tensor'
@@ -231,7 +233,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         plain = self.weight is None or self.bias is None or len(self.normalized_shape) > 1
-        if plain or not _runs_alone(x) or not fused_ops.can_run(x):
+        if plain or not is_unobserved_inference(x):
+            return super().forward(x)
+        if not fused_ops.can_run(x, self.weight, self.bias) or x.shape[-1] != len(self.weight):
             return super().forward(x)
         return fused_ops.layer_norm(x, self.weight, self.bias, self.eps)
 
@@ -240,7 +244,7 @@ class LayerNorm(nn.LayerNorm):
 class Conv2d(nn.Conv2d):
     """:class:`torch.nn.Conv2d` for maps (N, C, H, W) in channels-last memory.
 
-    In inference on a CPU, a small map with a large weight is convolved by one matrix product.
+    In inference on a CPU, a small map with a large weight becomes one matrix product.
 
     While ``torch.compile`` records a model for a CPU, it is an op of its own. PyTorch's convolution
     chooses among libraries by sizes, so that new sizes compile again. In training, inductor changes
@@ -250,12 +254,12 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != 'cpu' or torch.compiler.is_exporting():
+        if x.device.type != 'cpu' or x.dim() != 4 or torch.compiler.is_exporting():
             return super().forward(x)
         if self.dilation != (1, 1) or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)  # the op supports none of these
         compiled = torch.compiler.is_compiling()
-        if not compiled and not _runs_alone(x):
+        if not compiled and not is_unobserved_inference(x):
             return super().forward(x)
         x, weight = cast_for_products(x), cast_for_products(self.weight)
         bias = None if self.bias is None else cast_for_products(self.bias)
@@ -268,21 +272,21 @@ def _convolve(
 ) -> Tensor:
     """Convolve a map (N, C, H, W) in channels-last memory.
 
-    oneDNN lays out the weight anew in each call, which takes longer than the convolution itself of
-    a map whose columns (N H' W', C h w) are much smaller than the weight.
+    oneDNN reorders the weight in every call, which takes longer than the convolution itself of a
+    map whose columns (N H' W', C h w) are much smaller than the weight.
     """
+    N, C = x.shape[:2]
     h, w = weight.shape[2:]
-    x = x.permute(0, 2, 3, 1)  # (N, H, W, C)
     H, W = (
-        (x.shape[i + 1] + 2 * padding[i] - weight.shape[i + 2]) // stride[i] + 1 for i in (0, 1)
+        (x.shape[i] + 2 * padding[i - 2] - weight.shape[i]) // stride[i - 2] + 1 for i in (2, 3)
     )
-    columns = x.shape[0] * H * W * weight[0].numel()
-    if groups > 1 or not 0 < 4 * columns <= weight.numel():
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, groups=groups)
-    x = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    columns = N * H * W * weight[0].numel()
+    if groups > 1 or C != weight.shape[1] or not 0 < 4 * columns <= weight.numel():
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     windows = x.unfold(1, h, stride[0]).unfold(2, w, stride[1])  # (N, H', W', C, h, w)
-    y = F.linear(windows.reshape(-1, weight[0].numel()), weight.flatten(1), bias)
-    return y.view(-1, H, W, weight.shape[0]).permute(0, 3, 1, 2)
+    y = F.linear(windows.reshape(N * H * W, -1), weight.flatten(1), bias)
+    return y.view(N, H, W, -1).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op('mmvmamba::conv2d', mutates_args=())

@@ -11,9 +11,16 @@ from .extension import extension_error
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def can_run(x: Tensor) -> bool:
-    """Return True if these ops have kernels for a tensor."""
-    return extension_error() is None and x.device.type == 'cpu' and x.dtype in DTYPES
+def can_run(x: Tensor, *parameters: Tensor) -> bool:
+    """Return True if these ops have kernels for a tensor and its parameters."""
+    if extension_error() is not None or x.dtype not in DTYPES:
+        return False
+    return all(value.device.type == 'cpu' for value in (x, *parameters))
+
+
+def _check_inference(x: Tensor) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError('mmvmamba: this op is for inference, and x requires a gradient')
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -28,6 +35,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Returns:
         Tensor: (..., C), of the dtype of ``x``.
     """
+    _check_inference(x)
     return torch.ops.mmvmamba.layer_norm(x, weight, bias, eps)
 
 
@@ -51,6 +59,7 @@ def add_layer_norm(
     Returns:
         Tensor: (..., C), of the dtype of ``x``.
     """
+    _check_inference(x)
     return torch.ops.mmvmamba.add_layer_norm(total, x, y, shift, weight, bias, eps)
 
 
@@ -61,6 +70,7 @@ def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
         x (Tensor): float32 or bfloat16, contiguous, (..., C).
         bias (Tensor): (C,).
     """
+    _check_inference(x)
     torch.ops.mmvmamba.bias_gelu_(x, bias)
     return x
 
@@ -76,6 +86,7 @@ def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         Tensor: (N, H, W, C).
     """
+    _check_inference(x)
     return torch.ops.mmvmamba.depthwise_silu(x, weight, bias)
 
 

@@ -19,7 +19,9 @@ def test_recording_changes_nothing(scan):
     maps = record(net, 1, lambda: inside.append(net(image)))
     assert len(maps) == 3 and maps[0].shape == (4, 6)
     with torch.no_grad():
-        assert torch.equal(before, inside[0]) and torch.equal(before, net(image))
+        # Recorded blocks run layer by layer, with other roundings than the fused ones.
+        torch.testing.assert_close(inside[0], before)
+        assert torch.equal(before, net(image))
     op = net.layers[1].blocks[0].op
     assert 'core' not in vars(op) and not op._forward_pre_hooks
 

@@ -187,6 +187,7 @@ OTHER_BLOCKS = {
     'cascade': dict(scan='cascade'),
     'activation': dict(act='gelu'),
     'output norm': dict(out_norm='softmax'),
+    'no output norm': dict(out_norm='none'),
     'output activation': dict(out_act=True),
     'gated MLP': dict(mlp_gate=True),
     'MLP activation': dict(mlp_act='silu'),
@@ -218,7 +219,11 @@ def runs(monkeypatch):
 
 @needs_ops
 @pytest.mark.parametrize('slab_rows', [1000, 5])
-@pytest.mark.parametrize('x', [MAP, MAP.transpose(1, 2)], ids=['contiguous', 'transposed'])
+@pytest.mark.parametrize(
+    'x',
+    [MAP, MAP.transpose(1, 2), MAP[:1].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)],
+    ids=['contiguous', 'transposed', 'channels first'],
+)
 @pytest.mark.parametrize('name', BLOCKS)
 def test_a_fused_block_is_the_plain_one(name, x, slab_rows, runs, monkeypatch):
     block = a_block(**BLOCKS[name])
@@ -307,8 +312,12 @@ def change(block, case):
         block.mlp.fc1 = nn.Linear(32, 128, bias=False)
     elif case == 'plain norm':
         block.norm2 = nn.LayerNorm(32, elementwise_affine=False)
-    elif case == 'dilation':
-        block.op.conv2d.dilation = block.op.conv2d.padding = (2, 2)
+    elif case == 'circular':
+        block.op.conv2d.padding_mode = 'circular'
+    elif case == 'identity':
+        block.op.out_proj = nn.Identity()
+    elif case == 'full convolution':
+        block.op.conv2d = Conv2d(32, 32, 3, padding=1, dilation=1, bias=False)  # all channels
     elif case == 'forward':
         forward = block.mlp.fc1.forward
         block.mlp.fc1.forward = lambda x: 2 * forward(x)
@@ -322,7 +331,9 @@ def change(block, case):
     elif case == 'dropout on':
         block.mlp.drop = nn.Dropout(0.5).train()
     else:
-        block.get_submodule(case.removeprefix('hook: ')).register_forward_hook(hook)
+        kind, name = case.split(': ')
+        layer = block.get_submodule(name)
+        (layer.register_forward_hook if kind == 'hook' else layer.register_forward_pre_hook)(hook)
     return block
 
 
@@ -335,7 +346,9 @@ def change(block, case):
         'bias',
         'no bias',
         'plain norm',
-        'dilation',
+        'circular',
+        'identity',
+        'full convolution',
         'forward',
         'weight',
         'parametrization',
@@ -343,7 +356,19 @@ def change(block, case):
         'dropout on',
         *(
             f'hook: {name}'
-            for name in ('norm', 'op', 'op.in_proj', 'op.conv2d', 'op.act', 'mlp', 'mlp.fc1')
+            for name in ('norm', 'op', 'op.in_proj', 'op.conv2d', 'op.act', 'op.out_norm')
+        ),
+        *(
+            f'pre-hook: {name}'
+            for name in (
+                'op.out_proj',
+                'norm2',
+                'mlp',
+                'mlp.fc1',
+                'mlp.act',
+                'mlp.fc2',
+                'drop_path',
+            )
         ),
     ],
 )
@@ -369,12 +394,14 @@ def test_hooks_of_all_modules_see_every_layer(runs):
     assert block.mlp.fc1 in layers
 
 
+@needs_ops
 def test_the_core_may_be_replaced(runs):
     block = a_block()
     block.op.core = lambda x, *_: x
     want = block(MAP)
     with torch.no_grad():
         torch.testing.assert_close(block(MAP), want, rtol=1e-5, atol=1e-5)
+    assert len(runs) == 1
 
 
 @needs_ops
@@ -382,7 +409,7 @@ def test_the_core_may_be_replaced(runs):
 def test_where_a_block_runs_layer_by_layer(case, runs):
     block, x = a_block(), MAP
     if case == 'wrong map':
-        with torch.no_grad(), pytest.raises(RuntimeError, match='weight must have shape'):
+        with torch.no_grad(), pytest.raises(RuntimeError, match='normalized_shape'):
             block(MAP[..., :7])
     elif case == 'mode':
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
@@ -415,3 +442,51 @@ def test_a_recorded_program_has_layer_by_layer(record, runs):
             program = make_fx(call, tracing_mode='symbolic', _allow_non_fake_inputs=True)(MAP)
         assert not runs
         torch.testing.assert_close(program(other), want)
+
+
+@needs_ops
+def test_a_compiled_block_holds_its_parts_as_ops():
+    block, targets = a_block(), []
+    want = block(MAP).detach()
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(block, backend=backend, fullgraph=True)(MAP)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert {'mmvmamba.block_start', 'mmvmamba.block_end'} <= set(targets)
+
+
+@needs_ops
+def test_the_parts_of_a_block_are_registered_in_full():
+    scale, x = torch.ones(8), torch.randn(2, 3, 4, 8)
+    start = (x, scale, scale, 1e-5, torch.randn(8, 8), torch.randn(8, 1, 3, 3), None)
+    weights = [torch.randn(8, 8), torch.randn(12, 8), torch.randn(8, 12)]
+    biases = [torch.randn(12), torch.randn(8)]
+    end = (x, x.clone(), [scale, scale], [scale, scale], [1e-5, 1e-5], weights, biases)
+    checks = ('test_schema', 'test_faketensor')
+    torch.library.opcheck(torch.ops.mmvmamba.block_start.default, start, test_utils=checks)
+    torch.library.opcheck(torch.ops.mmvmamba.block_end.default, end, test_utils=checks)
+
+
+def test_transforms_see_pytorchs_ops(runs):
+    norm, x, tangent = cpu_inference.LayerNorm(8), torch.randn(3, 8), torch.randn(3, 8)
+    norm.double()
+    wanted = torch.func.jvp(norm, (x.double(),), (tangent.double(),))[1]
+    norm.float()
+    with torch.no_grad():
+        got = torch.func.jvp(norm, (x,), (tangent,))[1]
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+        torch.func.vmap(norm)(x)
+    assert not runs
+
+
+def test_a_map_of_other_channels_is_refused():
+    conv = Conv2d(48, 400, 3, 2, 1)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match='channels'):
+            conv(torch.randn(4, 12, 3, 3))
+        assert conv(torch.randn(48, 3, 3)).shape == (400, 2, 2)

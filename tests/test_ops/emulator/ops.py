@@ -57,7 +57,7 @@ def build(csrc=ROOT / 'csrc', folder=FOLDER, name='mmvmamba_emulated', more_flag
     sanitize = translate.sanitizer()
     folder = folder / (sanitize or 'plain')
     sources = translate.translate_tree(csrc, folder / 'csrc', adapt)
-    sources = [path for path in sources if 'cpu' not in path.parts]
+    sources = [path for path in sources if not {'cpu', 'onnx'} & set(path.parts)]
     flags = ['-O1', '-g1' if sanitize else '-g0', '-fvisibility=hidden']
     if torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512'):
         flags += ['-mfma', '-ffp-contract=fast']  # as on a GPU

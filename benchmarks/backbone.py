@@ -408,6 +408,8 @@ def deployed_ratios(device: torch.device, seconds: float) -> list[str]:
             save(program, path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            # Threads that wait in a loop would slow what runs next.
+            options.add_session_config_entry('session.intra_op.allow_spinning', '0')
             register_custom_ops(options)
             session = onnxruntime.InferenceSession(path, options)
             name = f'ONNX Runtime, {"custom op" if custom_op else "standard ops"}'

@@ -116,6 +116,8 @@ def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> No
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait in a loop would slow what runs next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     if custom_op:
         register_custom_ops(options)
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

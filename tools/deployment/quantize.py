@@ -113,6 +113,8 @@ def onnx_runs(path: Path) -> dict[str, Run]:
     threads = torch.get_num_threads()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait in a loop would slow what runs next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
     def run(images: Tensor) -> tuple[Tensor, ...]:

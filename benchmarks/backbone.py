@@ -376,11 +376,10 @@ def deployed_ratios(device: torch.device, seconds: float) -> list[str]:
     missing = [name for name in ('onnxscript', 'onnxruntime', 'torchao') if import_error(name)]
     if missing:
         return [f'INT8 and ONNX Runtime left out: {", ".join(missing)} cannot be imported']
-    import onnxruntime
 
     from mmvmamba.export import int8
-    from mmvmamba.export.onnx import save, translations
-    from mmvmamba.export.onnxruntime import register_custom_ops
+    from mmvmamba.export.onnx import export_file
+    from mmvmamba.export.onnxruntime import open_session
 
     model, images = build_vmamba('t').eval(), torch.randn(1, 3, 224, 224)
     calls = {
@@ -396,22 +395,8 @@ def deployed_ratios(device: torch.device, seconds: float) -> list[str]:
         calls['INT8'] = functools.partial(int8.load(path), images)
         for custom_op in (False, True):
             path = Path(folder) / f'{custom_op}.onnx'
-            program = torch.onnx.export(
-                model,
-                (images,),
-                dynamo=True,
-                opset_version=20,
-                input_names=['images'],
-                custom_translation_table=translations(custom_op),
-                verbose=False,
-            )
-            save(program, path)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            # Threads that wait in a loop would slow what runs next.
-            options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-            register_custom_ops(options)
-            session = onnxruntime.InferenceSession(path, options)
+            export_file(model, images, path, custom_op=custom_op)
+            session = open_session(path, custom_op)
             name = f'ONNX Runtime, {"custom op" if custom_op else "standard ops"}'
             calls[name] = functools.partial(session.run, None, inputs)
         times = measure.interleave(calls, device, seconds)

@@ -23,6 +23,7 @@ from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.registration import torch_op
 from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.values import Op, Opset
+from torch import Tensor, nn
 
 from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
 from mmvmamba.ops.extension import extension_error
@@ -327,6 +328,51 @@ def save(program: torch.onnx.ONNXProgram, path: str | Path) -> None:
             value.metadata_props.clear()
     program.save(path)
     check_model(path, full_check=True)
+
+
+def export_file(
+    model: nn.Module,
+    images: Tensor,
+    out: Path,
+    names: Sequence[str] | None = None,
+    *,
+    dynamic: bool = False,
+    fp16: bool = False,
+    custom_op: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Export a model that takes only the images to a file and check the file.
+
+    Args:
+        model (nn.Module): The model, in eval mode.
+        images (Tensor): A batch (N, C, H, W) of the size of a file of fixed size.
+        out (Path): The file to write.
+        names (Sequence[str], optional): Names of the outputs. Defaults to None, the exporter's.
+        dynamic (bool): Accept batches and images of any size. Defaults to False.
+        fp16 (bool): Apply :func:`use_half_products`. Defaults to False.
+        custom_op (bool): As in :func:`translations`. Defaults to False.
+        verbose (bool): Print a line for each phase. Defaults to False.
+    """
+    shapes = None
+    if dynamic:
+        shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
+        # The exporter specializes sizes of 1 and unifies equal ones.
+        images = images.new_zeros(2, images.shape[1], 256, 352)
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        opset_version=20,
+        input_names=['images'],
+        output_names=names,
+        dynamic_shapes=shapes,
+        custom_translation_table=translations(custom_op),
+        verbose=verbose,
+    )
+    if fp16:
+        use_half_products(program.model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(program, out)
 
 
 def use_half_products(model: ir.Model) -> None:

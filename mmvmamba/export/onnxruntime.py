@@ -1,6 +1,9 @@
 """Our CPU kernels in ONNX Runtime."""
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmvmamba.ops.extension import extension_error, library_path
 
@@ -21,3 +24,27 @@ def register_custom_ops(options: Any) -> None:
     if reason is not None:
         raise RuntimeError(f'the custom op is part of the native extension: {reason}')
     options.register_custom_ops_library(str(library_path('_C')))
+
+
+def open_session(path: str | Path, custom_op: bool = False) -> Any:
+    """Open a file on the CPU, with as many threads as PyTorch has, to run beside PyTorch.
+
+    Args:
+        path (str | Path): The ONNX file.
+        custom_op (bool): Register ``mmvmamba::SS2DScan``. Defaults to False.
+
+    Returns:
+        onnxruntime.InferenceSession: The session.
+
+    Raises:
+        RuntimeError: If the custom op is asked for and the native extension is not loaded.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait in a loop would slow what runs next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    if custom_op:
+        register_custom_ops(options)
+    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

@@ -1,14 +1,30 @@
 """Parts of OpenMMLab's models that take images alone, to be exported."""
 
+import argparse
+
 import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmvmamba.analysis.model_flops import build_model
 from mmvmamba.engine import cli
 from mmvmamba.engine.errors import UserError
+from mmvmamba.models.loading import load_whole, read_checkpoint
 
 #: The default size (H, W) of images, by the package of the model.
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what to export: config, checkpoint and ``--part``."""
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--part',
+        choices=('whole', 'neck', 'backbone'),
+        help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
+        'detection, else whole)',
+    )
 
 
 class ExportedModel(nn.Module):
@@ -53,3 +69,19 @@ def output_names(cfg: Config, model: ExportedModel, images: Tensor) -> list[str]
     if model.part == 'whole':
         return ['scores' if cli.task_of(cfg) == 'mmpretrain' else 'logits']
     return [f'map{i}' for i in range(len(model(images)))]
+
+
+def load_part(cfg: Config, checkpoint: str, part: str | None) -> ExportedModel:
+    """Build a config's model with the weights of a checkpoint, for its exported part.
+
+    Args:
+        cfg (Config): The config.
+        checkpoint (str): A file or URL.
+        part (str, optional): A choice of ``--part``; None takes the default of the task.
+
+    Raises:
+        UserError: If the part cannot be exported.
+    """
+    model = build_model(cfg)
+    load_whole(model, read_checkpoint(checkpoint), checkpoint)
+    return ExportedModel(model, choose_part(cfg, model, part)).eval()

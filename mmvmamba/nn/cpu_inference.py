@@ -232,10 +232,10 @@ class LayerNorm(nn.LayerNorm):
     """:class:`torch.nn.LayerNorm` over the last dimension, in inference on a CPU by our own op."""
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = self.weight is None or self.bias is None or len(self.normalized_shape) > 1
-        if plain or not is_unobserved_inference(x):
+        if self.weight is None or self.bias is None or len(self.normalized_shape) > 1:
             return super().forward(x)
-        if not fused_ops.can_run(x, self.weight, self.bias) or x.shape[-1] != len(self.weight):
+        kernel = is_unobserved_inference(x) and fused_ops.can_run(x, self.weight, self.bias)
+        if not kernel or x.shape[-1] != len(self.weight):
             return super().forward(x)
         return fused_ops.layer_norm(x, self.weight, self.bias, self.eps)
 
@@ -277,9 +277,7 @@ def _convolve(
     """
     N, C = x.shape[:2]
     h, w = weight.shape[2:]
-    H, W = (
-        (x.shape[i] + 2 * padding[i - 2] - weight.shape[i]) // stride[i - 2] + 1 for i in (2, 3)
-    )
+    H, W = _output_size(x, weight, stride, padding)
     columns = N * H * W * weight[0].numel()
     if groups > 1 or C != weight.shape[1] or not 0 < 4 * columns <= weight.numel():
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
@@ -287,6 +285,15 @@ def _convolve(
     windows = x.unfold(1, h, stride[0]).unfold(2, w, stride[1])  # (N, H', W', C, h, w)
     y = F.linear(windows.reshape(N * H * W, -1), weight.flatten(1), bias)
     return y.view(N, H, W, -1).permute(0, 3, 1, 2)
+
+
+def _output_size(x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes) -> Sizes:
+    return [
+        (size + 2 * pad - kernel) // step + 1
+        for size, pad, kernel, step in zip(
+            x.shape[2:], padding, weight.shape[2:], stride, strict=True
+        )
+    ]
 
 
 @torch.library.custom_op('mmvmamba::conv2d', mutates_args=())
@@ -301,12 +308,7 @@ def _conv2d(
 def _conv2d_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, groups: int
 ) -> Tensor:
-    sizes = [
-        (size + 2 * pad - kernel) // step + 1
-        for size, pad, kernel, step in zip(
-            x.shape[2:], padding, weight.shape[2:], stride, strict=True
-        )
-    ]
+    sizes = _output_size(x, weight, stride, padding)
     y = x.new_empty((x.shape[0], *sizes, weight.shape[0]))  # (N, H, W, C)
     return y.permute(0, 3, 1, 2)
 

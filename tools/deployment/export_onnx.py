@@ -24,21 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from mmvmamba.analysis import measure
-from mmvmamba.analysis.model_flops import build_model
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.export.onnx import save, translations, use_half_products
-from mmvmamba.export.onnxruntime import register_custom_ops
-from mmvmamba.export.parts import SHAPES, ExportedModel, choose_part, output_names
-from mmvmamba.models.loading import load_whole, read_checkpoint
+from mmvmamba.export.onnx import export_file
+from mmvmamba.export.onnxruntime import open_session
+from mmvmamba.export.parts import SHAPES, add_arguments, load_part, output_names
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cli.add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add_arguments(parser)
     parser.add_argument('out', type=Path, help='file to write, OUT.onnx')
     parser.add_argument(
         '--shape',
@@ -51,12 +48,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=1, help='images in a batch (default: 1)')
     parser.add_argument(
         '--dynamic', action='store_true', help='accept batches and images of any size'
-    )
-    parser.add_argument(
-        '--part',
-        choices=('whole', 'neck', 'backbone'),
-        help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
-        'detection, else whole)',
     )
     parser.add_argument(
         '--fp16',
@@ -77,50 +68,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export(
-    model: nn.Module,
-    images: Tensor,
-    names: list[str],
-    out: Path,
-    *,
-    dynamic: bool = False,
-    fp16: bool = False,
-    custom_op: bool = False,
-) -> None:
-    """Export a model that takes only the images to a file and check the file."""
-    shapes = None
-    if dynamic:
-        shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
-        # The exporter specializes sizes of 1 and unifies equal ones.
-        images = images.new_zeros(2, images.shape[1], 256, 352)
-    program = torch.onnx.export(
-        model,
-        (images,),
-        dynamo=True,
-        opset_version=20,
-        input_names=['images'],
-        output_names=names,
-        dynamic_shapes=shapes,
-        custom_translation_table=translations(custom_op),
-        verbose=True,  # a line for each phase
-    )
-    if fp16:
-        use_half_products(program.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(program, out)
-
-
 def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> None:
     """Print the largest errors and the median times of a file on the CPU, compared with PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait in a loop would slow what runs next.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    if custom_op:
-        register_custom_ops(options)
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    session = open_session(path, custom_op)
     inputs = {'images': images.numpy()}
     for value, got, want in zip(
         session.get_outputs(), session.run(None, inputs), model(images), strict=True
@@ -147,25 +97,22 @@ def main() -> None:
             f'--batch and --shape must be at least 1, but got {args.batch} and {args.shape}'
         )
     cfg = cli.load_config(args)
-    model = build_model(cfg)
-    load_whole(model, read_checkpoint(args.checkpoint), args.checkpoint)
-    part = choose_part(cfg, model, args.part)
-    task = cli.task_of(cfg)
-    channels = getattr(model.backbone, 'in_channels', 3)
-    images = torch.randn(args.batch, channels, *(args.shape or SHAPES[task]))
-    model = ExportedModel(model, part).eval()
+    model = load_part(cfg, args.checkpoint, args.part)
+    channels = getattr(model.model.backbone, 'in_channels', 3)
+    images = torch.randn(args.batch, channels, *(args.shape or SHAPES[cli.task_of(cfg)]))
     start = time.perf_counter()
-    export(
+    export_file(
         model,
         images,
-        output_names(cfg, model, images),
         args.out,
+        output_names(cfg, model, images),
         dynamic=args.dynamic,
         fp16=args.fp16,
         custom_op=args.custom_op,
+        verbose=True,
     )
     seconds = time.perf_counter() - start
-    print(f'{args.out}: {part} of {Path(args.config).name}, exported in {seconds:.0f} s')
+    print(f'{args.out}: {model.part} of {Path(args.config).name}, exported in {seconds:.0f} s')
     if args.check:
         compare(model, images, args.out, args.custom_op)
 

@@ -28,14 +28,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmvmamba.analysis import measure
-from mmvmamba.analysis.model_flops import build_model
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.checks.configs import check_data, leaf_datasets
 from mmvmamba.engine.errors import UserError
 from mmvmamba.export import int8
 from mmvmamba.export.evaluation import collect_results, compare_metrics, replace_part
-from mmvmamba.export.parts import ExportedModel, choose_part, output_names
-from mmvmamba.models.loading import load_whole, read_checkpoint
+from mmvmamba.export.parts import add_arguments, load_part, output_names
 
 NEEDED = {'inductor': ('torchao',), 'onnx': ('onnx', 'onnxscript', 'onnxruntime')}
 EXTRA = {'inductor': 'int8', 'onnx': 'onnx'}
@@ -46,20 +44,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cli.add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add_arguments(parser)
     parser.add_argument('out', type=Path, help='file to write, OUT.pt2 or OUT.onnx')
     parser.add_argument(
         '--backend',
         choices=tuple(NEEDED),
         default='inductor',
         help='inductor: a program of torch.export; onnx: an ONNX file (default: inductor)',
-    )
-    parser.add_argument(
-        '--part',
-        choices=('whole', 'neck', 'backbone'),
-        help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
-        'detection, else whole)',
     )
     parser.add_argument(
         '--calibration-images', type=int, default=64, help='number of images (default: 64)'
@@ -108,21 +99,16 @@ def calibration_images(cfg: Config, model: nn.Module, count: int) -> Iterator[Te
 
 def onnx_runs(path: Path) -> dict[str, Run]:
     """Load an ONNX file in the runtimes that are installed, on as many threads as PyTorch's."""
-    import onnxruntime
+    from mmvmamba.export.onnxruntime import open_session
 
-    threads = torch.get_num_threads()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Threads that wait in a loop would slow what runs next.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    session = open_session(path)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(None, {'images': images.numpy()})))
 
     runs = {'ONNX Runtime': run}
     if importlib.util.find_spec('openvino') is not None:
-        runs['OpenVINO'] = openvino_run(path, threads)
+        runs['OpenVINO'] = openvino_run(path, torch.get_num_threads())
     return runs
 
 
@@ -199,10 +185,8 @@ def main() -> None:
     check_data(cfg, 'train', 'test')
     if 'data_preprocessor' in cfg:  # MMEngine's runner passes it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = build_model(cfg)
-    load_whole(model, read_checkpoint(args.checkpoint), args.checkpoint)
-    part = choose_part(cfg, model, args.part)
-    exported = ExportedModel(model, part).eval()
+    exported = load_part(cfg, args.checkpoint, args.part)
+    model, part = exported.model, exported.part
     batches = calibration_images(cfg, model, args.calibration_images)
     images = next(calibration_images(cfg, model, 1))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -210,11 +194,12 @@ def main() -> None:
         torch.export.save(int8.quantize(exported, batches), args.out)
         runs = {'inductor': {'float32': torch.compile(exported), 'INT8': int8.load(args.out)}}
     else:
-        from export_onnx import export
+        from mmvmamba.export.onnx import export_file
 
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / 'float32.onnx'
-            export(exported, images, output_names(cfg, exported, images), source, dynamic=True)
+            names = output_names(cfg, exported, images)
+            export_file(exported, images, source, names, dynamic=True, verbose=True)
             int8.quantize_onnx(source, args.out, batches)
             slow, fast = onnx_runs(source), onnx_runs(args.out)
         runs = {name: {'float32': slow[name], 'INT8': fast[name]} for name in slow}

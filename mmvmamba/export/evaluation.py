@@ -1,4 +1,4 @@
-"""Metrics of models whose exported part runs elsewhere, compared on the test data of a config."""
+"""Compare the test metrics of a model with those of its exported part in another runtime."""
 
 import copy
 import math
@@ -60,11 +60,11 @@ def compare_metrics(reference: list[BaseMetric], other: list[BaseMetric]) -> dic
     """Compare the metrics of two models on the same images.
 
     The margin is that of a jackknife that leaves out a twentieth of the images at a time; it is NaN
-    with less than 20 images.
+    for fewer than 20 images.
 
     Args:
-        reference (list[BaseMetric]): The result of :func:`collect_results` for one model.
-        other (list[BaseMetric]): That for the other.
+        reference (list[BaseMetric]): Metrics of the reference model, from :func:`collect_results`.
+        other (list[BaseMetric]): Metrics of the other model.
     """
     differences = {}
     for pair in zip(reference, other, strict=True):
@@ -78,7 +78,7 @@ def compare_metrics(reference: list[BaseMetric], other: list[BaseMetric]) -> dic
 def _compute(metric: BaseMetric, indices: Any) -> dict[str, float]:
     """Compute a metric on some of its images."""
     results = [metric.results[i] for i in indices]
-    if hasattr(metric, 'img_ids'):  # COCO's counts the objects of all of them
+    if hasattr(metric, 'img_ids'):  # CocoMetric evaluates all of img_ids
         metric.img_ids = [prediction['img_id'] for _, prediction in results]
     return metric.compute_metrics(results)
 

@@ -21,7 +21,7 @@ onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 ROOT = Path(__file__).parents[2]
 NEEDS_EXTENSION = pytest.mark.skipif(
-    extension_error() is not None, reason=f'the custom op is not there: {extension_error()}'
+    extension_error() is not None, reason=f'needs the native extension: {extension_error()}'
 )
 NAMES = ('x', 'proj', 'dt_weight', 'dt_bias', 'A', 'D')
 
@@ -83,7 +83,7 @@ class TestOp:
 
     @pytest.mark.parametrize('name', NAMES[1:])
     def test_wrong_shape(self, name):
-        """A malformed file reads no memory that is not its own."""
+        """Check that a malformed file reads no memory outside its inputs."""
         core = Core(5, 2, 1, 'cross')
         inputs = feeds(core, 1, 4, 6)
         inputs[name] = inputs[name][:0]

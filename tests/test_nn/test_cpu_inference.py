@@ -115,7 +115,7 @@ def test_what_the_op_has_not_is_compiled_as_pytorchs(option):
 
 
 class KeepingLinear(nn.Linear):
-    """A layer that stores its output."""
+    """Linear layer storing its output."""
 
     def forward(self, x):
         self.result = super().forward(x)
@@ -197,7 +197,7 @@ OTHER_BLOCKS = {
 }
 MAP = torch.randn(2, 3, 4, 32, generator=torch.Generator().manual_seed(1))
 
-needs_ops = pytest.mark.skipif(extension_error() is not None, reason='the ops are not there')
+needs_ops = pytest.mark.skipif(extension_error() is not None, reason='needs the native extension')
 
 
 def a_block(**settings):

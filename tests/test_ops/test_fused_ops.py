@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mmvmamba.ops import extension_error, fused_ops
 
-pytestmark = pytest.mark.skipif(extension_error() is not None, reason='the ops are not there')
+pytestmark = pytest.mark.skipif(extension_error() is not None, reason='needs the native extension')
 
 DTYPES = (torch.float32, torch.bfloat16)
 #: Relative and absolute tolerances: a rounding of the result and of the sums before it.

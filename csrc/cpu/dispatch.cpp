@@ -35,8 +35,23 @@ Isa widest_supported() {
   if (!all_of(kept, kYmm)) return Isa::kDefault;
   return all_of(kept, kZmm) && all_of(b, kAvx512) ? Isa::kAvx512 : Isa::kAvx2;
 }
+
+// AMX, or AMD's AVX512_BF16. Intel's does as many multiplications in a cycle as float32, and its
+// operands must be converted and reordered first.
+bool detect_fast_bfloat16() {
+  constexpr uint32_t kAmx = 0x01400000;   // AMX-TILE and AMX-BF16 in edx
+  constexpr uint32_t kTiles = 0x060000;   // of XCR0
+  constexpr uint32_t kAvx512Bf16 = 0x20;  // in eax of subleaf 1
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kAmx) == kAmx && (read_xcr0() & kTiles) == kTiles) return true;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
+}
 #else
 Isa widest_supported() { return Isa::kDefault; }
+bool detect_fast_bfloat16() { return true; }
 #endif
 
 // The widest instruction set of this processor, capped by ATEN_CPU_CAPABILITY as torch's own are.
@@ -56,6 +71,11 @@ Isa isa() {
 
 const char* cpu_isa() {
   return isa() == Isa::kAvx512 ? "avx512" : isa() == Isa::kAvx2 ? "avx2" : "default";
+}
+
+bool has_fast_bfloat16() {
+  static const bool value = detect_fast_bfloat16();
+  return value;
 }
 
 Kernels best_kernels(Io io) {

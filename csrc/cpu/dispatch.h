@@ -61,4 +61,7 @@ const char* cpu_isa();
 // Its kernels.
 Kernels best_kernels(Io io);
 
+// Whether products of bfloat16 take less time than those of float32, as far as is known.
+bool has_fast_bfloat16();
+
 }  // namespace mmvmamba

@@ -24,10 +24,14 @@ std::string cpu_isa_name() { return cpu_isa(); }
 
 Kernels best_kernels(ScalarType type) { return best_kernels(io_of(type)); }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) { m.def("cpu_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
+  m.def("cpu_isa() -> str");
+  m.def("cpu_has_fast_bfloat16() -> bool");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(mmvmamba, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa_name));
+  m.impl("cpu_has_fast_bfloat16", TORCH_BOX(&has_fast_bfloat16));
 }
 
 }  // namespace mmvmamba

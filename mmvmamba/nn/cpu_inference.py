@@ -5,6 +5,7 @@
 - A convolution that ``torch.compile`` compiles once for changing sizes.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -14,19 +15,20 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmvmamba.ops import fused_ops
-from mmvmamba.ops.extension import LIBRARY
+from mmvmamba.ops.backend import without_autocast
+from mmvmamba.ops.extension import LIBRARY, extension_error
 
 #: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
 SLAB_BYTES = 8 * 2**20
 
-#: Layer types that :func:`run_block` reproduces.
-_PLAIN: set[type[nn.Module]] = {
-    nn.Dropout,
-    nn.GELU,
-    nn.Identity,
-    nn.LayerNorm,
-    nn.Linear,
-    nn.SiLU,
+#: Products of bfloat16 take longer than those of float32 on x86 without AMX: their instructions do
+#: no more in a cycle, or there are none.
+SLOW_BFLOAT16 = extension_error() is None and not torch.ops.mmvmamba.cpu_has_fast_bfloat16()
+
+#: Layer types that :func:`run_block` reproduces, with the forward that it reproduces.
+_PLAIN: dict[type[nn.Module], Callable[..., Any]] = {
+    layer: layer.forward
+    for layer in (nn.Dropout, nn.GELU, nn.Identity, nn.LayerNorm, nn.Linear, nn.SiLU)
 }
 
 Layer = TypeVar('Layer', bound=type[nn.Module])
@@ -35,8 +37,14 @@ Sizes = list[int]  # for height and width
 
 def plain(layer: Layer) -> Layer:
     """Mark a class as one that :func:`run_block` knows; its subclasses are not marked."""
-    _PLAIN.add(layer)
+    _PLAIN[layer] = layer.forward
     return layer
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return True unless the class or its forward is replaced, in all modules or in this one."""
+    kind = type(module)
+    return kind in _PLAIN and kind.forward is _PLAIN[kind] and 'forward' not in vars(module)
 
 
 def has_no_hooks(*modules: nn.Module) -> bool:
@@ -53,7 +61,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     Quantization and adapters replace the module, its ``forward`` or the kind of its weight, pruning
     sets its weight in a forward hook, and tools that watch gradients have backward hooks.
     """
-    if type(module) is not nn.Linear or 'forward' in vars(module) or not has_no_hooks(module):
+    if type(module) is not nn.Linear or not _is_plain(module) or not has_no_hooks(module):
         return False
     if is_traceable_wrapper_subclass(module.weight):
         return False
@@ -74,27 +82,35 @@ def is_unobserved_inference(x: Tensor) -> bool:
     return not transformed and forward_ad._current_level < 0
 
 
+def _infers(x: Tensor) -> bool:
+    """As :func:`is_unobserved_inference`, but True under ``torch.compile`` without gradients."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and not torch.is_grad_enabled()
+    return is_unobserved_inference(x)
+
+
 def fuses(block: Any, x: Tensor) -> bool:
     """Return True if :func:`run_block` gives the result of a block for a map (N, H, W, d).
 
     True for inference on a CPU in float32 or bfloat16, if the block has the default layers and none
     of them is replaced, hooked or traced.
     """
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if not (compiled and not torch.is_grad_enabled()) and not is_unobserved_inference(x):
+    if not _infers(x):
         return False
     op, mlp = block.op, block.mlp
-    if type(block) not in _PLAIN or type(op) not in _PLAIN or type(mlp) not in _PLAIN:
+    if type(block) not in _PLAIN or not _is_plain(op) or not _is_plain(mlp):
         return False
     norms = (block.norm, op.out_norm, block.norm2)
     linears = (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)
     conv, act, drops = op.conv2d, mlp.act, (op.drop, mlp.drop, block.drop_path)
     if any(type(linear) is not nn.Linear for linear in linears) or type(conv) is not Conv2d:
         return False
-    layers = (*norms, *linears, op, op.act, conv, op.out_act, mlp, act, *drops)
-    if any(type(layer) not in _PLAIN or 'forward' in layer.__dict__ for layer in layers):
+    layers = (*norms, *linears, op.act, conv, op.out_act, act, *drops)
+    if not all(map(_is_plain, layers)):
         return False
-    if any(not isinstance(norm, nn.LayerNorm) for norm in norms) or not has_no_hooks(*layers):
+    if any(not isinstance(norm, nn.LayerNorm) for norm in norms) or not has_no_hooks(
+        op, mlp, *layers
+    ):
         return False
     biases = (op.in_proj.bias, op.out_proj.bias)
     weights = [layer.bias for layer in (mlp.fc1, mlp.fc2, *norms)]
@@ -124,6 +140,9 @@ def fuses(block: Any, x: Tensor) -> bool:
 def run_block(block: Any, x: Tensor) -> Tensor:
     """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d).
 
+    The core's input and output have the dtype of ``x``, everything before and after it that of
+    :func:`weight_for_inference`.
+
     Under ``torch.compile``, the parts before and after the core are custom ops. Inductor would
     recompute the residual sums in each consumer, and cannot choose slabs by the map's size.
     """
@@ -131,7 +150,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     ops = torch.ops.mmvmamba
     start, finish = (ops.block_start, ops.block_end) if compiled else (_start, _end)
     op, mlp, norm = block.op, block.mlp, block.norm
-    weights = [cast_for_products(m.weight) for m in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)]
+    weights = [weight_for_inference(m.weight) for m in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)]
     in_weight, out_weight, weight1, weight2 = weights
     conv = op.conv2d
     u = start(x, norm.weight, norm.bias, norm.eps, in_weight, conv.weight, conv.bias)
@@ -152,12 +171,13 @@ def _start(
 ) -> Tensor:
     """Norm, in_proj, convolution and SiLU of a map: (N, H, W, d) -> (N, H, W, C)."""
     rows = x.reshape(-1, x.shape[3])
-    u = x.new_empty(rows.shape[0], weight.shape[0])
-    size = _slab_rows(rows, 4 * weight.shape[0])  # about the slabs of the MLP
+    u = weight.new_empty(rows.shape[0], weight.shape[0])
+    size = _slab_rows(u, 4 * weight.shape[0])  # about the slabs of the MLP
     for part, out in zip(rows.split(size), u.split(size), strict=True):
-        torch.mm(fused_ops.layer_norm(part, scale, shift, eps), weight.t(), out=out)
+        norm = fused_ops.layer_norm(part.to(u.dtype), scale, shift, eps)
+        torch.mm(norm, weight.t(), out=out)
     u = u.view(*x.shape[:3], weight.shape[0])
-    return fused_ops.depthwise_silu(u, conv_weight, conv_bias)
+    return fused_ops.depthwise_silu(u, conv_weight, conv_bias).to(x.dtype)
 
 
 def _end(
@@ -175,17 +195,22 @@ def _end(
     output norm and that of the MLP, weights those of out_proj, fc1 and fc2.
     """
     rows, y = x.reshape(-1, x.shape[3]), y.reshape(-1, y.shape[3])
-    total = rows.new_empty(rows.shape)  # contiguous
     out_weight, weight1, weight2 = (weight.t() for weight in weights)
-    size = _slab_rows(rows, weight1.shape[1])
-    for part, branch, out in zip(rows.split(size), y.split(size), total.split(size), strict=True):
-        branch = torch.mm(fused_ops.layer_norm(branch, scales[0], shifts[0], eps[0]), out_weight)
-        hidden = fused_ops.add_layer_norm(
-            out, part, branch, biases[1], scales[1], shifts[1], eps[1]
-        )
-        hidden = fused_ops.bias_gelu_(torch.mm(hidden, weight1), biases[0])
-        out.addmm_(hidden, weight2)
-    return total.view(x.shape)
+    total = weight1.new_empty(rows.shape)  # contiguous
+    size = _slab_rows(total, weight1.shape[1])
+    with without_autocast(x.device):  # the weights have the dtype of the products
+        for part, branch, out in zip(
+            rows.split(size), y.split(size), total.split(size), strict=True
+        ):
+            part, branch = part.to(out.dtype), branch.to(out.dtype)
+            norm = fused_ops.layer_norm(branch, scales[0], shifts[0], eps[0])
+            branch = torch.mm(norm, out_weight)
+            norm = fused_ops.add_layer_norm(
+                out, part, branch, biases[1], scales[1], shifts[1], eps[1]
+            )
+            hidden = fused_ops.bias_gelu_(torch.mm(norm, weight1), biases[0])
+            out.addmm_(hidden, weight2)
+    return total.view(x.shape).to(x.dtype)
 
 
 def _slab_rows(rows: Tensor, width: int) -> int:
@@ -227,6 +252,21 @@ def cast_for_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+def weight_for_inference(weight: Tensor) -> Tensor:
+    """As :func:`cast_for_products`, but float32 where products of bfloat16 are slower."""
+    dtype = cast_for_products(weight[:0]).dtype
+    return weight.to(torch.float32 if SLOW_BFLOAT16 and dtype == torch.bfloat16 else dtype)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (..., d) by a weight (C, d), in inference on a CPU as fast as it can."""
+    if x.device.type == 'cpu' and _infers(x):
+        weight = weight_for_inference(weight)
+        with without_autocast(x.device):
+            return F.linear(x.to(weight.dtype), weight)
+    return F.linear(x, weight)
+
+
 @plain
 class LayerNorm(nn.LayerNorm):
     """:class:`torch.nn.LayerNorm` over the last dimension, in inference on a CPU by our own op."""
@@ -261,10 +301,20 @@ class Conv2d(nn.Conv2d):
         compiled = torch.compiler.is_compiling()
         if not compiled and not is_unobserved_inference(x):
             return super().forward(x)
-        x, weight = cast_for_products(x), cast_for_products(self.weight)
-        bias = None if self.bias is None else cast_for_products(self.bias)
+        cast = cast_for_products if torch.is_grad_enabled() else weight_for_inference
+        dtype, weight = cast_for_products(x[:0]).dtype, cast(self.weight)
+        bias = None if self.bias is None else cast(self.bias)
         convolve = _conv2d if compiled else _convolve
-        return convolve(x, weight, bias, list(self.stride), list(self.padding), self.groups)
+        with without_autocast(x.device):
+            y = convolve(
+                x.to(weight.dtype),
+                weight,
+                bias,
+                list(self.stride),
+                list(self.padding),
+                self.groups,
+            )
+        return y.to(dtype)
 
 
 def _convolve(

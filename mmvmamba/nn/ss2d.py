@@ -11,7 +11,14 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import Conv2d, LayerNorm, cast_for_products, is_plain_linear, plain
+from .cpu_inference import (
+    Conv2d,
+    LayerNorm,
+    cast_for_products,
+    is_plain_linear,
+    plain,
+    project,
+)
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
@@ -217,7 +224,7 @@ class SS2D(nn.Module):
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
         # The projection commutes with reordering, so it runs once, in image order.
-        proj = F.linear(x, x_proj_weight.flatten(0, 1))
+        proj = project(x, x_proj_weight.flatten(0, 1))
         A = -A_log.to(accumulate_dtype(x.dtype)).exp()
         return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern
 

@@ -216,7 +216,7 @@ struct SS2D {
     const Layout at(s);
     const V rate = params[at.A], skip = params[at.D], bias = params[at.bias];
     V state = h[0];
-    for_each_wide_block(length, [&](auto block, int64_t t) {
+    for_each_wide_block(length, [&](auto block, int64_t t) MMVMAMBA_INLINE_LAMBDA {
       constexpr int N = decltype(block)::value;
       const T* row = rows + t * stride;
       V dt[N], decay[N];

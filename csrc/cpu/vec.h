@@ -4,6 +4,9 @@
 // with another file's version of it by the linker. The file defines MMVMAMBA_VECTOR_BYTES.
 
 #define MMVMAMBA_INLINE inline __attribute__((always_inline))
+// The same between the parameters and the body of a lambda. Called for each block, it would keep
+// its sums in memory and load the constants of its functions each time.
+#define MMVMAMBA_INLINE_LAMBDA __attribute__((always_inline))
 // For what runs once a chunk: copies of it in every caller would only make the build longer.
 #define MMVMAMBA_NOINLINE __attribute__((noinline))
 // Before a loop over at most eight vectors: unrolls it while an array of them can still become
@@ -160,8 +163,9 @@ MMVMAMBA_INLINE void exp_in_range(const vfloat* x, vfloat* y) {
   MMVMAMBA_EACH p[u] = p[u] * r[u] + 4.166840572e-2f;
   MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.1666651913f;
   MMVMAMBA_EACH p[u] = p[u] * r[u] + 0.4999999335f;
-  MMVMAMBA_EACH p[u] = p[u] * (r[u] * r[u]) + r[u];
-  MMVMAMBA_EACH y[u] = (vfloat)(((vint)shifted[u] << 23) + (vint)(p[u] + 1.f));
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 1.f;
+  MMVMAMBA_EACH p[u] = p[u] * r[u] + 1.f;
+  MMVMAMBA_EACH y[u] = (vfloat)(((vint)shifted[u] << 23) + (vint)p[u]);
 }
 
 // y = exp(x); 0 where that is no normal number, inf above the largest, NaN for NaN.
@@ -173,36 +177,26 @@ MMVMAMBA_INLINE void expv(const vfloat* x, vfloat* y) {
   MMVMAMBA_EACH y[u] = (x[u] < -87.3f) ? vfloat{} : e[u];
 }
 
-// y = log(1 + exp(x)), x itself above 20 as in PyTorch, and its derivative.
+// y = log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), x itself above 20 as in PyTorch, and its
+// derivative.
 template <int N, bool kWithSlope>
 MMVMAMBA_INLINE void softplus(const vfloat* x, vfloat* y, vfloat* slope) {
-  vfloat e[N], u1[N], scale[N], f[N], q[N], kf[N];
-  exp_in_range<N>(x, e);  // above 20, e is of no account
-  MMVMAMBA_EACH e[u] = (x[u] < -87.3f) ? vfloat{} : e[u];
-  // 1 + e = 2^k (1 + f) with 1 + f in [0.75, 1.5); f is formed from e itself, so that a small e
-  // keeps all its digits.
-  MMVMAMBA_EACH u1[u] = 1.f + e[u];
-  MMVMAMBA_EACH {
-    const vint exponent = (vint)u1[u] - 0x3f400000;
-    scale[u] = (vfloat)(0x3f800000 - (exponent & -0x800000));  // 2^-k
-    kf[u] = __builtin_convertvector(exponent >> 23, vfloat);
-  }
-  MMVMAMBA_EACH f[u] = e[u] * scale[u] + (scale[u] - 1.f);
-  // (log1p(f) - f + f^2 / 2) / f^3 by interpolation at Chebyshev nodes, error 3e-8.
-  MMVMAMBA_EACH q[u] = f[u] * 4.292479123106283e-2f - 9.573024769506802e-2f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.11687483142460783f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.12639807129696046f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.14267795359767133f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.16660738350250506f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.20000149869797484f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.2500005792729901f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] + 0.33333333123157305f;
-  MMVMAMBA_EACH q[u] = q[u] * f[u] - 0.5f;
-  MMVMAMBA_EACH q[u] = q[u] * (f[u] * f[u]) + f[u];
-  MMVMAMBA_EACH q[u] = kf[u] * 0.693147180559945309f + q[u];
-  MMVMAMBA_EACH y[u] = (x[u] < 20.f) ? q[u] : x[u];
+  vfloat e[N], q[N];
+  MMVMAMBA_EACH q[u] = (vfloat)((vint)x[u] | INT32_MIN);  // -|x|
+  exp_in_range<N>(q, e);
+  MMVMAMBA_EACH e[u] = (q[u] < -87.3f) ? vfloat{} : e[u];
+  // log1p(e) / e for e in [0, 1], a minimax fit: error 3e-8.
+  MMVMAMBA_EACH q[u] = e[u] * 5.3661827131e-3f - 3.0071439278e-2f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] + 7.9214137192e-2f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] - 0.13754659723f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] + 0.19154083613f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] - 0.24857281511f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] + 0.33321338671f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] - 0.49999648764f;
+  MMVMAMBA_EACH q[u] = q[u] * e[u] + 1.f;
+  MMVMAMBA_EACH y[u] = q[u] * e[u] + ((x[u] < 0.f) ? vfloat{} : x[u]);  // NaN for NaN
   if constexpr (kWithSlope) {
-    MMVMAMBA_EACH slope[u] = (x[u] > 20.f) ? broadcast<vfloat>(1.f) : e[u] / u1[u];
+    MMVMAMBA_EACH slope[u] = ((x[u] < 0.f) ? e[u] : broadcast<vfloat>(1.f)) / (1.f + e[u]);
   }
 }
 

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.skipif(extension_error() is not None, reason='needs the
 DTYPES = (torch.float32, torch.bfloat16)
 #: Relative and absolute tolerances: a rounding of the result and of the sums before it.
 TOLERANCES = {torch.float32: (2e-6, 2e-6), torch.bfloat16: (8e-3, 8e-3)}
-#: Whole vectors, a rest, less than a vector, one.
-CHANNELS = (96, 77, 5, 1)
+#: Blocks of four vectors, whole vectors and a rest, whichever a vector's size; less than a vector.
+CHANNELS = (100, 96, 77, 48, 17, 5, 3, 1)
+NAN, INF = float('nan'), float('inf')
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -48,6 +49,19 @@ def test_layer_norm_of_large_and_shifted_values():
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('channels', [48, 17, 3])
+def test_layer_norm_of_what_is_not_finite(channels, dtype):
+    weight, bias, _ = parameters(channels)
+    x = draw(9, channels, dtype=dtype)
+    x[1, 0], x[3, -1], x[5, channels // 2], x[7] = NAN, INF, -INF, 0
+    want = F.layer_norm(x.double(), (channels,), weight.double(), bias.double(), 1e-5)
+    assert want[1:6:2].isnan().all()
+    got = fused_ops.layer_norm(x, weight, bias, 1e-5)
+    rtol, atol = TOLERANCES[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('channels', CHANNELS)
 def test_add_layer_norm(channels, dtype):
     shift, weight, bias = parameters(channels, dtype)
@@ -77,15 +91,28 @@ def test_gelu_over_its_range():
     want = F.gelu(x.double())
     # The error of Phi(x) is that of float32, 6e-8.
     assert ((got - want).abs() <= 1.2e-7 * (1 + x.abs())).all()
-    special = torch.tensor([[float('nan'), float('inf'), 0.0, 1e30, -1e30]])
-    got = fused_ops.bias_gelu_(special.clone(), torch.zeros(5))
-    torch.testing.assert_close(
-        got, torch.tensor([[float('nan'), float('inf'), 0.0, 1e30, 0.0]]), equal_nan=True
-    )
+
+
+def special_rows(values, channels, dtype):
+    """Rows between random ones: each holds a value in all its channels."""
+    x = draw(2 * len(values) + 1, channels, dtype=dtype)
+    x[1::2] = torch.tensor(values, dtype=dtype)[:, None]
+    return x
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('size', [(1, 1), (1, 2), (4, 1), (2, 6), (5, 13)], ids=str)
+@pytest.mark.parametrize('channels', CHANNELS)
+def test_gelu_of_special_values(channels, dtype):
+    x = special_rows([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-38, -1e-38], channels, dtype)
+    want = F.gelu(x.double())
+    assert want[5].isnan().all()  # -inf * 0, as here
+    got = fused_ops.bias_gelu_(x.clone(), torch.zeros(channels))
+    rtol, atol = TOLERANCES[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('size', [(1, 1), (1, 2), (1, 11), (4, 1), (2, 6), (5, 13)], ids=str)
 @pytest.mark.parametrize('channels', CHANNELS)
 def test_depthwise_silu(channels, size, dtype):
     x = draw(2, *size, channels, dtype=dtype)
@@ -103,14 +130,41 @@ def test_depthwise_silu(channels, size, dtype):
 
 
 def test_silu_over_its_range():
-    x = torch.cat([torch.linspace(-120, 120, 24_001), torch.tensor([1e30, -1e30, float('nan')])])
-    identity = torch.zeros(x.numel(), 1, 3, 3)
-    identity[:, :, 1, 1] = 1
-    got = fused_ops.depthwise_silu(x.view(1, 1, 1, -1), identity).flatten()
+    x = torch.linspace(-120, 120, 24_001)
+    got = fused_ops.depthwise_silu(x.view(1, 1, 1, -1), identity(x.numel())).flatten()
     # It is 0 below -87.
-    torch.testing.assert_close(got[:-2].double(), F.silu(x[:-2].double()), rtol=1e-6, atol=1e-35)
-    assert got[-2] == 0
-    assert got[-1].isnan()
+    torch.testing.assert_close(got.double(), F.silu(x.double()), rtol=1e-6, atol=1e-35)
+
+
+def identity(channels):
+    """A weight whose convolution returns its input."""
+    weight = torch.zeros(channels, 1, 3, 3)
+    weight[:, :, 1, 1] = 1
+    return weight
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('channels', CHANNELS)
+def test_silu_of_special_values(channels, dtype):
+    x = special_rows([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-38, -1e-38], channels, dtype)
+    want = F.silu(x.double())
+    assert want[5].isnan().all()
+    want[5] = 0  # the limit, where PyTorch has -inf / inf
+    # Maps of one position: there are no neighbors whose products with 0 would be NaN.
+    got = fused_ops.depthwise_silu(x[:, None, None], identity(channels)).flatten(1)
+    rtol, atol = TOLERANCES[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def test_what_is_not_finite_stays_among_its_neighbors():
+    x, weight = draw(2, 6, 9, 17), draw(17, 1, 3, 3, seed=4)
+    x[0, 2, 3, 16], x[1, 5, 8, 0] = NAN, INF
+    want = F.silu(F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), padding=1, groups=17))
+    got = fused_ops.depthwise_silu(x, weight)
+    finite = want.permute(0, 2, 3, 1).isfinite()
+    assert (~finite).sum() == 9 + 4
+    assert_close(got[finite], want.permute(0, 2, 3, 1)[finite], torch.float32)
+    assert got[0, 1:4, 2:5, 16].isnan().all()
 
 
 def test_a_strided_map_and_an_empty_one():

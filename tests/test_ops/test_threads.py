@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,22 +74,54 @@ print('agrees', torch.backends.cpu.get_cpu_capability())
 """
 
 
-@pytest.mark.parametrize('d_state', [1, 5])
-@pytest.mark.parametrize('capability', ['default', 'avx2', 'avx512'])
-def test_builds_for_other_processors(capability, d_state, tmp_path):
+CAPABILITIES = ('default', 'avx2', 'avx512')
+
+
+def run_build(capability, code, folder):
+    """Run a program by the kernels of an instruction set; return the last line of its output."""
     best = torch.backends.cpu.get_cpu_capability().lower()
-    ranks = ['default', 'avx2', 'avx512']
     if capability != 'default' and (
-        best not in ranks or ranks.index(capability) > ranks.index(best)
+        best not in CAPABILITIES or CAPABILITIES.index(capability) > CAPABILITIES.index(best)
     ):
         pytest.skip(f'this processor has {best}')
     result = subprocess.run(
-        [sys.executable, '-c', CHECK_BUILD.format(d_state=d_state)],
+        [sys.executable, '-c', code],
         env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
-        cwd=tmp_path,  # not the source tree, whose package would be found before an installed one
+        cwd=folder,  # not the source tree, whose package would be found before an installed one
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.lower().split() == ['agrees', capability]
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()[-1].lower()
+
+
+@pytest.mark.parametrize('d_state', [1, 5])
+@pytest.mark.parametrize('capability', CAPABILITIES)
+def test_builds_for_other_processors(capability, d_state, tmp_path):
+    line = run_build(capability, CHECK_BUILD.format(d_state=d_state), tmp_path)
+    assert line.split() == ['agrees', capability]
+
+
+# Without conftest.py, which imports OpenMMLab, and without the slow checks of the registration,
+# which are the same for all builds.
+TEST_BUILD = """
+import os
+import sys
+import pytest
+import torch
+os.environ.pop('PYTEST_ADDOPTS', None)
+options = ['--noconftest', '--capture=sys', '-p', 'no:cacheprovider', '-k', 'not registered']
+status = pytest.main([*options, {tests!r}])
+print('passes', torch.ops.mmvmamba.cpu_isa())
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize('capability', CAPABILITIES)
+def test_fused_ops_of_other_builds(capability, tmp_path):
+    if capability == torch.ops.mmvmamba.cpu_isa():
+        pytest.skip('test_fused_ops.py itself runs this build')
+    tests = Path(__file__).with_name('test_fused_ops.py')
+    line = run_build(capability, TEST_BUILD.format(tests=str(tests)), tmp_path)
+    assert line.split() == ['passes', capability]

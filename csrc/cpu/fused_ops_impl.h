@@ -9,9 +9,26 @@ struct FusedOps {
     return static_cast<int>(std::min<int64_t>(kLanes, channels - c));
   }
 
+  // f(c, lanes) for c = 0, kLanes, ...: whole vectors, of which the compiler knows that they are,
+  // then the channels that are left.
+  template <typename F>
+  static MMVMAMBA_INLINE void for_each_vector(int64_t channels, F f) {
+    const int64_t whole = channels - channels % kLanes;
+    for (int64_t c = 0; c < whole; c += kLanes) f(c, kLanes);
+    if (whole < channels) f(whole, static_cast<int>(channels - whole));
+  }
+
+  // The first lanes of v; the others become zero.
+  static MMVMAMBA_INLINE V first_lanes(V v, int lanes) {
+    if (lanes == kLanes) return v;
+    vint lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return (lane < lanes) ? v : V{};
+  }
+
   // LayerNorm of the rows [begin, end) of x or x + y.
   static void layer_norm(const NormRows& p, int64_t begin, int64_t end) {
-    const int64_t C = p.channels, whole = C - C % kLanes;
+    const int64_t C = p.channels;
     Scratch<V> scratch(ceil_div(C, kLanes));
     V* row = scratch.vectors(ceil_div(C, kLanes));
     const io_t* x = static_cast<const io_t*>(p.x);
@@ -20,7 +37,7 @@ struct FusedOps {
     io_t* out = static_cast<io_t*>(p.out);
     for (int64_t i = begin * C; i < end * C; i += C) {
       V total{};
-      const auto read = [&](int64_t c, int lanes) {
+      for_each_vector(C, [&](int64_t c, int lanes) {
         V value = load_lanes(x + i + c, lanes);
         if (y != nullptr) value = value + load_lanes(y + i + c, lanes);
         row[c / kLanes] = value;
@@ -28,30 +45,21 @@ struct FusedOps {
         if (sums != nullptr) {
           store_lanes(sums + i + c, value + load_lanes(p.shift + c, lanes), lanes);
         }
-      };
-      for (int64_t c = 0; c < whole; c += kLanes) read(c, kLanes);
-      if (whole < C) read(whole, lanes_at(C, whole));
+      });
       const V mean = add_lanes(total) / static_cast<float>(C);
       V squares{};
-      for (int64_t c = 0; c < whole; c += kLanes) {
-        const V centered = row[c / kLanes] - mean;
+      for_each_vector(C, [&](int64_t c, int lanes) {
+        const V centered = first_lanes(row[c / kLanes] - mean, lanes);
         row[c / kLanes] = centered;
         squares = squares + centered * centered;
-      }
-      for (int64_t c = whole; c < C; ++c) {
-        float& value = reinterpret_cast<float*>(row)[c];
-        value -= mean[0];
-        squares[0] += value * value;
-      }
+      });
       const float variance = add_lanes(squares)[0] / static_cast<float>(C);
       const float scale = 1.f / std::sqrt(variance + p.eps);
-      const auto write = [&](int64_t c, int lanes) {
+      for_each_vector(C, [&](int64_t c, int lanes) {
         const V value = (row[c / kLanes] * scale) * load_lanes(p.weight + c, lanes) +
                         load_lanes(p.bias + c, lanes);
         store_lanes(out + i + c, value, lanes);
-      };
-      for (int64_t c = 0; c < whole; c += kLanes) write(c, kLanes);
-      if (whole < C) write(whole, lanes_at(C, whole));
+      });
     }
   }
 

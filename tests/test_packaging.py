@@ -302,7 +302,9 @@ def test_libraries_that_cannot_be_built_are_left_out(
     command.build_extensions()
     assert [extension.name for extension in command.extensions] == [f'mmvmamba.{n}' for n in left]
     if broken == 'none':
-        assert info['cuda'] and info['error'] is None and not caplog.records
+        # torch, at its first import of this module, may warn that there is no GPU.
+        warnings = [record for record in caplog.records if record.name == build.logger.name]
+        assert info['cuda'] and info['error'] is None and not warnings
     elif broken == 'nvcc':
         assert (info['cuda'], info['error'], info['cuda_error']) == (None, None, 'nvcc failed')
         assert 'FORCE_CUDA=1' in caplog.text

@@ -1,6 +1,8 @@
 """tools/deployment/quantize.py for the three tasks, with thin models."""
 
+import contextlib
 import importlib.util
+import io
 import re
 
 import pytest
@@ -80,13 +82,12 @@ def test_file(task, backend, run_tool, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', [INDUCTOR, ONNX])
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'detection'])
-def test_check_and_evaluation(task, backend, run_tool, monkeypatch):
-    lines = []
-    monkeypatch.setattr('builtins.print', lambda *values, **_: lines.append(' '.join(values)))
+def test_check_and_evaluation(task, backend, run_tool):
     options = ('--backend', backend, '--check', '--shape', 64, 96, '--evaluate')
-    code, err = run_tool(task, *options)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code, err = run_tool(task, *options)
     assert code == 0, err
-    text = '\n'.join(lines)
+    text = output.getvalue()
     errors = [float(value) for value in re.findall(r'INT8: relative error .* (\S+)', text)]
     assert errors and max(errors) < 0.2
     metric = dict(classification='top1', segmentation='mIoU', detection='bbox_mAP')[task]

@@ -8,8 +8,8 @@
 #   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
 #   make chaos     kill and resume runs at CHAOS_KILLS random moments, seeded by CHAOS_SEED
 #   make fuzz      read FUZZ_FILES generated malicious checkpoints, seeded by FUZZ_SEED
-#   make sanitize  the op tests under AddressSanitizer and UndefinedBehaviorSanitizer, and emulated
-#                  CUDA kernels under ThreadSanitizer too (SANITIZERS="address thread")
+#   make sanitize  the tests of native code under AddressSanitizer and UndefinedBehaviorSanitizer,
+#                  emulated CUDA kernels under ThreadSanitizer too (SANITIZERS="address thread")
 #   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
 #   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
@@ -169,6 +169,10 @@ TSAN_ENV = MMVMAMBA_SANITIZE=thread PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
 	$$(setarch -R true 2>/dev/null && echo setarch -R)
 TSAN_TESTS = order_of_threads or last_state or narrow_output
 
+# The ops in PyTorch, as blocks and networks call them, and in ONNX Runtime.
+SANITIZE_TESTS = tests/test_ops tests/test_nn/test_cpu_inference.py \
+	tests/test_export/test_onnxruntime.py
+
 sanitize: $(SANITIZERS:%=sanitize-%)
 
 sanitize-thread: $(READY)
@@ -181,10 +185,10 @@ sanitize-address: $(READY)
 	rm -rf $(SANITIZE_DIR)/lib
 	MMVMAMBA_SANITIZE=1 MMVMAMBA_BUILD_EXT=1 $(BIN)/python setup.py --quiet build \
 		--build-base $(SANITIZE_DIR) --build-lib $(SANITIZE_DIR)/lib
-	$(call say,op tests under the sanitizers)
+	$(call say,tests of the native code under the sanitizers)
 	@$(SANITIZE_ENV) $(BIN)/python -c \
 		"import sys; del sys.path[0]; import mmvmamba as m; assert '$(SANITIZE_DIR)' in m.__file__, m"
-	$(SANITIZE_ENV) $(BIN)/pytest tests/test_ops -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
+	$(SANITIZE_ENV) $(BIN)/pytest $(SANITIZE_TESTS) -p no:cacheprovider --capture=sys $(PYTEST_ARGS)
 
 # Installs nothing. Uses the Python of $(VENV) if it exists.
 gpu-check:

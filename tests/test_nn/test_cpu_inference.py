@@ -311,6 +311,22 @@ def test_products_of_slow_bfloat16_are_float32(slow, monkeypatch):
 
 
 @needs_ops
+@pytest.mark.parametrize('size', [(1, 1), (1, 61), (35, 75), (97, 23)], ids=str)
+def test_fused_networks_of_odd_sizes(size, runs):
+    """Channels that are no whole vectors, and maps of one row, one column and one position."""
+    torch.manual_seed(0)
+    net = network.VMambaNet(dict(dims=(17, 35, 70), depths=(1, 2, 1)), num_classes=5).eval()
+    images = torch.randn(2, 3, *size)
+    want = net.double()(images.double())
+    with torch.no_grad():
+        got = net.float()(images)
+        half = net.bfloat16()(images.bfloat16())
+    assert len(runs) == 2 * 4
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(half.double(), want, rtol=0.05, atol=0.05)
+
+
+@needs_ops
 @pytest.mark.parametrize('name', OTHER_BLOCKS)
 def test_other_blocks_run_layer_by_layer(name, runs):
     block = a_block(**OTHER_BLOCKS[name])

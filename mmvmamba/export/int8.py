@@ -10,8 +10,10 @@ in float32.
   float32. It needs onnxruntime.
 """
 
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ import torch._inductor.config
 from torch import Tensor, nn
 
 import mmvmamba.ops  # noqa: F401  (registers the scan of a loaded program)
+
+from .onnxruntime import open_session
 
 #: The smallest side of an image of a program.
 MIN_SIDE = 36
@@ -102,8 +106,8 @@ def quantize_onnx(source: str | PathLike, out: str | PathLike, batches: Iterable
     """Quantize the linear layers and convolutions of an ONNX file in float32.
 
     Args:
-        source (str | PathLike): A file made with :func:`mmvmamba.export.onnx.translations`, whose
-            only input is a batch of images.
+        source (str | PathLike): A file made with :func:`mmvmamba.export.onnx.translations`, with or
+            without the custom op, whose only input is a batch of images.
         out (str | PathLike): The file to write.
         batches (Iterable[Tensor]): Batches to calibrate the ranges with.
 
@@ -111,41 +115,91 @@ def quantize_onnx(source: str | PathLike, out: str | PathLike, batches: Iterable
         ValueError: If there is no batch.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import MinMaxCalibrater
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-    class Reader(CalibrationDataReader):
-        def __init__(self, name: str) -> None:
-            self.name, self.batches = name, iter(batches)
+    model = _join_biases(onnx.load(source))
+    custom = {node.output[0] for node in model.graph.node if node.domain == 'mmvmamba'}
+    # Shape inference stops at a shape that contradicts its own. It does not know our op.
+    types = [value for value in model.graph.value_info if value.name in custom]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(types)
+    op_types = ['MatMul', 'Gemm', 'Conv']
+
+    class Calibrator(MinMaxCalibrater):
+        def create_inference_session(self) -> None:
+            self.infer_session = open_session(self.augmented_model_path, bool(custom))
+
+    class Reader:
+        feeds = ({model.graph.input[0].name: images.numpy()} for images in batches)
 
         def get_next(self) -> dict[str, Any] | None:
-            images = next(self.batches, None)
-            return None if images is None else {self.name: images.numpy()}
+            return next(self.feeds, None)
 
-    model = onnx.load(source)
-    # Shape inference stops at a shape that contradicts its own.
-    del model.graph.value_info[:]
-    quantize_static(
-        model,
-        out,
-        Reader(model.graph.input[0].name),
-        op_types_to_quantize=['MatMul', 'Gemm', 'Conv'],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=[node.name for node in model.graph.node if _belongs_to_scan(node)],
-        # ONNX Runtime has integer products only between quantized outputs. Those of the last layer
-        # stay in float32; products of two activations are average pooling.
-        extra_options=dict(
-            CalibMovingAverage=True,
-            MatMulConstBOnly=True,
-            OpTypesToExcludeOutputQuantization=['Gemm'],
-        ),
-    )
+    # ONNX Runtime's quantize_static, whose sessions cannot have a custom op.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.onnx'
+        onnx.save(model, path)
+        augmented = str(Path(folder) / 'augmented.onnx')
+        calibrator = Calibrator(path, op_types, augmented, moving_average=True)
+        calibrator.augment_graph()
+        calibrator.create_inference_session()
+        calibrator.collect_data(Reader())
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(path),
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=calibrator.compute_data(),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[
+                node.name
+                for node in model.graph.node
+                if _belongs_to_scan({entry.key: entry.value for entry in node.metadata_props})
+            ],
+            op_types_to_quantize=op_types,
+            # Integer convolutions need a quantized output, products do not. Products of two
+            # activations are average pooling.
+            extra_options=dict(
+                MatMulConstBOnly=True, OpTypesToExcludeOutputQuantization=['Gemm', 'MatMul']
+            ),
+        )
+        quantizer.quantize_model()
+    quantizer.model.save_model_to_file(out)
 
 
-def _belongs_to_scan(node: Any) -> bool:
-    """Return True for a node of a scan or of the projection of its parameters."""
-    properties = {entry.key: entry.value for entry in node.metadata_props}
+def _join_biases(model: Any) -> Any:
+    """Make each product and the sum with its bias one Gemm.
+
+    Otherwise ONNX Runtime makes a product in float32 of the two, or adds the bias in a pass of its
+    own.
+    """
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.pattern import RewriteRule
+
+    def layer(op, x, weight, bias):
+        return op.Add(op.MatMul(x, weight, _outputs=['product']), bias)
+
+    def is_layer(context, weight, bias, product, **_) -> bool:
+        constants = weight.const_value, bias.const_value
+        if None in constants or [len(value.shape) for value in constants] != [2, 1]:
+            return False
+        return not _belongs_to_scan(product.producer().metadata_props)
+
+    def gemm(op, x, weight, bias, **_):
+        inputs, outputs = weight.const_value.shape
+        rows = op.Reshape(x, op.Constant(value_ints=[-1, inputs]))
+        shape = op.Concat(op.Shape(x, end=-1), op.Constant(value_ints=[outputs]), axis=0)
+        return op.Reshape(op.Gemm(rows, weight, bias), shape)
+
+    return rewrite(model, [RewriteRule(layer, gemm, is_layer)])
+
+
+def _belongs_to_scan(properties: Mapping[str, str]) -> bool:
+    """Return True for the properties of a node of a scan or of the projection of its parameters."""
     # The modules from the outermost on, each with its type, then the op.
     *_, module, _ = ('', *properties.get('namespace', '').split('/'))
     return module.endswith('.SS2D')

@@ -125,7 +125,10 @@ class TestOnnx:
         assert 0 < relative_error(torch.from_numpy(got), want) < 0.15
 
     def test_layers_are_quantized(self, files):
-        """Five convolutions around the blocks, one in each; four products in each, and the head."""
+        """Five convolutions around the blocks, one in each; four products in each, and the head.
+
+        Those with a bias are Gemm.
+        """
         import onnx
 
         graph = onnx.load(files / 'int8.onnx').graph
@@ -141,10 +144,27 @@ class TestOnnx:
         # In float32: the projection of the scan's parameters, and four directions' time steps.
         assert counts == {
             ('Conv', True): 5 + 4,
-            ('MatMul', True): 4 * 4,
+            ('MatMul', True): 4 * 2,
             ('MatMul', False): 4 * 5,
-            ('Gemm', True): 1,
+            ('Gemm', True): 4 * 2 + 1,
         }
+
+    def test_custom_op(self, net, files, tmp_path):
+        """The scans stay single nodes, and the rest of the file is quantized as without them."""
+        import onnx
+
+        from mmvmamba.export.onnx import export_file
+        from mmvmamba.export.onnxruntime import open_session
+
+        images, source, out = torch.randn(3, 3, 75, 50), tmp_path / 'source', tmp_path / 'out'
+        export_file(net, images, source, dynamic=True, custom_op=True)
+        int8.quantize_onnx(source, out, batches())
+        types = [node.op_type for node in onnx.load(out).graph.node]
+        assert types.count('SS2DScan') == 4 and 'Scan' not in types
+        assert types.count('Gemm') == 4 * 2 + 1 and types.count('MatMul') == 4 * 3
+        (got,) = open_session(out, custom_op=True).run(None, {'images': images.numpy()})
+        (want,) = open_session(files / 'int8.onnx').run(None, {'images': images.numpy()})
+        assert relative_error(torch.from_numpy(got), torch.from_numpy(want)) < 0.05
 
     def test_no_batch(self, files, tmp_path):
         with pytest.raises(ValueError, match='No data is collected'):

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
+from mmvmamba.analysis import measure
 from mmvmamba.ops import extension_error
 
 from ..test_ops.onnx_graphs import NEEDS_EXPORTER
@@ -79,6 +80,23 @@ def test_file(task, backend, run_tool, tmp_path):
     assert (tmp_path / 'int8').stat().st_size > 10000
 
 
+@pytest.mark.parametrize('backend', [ONNX])
+def test_file_with_the_custom_op(backend, run_tool, monkeypatch, tmp_path):
+    import onnx
+
+    lines = []
+    monkeypatch.setattr('builtins.print', lambda *values, **_: lines.append(' '.join(values)))
+    monkeypatch.setattr(
+        measure, 'interleave', lambda calls, *_, **__: {name: [1] for name in calls}
+    )
+    code, err = run_tool('classification', '--backend', backend, '--custom-op', '--check')
+    assert code == 0, err
+    nodes = onnx.load(tmp_path / 'int8').graph.node
+    assert [node.op_type for node in nodes if node.domain == 'mmvmamba'] == ['SS2DScan'] * 4
+    text = '\n'.join(lines)
+    assert 'ONNX Runtime, INT8: relative error' in text and 'OpenVINO' not in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', [INDUCTOR, ONNX])
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'detection'])
@@ -101,6 +119,7 @@ def test_check_and_evaluation(task, backend, run_tool):
         (('--calibration-images', 0), 'must be at least 1, but got 0 and None'),
         (('--shape', 0, 5), 'must be at least 1, but got 2 and [0, 5]'),
         (('--cfg-options', 'train_dataloader=None'), 'must have a train_dataloader'),
+        (('--custom-op',), '--custom-op needs --backend onnx'),
         (('--part', 'neck', '--cfg-options', 'model.neck=None'), 'ImageClassifier has no neck'),
     ],
 )

@@ -53,6 +53,11 @@ def parse_args() -> argparse.Namespace:
         help='inductor: a program of torch.export; onnx: an ONNX file (default: inductor)',
     )
     parser.add_argument(
+        '--custom-op',
+        action='store_true',
+        help='onnx: write each scan as one node of our own op, for ONNX Runtime alone',
+    )
+    parser.add_argument(
         '--calibration-images', type=int, default=64, help='number of images (default: 64)'
     )
     parser.add_argument(
@@ -97,17 +102,17 @@ def calibration_images(cfg: Config, model: nn.Module, count: int) -> Iterator[Te
         yield model.data_preprocessor(data, training=False)['inputs']
 
 
-def onnx_runs(path: Path) -> dict[str, Run]:
+def onnx_runs(path: Path, custom_op: bool) -> dict[str, Run]:
     """Load an ONNX file in the runtimes that are installed, on as many threads as PyTorch's."""
     from mmvmamba.export.onnxruntime import open_session
 
-    session = open_session(path)
+    session = open_session(path, custom_op)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(None, {'images': images.numpy()})))
 
     runs = {'ONNX Runtime': run}
-    if importlib.util.find_spec('openvino') is not None:
+    if not custom_op and importlib.util.find_spec('openvino') is not None:
         runs['OpenVINO'] = openvino_run(path, torch.get_num_threads())
     return runs
 
@@ -177,6 +182,8 @@ def main() -> None:
             '--calibration-images and --shape must be at least 1, but got '
             f'{args.calibration_images} and {args.shape}'
         )
+    if args.custom_op and args.backend != 'onnx':
+        raise UserError('--custom-op needs --backend onnx')
     check_packages(args.backend)
     cfg = cli.load_config(args)
     for name in ('train_dataloader', 'test_dataloader'):
@@ -199,9 +206,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / 'float32.onnx'
             names = output_names(cfg, exported, images)
-            export_file(exported, images, source, names, dynamic=True, verbose=True)
+            export_file(
+                exported,
+                images,
+                source,
+                names,
+                dynamic=True,
+                custom_op=args.custom_op,
+                verbose=True,
+            )
             int8.quantize_onnx(source, args.out, batches)
-            slow, fast = onnx_runs(source), onnx_runs(args.out)
+            slow, fast = (onnx_runs(path, args.custom_op) for path in (source, args.out))
         runs = {name: {'float32': slow[name], 'INT8': fast[name]} for name in slow}
     print(f'{args.out}: {part} of {Path(args.config).name} in INT8')
     if args.check:

@@ -29,7 +29,9 @@ MIN_SIDE = 36
 
 
 @torch.no_grad()
-def quantize(model: nn.Module, batches: Iterable[Tensor]) -> torch.export.ExportedProgram:
+def quantize(
+    model: nn.Module, batches: Iterable[Tensor], dynamic: bool = True
+) -> torch.export.ExportedProgram:
     """Quantize the linear layers of a model for :func:`load`.
 
     The program accepts any batch size and images with sides of at least 36 pixels: the last stage
@@ -39,6 +41,8 @@ def quantize(model: nn.Module, batches: Iterable[Tensor]) -> torch.export.Export
     Args:
         model (nn.Module): A model in eval mode whose only input is a batch (N, C, H, W) of images.
         batches (Iterable[Tensor]): Batches to calibrate the ranges with.
+        dynamic (bool): Accept any size, or only that of the batches, for a model that cannot be
+            exported otherwise. Defaults to True.
 
     Raises:
         ValueError: If the model is in training mode, there is no batch, or an image is too small.
@@ -62,17 +66,17 @@ def quantize(model: nn.Module, batches: Iterable[Tensor]) -> torch.export.Export
             )
         if prepared is None:
             # The exporter specializes sizes of 1 and unifies equal ones.
-            example = images.new_zeros(2, images.shape[1], 256, 352)
-            prepared = prepare_pt2e(_module(_export(model, example)), quantizer)
+            example = images.new_zeros(2, images.shape[1], 256, 352) if dynamic else images
+            prepared = prepare_pt2e(_module(_export(model, example, dynamic)), quantizer)
         prepared(images)
     if prepared is None:
         raise ValueError('batches must hold at least one batch of images')
-    return _export(convert_pt2e(prepared), example)
+    return _export(convert_pt2e(prepared), example, dynamic)
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    sizes = {i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)}
-    return torch.export.export(model, (example,), dynamic_shapes=(sizes,))
+def _export(model: nn.Module, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    sizes = ({i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)},) if dynamic else None
+    return torch.export.export(model, (example,), dynamic_shapes=sizes)
 
 
 def _module(program: torch.export.ExportedProgram) -> nn.Module:

@@ -11,7 +11,9 @@ identity. Where it runs beside `vmamba-t`, the core's share of the time is print
 `vmamba-t-native` and `vmamba-t-triton` are VMamba-T with that backend of the scans.
 
 ``--cpu`` runs a fixed list of settings of VMamba-T, Swin-T and ConvNeXt-T, those of
-docs/benchmarks.md, in about 20 minutes on two cores.
+docs/benchmarks.md, in about 30 minutes on two cores. Its mode `deployed` is inference in PyTorch,
+in float32 and as an INT8 program, and in ONNX Runtime, all in turn: run `onnx` has standard ops,
+and in `onnx-custom` the scans are our own op. A network that cannot be exported is left out.
 
 Examples:
     python benchmarks/backbone.py --cpu --out work_dirs/benchmarks/cpu.json
@@ -41,18 +43,29 @@ from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import SS2D, VMambaNet
 from mmvmamba.ops import BACKENDS
 
+#: Precision and run of a network.
+Way = tuple[str, str]
+
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
 DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
 BASELINES = ['swin-t', 'convnext-t']
 #: What a VMamba's name may end in.
 VARIANTS = ('nocore', 'native', 'triton')
-#: Size, batch, mode, precision and run of the comparisons of ``--cpu``.
+#: Precision and run of each form of a network in the comparison of mode 'deployed'.
+DEPLOYED = [
+    ('fp32', 'eager'),
+    *itertools.product(('fp32', 'int8'), ('compiled', 'onnx', 'onnx-custom')),
+]
+#: What the forms need.
+EXPORTERS = ('onnxscript', 'onnxruntime', 'torchao')
+#: Size, batch and mode of the comparisons of ``--cpu``, and the precisions and runs in each.
 CPU_SETTINGS = [
-    *(((side, side), 1, 'inference', 'fp32', 'eager') for side in (224, 384, 768, 2048)),
-    *(((side, side), 1, 'inference', 'amp', 'eager') for side in (224, 384)),
-    ((224, 224), 8, 'train', 'fp32', 'eager'),
-    *(((side, side), 1, 'inference', 'fp32', 'compiled') for side in (224, 384, 768)),
-    *(((side, side), 1, 'inference', 'fp32', 'frozen') for side in (224, 768)),
+    *(((side, side), 1, 'inference', ('fp32', 'eager')) for side in (224, 384, 768, 2048)),
+    *(((side, side), 1, 'inference', ('amp', 'eager')) for side in (224, 384)),
+    ((224, 224), 8, 'train', ('fp32', 'eager')),
+    *(((side, side), 1, 'inference', ('fp32', 'compiled')) for side in (224, 384, 768)),
+    *(((side, side), 1, 'inference', ('fp32', 'frozen')) for side in (224, 768)),
+    ((224, 224), 1, 'deployed', *DEPLOYED),
 ]
 COLUMNS = dict(
     model='model',
@@ -67,6 +80,7 @@ COLUMNS = dict(
     ns_per_pixel='ns/pixel',
     extra_mib='extra MiB',
     peak_mib='peak MiB',
+    **{'over eager': '/ eager'},
     **{f'over {name}': f'/ {name}' for name in BASELINES},
 )
 
@@ -222,52 +236,120 @@ def build_models(
 # ---- measurement --------------------------------------------------------------------------------
 
 
+def deployed_call(
+    model: nn.Module, images: torch.Tensor, precision: str, run: str, stem: Path
+) -> Call:
+    """Return the inference of an exported model as a function without arguments.
+
+    Args:
+        model (nn.Module): The model, in eval mode.
+        images (Tensor): Its input. The files are made for this size alone, because Swin-T cannot be
+            exported otherwise.
+        precision (str): 'fp32' or 'int8', calibrated on random images.
+        run (str): 'compiled', 'onnx' or 'onnx-custom'.
+        stem (Path): The path of the model's files without a suffix.
+    """
+    from mmvmamba.export import int8
+    from mmvmamba.export.onnx import export_file
+    from mmvmamba.export.onnxruntime import open_session
+
+    batches = [torch.randn_like(images)]
+    if run == 'compiled':
+        path = stem.with_suffix('.pt2')
+        torch.export.save(int8.quantize(model, batches, dynamic=False), path)
+        return functools.partial(int8.load(path), images)
+    custom_op = run == 'onnx-custom'
+    path = stem.with_suffix(f'.{run}')
+    if not path.exists():
+        with torch.no_grad():
+            export_file(model, images, path, custom_op=custom_op)
+    if precision == 'int8':
+        source, path = path, stem.with_suffix(f'.{run}-int8')
+        int8.quantize_onnx(source, path, batches)
+    return functools.partial(open_session(path, custom_op).run, None, {'images': images.numpy()})
+
+
+def make_calls(
+    models: Mapping[str, nn.Module], images: torch.Tensor, mode: str, ways: Sequence[Way]
+) -> dict[tuple[str, Way], Call]:
+    """Return the calls of a comparison by model and way, without those that cannot be exported."""
+    calls: dict[tuple[str, Way], Call] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for (name, model), (precision, run) in itertools.product(models.items(), ways):
+            key = name, (precision, run)
+            if precision != 'int8' and not run.startswith('onnx'):
+                calls[key] = measure.make_call(
+                    model, images, train=mode == 'train', amp=precision == 'amp', run=run
+                )
+                continue
+            logger.info('  exporting %s, %s, %s', name, precision, run)
+            try:
+                calls[key] = deployed_call(model, images, precision, run, Path(folder) / name)
+            except Exception as error:  # an exporter may raise anything
+                reason = str(error).partition('\n')[0]
+                logger.info('  left out: %s: %s', type(error).__name__, reason)
+    return calls
+
+
 def compare(
     args: argparse.Namespace,
     device: torch.device,
     size: tuple[int, int],
     batch: int,
     mode: str,
-    precision: str,
-    run: str,
+    *ways: Way,
 ) -> list[Row]:
-    """Time all models in turn at one setting, then measure the memory of each."""
-    where = dict(
-        size=measure.size_text(*size), batch=batch, mode=mode, precision=precision, run=run
+    """Time all models in turn at one setting, then measure the memory of each.
+
+    Args:
+        args (argparse.Namespace): The command line.
+        device (torch.device): The device.
+        size (tuple[int, int]): Height and width of the images.
+        batch (int): Images at a time.
+        mode (str): 'inference', 'train' or 'deployed'.
+        *ways (tuple[str, str]): Precision and run, all of which are timed in turn.
+    """
+    where = dict(size=measure.size_text(*size), batch=batch, mode=mode)
+    logger.info(
+        '%s: %s',
+        ', '.join(f'{key} {value}' for key, value in where.items()),
+        '; '.join(f'{precision}, {run}' for precision, run in ways),
     )
-    logger.info(', '.join(f'{key} {value}' for key, value in where.items()))
-    if run != 'eager':
+    if any(run != 'eager' for _, run in ways):
         logger.info('  compiling, which can take a minute for each model')
         measure.allow_recompilation()
-    train = mode == 'train'
     models, missing = build_models(args.models, size, args.peers)
     for name, reason in missing.items():
         logger.info('  %s left out: %s', name, reason)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, *size, device=device).to(memory_format=layout)
     for model in models.values():
-        model.train(train)
+        model.train(mode == 'train')
         model.to(device, memory_format=layout)
-    calls = {
-        name: measure.make_call(model, images, train=train, amp=precision != 'fp32', run=run)
-        for name, model in models.items()
-    }
-    times = measure.interleave(calls, device, args.seconds, args.min_rounds)
+    calls = make_calls(models, images, mode, ways)
+    times = measure.interleave(calls, device, args.seconds * len(ways), args.min_rounds)
     rows = []
-    for name, samples in times.items():
-        row = dict(model=name, height=size[0], width=size[1], **where, **measure.summarize(samples))
+    for (name, (precision, run)), samples in times.items():
+        row = dict(model=name, height=size[0], width=size[1], **where, precision=precision, run=run)
+        row |= measure.summarize(samples)
         row['source'] = 'mmvmamba' if name.startswith('vmamba') else args.peers
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)
         row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
-        if not args.no_memory:
-            extra = measure.extra_memory(calls[name], device)
+        if not args.no_memory and mode != 'deployed':
+            extra = measure.extra_memory(calls[name, (precision, run)], device)
             weights = measure.model_bytes(models[name])
             row['extra_mib'] = round(extra / MIB, 2)
             row['peak_mib'] = round((extra + weights) / MIB, 2)
         rows.append(row)
-    for baseline in BASELINES:
-        common.add_ratios(rows, 'model', baseline, f'over {baseline}')
+    for way in ways:
+        part = [row for row in rows if (row['precision'], row['run']) == way]
+        for baseline in BASELINES:
+            common.add_ratios(part, 'model', baseline, f'over {baseline}')
+    if mode == 'deployed':
+        for name in models:
+            part = [row for row in rows if row['model'] == name]
+            common.add_ratios(part, 'run', 'eager', 'over eager')
     return rows
 
 
@@ -371,43 +453,6 @@ def core_calls(model: nn.Module, images: torch.Tensor) -> tuple[Call, Call]:
     return infer, train
 
 
-def deployed_ratios(device: torch.device, seconds: float) -> list[str]:
-    """Times of VMamba-T at 224 as an INT8 program and in ONNX Runtime, over PyTorch in float32."""
-    missing = [name for name in ('onnxscript', 'onnxruntime', 'torchao') if import_error(name)]
-    if missing:
-        return [f'INT8 and ONNX Runtime left out: {", ".join(missing)} cannot be imported']
-
-    from mmvmamba.export import int8
-    from mmvmamba.export.onnx import export_file
-    from mmvmamba.export.onnxruntime import open_session
-
-    model, images = build_vmamba('t').eval(), torch.randn(1, 3, 224, 224)
-    calls = {
-        'float32': measure.make_call(model, images, train=False, amp=False),
-        'float32, compiled': measure.make_call(
-            model, images, train=False, amp=False, run='compiled'
-        ),
-    }
-    inputs = {'images': images.numpy()}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        path = Path(folder) / 'int8.pt2'
-        torch.export.save(int8.quantize(model, [torch.randn(1, 3, 224, 224)]), path)
-        calls['INT8'] = functools.partial(int8.load(path), images)
-        for custom_op in (False, True):
-            path = Path(folder) / f'{custom_op}.onnx'
-            export_file(model, images, path, custom_op=custom_op)
-            session = open_session(path, custom_op)
-            name = f'ONNX Runtime, {"custom op" if custom_op else "standard ops"}'
-            calls[name] = functools.partial(session.run, None, inputs)
-        times = measure.interleave(calls, device, seconds)
-    medians = {name: statistics.median(samples) for name, samples in times.items()}
-    base = medians['float32']
-    return [
-        f'vmamba-t at 224, {name}: {1e3 * time:.1f} ms, {time / base:.2f} of PyTorch in float32'
-        for name, time in medians.items()
-    ]
-
-
 # ---- command -------------------------------------------------------------------------------------
 
 
@@ -469,10 +514,19 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
     settings = (
         CPU_SETTINGS
         if args.cpu
-        else itertools.product(args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)
+        else itertools.product(
+            args.sizes,
+            args.batch_sizes,
+            args.modes,
+            itertools.product(args.precisions, args.runs),
+        )
     )
     for setting in settings:
-        if setting[2] == 'train' and setting[4] == 'frozen':
+        _, _, mode, (_, run), *_ = setting
+        if mode == 'train' and run == 'frozen':
+            continue
+        if mode == 'deployed' and (missing := [name for name in EXPORTERS if import_error(name)]):
+            logger.info('mode deployed left out: no %s', ', '.join(missing))
             continue
         part = compare(args, device, *setting)
         common.write_table(part, COLUMNS)
@@ -486,12 +540,14 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     device = common.set_up(args)
     allow_tf32(args.tf32)
     rows = run(args, device)
-    summary = core_shares(rows) + gains(rows, 'precision', 'fp32', 'amp')
-    for name in ('compiled', 'frozen'):
+    summary = core_shares(rows)
+    for name in ('amp', 'int8'):
+        summary += gains(rows, 'precision', 'fp32', name)
+    for name in ('compiled', 'frozen', 'onnx', 'onnx-custom'):
         summary += gains(rows, 'run', 'eager', name)
     summary += pixel_times(rows)
     if args.cpu:
-        summary += profile_shares(device, args.seconds) + deployed_ratios(device, args.seconds)
+        summary += profile_shares(device, args.seconds)
     common.finish(args, 'backbone', device, rows, summary)
     return rows
 

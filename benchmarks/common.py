@@ -66,6 +66,8 @@ def set_up(args: argparse.Namespace) -> torch.device:
     logging.basicConfig(
         level=logging.INFO, format='[%(asctime)s] %(message)s', datefmt='%H:%M:%S', force=True
     )
+    for name in ('onnx_ir', 'onnxscript'):  # a line for each change of a graph
+        logging.getLogger(name).setLevel('WARNING')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise SystemExit('--device cuda: PyTorch sees no GPU here')
     if args.out is not None and args.out.suffix != '.json':

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mmvmamba.analysis import measure
+from mmvmamba.nn import VMambaNet
 
 from .benchmark_modules import BENCHMARKS, load
+from .test_ops.onnx_graphs import NEEDS_EXPORTER
 
 SCRIPTS = ('ops', 'backbone', 'detector', 'passes', 'plot', 'sass', 'issued')
 RUN_BELOW = ('ops', 'backbone', 'plot')
@@ -112,6 +114,48 @@ def test_backbone_and_plot(tmp_path):
     done = run_script('plot', out, '--out', picture)
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+class NotExportable(torch.nn.Module):
+    def forward(self, x):
+        if torch.compiler.is_compiling():
+            raise ValueError('it is not exportable\nat all')
+        return x
+
+
+@pytest.mark.parametrize('packages', [pytest.param(None, marks=NEEDS_EXPORTER), {'torchao': 'no'}])
+def test_deployed(packages, monkeypatch, caplog):
+    """Without what takes long: the compiler, and the scans in standard ops."""
+    pytest.importorskip('torchao')
+    backbone = load('backbone')
+    from mmvmamba.export import int8
+
+    models = {
+        'vmamba-t': VMambaNet(dict(dims=(8,) * 4, depths=(1,) * 4)),
+        'swin-t': torch.nn.Sequential(torch.nn.Conv2d(3, 8, 32, 32), torch.nn.Linear(2, 8)),
+        'convnext-t': NotExportable(),
+    }
+    left = [('fp32', 'compiled'), ('fp32', 'onnx'), ('int8', 'onnx')]
+    ways = [way for way in backbone.DEPLOYED if way not in left]
+    monkeypatch.setattr(backbone, 'CPU_SETTINGS', [((64, 64), 1, 'deployed', *ways)])
+    monkeypatch.setattr(backbone, 'build_model', lambda name, *_: models[name])
+    monkeypatch.setattr(int8, 'load', lambda path: torch.export.load(path).module())
+    if packages:
+        monkeypatch.setattr(backbone, 'import_error', packages.get)
+    args = backbone.parse_args(['--cpu', '--seconds', '0', '--min-rounds', '1'])
+    with caplog.at_level('INFO', 'benchmarks'):
+        rows = backbone.run(args, torch.device('cpu'))
+    if packages:
+        assert not rows and 'left out: no torchao' in caplog.text
+        return
+    for name in ('vmamba-t', 'swin-t'):
+        part = [row for row in rows if row['model'] == name]
+        assert [(row['precision'], row['run']) for row in part] == ways
+        assert all(row['over swin-t'] > 0 and row['over eager'] > 0 for row in part)
+    assert [row['run'] for row in rows if row['model'] == 'convnext-t'] == ['eager']
+    left_out = [text for text in caplog.messages if 'left out: ' in text]
+    assert len(left_out) == len(ways) - 1 and all('\n' not in text for text in left_out)
+    assert len(backbone.gains(rows, 'precision', 'fp32', 'int8')) == 2
 
 
 def test_plot_refuses_other_files(tmp_path):

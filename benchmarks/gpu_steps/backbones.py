@@ -92,7 +92,7 @@ def measure_models(
     backbone.allow_tf32(args.tf32)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    rows = backbone.compare(args, torch.device(context.device), shape, batch, mode, 'amp', run)
+    rows = backbone.compare(args, torch.device(context.device), shape, batch, mode, ('amp', run))
     missing = [name for name in names if name not in {row['model'] for row in rows}]
     reasons = backbone.build_models(missing, shape, args.peers)[1]
     return rows, {name: reasons.get(name, 'out of memory') for name in missing}

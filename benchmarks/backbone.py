@@ -43,7 +43,7 @@ from mmvmamba.analysis.measure import MIB, Call, Row
 from mmvmamba.nn import SS2D, VMambaNet
 from mmvmamba.ops import BACKENDS
 
-#: Precision and run of a network.
+#: Precision and run of a model.
 Way = tuple[str, str]
 
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
@@ -51,14 +51,14 @@ DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
 BASELINES = ['swin-t', 'convnext-t']
 #: What a VMamba's name may end in.
 VARIANTS = ('nocore', 'native', 'triton')
-#: Precision and run of each form of a network in the comparison of mode 'deployed'.
+#: The ways of mode 'deployed'. The files of Swin and ConvNeXt are the same in both ONNX runs.
 DEPLOYED = [
     ('fp32', 'eager'),
     *itertools.product(('fp32', 'int8'), ('compiled', 'onnx', 'onnx-custom')),
 ]
-#: What the forms need.
+#: Packages that mode 'deployed' needs.
 EXPORTERS = ('onnxscript', 'onnxruntime', 'torchao')
-#: Size, batch and mode of the comparisons of ``--cpu``, and the precisions and runs in each.
+#: Size, batch and mode of the comparisons of ``--cpu``, then the ways in each.
 CPU_SETTINGS = [
     *(((side, side), 1, 'inference', ('fp32', 'eager')) for side in (224, 384, 768, 2048)),
     *(((side, side), 1, 'inference', ('amp', 'eager')) for side in (224, 384)),
@@ -284,7 +284,9 @@ def make_calls(
                 continue
             logger.info('  exporting %s, %s, %s', name, precision, run)
             try:
-                calls[key] = deployed_call(model, images, precision, run, Path(folder) / name)
+                call = deployed_call(model, images, precision, run, Path(folder) / name)
+                call()  # compiles
+                calls[key] = call
             except Exception as error:  # an exporter may raise anything
                 reason = str(error).partition('\n')[0]
                 logger.info('  left out: %s: %s', type(error).__name__, reason)
@@ -327,6 +329,7 @@ def compare(
         model.train(mode == 'train')
         model.to(device, memory_format=layout)
     calls = make_calls(models, images, mode, ways)
+    # A round runs each way.
     times = measure.interleave(calls, device, args.seconds * len(ways), args.min_rounds)
     rows = []
     for (name, (precision, run)), samples in times.items():
@@ -522,8 +525,8 @@ def run(args: argparse.Namespace, device: torch.device) -> list[Row]:
         )
     )
     for setting in settings:
-        _, _, mode, (_, run), *_ = setting
-        if mode == 'train' and run == 'frozen':
+        _, _, mode, *ways = setting
+        if mode == 'train' and any(run == 'frozen' for _, run in ways):
             continue
         if mode == 'deployed' and (missing := [name for name in EXPORTERS if import_error(name)]):
             logger.info('mode deployed left out: no %s', ', '.join(missing))

@@ -15,7 +15,10 @@ namespace {
 enum class Isa { kDefault, kAvx2, kAvx512 };
 
 #if defined(__x86_64__)
+bool all_of(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
+
 // Bits of XCR0: the registers that the system keeps for each thread.
+constexpr uint32_t kYmm = 0x06, kZmm = 0xe6, kTiles = 0x060000;  // of AVX, AVX-512 and AMX
 uint32_t read_xcr0() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -26,8 +29,6 @@ uint32_t read_xcr0() {
 Isa widest_supported() {
   constexpr uint32_t kBasic = bit_OSXSAVE | bit_FMA, kAvx2 = bit_AVX2 | bit_BMI | bit_BMI2,
                      kAvx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
-  constexpr uint32_t kYmm = 0x06, kZmm = 0xe6;  // the registers of AVX and AVX-512
-  const auto all_of = [](uint32_t value, uint32_t bits) { return (value & bits) == bits; };
   uint32_t a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !all_of(c, kBasic)) return Isa::kDefault;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !all_of(b, kAvx2)) return Isa::kDefault;
@@ -40,18 +41,18 @@ Isa widest_supported() {
 // operands must be converted and reordered first.
 bool detect_fast_bfloat16() {
   constexpr uint32_t kAmx = 0x01400000;   // AMX-TILE and AMX-BF16 in edx
-  constexpr uint32_t kTiles = 0x060000;   // of XCR0
   constexpr uint32_t kAvx512Bf16 = 0x20;  // in eax of subleaf 1
   uint32_t a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !all_of(c, bit_OSXSAVE)) return false;
+  const uint32_t kept = read_xcr0();
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if ((d & kAmx) == kAmx && (read_xcr0() & kTiles) == kTiles) return true;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
-  return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
+  if (all_of(d, kAmx) && all_of(kept, kTiles)) return true;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !all_of(a, kAvx512Bf16)) return false;
+  return all_of(kept, kZmm) && __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
 }
 #else
 Isa widest_supported() { return Isa::kDefault; }
-bool detect_fast_bfloat16() { return true; }
+bool detect_fast_bfloat16() { return true; }  // unknown: the model keeps its own dtype
 #endif
 
 // The widest instruction set of this processor, capped by ATEN_CPU_CAPABILITY as torch's own are.

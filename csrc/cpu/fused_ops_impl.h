@@ -9,8 +9,8 @@ struct FusedOps {
     return static_cast<int>(std::min<int64_t>(kLanes, channels - c));
   }
 
-  // f(c, lanes) for c = 0, kLanes, ...: whole vectors, of which the compiler knows that they are,
-  // then the channels that are left.
+  // f(c, lanes) for c = 0, kLanes, ...: first whole vectors, with a constant number of lanes, then
+  // the rest.
   template <typename F>
   static MMVMAMBA_INLINE void for_each_vector(int64_t channels, F f) {
     const int64_t whole = channels - channels % kLanes;

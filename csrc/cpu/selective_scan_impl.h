@@ -67,7 +67,7 @@ struct SelectiveScan {
       if (kWithSlope) slope[t] = broadcast<V>(T(1));
     }
     if (!with_softplus) return;
-    for_each_block(length, [&](auto block, int64_t t) {
+    for_each_block(length, [&](auto block, int64_t t) MMVMAMBA_INLINE_LAMBDA {
       constexpr int N = decltype(block)::value;
       V sum[N];
       MMVMAMBA_EACH sum[u] = dt[t + u];

@@ -18,8 +18,8 @@ import math
 import re
 import statistics
 import timeit
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Call = Callable[[], Any]
 Track = Callable[[Sequence], Iterable]
 Row = dict[str, Any]
+Name = TypeVar('Name', bound=Hashable)
 
 MIB = 2**20
 #: A sample repeats a short call until it has taken this long (seconds).
@@ -50,16 +51,16 @@ def size_text(height: int, width: int) -> str:
 
 
 def interleave(
-    calls: Mapping[str, Call],
+    calls: Mapping[Name, Call],
     device: torch.device,
     seconds: float,
     min_rounds: int = 5,
     track: Track = iter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Time calls in turn: A B C, A B C, ...
 
     Args:
-        calls (Mapping[str, Callable]): The candidates.
+        calls (Mapping[Hashable, Callable]): The candidates by name.
         device (torch.device): The device that the calls run on.
         seconds (float): Rough duration of all rounds together.
         min_rounds (int): The least rounds, however long they take. Defaults to 5.
@@ -67,8 +68,8 @@ def interleave(
             of which is tried, then the rounds. Defaults to ``iter``, which shows nothing.
 
     Returns:
-        dict[str, list[float]]: The seconds in each round, by call. A call that runs out of memory
-        is left out.
+        dict[Hashable, list[float]]: The seconds in each round, by name. A call that runs out of
+        memory is left out.
     """
     estimates = _warm_up(calls, device, track)
     if not estimates:
@@ -77,14 +78,14 @@ def interleave(
     round_time = sum(repeats[name] * t for name, t in estimates.items())
     rounds = max(min_rounds, min(MAX_ROUNDS, int(seconds / round_time)))
     logger.info('  %d rounds of about %.2f s', rounds, round_time)
-    times: dict[str, list[float]] = {name: [] for name in estimates}
+    times: dict[Name, list[float]] = {name: [] for name in estimates}
     for _ in track(range(rounds)):
         for name in estimates:
             times[name].append(_sample(calls[name], repeats[name], device))
     return times
 
 
-def _warm_up(calls: Mapping[str, Call], device: torch.device, track: Track) -> dict[str, float]:
+def _warm_up(calls: Mapping[Name, Call], device: torch.device, track: Track) -> dict[Name, float]:
     """Return the seconds of the second run of each call, without those that run out of memory."""
     estimates = {}
     for name, call in track(list(calls.items())):

@@ -7,13 +7,14 @@ in float32.
 - :func:`quantize` makes a program of ``torch.export``, and :func:`load` compiles it. Both need
   torchao.
 - :func:`quantize_onnx` makes an ONNX file with QuantizeLinear and DequantizeLinear from a file in
-  float32. It needs onnxruntime.
+  float32. It needs onnx, onnxscript and onnxruntime.
 """
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def quantize(
     Args:
         model (nn.Module): A model in eval mode whose only input is a batch (N, C, H, W) of images.
         batches (Iterable[Tensor]): Batches to calibrate the ranges with.
-        dynamic (bool): Accept any size, or only that of the batches, for a model that cannot be
-            exported otherwise. Defaults to True.
+        dynamic (bool): Whether the program accepts any size. If False, it accepts only that of the
+            batches, which must all have one shape. Defaults to True.
 
     Raises:
         ValueError: If the model is in training mode, there is no batch, or an image is too small.
@@ -136,13 +137,8 @@ def quantize_onnx(source: str | PathLike, out: str | PathLike, batches: Iterable
         def create_inference_session(self) -> None:
             self.infer_session = open_session(self.augmented_model_path, bool(custom))
 
-    class Reader:
-        feeds = ({model.graph.input[0].name: images.numpy()} for images in batches)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.feeds, None)
-
-    # ONNX Runtime's quantize_static, whose sessions cannot have a custom op.
+    feeds = ({model.graph.input[0].name: images.numpy()} for images in batches)
+    # The steps of ONNX Runtime's quantize_static (1.31), whose sessions cannot have a custom op.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
         onnx.save(model, path)
@@ -150,7 +146,7 @@ def quantize_onnx(source: str | PathLike, out: str | PathLike, batches: Iterable
         calibrator = Calibrator(path, op_types, augmented, moving_average=True)
         calibrator.augment_graph()
         calibrator.create_inference_session()
-        calibrator.collect_data(Reader())
+        calibrator.collect_data(SimpleNamespace(get_next=lambda: next(feeds, None)))
         quantizer = QDQQuantizer(
             load_model_with_shape_infer(path),
             per_channel=True,
@@ -176,20 +172,20 @@ def quantize_onnx(source: str | PathLike, out: str | PathLike, batches: Iterable
 
 
 def _join_biases(model: Any) -> Any:
-    """Make each product and the sum with its bias one Gemm.
+    """Make each product with a bias one Gemm.
 
-    Otherwise ONNX Runtime makes a product in float32 of the two, or adds the bias in a pass of its
-    own.
+    ONNX Runtime would otherwise run a quantized MatMul followed by an Add in float32, or add the
+    bias in a separate pass.
     """
     from onnxscript.rewriter import rewrite
-    from onnxscript.rewriter.pattern import RewriteRule
+    from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
     def layer(op, x, weight, bias):
         return op.Add(op.MatMul(x, weight, _outputs=['product']), bias)
 
     def is_layer(context, weight, bias, product, **_) -> bool:
-        constants = weight.const_value, bias.const_value
-        if None in constants or [len(value.shape) for value in constants] != [2, 1]:
+        w, b = weight.const_value, bias.const_value
+        if w is None or b is None or len(w.shape) != 2 or tuple(b.shape) != (w.shape[1],):
             return False
         return not _belongs_to_scan(product.producer().metadata_props)
 
@@ -199,7 +195,8 @@ def _join_biases(model: Any) -> Any:
         shape = op.Concat(op.Shape(x, end=-1), op.Constant(value_ints=[outputs]), axis=0)
         return op.Reshape(op.Gemm(rows, weight, bias), shape)
 
-    return rewrite(model, [RewriteRule(layer, gemm, is_layer)])
+    rules = RewriteRuleSet([RewriteRule(layer, gemm, is_layer)], commute=True)
+    return rewrite(model, rules)
 
 
 def _belongs_to_scan(properties: Mapping[str, str]) -> bool:

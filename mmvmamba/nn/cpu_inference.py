@@ -5,7 +5,7 @@
 - A convolution that ``torch.compile`` compiles once for changing sizes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +15,14 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmvmamba.ops import fused_ops
-from mmvmamba.ops.backend import without_autocast
+from mmvmamba.ops.backend import autocast_enabled, without_autocast
 from mmvmamba.ops.extension import LIBRARY, extension_error
 
 #: The largest hidden map of an MLP (bytes): slabs of positions keep it in the cache.
 SLAB_BYTES = 8 * 2**20
 
-#: Products of bfloat16 take longer than those of float32 on x86 without AMX: their instructions do
-#: no more in a cycle, or there are none.
+#: Whether products of bfloat16 take longer than those of float32: on x86 without AMX or AMD's
+#: AVX512_BF16.
 SLOW_BFLOAT16 = extension_error() is None and not torch.ops.mmvmamba.cpu_has_fast_bfloat16()
 
 #: Layer types that :func:`run_block` reproduces, with the forward that it reproduces.
@@ -97,16 +97,16 @@ def fuses(block: Any, x: Tensor) -> bool:
     """
     if not _infers(x):
         return False
-    # Dictionaries, as the attributes of modules are slow: 70 of them take longer than a product.
+    # Looking up 70 attributes of modules takes longer than a product, so read the dictionaries.
     layers = block._modules
     op, mlp = layers.get('op'), layers.get('mlp')
     if type(block) not in _PLAIN or not _is_plain(op) or not _is_plain(mlp):
         return False
     inner, hidden = op._modules, mlp._modules
-    norms = (layers.get('norm'), inner['out_norm'], layers.get('norm2'))
-    linears = (inner['in_proj'], inner['out_proj'], hidden['fc1'], hidden['fc2'])
-    conv, acts = inner.get('conv2d'), (inner['act'], inner['out_act'], hidden['act'])
-    drops = (inner['drop'], hidden['drop'], layers['drop_path'])
+    norms = (layers.get('norm'), inner.get('out_norm'), layers.get('norm2'))
+    linears = (*map(inner.get, ('in_proj', 'out_proj')), *map(hidden.get, ('fc1', 'fc2')))
+    conv, acts = inner.get('conv2d'), (inner.get('act'), inner.get('out_act'), hidden.get('act'))
+    drops = (inner.get('drop'), hidden.get('drop'), layers.get('drop_path'))
     if any(type(linear) is not nn.Linear for linear in linears) or type(conv) is not Conv2d:
         return False
     if not all(isinstance(norm, nn.LayerNorm) for norm in norms):
@@ -142,8 +142,8 @@ def fuses(block: Any, x: Tensor) -> bool:
 def run_block(block: Any, x: Tensor) -> Tensor:
     """Run a block for which :func:`fuses` is true: (N, H, W, d) -> (N, H, W, d).
 
-    The core's input and output have the dtype of ``x``, everything before and after it that of
-    :func:`weight_for_inference`.
+    The core's input and output have the dtype of ``x``. What comes before and after it is computed
+    in that dtype too, or in float32 where that is faster.
 
     Under ``torch.compile``, the parts before and after the core are custom ops. Inductor would
     recompute the residual sums in each consumer, and cannot choose slabs by the map's size.
@@ -151,15 +151,18 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     compiled = torch.compiler.is_compiling()
     ops = torch.ops.mmvmamba
     start, finish = (ops.block_start, ops.block_end) if compiled else (_start, _end)
-    op, mlp, norm = block.op, block.mlp, block.norm
-    weights = [weight_for_inference(m.weight) for m in (op.in_proj, op.out_proj, mlp.fc1, mlp.fc2)]
-    in_weight, out_weight, weight1, weight2 = weights
-    conv = op.conv2d
-    u = start(x, norm.weight, norm.bias, norm.eps, in_weight, conv.weight, conv.bias)
-    y, norms = op.core(u, op.scan), (op.out_norm, block.norm2)
+    layers = block._modules  # as in fuses
+    op, norm, norm2, inner = layers['op'], layers['norm'], layers['norm2'], layers['op']._modules
+    conv, norms = inner['conv2d'], (inner['out_norm'], norm2)
+    fc1, fc2 = layers['mlp']._modules['fc1'], layers['mlp']._modules['fc2']
+    dtype = torch.float32 if SLOW_BFLOAT16 and x.dtype == torch.bfloat16 else x.dtype
+    weight = inner['in_proj'].weight.to(dtype)
+    u = start(x, norm.weight, norm.bias, norm.eps, weight, conv.weight, conv.bias)
+    y = op.core(u, op.scan).to(x.dtype)
     scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
-    eps, biases = [norm.eps for norm in norms], [mlp.fc1.bias, mlp.fc2.bias]
-    return finish(x, y.to(x.dtype), scales, shifts, eps, [out_weight, weight1, weight2], biases)
+    weights = [linear.weight.to(dtype) for linear in (inner['out_proj'], fc1, fc2)]
+    eps, biases = [norm.eps for norm in norms], [fc1.bias, fc2.bias]
+    return finish(x, y, scales, shifts, eps, weights, biases)
 
 
 def _start(
@@ -174,10 +177,9 @@ def _start(
     """Norm, in_proj, convolution and SiLU of a map: (N, H, W, d) -> (N, H, W, C)."""
     rows = x.reshape(-1, x.shape[3])
     u = weight.new_empty(rows.shape[0], weight.shape[0])
-    size = _slab_rows(u, 4 * weight.shape[0])  # about the slabs of the MLP
-    for part, out in zip(rows.split(size), u.split(size), strict=True):
+    for out, part in _slabs(4 * weight.shape[0], u, rows):  # about the slabs of the MLP
         norm = fused_ops.layer_norm(part.to(u.dtype), scale, shift, eps)
-        torch.mm(norm, weight.t(), out=out)
+        torch.mm(norm, weight.t(), out=out)  # autocast leaves products with out= alone
     u = u.view(*x.shape[:3], weight.shape[0])
     return fused_ops.depthwise_silu(u, conv_weight, conv_bias).to(x.dtype)
 
@@ -199,11 +201,8 @@ def _end(
     rows, y = x.reshape(-1, x.shape[3]), y.reshape(-1, y.shape[3])
     out_weight, weight1, weight2 = (weight.t() for weight in weights)
     total = weight1.new_empty(rows.shape)  # contiguous
-    size = _slab_rows(total, weight1.shape[1])
-    with without_autocast(x.device):  # the weights have the dtype of the products
-        for part, branch, out in zip(
-            rows.split(size), y.split(size), total.split(size), strict=True
-        ):
+    with without_autocast(x.device):  # the operands below already have their dtype
+        for out, part, branch in _slabs(weight1.shape[1], total, rows, y):
             part, branch = part.to(out.dtype), branch.to(out.dtype)
             norm = fused_ops.layer_norm(branch, scales[0], shifts[0], eps[0])
             branch = torch.mm(norm, out_weight)
@@ -215,10 +214,13 @@ def _end(
     return total.view(x.shape).to(x.dtype)
 
 
-def _slab_rows(rows: Tensor, width: int) -> int:
-    """Return the rows per slab for which this width takes at most :data:`SLAB_BYTES`."""
-    slabs = max(1, -(-rows.shape[0] * width * rows.element_size() // SLAB_BYTES))
-    return max(1, -(-rows.shape[0] // slabs))
+def _slabs(width: int, *maps: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Split maps of equal rows into slabs: a map of this width takes at most :data:`SLAB_BYTES`."""
+    rows = maps[0].shape[0]
+    count = -(-rows * width * maps[0].element_size() // SLAB_BYTES)
+    if count <= 1:
+        return [maps]
+    return zip(*(x.split(-(-rows // count)) for x in maps), strict=True)
 
 
 # torch.library.custom_op would take longer for each call than the products of a small map.
@@ -246,11 +248,10 @@ torch.library.register_fake('mmvmamba::block_end', lambda x, *_: x.new_empty(x.s
 
 def dtype_of_products(device: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of products of ``dtype`` on a type of device: autocast's, if it is on."""
-    # torch 2.10 cannot compile this call, which is true for each device that it compiles for.
-    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    if dtype == torch.float64 or not available:  # autocast leaves float64 as it is
+    # Autocast leaves float64 and integers as they are.
+    if dtype == torch.float64 or not dtype.is_floating_point or not autocast_enabled(device):
         return dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    return torch.get_autocast_dtype(device)
 
 
 def cast_for_products(x: Tensor) -> Tensor:
@@ -258,19 +259,20 @@ def cast_for_products(x: Tensor) -> Tensor:
     return x.to(dtype_of_products(x.device.type, x.dtype))
 
 
-def weight_for_inference(weight: Tensor) -> Tensor:
-    """As :func:`cast_for_products`, but float32 where products of bfloat16 are slower."""
-    dtype = dtype_of_products(weight.device.type, weight.dtype)
-    return weight.to(torch.float32 if SLOW_BFLOAT16 and dtype == torch.bfloat16 else dtype)
+def _multiplies_in_float32(x: Tensor, weight: Tensor) -> bool:
+    """Return True in inference for products of bfloat16 on a CPU where they are slow."""
+    if not SLOW_BFLOAT16 or x.device.type != 'cpu':
+        return False
+    dtypes = (dtype_of_products('cpu', operand.dtype) for operand in (x, weight))
+    return all(dtype == torch.bfloat16 for dtype in dtypes) and _infers(x)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (..., d) by a weight (C, d), in inference on a CPU as fast as it can."""
-    if x.device.type == 'cpu' and _infers(x):
-        weight = weight_for_inference(weight)
-        with without_autocast(x.device):
-            return F.linear(x.to(weight.dtype), weight)
-    return F.linear(x, weight)
+    """Multiply (..., d) by a weight (C, d); in inference in float32 where that is faster."""
+    if not _multiplies_in_float32(x, weight):
+        return F.linear(x, weight)
+    with without_autocast(x.device):
+        return F.linear(x.float(), weight.float())
 
 
 @plain
@@ -307,19 +309,15 @@ class Conv2d(nn.Conv2d):
         compiled = torch.compiler.is_compiling()
         if not compiled and not is_unobserved_inference(x):
             return super().forward(x)
-        cast = cast_for_products if torch.is_grad_enabled() else weight_for_inference
-        dtype, weight = dtype_of_products(x.device.type, x.dtype), cast(self.weight)
+        dtype = dtype_of_products('cpu', x.dtype)
+        if dtype != dtype_of_products('cpu', self.weight.dtype):
+            return super().forward(x)  # an error
+        cast = Tensor.float if _multiplies_in_float32(x, self.weight) else cast_for_products
+        x, weight = cast(x), cast(self.weight)
         bias = None if self.bias is None else cast(self.bias)
         convolve = _conv2d if compiled else _convolve
         with without_autocast(x.device):
-            y = convolve(
-                x.to(weight.dtype),
-                weight,
-                bias,
-                list(self.stride),
-                list(self.padding),
-                self.groups,
-            )
+            y = convolve(x, weight, bias, list(self.stride), list(self.padding), self.groups)
         return y.to(dtype)
 
 

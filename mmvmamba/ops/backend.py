@@ -42,12 +42,18 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_enabled(device: str) -> bool:
+    """Return True under autocast for a type of device."""
+    # torch 2.10 cannot compile the first call, which is true for each device that it compiles for.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Keep matrix products in the dtype of their operands."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not autocast_enabled(device.type):
         return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_tensor(

@@ -1,5 +1,6 @@
 """INT8 programs and ONNX files of thin networks, compared with float32."""
 
+import collections
 import importlib.util
 
 import numpy as np
@@ -121,6 +122,21 @@ def files(net, tmp_path_factory):
     return folder
 
 
+def producers_of(graph):
+    """Map each value of a graph to the op that makes it."""
+    return {name: node.op_type for node in graph.node for name in node.output}
+
+
+def products(graph):
+    """Count products and convolutions by op, and by whether they are quantized."""
+    producers = producers_of(graph)
+    return collections.Counter(
+        (node.op_type, producers.get(node.input[0]) == 'DequantizeLinear')
+        for node in graph.node
+        if node.op_type in ('Conv', 'Gemm', 'MatMul')
+    )
+
+
 class TestOnnx:
     pytestmark = NEEDS_EXPORTER
 
@@ -146,22 +162,61 @@ class TestOnnx:
         import onnx
 
         graph = onnx.load(files / 'int8.onnx').graph
-        producers = {name: node.op_type for node in graph.node for name in node.output}
-        counts = {}
+        producers = producers_of(graph)
         for node in graph.node:
-            if node.op_type in ('Conv', 'Gemm', 'MatMul'):
-                quantized = producers.get(node.input[0]) == 'DequantizeLinear'
-                key = (node.op_type, quantized)
-                counts[key] = counts.get(key, 0) + 1
-            elif node.op_type in ('LayerNormalization', 'Scan', 'Gelu', 'Exp', 'Log'):
+            if node.op_type in ('LayerNormalization', 'Scan', 'Gelu', 'Exp', 'Log'):
                 assert all(producers.get(name) != 'QuantizeLinear' for name in node.input)
         # In float32: the projection of the scan's parameters, and four directions' time steps.
-        assert counts == {
+        assert products(graph) == {
             ('Conv', True): 5 + 4,
             ('MatMul', True): 4 * 2,
             ('MatMul', False): 4 * 5,
             ('Gemm', True): 4 * 2 + 1,
         }
+
+    @pytest.mark.parametrize(
+        ('shape', 'weight', 'bias', 'first', 'joined'),
+        [
+            ((7, 4), (4, 5), (5,), False, True),
+            ((2, 3, 4), (4, 5), (5,), False, True),
+            ((2, 3, 4), (4, 5), (5,), True, True),
+            ((2, 3, 4), (4, 1), (1,), False, True),
+            ((2, 3, 4), (4, 1), (5,), False, False),
+            ((2, 3, 4), (4, 5), (3, 1), False, False),
+        ],
+    )
+    def test_a_product_with_a_bias_is_one_gemm(self, tmp_path, shape, weight, bias, first, joined):
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        from mmvmamba.export.onnxruntime import open_session
+
+        draw = np.random.default_rng(0).standard_normal
+        values = {
+            name: draw(size).astype(np.float32) for name, size in dict(w=weight, b=bias).items()
+        }
+        x, want = draw(shape).astype(np.float32), None
+        want = x @ values['w'] + values['b']
+        nodes = [
+            helper.make_node('MatMul', ['x', 'w'], ['product'], 'product'),
+            helper.make_node('Add', ['b', 'product'] if first else ['product', 'b'], ['y'], 'sum'),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            'graph',
+            [helper.make_tensor_value_info('x', TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info('y', TensorProto.FLOAT, want.shape)],
+            [numpy_helper.from_array(value, name) for name, value in values.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+        onnx.save(model, tmp_path / 'source')
+        int8.quantize_onnx(tmp_path / 'source', tmp_path / 'out', [torch.from_numpy(x)])
+        types = [node.op_type for node in onnx.load(tmp_path / 'out').graph.node]
+        assert [types.count(name) for name in ('Gemm', 'MatMul', 'Add')] == (
+            [1, 0, 0] if joined else [0, 1, 1]
+        )
+        (got,) = open_session(tmp_path / 'out').run(None, {'x': x})
+        assert np.abs(got - want).max() < 0.03 * np.abs(want).max()
 
     def test_custom_op(self, net, files, tmp_path):
         """The scans stay single nodes, and the rest of the file is quantized as without them."""
@@ -170,12 +225,20 @@ class TestOnnx:
         from mmvmamba.export.onnx import export_file
         from mmvmamba.export.onnxruntime import open_session
 
-        images, source, out = torch.randn(3, 3, 75, 50), tmp_path / 'source', tmp_path / 'out'
+        images = torch.randn(3, 3, 75, 50, generator=torch.Generator().manual_seed(5))
+        source, out = tmp_path / 'source', tmp_path / 'out'
         export_file(net, images, source, dynamic=True, custom_op=True)
         int8.quantize_onnx(source, out, batches())
-        types = [node.op_type for node in onnx.load(out).graph.node]
+        graph = onnx.load(out).graph
+        types = [node.op_type for node in graph.node]
         assert types.count('SS2DScan') == 4 and 'Scan' not in types
-        assert types.count('Gemm') == 4 * 2 + 1 and types.count('MatMul') == 4 * 3
+        # In float32: the projection of the scan's parameters.
+        assert products(graph) == {
+            ('Conv', True): 5 + 4,
+            ('MatMul', True): 4 * 2,
+            ('MatMul', False): 4,
+            ('Gemm', True): 4 * 2 + 1,
+        }
         (got,) = open_session(out, custom_op=True).run(None, {'images': images.numpy()})
         (want,) = open_session(files / 'int8.onnx').run(None, {'images': images.numpy()})
         assert relative_error(torch.from_numpy(got), torch.from_numpy(want)) < 0.05

@@ -1,6 +1,8 @@
 """A block in few passes, small convolutions as products, and the convolution for compilers."""
 
 import functools
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,8 +71,10 @@ def test_a_frozen_weight_gets_no_gradient():
 
 
 @compiles_the_convolution
+@pytest.mark.parametrize('slow', [False, True])
 @pytest.mark.parametrize('autocast', [False, True])
-def test_only_a_compiled_model_uses_it(autocast):
+def test_only_a_compiled_model_uses_it(autocast, slow, monkeypatch):
+    monkeypatch.setattr(cpu_inference, 'SLOW_BFLOAT16', slow)
     conv = Conv2d(4, 4, 3, padding=1, groups=4)
     x = torch.randn(2, 5, 6, 4).permute(0, 3, 1, 2)
     targets = []
@@ -91,6 +95,24 @@ def test_only_a_compiled_model_uses_it(autocast):
         assert any('mmvmamba.conv2d' in name for name in names)
     exported = torch.export.export(conv, (x,)).graph_module.graph
     assert not any('mmvmamba' in str(node.target) for node in exported.nodes)
+
+
+@compiles_the_convolution
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_another_dtype_than_the_weights_is_an_error(dtype):
+    conv, x = Conv2d(3, 4, 3, padding=1), torch.ones(1, 3, 5, 6).to(dtype)
+    compiled = torch.compile(conv, backend='eager')
+    with torch.no_grad():
+        for layer in (conv, compiled):
+            torch._dynamo.reset()
+            with pytest.raises(RuntimeError):
+                layer(x)
+        if dtype != torch.float16:  # a dtype that autocast casts
+            with torch.autocast('cpu'), pytest.raises(RuntimeError):
+                conv(x)
+        if dtype in (torch.int64, torch.float64):
+            with pytest.raises((RuntimeError, TypeError)):
+                cpu_inference.project(x, torch.ones(2, 6))
 
 
 def test_autocast_leaves_float64_alone():
@@ -259,6 +281,31 @@ def test_layer_norm(options):
 
 
 @needs_ops
+@pytest.mark.skipif(not Path('/proc/cpuinfo').exists(), reason='asks Linux')
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='a guess on other processors')
+def test_processors_with_fast_bfloat16():
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    entries = {key.strip(): value for key, _, value in (line.partition(':') for line in lines)}
+    flags = set(entries['flags'].split())
+    amd = entries['vendor_id'].strip() == 'AuthenticAMD'
+    expected = {'amx_tile', 'amx_bf16'} <= flags or (amd and 'avx512_bf16' in flags)
+    assert torch.ops.mmvmamba.cpu_has_fast_bfloat16() == expected
+
+
+@needs_ops
+@pytest.mark.parametrize('slow', [False, True])
+def test_a_compiled_block_in_bfloat16(slow, monkeypatch):
+    monkeypatch.setattr(cpu_inference, 'SLOW_BFLOAT16', slow)
+    torch._dynamo.reset()
+    block, x = a_block(), MAP.bfloat16()
+    with torch.no_grad(), torch.autocast('cpu'):
+        want = block(x)
+        got = torch.compile(block, backend='aot_eager', fullgraph=True)(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+
+
+@needs_ops
 @pytest.mark.parametrize('slow', [False, True])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_a_fused_block_in_bfloat16(autocast, slow, runs, monkeypatch):
@@ -276,7 +323,7 @@ def test_a_fused_block_in_bfloat16(autocast, slow, runs, monkeypatch):
 
 
 class Products(TorchFunctionMode):
-    """Records the dtypes of the operands of products and convolutions."""
+    """Records the dtypes of the maps that are multiplied and convolved."""
 
     def __init__(self):
         super().__init__()
@@ -284,7 +331,7 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.mm, torch.Tensor.addmm_, F.linear, F.conv2d):
-            self.dtypes |= {value.dtype for value in args[:3] if isinstance(value, torch.Tensor)}
+            self.dtypes.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
 
@@ -306,7 +353,6 @@ def test_products_of_slow_bfloat16_are_float32(slow, monkeypatch):
                 got = model(images.to(weights))[0]
             assert got.dtype == torch.bfloat16
             assert (got - want).norm() < 0.02 * want.norm()
-            # Autocast casts operands after the mode has seen them.
             assert products.dtypes == {torch.float32 if slow else torch.bfloat16}
 
 
@@ -360,6 +406,8 @@ def change(block, case):
         block.mlp = Mixing(32, 128)
     elif case == 'linear':
         block.op.in_proj = Scaled(32, 32, bias=False)
+    elif case in ('no op', 'no mlp'):
+        setattr(block, case[3:], nn.Identity())
     elif case == 'bias':
         block.op.out_proj = nn.Linear(32, 32)
     elif case == 'no bias':
@@ -408,6 +456,8 @@ def test_a_forward_replaced_for_a_whole_class(layer, runs, monkeypatch):
     'case',
     [
         'MLP',
+        'no op',
+        'no mlp',
         'linear',
         'bias',
         'no bias',

@@ -16,13 +16,11 @@ from mmvmamba.ops import extension_error
 
 from ..test_ops.onnx_graphs import NEEDS_EXPORTER
 
-ONNX = pytest.param(
-    'onnx',
-    marks=[
-        *NEEDS_EXPORTER,
-        pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None, reason='needs onnx'),
-    ],
-)
+NEEDS_ONNX = [
+    *NEEDS_EXPORTER,
+    pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None, reason='needs onnx'),
+]
+ONNX = pytest.param('onnx', marks=NEEDS_ONNX)
 INDUCTOR = pytest.param(
     'inductor',
     marks=[
@@ -84,16 +82,15 @@ def test_file(task, backend, run_tool, tmp_path):
 def test_file_with_the_custom_op(backend, run_tool, monkeypatch, tmp_path):
     import onnx
 
-    lines = []
-    monkeypatch.setattr('builtins.print', lambda *values, **_: lines.append(' '.join(values)))
     monkeypatch.setattr(
         measure, 'interleave', lambda calls, *_, **__: {name: [1] for name in calls}
     )
-    code, err = run_tool('classification', '--backend', backend, '--custom-op', '--check')
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code, err = run_tool('classification', '--backend', backend, '--custom-op', '--check')
     assert code == 0, err
     nodes = onnx.load(tmp_path / 'int8').graph.node
     assert [node.op_type for node in nodes if node.domain == 'mmvmamba'] == ['SS2DScan'] * 4
-    text = '\n'.join(lines)
+    text = output.getvalue()
     assert 'ONNX Runtime, INT8: relative error' in text and 'OpenVINO' not in text
 
 

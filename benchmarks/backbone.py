@@ -542,15 +542,15 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     args = parse_args(argv)
     device = common.set_up(args)
     allow_tf32(args.tf32)
+    # First, as exported models keep threads and memory.
+    shares = profile_shares(device, args.seconds) if args.cpu else []
     rows = run(args, device)
     summary = core_shares(rows)
     for name in ('amp', 'int8'):
         summary += gains(rows, 'precision', 'fp32', name)
     for name in ('compiled', 'frozen', 'onnx', 'onnx-custom'):
         summary += gains(rows, 'run', 'eager', name)
-    summary += pixel_times(rows)
-    if args.cpu:
-        summary += profile_shares(device, args.seconds)
+    summary += pixel_times(rows) + shares
     common.finish(args, 'backbone', device, rows, summary)
     return rows
 

@@ -157,8 +157,8 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     fc1, fc2 = layers['mlp']._modules['fc1'], layers['mlp']._modules['fc2']
     dtype = torch.float32 if SLOW_BFLOAT16 and x.dtype == torch.bfloat16 else x.dtype
     weight = inner['in_proj'].weight.to(dtype)
-    u = start(x, norm.weight, norm.bias, norm.eps, weight, conv.weight, conv.bias)
-    y = op.core(u, op.scan).to(x.dtype)
+    y = start(x, norm.weight, norm.bias, norm.eps, weight, conv.weight, conv.bias)
+    y = op.core(y, op.scan).to(x.dtype)  # frees the map before, so that its memory is used again
     scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
     weights = [linear.weight.to(dtype) for linear in (inner['out_proj'], fc1, fc2)]
     eps, biases = [norm.eps for norm in norms], [fc1.bias, fc2.bias]
@@ -286,6 +286,23 @@ class LayerNorm(nn.LayerNorm):
         if not kernel or x.shape[-1] != len(self.weight):
             return super().forward(x)
         return fused_ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Stem(nn.Sequential):
+    """Layers that begin with a convolution. In inference on a CPU, GELU works in place.
+
+    Its input is a new map, which only a hook could see. Memory for another one has to be cleared by
+    the system, which takes longer than GELU itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = type(self[0]) is Conv2d and all(map(_is_plain, self)) and has_no_hooks(*self)
+        if not known or x.device.type != 'cpu' or not is_unobserved_inference(x):
+            return super().forward(x)  # type: ignore[no-untyped-call]
+        for layer in self:
+            exact = type(layer) is nn.GELU and layer.approximate == 'none'
+            x = torch.ops.aten.gelu_(x) if exact else layer(x)
+        return x
 
 
 @plain

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_inference import Conv2d, LayerNorm, plain
+from .cpu_inference import Conv2d, LayerNorm, Stem, plain
 from .settings import check_choice, check_setting
 
 #: Activations of the reference and its ablation.
@@ -47,6 +47,7 @@ class DropPath(nn.Module):
         return f'p={self.p}'
 
 
+@plain
 class Permute(nn.Module):
     """Permute dimensions: a view, which moves no memory in channels-last maps."""
 
@@ -124,9 +125,7 @@ def _conv_norm(conv: nn.Module, norm: str | None, dim: int, last: bool = True) -
     return [conv, nn.Identity(), layer, channels_last() if last else nn.Identity()]
 
 
-def conv_stem(
-    in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln'
-) -> nn.Sequential:
+def conv_stem(in_channels: int, dim: int, patch_size: int, norm: str | None = 'ln') -> Stem:
     """Two overlapping convolutions of stride ``patch_size`` / 2 with norms.
 
     (N, 3, H, W) -> (N, H/4, W/4, dim), rounded up, for a patch of 4.
@@ -136,7 +135,7 @@ def conv_stem(
     stride = patch_size // 2
     first = Conv2d(in_channels, dim // 2, stride + 1, stride, 1)
     second = Conv2d(dim // 2, dim, stride + 1, stride, 1)
-    return nn.Sequential(
+    return Stem(
         *_conv_norm(first, norm, dim // 2, last=False), nn.GELU(), *_conv_norm(second, norm, dim)
     )
 

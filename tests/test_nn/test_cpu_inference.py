@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvmamba.nn import VMambaNet, VSSBlock, cpu_inference, network
+from mmvmamba.nn import VMambaNet, VSSBlock, cpu_inference, layers, network
 from mmvmamba.nn.cpu_inference import Conv2d, is_plain_linear
 from mmvmamba.nn.layers import DropPath, Mlp
 from mmvmamba.ops import extension_error
@@ -354,6 +354,36 @@ def test_products_of_slow_bfloat16_are_float32(slow, monkeypatch):
             assert got.dtype == torch.bfloat16
             assert (got - want).norm() < 0.02 * want.norm()
             assert products.dtypes == {torch.float32 if slow else torch.bfloat16}
+
+
+def a_stem(case):
+    torch.manual_seed(0)
+    stem = layers.conv_stem(3, 8, 4, norm='bn' if case == 'batch norm' else 'ln').eval()
+    if case == 'hook':
+        stem[2].register_forward_hook(lambda module, args, out: module.seen.append(out))
+        stem[2].seen = []
+    elif case == 'no convolution':
+        for i in (0, 1, 2, 3, 5, 6, 7):
+            stem[i] = nn.Identity()
+    elif case == 'tanh':
+        stem[4].approximate = 'tanh'
+    return stem
+
+
+@pytest.mark.parametrize('case', ['plain', 'hook', 'batch norm', 'no convolution', 'tanh'])
+def test_the_stem_changes_only_maps_of_its_own(case):
+    stem = a_stem(case)
+    images = torch.randn(2, 3, 9, 14)
+    given = images.clone()
+    with torch.enable_grad():
+        want = stem(images)
+    seen = [out.clone() for out in getattr(stem[2], 'seen', ())]
+    with torch.no_grad():
+        got = stem(images)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(images, given)
+    for first, second in zip(seen, getattr(stem[2], 'seen', ())[1:], strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-5, atol=1e-5)
 
 
 @needs_ops

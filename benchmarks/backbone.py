@@ -473,7 +473,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--peers', choices=PEERS, help='package of the peers; defaults to the first installed')
     add('--channels-last', action='store_true', help='weights and images in channels-last memory')
     add('--tf32', action='store_true', help='TF32 in float32 products and convolutions on a GPU')
-    add('--cpu', action='store_true', help='the settings of docs/benchmarks.md on a CPU')
+    add(
+        '--cpu',
+        action='store_true',
+        help='the settings of docs/benchmarks.md on a CPU, INT8 and ONNX Runtime included',
+    )
     add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
     args = parser.parse_args(argv)
     given = (args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)

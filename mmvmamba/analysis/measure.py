@@ -18,8 +18,8 @@ import math
 import re
 import statistics
 import timeit
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 Call = Callable[[], Any]
 Track = Callable[[Sequence], Iterable]
 Row = dict[str, Any]
-Name = TypeVar('Name', bound=Hashable)
 
 MIB = 2**20
 #: A sample repeats a short call until it has taken this long (seconds).
@@ -51,12 +50,12 @@ def size_text(height: int, width: int) -> str:
 
 
 def interleave(
-    calls: Mapping[Name, Call],
+    calls: Mapping[Any, Call],
     device: torch.device,
     seconds: float,
     min_rounds: int = 5,
     track: Track = iter,
-) -> dict[Name, list[float]]:
+) -> dict[Any, list[float]]:
     """Time calls in turn: A B C, A B C, ...
 
     Args:
@@ -78,14 +77,14 @@ def interleave(
     round_time = sum(repeats[name] * t for name, t in estimates.items())
     rounds = max(min_rounds, min(MAX_ROUNDS, int(seconds / round_time)))
     logger.info('  %d rounds of about %.2f s', rounds, round_time)
-    times: dict[Name, list[float]] = {name: [] for name in estimates}
+    times: dict[Any, list[float]] = {name: [] for name in estimates}
     for _ in track(range(rounds)):
         for name in estimates:
             times[name].append(_sample(calls[name], repeats[name], device))
     return times
 
 
-def _warm_up(calls: Mapping[Name, Call], device: torch.device, track: Track) -> dict[Name, float]:
+def _warm_up(calls: Mapping[Any, Call], device: torch.device, track: Track) -> dict[Any, float]:
     """Return the seconds of the second run of each call, without those that run out of memory."""
     estimates = {}
     for name, call in track(list(calls.items())):

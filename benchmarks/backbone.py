@@ -11,7 +11,7 @@ identity. Where it runs beside `vmamba-t`, the core's share of the time is print
 `vmamba-t-native` and `vmamba-t-triton` are VMamba-T with that backend of the scans.
 
 ``--cpu`` runs a fixed list of settings of VMamba-T, Swin-T and ConvNeXt-T, those of
-docs/benchmarks.md, in about 30 minutes on two cores. Its mode `deployed` is inference in PyTorch,
+docs/benchmarks.md, in 10 to 15 minutes on two cores. Its mode `deployed` is inference in PyTorch,
 in float32 and as an INT8 program, and in ONNX Runtime, all in turn: run `onnx` has standard ops,
 and in `onnx-custom` the scans are our own op. A network that cannot be exported is left out.
 

@@ -296,13 +296,16 @@ class Stem(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        known = type(self[0]) is Conv2d and all(map(_is_plain, self)) and has_no_hooks(*self)
-        if not known or x.device.type != 'cpu' or not is_unobserved_inference(x):
+        in_place = x.device.type == 'cpu' and is_unobserved_inference(x) and self._is_known()
+        if not in_place:
             return super().forward(x)  # type: ignore[no-untyped-call]
         for layer in self:
             exact = type(layer) is nn.GELU and layer.approximate == 'none'
             x = torch.ops.aten.gelu_(x) if exact else layer(x)
         return x
+
+    def _is_known(self) -> bool:
+        return type(self[0]) is Conv2d and all(map(_is_plain, self)) and has_no_hooks(*self)
 
 
 @plain

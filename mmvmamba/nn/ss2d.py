@@ -11,14 +11,7 @@ from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
 from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
 
-from .cpu_inference import (
-    Conv2d,
-    LayerNorm,
-    cast_for_products,
-    is_plain_linear,
-    plain,
-    project,
-)
+from .cpu_inference import Conv2d, LayerNorm, cast_for_products, is_plain_linear, plain, project
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 

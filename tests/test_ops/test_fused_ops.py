@@ -21,10 +21,10 @@ def draw(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def assert_close(got, want, dtype):
+def assert_close(got, want, dtype, **options):
     assert got.dtype == dtype
     rtol, atol = TOLERANCES[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, **options)
 
 
 def parameters(channels, dtype=torch.float32):
@@ -57,8 +57,7 @@ def test_layer_norm_of_what_is_not_finite(channels, dtype):
     want = F.layer_norm(x.double(), (channels,), weight.double(), bias.double(), 1e-5)
     assert want[1:6:2].isnan().all()
     got = fused_ops.layer_norm(x, weight, bias, 1e-5)
-    rtol, atol = TOLERANCES[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+    assert_close(got, want, dtype, equal_nan=True)
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
@@ -93,22 +92,22 @@ def test_gelu_over_its_range():
     assert ((got - want).abs() <= 1.2e-7 * (1 + x.abs())).all()
 
 
-def special_rows(values, channels, dtype):
-    """Rows between random ones: each holds a value in all its channels."""
+def special_rows(channels, dtype):
+    """Rows between random ones: each holds a special value in all its channels; -inf in row 5."""
+    values = torch.tensor([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-38, -1e-38], dtype=dtype)
     x = draw(2 * len(values) + 1, channels, dtype=dtype)
-    x[1::2] = torch.tensor(values, dtype=dtype)[:, None]
+    x[1::2] = values[:, None]
     return x
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('channels', CHANNELS)
 def test_gelu_of_special_values(channels, dtype):
-    x = special_rows([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-38, -1e-38], channels, dtype)
+    x = special_rows(channels, dtype)
     want = F.gelu(x.double())
     assert want[5].isnan().all()  # -inf * 0, as here
     got = fused_ops.bias_gelu_(x.clone(), torch.zeros(channels))
-    rtol, atol = TOLERANCES[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+    assert_close(got, want, dtype, equal_nan=True)
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
@@ -146,14 +145,13 @@ def identity(channels):
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('channels', CHANNELS)
 def test_silu_of_special_values(channels, dtype):
-    x = special_rows([NAN, INF, -INF, 0.0, 3e38, -3e38, 1e-38, -1e-38], channels, dtype)
+    x = special_rows(channels, dtype)
     want = F.silu(x.double())
     assert want[5].isnan().all()
     want[5] = 0  # the limit, where PyTorch has -inf / inf
     # Maps of one position: there are no neighbors whose products with 0 would be NaN.
     got = fused_ops.depthwise_silu(x[:, None, None], identity(channels)).flatten(1)
-    rtol, atol = TOLERANCES[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, equal_nan=True)
+    assert_close(got, want, dtype, equal_nan=True)
 
 
 def test_what_is_not_finite_stays_among_its_neighbors():

@@ -16,11 +16,13 @@ from mmvmamba.ops import extension_error
 
 from ..test_ops.onnx_graphs import NEEDS_EXPORTER
 
-NEEDS_ONNX = [
-    *NEEDS_EXPORTER,
-    pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None, reason='needs onnx'),
-]
-ONNX = pytest.param('onnx', marks=NEEDS_ONNX)
+ONNX = pytest.param(
+    'onnx',
+    marks=[
+        *NEEDS_EXPORTER,
+        pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None, reason='needs onnx'),
+    ],
+)
 INDUCTOR = pytest.param(
     'inductor',
     marks=[

@@ -12,15 +12,15 @@ from .version import __version__
 
 _BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
 
-__all__ = ['__version__', 'create_model']
+__all__ = ['__version__', 'create_model', 'list_models']
 
 
 def __getattr__(name: str) -> Any:
     # The ops can be used without the network.
-    if name == 'create_model':
-        from .nn import create_model
+    if name in ('create_model', 'list_models'):
+        from . import nn
 
-        return create_model
+        return getattr(nn, name)
     hint = ''
     if name in _BACKBONES:  # 'mmvmamba.VMamba' is how configs name it.
         hint = f'; the class is {__name__}.models.{name}'

@@ -299,3 +299,11 @@ def _check_tensor(checkpoint: str, key: Any, value: Tensor) -> None:
             'strided and hold its data. Convert it before it is saved, for example with '
             'to_dense() or dequantize()'
         )
+
+
+def class_names_of(content: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes in a checkpoint of OpenMMLab, or None if it has none."""
+    for key in ('meta', 'dataset_meta', 'classes'):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    is_list = isinstance(content, list | tuple) and all(isinstance(name, str) for name in content)
+    return tuple(content) if content and is_list else None

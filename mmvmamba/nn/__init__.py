@@ -3,7 +3,7 @@
 from mmvmamba.checkpoint.keys import convert_state_dict
 
 from .arch import ARCHS, Arch, resolve_arch
-from .factory import create_model
+from .factory import create_model, list_models
 from .network import VMambaNet, VSSBlock, VSSStage
 from .ss2d import SS2D
 
@@ -16,5 +16,6 @@ __all__ = [
     'VSSStage',
     'convert_state_dict',
     'create_model',
+    'list_models',
     'resolve_arch',
 ]

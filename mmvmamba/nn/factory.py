@@ -1,15 +1,26 @@
 """Networks by timm's names and arguments."""
 
+import fnmatch
 import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from mmvmamba.checkpoint.matching import load_tensors
-from mmvmamba.checkpoint.reader import read_local_checkpoint, state_dict_of
+from mmvmamba.checkpoint.download import download
+from mmvmamba.checkpoint.keys import CLASSIFIER_HEAD, split_state_dict
+from mmvmamba.checkpoint.matching import load_tensors, naming_file
+from mmvmamba.checkpoint.reader import (
+    as_filename,
+    class_names_of,
+    read_local_checkpoint,
+    state_dict_of,
+)
+from mmvmamba.checkpoint.redaction import redacted
+from mmvmamba.checkpoint.released import released_file
 
 from .arch import ARCHS, resolve_arch
 from .network import VMambaNet
+from .settings import did_you_mean
 
 _logger = logging.getLogger(__name__)
 #: Architectures by model name.
@@ -21,10 +32,22 @@ def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tup
     return tuple(range(len(resolve_arch(arch, dims=dims, depths=depths).dims)))
 
 
+def list_models(filter: str = '*') -> list[str]:
+    """Return the names that :func:`create_model` takes, all of which have released weights.
+
+    'vmamba_tiny', 'vmamba_small' and 'vmamba_base' are those of the paper, and other names of
+    'vmamba_tiny_s1l8', 'vmamba_small_s2l15' and 'vmamba_base_s2l15'.
+
+    Args:
+        filter (str): A pattern with wildcards, e.g. 'vmamba_small*'. Defaults to '*'.
+    """
+    return sorted(fnmatch.filter(MODEL_NAMES, filter))
+
+
 def create_model(
     model_name: str,
     pretrained: str | os.PathLike[str] | bool = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     in_chans: int = 3,
@@ -33,12 +56,15 @@ def create_model(
     """Create a classifier, or with ``features_only`` a backbone, by timm's names.
 
     Args:
-        model_name (str): ``'vmamba_'`` and a key of :data:`mmvmamba.nn.ARCHS`: 'vmamba_tiny',
-            'vmamba_small', 'vmamba_base', 'vmamba_vanilla_tiny', ...
-        pretrained (str | PathLike | bool): A released file or a checkpoint of a training. Its last
-            layer is left out if its number of classes differs, and the first convolution of a file
-            for 3 channels is adapted to ``in_chans``. Defaults to False, random weights.
-        num_classes (int): Classes; 0 for the pooled map (N, C). Defaults to 1000.
+        model_name (str): One of :func:`list_models`: 'vmamba_tiny', 'vmamba_small', 'vmamba_base',
+            'vmamba_vanilla_tiny', ...
+        pretrained (str | PathLike | bool): True for the released ImageNet weights, a file, or a
+            URL (http, https), of a released file or a checkpoint of a training. Downloads are kept
+            in ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
+            3 channels is adapted to ``in_chans``. Defaults to False, random weights.
+        num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
+            random if the file's has another number of classes. Defaults to None, the file's
+            number, or 1000.
         features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.
         out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
@@ -47,30 +73,60 @@ def create_model(
         **kwargs: Other arguments of :class:`mmvmamba.nn.VMambaNet`, e.g. ``drop_path_rate``.
 
     Returns:
-        VMambaNet: The network in training mode.
+        VMambaNet: The network in training mode. Its ``class_names`` are those in the file, if
+        there are any.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         TypeError: If an argument has a wrong type.
-        ValueError: If a name or a number is not allowed, the file cannot be read or does not match.
+        ValueError: If a name or a number is not allowed, or the file cannot be downloaded, cannot
+            be read or does not match.
     """
     if not isinstance(model_name, str):
         raise TypeError(f'model_name must be a str, but got {model_name!r}')
     if model_name not in MODEL_NAMES:
-        raise ValueError(f'model_name must be one of {sorted(MODEL_NAMES)}, but got {model_name!r}')
-    if not isinstance(pretrained, str | os.PathLike) and pretrained is not False:
-        raise TypeError(
-            'pretrained must be the path of a file or False (configs/vmamba/README.md has links to '
-            f'the released files; nothing is downloaded), but got {pretrained!r}'
+        raise ValueError(
+            f'model_name must be one of {list_models()}, but got {model_name!r}'
+            f'{did_you_mean(model_name, MODEL_NAMES)}'
         )
+    if not isinstance(pretrained, str | os.PathLike | bool):
+        raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
     arch = MODEL_NAMES[model_name]
     if features_only and out_indices is None:
         out_indices = all_stages(arch, **kwargs)
-    net = VMambaNet(arch, in_chans, num_classes, out_indices, **kwargs)
+    classes = 1000 if num_classes is None else num_classes
+    net = VMambaNet(arch, in_chans, classes, out_indices, **kwargs)
     if pretrained is not False:
-        filename = os.fspath(pretrained)
-        tensors = state_dict_of(read_local_checkpoint(filename), filename)
-        _logger.info('%s: %s', filename, load_tensors(net, tensors, filename, new_head=True))
+        content, name = _read_weights(pretrained, arch)
+        _load_weights(net, content, name, new_head=num_classes is not None)
     return net
+
+
+def _read_weights(pretrained: str | os.PathLike[str] | bool, arch: str) -> tuple[Any, str]:
+    """Return the content of what ``pretrained`` names, and the file in messages."""
+    source = '' if isinstance(pretrained, bool) else as_filename(pretrained)
+    if source.startswith(('hf-hub:', 'local-dir:')):
+        raise ValueError(f'pretrained={source!r} needs mmvmamba.hub')
+    if pretrained is True:
+        path = source = released_file(arch)
+    else:
+        path = download(source) if source.startswith(('http://', 'https://')) else source
+    name = redacted(source) + (f', cached in {path}' if path != source else '')
+    return read_local_checkpoint(path, name=name), name
+
+
+def _load_weights(net: VMambaNet, content: Any, name: str, new_head: bool) -> None:
+    """Load a file; a classifier takes its classes unless ``new_head``."""
+    tensors = state_dict_of(content, name)
+    is_classifier = net.out_indices is None
+    if is_classifier and not new_head:
+        with naming_file(f'checkpoint {name!r}'):
+            head = split_state_dict(tensors)[0].get(f'{CLASSIFIER_HEAD}weight')
+        if head is not None and head.shape[1:] == (net.num_features,):
+            net.reset_classifier(head.shape[0])
+    _logger.info('%s: %s', name, load_tensors(net, tensors, name, new_head=new_head))
+    class_names = class_names_of(content)
+    if is_classifier and class_names is not None and len(class_names) == net.num_classes:
+        net.class_names = class_names

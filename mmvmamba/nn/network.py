@@ -157,6 +157,7 @@ class VMambaNet(TimmMethods):
         check_choice('global_pool', global_pool, POOLS)
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.class_names = None
         self.out_indices = None if out_indices is None else stage_indices(out_indices, stages)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp

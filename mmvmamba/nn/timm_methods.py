@@ -26,6 +26,8 @@ class TimmMethods(nn.Module):
     settings: Arch
     in_channels: int
     num_classes: int
+    #: Names of the classes of a file that :func:`mmvmamba.create_model` has loaded.
+    class_names: tuple[str, ...] | None
     out_indices: tuple[int, ...] | None
     with_cp: bool
     layers: Any  # nn.ModuleList of VSSStage
@@ -123,7 +125,7 @@ class TimmMethods(nn.Module):
             new['norm'] = nn.Identity()
         for name, layer in new.items():
             setattr(classifier, name, layer.to(weight.device, weight.dtype))
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map (N, H, W, C) of ``forward_features`` -> class scores (N, num_classes).

@@ -12,26 +12,14 @@ from torch import Tensor, nn
 from mmvmamba.checkpoint.keys import FIRST_CONV
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors, naming_file
 from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.checkpoint.released import RELEASED_URLS, released_file
 from mmvmamba.checkpoint.tensors import same_shape
 from mmvmamba.checkpoint.unpickling import YACS_NODE
-from mmvmamba.nn import ARCHS, VMambaNet
+from mmvmamba.nn import VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.settings import check_choice
 from mmvmamba.ops import extension_error
 
-_RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
-#: The released ImageNet classifiers, by architecture.
-_FILES = {
-    'tiny_s1l8': '%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth',
-    'tiny_s2l5': '%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth',
-    'small_s2l15': '%23v2cls/vssm_small_0229_ckpt_epoch_222.pth',
-    'small_s1l20': '%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth',
-    'base_s2l15': '%23v2cls/vssm_base_0229_ckpt_epoch_237.pth',
-    'base_s1l20': '%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth',
-    'vanilla_tiny': '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth',
-    'vanilla_small': '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth',
-    'vanilla_base': '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth',
-}
 _HEAD = 'classifier.head'
 
 # timm loads files with weights_only=True. This allows the settings in the authors' full training
@@ -39,16 +27,10 @@ _HEAD = 'classifier.head'
 torch.serialization.add_safe_globals([YACS_NODE])
 
 
-def _url(arch: str) -> str:
-    """Return the URL of an architecture's file, which 'tiny' and 'tiny_s1l8' share."""
-    released = next(name for name in _FILES if ARCHS[name] == ARCHS[arch])
-    return f'{_RELEASES}/{_FILES[released]}'
-
-
 default_cfgs = generate_default_cfgs(
     {
         f'{name}.in1k': dict(
-            url=_url(arch),
+            url=RELEASED_URLS[arch],
             # As in the authors' test: resize to 256 and crop the centre of 224.
             crop_pct=0.875,
             interpolation='bicubic',
@@ -91,6 +73,17 @@ def _differs(key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor])
     return key in own and key in tensors and not same_shape(tensors[key], own[key])
 
 
+def _use_own_download(arch: str, kwargs: dict[str, Any]) -> None:
+    """Name the released file in timm's arguments unless they name other weights.
+
+    timm would download it without time limits, and would not notice a file that ends early.
+    """
+    overlay = kwargs.get('pretrained_cfg_overlay') or {}
+    is_other = any(overlay.get(k) for k in ('url', 'file', 'state_dict', 'hf_hub_id', 'source'))
+    if not is_other and not isinstance(kwargs.get('pretrained_cfg'), Mapping):
+        kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': released_file(arch)}
+
+
 def _register(model_name: str, arch: str) -> None:
     def build(in_chans: int = 3, **kwargs: Any) -> VMambaNet:
         return VMambaNet(arch, in_channels=in_chans, **kwargs)
@@ -101,6 +94,8 @@ def _register(model_name: str, arch: str) -> None:
         if isinstance(feature_cls, str):
             # 'list' and 'dict' take the children of a network as stages, and 'fx' traces it.
             check_choice('feature_cls', feature_cls.lower(), ('getter', 'hook'))
+        if pretrained and not kwargs.get('cache_dir'):
+            _use_own_download(arch, kwargs)
         if is_exportable() and find_spec('onnxscript') and extension_error() is None:
             # timm's onnx_export.py asks for a model that it can export.
             from mmvmamba.export.onnx import register

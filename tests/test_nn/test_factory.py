@@ -13,6 +13,7 @@ import mmvmamba
 from mmvmamba.nn import ARCHS, VMambaNet
 
 from ..naming_schemes import january_names
+from ..servers import response, serve
 
 DIMS = (8, 16, 24, 32)
 THIN = dict(dims=DIMS, depths=(1, 1, 2, 1))
@@ -73,8 +74,9 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(model_name='vmamba_huge'), ValueError, "model_name must be one of .*'vmamba_huge'"),
         (dict(model_name=dict(dims=(8,))), TypeError, "model_name must be a str, but got {'dims'"),
         (dict(model_name='tiny'), ValueError, "model_name must be one of .*'tiny'"),
-        (dict(pretrained=True), TypeError, 'pretrained must be the path of a .*or False.*True'),
-        (dict(pretrained=0), TypeError, 'pretrained must be the path of a .*or False.*0'),
+        (dict(model_name='vmamba_tinny'), ValueError, "'vmamba_tinny'; did you mean vmamba_tiny "),
+        (dict(pretrained=0), TypeError, 'pretrained must be a bool, a file or a URL, but got 0'),
+        (dict(pretrained='http://a b/x.pth'), ValueError, "'http://a%20b/x.pth' cannot be downl"),
         (dict(pretrained=''), FileNotFoundError, "'' does not exist"),
         (dict(pretrained='nowhere.pth'), FileNotFoundError, "'nowhere.pth' does not exist"),
         (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
@@ -246,6 +248,59 @@ def test_files_of_other_train_scripts(tmp_path):
     assert torch.equal(
         thin(pretrained=path, num_classes=5).classifier.head.bias, state['classifier.head.bias']
     )
+
+
+def test_classes_of_a_file(tmp_path):
+    """Without num_classes a classifier has those of the file, by name where the file has names."""
+    state = noisy_state(num_classes=2)
+    content = {'meta': {'dataset_meta': {'classes': ('cat', 'dog')}}, 'state_dict': state}
+    path = save(tmp_path, content)
+    net = thin(pretrained=path)
+    assert (net.num_classes, net.class_names) == (2, ('cat', 'dog'))
+    assert torch.equal(net.classifier.head.weight, state['classifier.head.weight'])
+    assert thin(pretrained=path, num_classes=3).class_names is None
+    assert thin(pretrained=path, features_only=True).class_names is None
+    net.reset_classifier(2)
+    assert net.class_names is None
+    net = thin(pretrained=save(tmp_path, january_names(state)))
+    assert (net.num_classes, net.class_names) == (2, None)
+    assert thin().num_classes == 1000
+    del state['classifier.head.weight']
+    with pytest.raises(ValueError, match=r'missing: classifier\.head\.weight'):
+        thin(pretrained=save(tmp_path, state))
+
+
+def test_url(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    state = noisy_state(num_classes=5)
+    with serve(response(save(tmp_path, state).read_bytes())) as server:
+        url = f'http://user:secret@{server.address}/x.pth'
+        net = thin(pretrained=url)
+        with pytest.raises(ValueError, match=r"'http://127.*/x.pth, cached in .*x.pth' does not"):
+            mmvmamba.create_model('vmamba_tiny', pretrained=url)
+    assert len(server.requests) == 1
+    assert torch.equal(net.classifier.head.bias, state['classifier.head.bias'])
+
+
+def test_pretrained_true(tmp_path, monkeypatch):
+    """A file under the released name in torch.hub's folder stands for a download."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    state = noisy_state(num_classes=1000)
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    released = tmp_path / 'hub' / 'checkpoints' / 'vssm1_tiny_0230s_ckpt_epoch_264.pth'
+    torch.save({'model': state}, released)
+    for name in ('vmamba_tiny', 'vmamba_tiny_s1l8'):
+        net = thin(name, pretrained=True)
+        assert torch.equal(net.classifier.head.bias, state['classifier.head.bias'])
+    assert thin(pretrained=True, num_classes=5).num_classes == 5
+
+
+def test_list_models():
+    names = mmvmamba.list_models()
+    assert len(names) == 12 and names == sorted(names)
+    assert mmvmamba.list_models('*small*') == [name for name in names if 'small' in name]
+    assert mmvmamba.list_models('resnet*') == []
 
 
 def test_torch_is_enough(tmp_path):

@@ -216,3 +216,15 @@ def test_url(tmp_path, monkeypatch):
         )
         server.shutdown()
     assert_loaded(model, state)
+
+
+def test_released_file(tmp_path, monkeypatch):
+    """It comes from where `mmvmamba.create_model` takes it."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    state = state_of()
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    torch.save(state, tmp_path / 'hub' / 'checkpoints' / 'vssm1_tiny_0230s_ckpt_epoch_264.pth')
+    for name in ('vmamba_tiny', 'vmamba_tiny.in1k'):
+        assert_loaded(timm.create_model(name, pretrained=True, **THIN), state)
+    monkeypatch.setattr(mmvmamba.timm.models, 'released_file', None)
+    assert_loaded(loaded(save(tmp_path, {'model': state})), state)

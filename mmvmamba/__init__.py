@@ -12,7 +12,7 @@ from .version import __version__
 
 _BACKBONES = ('VMamba', 'MM_VSSM', 'Vim', 'S4NDConvNeXt')
 
-__all__ = ['__version__', 'create_model', 'list_models']
+__all__ = ['__version__', 'classify', 'create_model', 'list_models']
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from . import nn
 
         return getattr(nn, name)
+    if name == 'classify':
+        from .predict import classify
+
+        return classify
     hint = ''
     if name in _BACKBONES:  # 'mmvmamba.VMamba' is how configs name it.
         hint = f'; the class is {__name__}.models.{name}'

@@ -1,15 +1,21 @@
-"""Parts of OpenMMLab's models that take images alone, to be exported."""
+"""Parts of models that take images alone, to be exported.
+
+Networks by name need torch alone, configs OpenMMLab.
+"""
+
+from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmvmamba.analysis.model_flops import build_model
-from mmvmamba.engine import cli
-from mmvmamba.engine.errors import UserError
-from mmvmamba.models.loading import load_whole, read_checkpoint
+from mmvmamba.nn import VMambaNet, create_model
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 #: The default size (H, W) of images, by the package of the model.
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
@@ -17,7 +23,12 @@ SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to export: config, checkpoint and ``--part``."""
-    cli.add_config_arguments(parser)
+    if find_spec('mmengine') is None:
+        parser.add_argument('config', help='name of a network; a config file needs OpenMMLab')
+    else:
+        from mmvmamba.engine import cli
+
+        cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--part',
@@ -37,6 +48,9 @@ class ExportedModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the maps, or the scores or logits alone."""
+        if isinstance(self.model, VMambaNet):
+            out = self.model(images)
+            return out if self.part == 'backbone' else (out,)
         if self.part == 'backbone':
             return tuple(self.model.backbone(images))
         if self.part == 'neck':
@@ -50,7 +64,10 @@ class ExportedModel(nn.Module):
 
 def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
     """Return the part to export, or raise UserError if it cannot be exported."""
-    task = cli.task_of(cfg)
+    from mmvmamba.engine.cli import task_of
+    from mmvmamba.engine.errors import UserError
+
+    task = task_of(cfg)
     if task not in SHAPES:
         raise UserError(f'default_scope must be one of {tuple(SHAPES)}, but got {task!r}')
     part = part or ('neck' if task == 'mmdet' else 'whole')
@@ -64,10 +81,10 @@ def choose_part(cfg: Config, model: nn.Module, part: str | None) -> str:
     return part
 
 
-def output_names(cfg: Config, model: ExportedModel, images: Tensor) -> list[str]:
+def output_names(model: ExportedModel, images: Tensor) -> list[str]:
     """Return the names of the outputs for a batch of images, scores, logits or maps."""
     if model.part == 'whole':
-        return ['scores' if cli.task_of(cfg) == 'mmpretrain' else 'logits']
+        return ['logits' if hasattr(model.model, 'decode_head') else 'scores']
     return [f'map{i}' for i in range(len(model(images)))]
 
 
@@ -82,6 +99,27 @@ def load_part(cfg: Config, checkpoint: str, part: str | None) -> ExportedModel:
     Raises:
         UserError: If the part cannot be exported.
     """
+    from mmvmamba.analysis.model_flops import build_model
+    from mmvmamba.models.loading import load_whole, read_checkpoint
+
     model = build_model(cfg)
     load_whole(model, read_checkpoint(checkpoint), checkpoint)
     return ExportedModel(model, choose_part(cfg, model, part)).eval()
+
+
+def load_network(name: str, checkpoint: str, part: str | None) -> ExportedModel:
+    """Build a network of :func:`mmvmamba.create_model` with the weights of a checkpoint.
+
+    Args:
+        name (str): A name of :func:`mmvmamba.list_models`.
+        checkpoint (str): A file or URL.
+        part (str, optional): 'whole' or None for a classifier, 'backbone' for the normalized maps
+            of the four stages.
+
+    Raises:
+        ValueError: If there is no such network or part, or the checkpoint does not match it.
+    """
+    if part == 'neck':
+        raise ValueError(f'--part neck: {name} is a network without a neck')
+    net = create_model(name, checkpoint, features_only=part == 'backbone')
+    return ExportedModel(net, part or 'whole').eval()

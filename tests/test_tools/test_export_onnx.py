@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
+from mmvmamba.nn import VMambaNet
 
 from ..test_ops.onnx_graphs import NEEDS_EXPORTER, op_types
 
@@ -211,6 +213,74 @@ class TestOneModel:
             (got,) = session.run(None, {'images': images.numpy()})
             (want,) = expected(config, checkpoint, images, 'segmentation')
             assert np.abs(got - want.numpy()).max() < 0.05 * float(want.std())
+
+
+#: OpenMMLab and torchvision cannot be imported; a network by name is a thin one.
+TORCH_ALONE = """
+import runpy, sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'timm'):
+    sys.modules[name] = None
+from mmvmamba.nn import ARCHS, Arch
+ARCHS['tiny'] = Arch(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def run_alone(*arguments, cwd):
+    command = [sys.executable, '-c', TORCH_ALONE, TOOL, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+class TestNetworkByNameWithTorchAlone:
+    pytestmark = NEEDS_EXPORTER
+
+    @pytest.mark.parametrize('part', ['whole', 'backbone'])
+    def test_export(self, part, tmp_path):
+        torch.manual_seed(0)
+        net = VMambaNet(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=5).eval()
+        torch.save({'model': net.state_dict()}, tmp_path / 'weights.pth')
+        options = ('--part', part, '--shape', '64', '96', '--check')
+        result = run_alone('vmamba_tiny', 'weights.pth', 'm.onnx', *options, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f'm.onnx: {part} of vmamba_tiny, exported' in result.stdout
+        assert largest(r'normalized (\S+)', result.stdout) < 1e-3
+        session = ort.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+        images = torch.randn(1, 3, 64, 96)
+        got = session.run(None, {'images': images.numpy()})
+        names = [value.name for value in session.get_outputs()]
+        with torch.no_grad():
+            if part == 'whole':
+                assert names == ['scores']
+                want = [net(images)]
+            else:
+                assert names == ['map0', 'map1', 'map2', 'map3']
+                maps = net.forward_intermediates(images, output_fmt='NHWC', intermediates_only=True)
+                normed = (torch.nn.functional.layer_norm(y, y.shape[-1:]) for y in maps)
+                want = [y.permute(0, 3, 1, 2) for y in normed]
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('vmamba_tin', 'x.pth', 'm.onnx'), "got 'vmamba_tin'; did you mean vmamba_tiny"),
+        (('vmamba_tiny', 'x.pth', 'm.onnx'), "checkpoint 'x.pth' does not exist"),
+        (('vmamba_tiny', 'x.pth', 'm.onnx', '--part', 'neck'), '--part neck: vmamba_tiny is a'),
+        (('my.py', 'x.pth', 'm.onnx'), "config 'my.py' needs OpenMMLab ("),
+    ],
+)
+def test_a_mistake_with_torch_alone(arguments, message, tmp_path):
+    result = run_alone(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert 'Traceback' not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_network_by_name(run_tool):
+    options = ('--cfg-options', 'model.backbone.with_cp=True')
+    code, _, err = run_tool('vmamba_tiny', 'x.pth', 'm.onnx', *options)
+    assert code == 2 and "--cfg-options needs a config, but got the name 'vmamba_tiny'" in err
 
 
 @pytest.mark.parametrize(

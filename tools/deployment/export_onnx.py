@@ -5,14 +5,21 @@ input is a batch of images (N, C, H, W) as the model's data preprocessor returns
 and padded. The outputs are a classifier's scores before softmax, a segmentor's logits at the size
 of the input, or a detector's maps.
 
+In place of the config, a name of mmvmamba.list_models(), such as vmamba_tiny, exports a classifier,
+or with --part backbone a backbone. That needs torch, onnx and onnxscript alone.
+
 Example:
     python tools/deployment/export_onnx.py configs/vmamba/vmamba-t_8xb128_in1k.py \
         vssm1_tiny_0230s_ckpt_epoch_264.pth vmamba-t.onnx --dynamic --check
+    python tools/deployment/export_onnx.py vmamba_tiny vssm1_tiny_0230s_ckpt_epoch_264.pth \
+        backbone.onnx --part backbone
 """
 
 import argparse
 import math
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 try:
@@ -24,11 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from mmvmamba.analysis import measure
-from mmvmamba.engine import cli, errors
-from mmvmamba.engine.errors import UserError
 from mmvmamba.export.onnx import export_file
 from mmvmamba.export.onnxruntime import open_session
-from mmvmamba.export.parts import SHAPES, add_arguments, load_part, output_names
+from mmvmamba.export.parts import (
+    SHAPES,
+    ExportedModel,
+    add_arguments,
+    load_network,
+    load_part,
+    output_names,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,6 +80,23 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def load(args: argparse.Namespace) -> tuple[ExportedModel, tuple[int, int]]:
+    """Return the model and the default size (H, W) of its images."""
+    if not Path(args.config).suffix:
+        if getattr(args, 'cfg_options', None):
+            raise ValueError(f'--cfg-options needs a config, but got the name {args.config!r}')
+        return load_network(args.config, args.checkpoint, args.part), SHAPES['mmpretrain']
+    try:
+        from mmvmamba.engine import cli
+    except ImportError as error:
+        raise ValueError(
+            f'config {args.config!r} needs OpenMMLab ({error}); pip install "mmvmamba[onedl]" '
+            'installs it'
+        ) from error
+    cfg = cli.load_config(args)
+    return load_part(cfg, args.checkpoint, args.part), SHAPES[cli.task_of(cfg)]
+
+
 def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> None:
     """Print the largest errors and the median times of a file on the CPU, compared with PyTorch."""
     session = open_session(path, custom_op)
@@ -93,19 +122,20 @@ def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> No
 def main() -> None:
     args = parse_args()
     if min(args.batch, *(args.shape or [1])) < 1:
-        raise UserError(
+        raise ValueError(
             f'--batch and --shape must be at least 1, but got {args.batch} and {args.shape}'
         )
-    cfg = cli.load_config(args)
-    model = load_part(cfg, args.checkpoint, args.part)
-    channels = getattr(model.model.backbone, 'in_channels', 3)
-    images = torch.randn(args.batch, channels, *(args.shape or SHAPES[cli.task_of(cfg)]))
+    if args.check and find_spec('onnxruntime') is None:
+        raise ValueError('--check needs onnxruntime; pip install "mmvmamba[onnx]" installs it')
+    model, shape = load(args)
+    channels = getattr(getattr(model.model, 'backbone', model.model), 'in_channels', 3)
+    images = torch.randn(args.batch, channels, *(args.shape or shape))
     start = time.perf_counter()
     export_file(
         model,
         images,
         args.out,
-        output_names(cfg, model, images),
+        output_names(model, images),
         dynamic=args.dynamic,
         fp16=args.fp16,
         custom_op=args.custom_op,
@@ -118,4 +148,13 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    errors.run(main, ValueError, TypeError)
+    try:
+        from mmvmamba.engine import errors
+    except ImportError:  # torch alone
+        try:
+            main()
+        except (OSError, TypeError, ValueError) as error:
+            sys.stderr.write(f'export_onnx.py: error: {error}\n')
+            sys.exit(2)
+    else:
+        errors.run(main, ValueError, TypeError)

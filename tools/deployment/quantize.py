@@ -205,7 +205,7 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / 'float32.onnx'
-            names = output_names(cfg, exported, images)
+            names = output_names(exported, images)
             export_file(
                 exported,
                 images,

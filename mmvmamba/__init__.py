@@ -1,7 +1,8 @@
 """VMamba for OpenMMLab, timm and plain PyTorch, with selective-scan kernels for CPU and GPU.
 
-``mmvmamba``, its ``ops``, ``checkpoint`` and ``nn`` need torch alone; ``mmvmamba.models`` and
-``mmvmamba.registry`` need MMEngine, ``mmvmamba.timm`` needs timm.
+``mmvmamba``, its ``ops``, ``checkpoint`` and ``nn`` need torch alone; ``mmvmamba.classify`` and
+``mmvmamba.predict`` need torchvision, ``mmvmamba.timm`` timm, and ``mmvmamba.models`` and
+``mmvmamba.registry`` MMEngine.
 """
 
 import sys

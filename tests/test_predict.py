@@ -2,8 +2,12 @@
 
 import csv
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +239,27 @@ def test_damaged_files_of_a_folder(weights, tmp_path, capsys):
     assert good['label1'] in CLASSES and not good['error']
     # All images of a batch may be damaged.
     assert predict.main(['photos', *weights, '--size', '64', '--batch-size', '1']) == 1
+
+
+def test_commands_of_the_docs(weights, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / 'docs' / 'timm.md').read_text()
+    commands = re.findall(r'^python -m mmvmamba\.predict (.*)$', text, re.MULTILINE)
+    assert len(commands) == 2
+    monkeypatch.setitem(ARCHS, 'tiny', Arch(**THIN))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    for folder in ('photos', 'work_dirs/mine', 'hub/checkpoints'):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ('a.jpg', 'photos/b.jpg'):
+        photo().save(name)
+    shutil.copy('weights.pth', 'work_dirs/mine/best.pth')
+    torch.save(thin().state_dict(), 'hub/checkpoints/vssm1_tiny_0230s_ckpt_epoch_264.pth')
+    found = []
+    for command in commands:
+        assert predict.main(shlex.split(command)) == 0
+        found.append(rows())
+    assert [len(found[0]), len(found[1])] == [1, 2]
+    assert len(found[0][0]) == 12 and found[0][0]['label5'] in predict.class_names(thin(), 1000)
+    assert [len(row) for row in found[1]] == [4, 4] and found[1][1]['label1'] in CLASSES
 
 
 @pytest.mark.parametrize(

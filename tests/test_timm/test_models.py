@@ -9,6 +9,7 @@ import pytest
 import torch
 
 timm = pytest.importorskip('timm')
+Image = pytest.importorskip('PIL.Image')
 
 import mmvmamba.timm  # noqa: E402  (registers the models)
 from mmvmamba.models import VMamba  # noqa: E402
@@ -321,23 +322,30 @@ def test_examples_of_the_docs(tmp_path, monkeypatch, capsys):
     """In their order, with a smaller network by the same name."""
     text = (Path(__file__).parents[2] / 'docs' / 'timm.md').read_text()
     blocks = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     monkeypatch.setitem(ARCHS, 'tiny', Arch(**THIN))
     monkeypatch.chdir(tmp_path)
     state = VMambaNet('tiny').state_dict()
-    torch.save({'model': state}, 'vssm1_tiny_0230s_ckpt_epoch_264.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    Path('hub/checkpoints').mkdir(parents=True)
+    for folder in ('.', 'hub/checkpoints'):
+        torch.save({'model': state}, f'{folder}/vssm1_tiny_0230s_ckpt_epoch_264.pth')
+    Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save('photo.jpg')
     names = {'loader': [(torch.randn(2, 3, 32, 32), torch.tensor([0, 9]))]}
     for block in blocks:
         if 'for batch, labels in loader' in block:
             before = {key: p.detach().clone() for key, p in names['model'].named_parameters()}
         exec(block, names)
         if block is blocks[0]:
+            assert len(capsys.readouterr().out.splitlines()) == 6
+        elif block is blocks[2]:
             assert names['scores'].shape == (2, 10)
             assert [y.shape for y in names['maps']] == [(2, 16, 8, 12), (2, 32, 2, 3)]
         elif block is blocks[1]:
             loaded = names['model'].state_dict(), names['backbone'].state_dict()
-            for key in ('patch_embed.0.weight', 'layers.3.blocks.0.op.Ds'):
+            for key in ('patch_embed.0.bias', 'layers.3.blocks.0.op.Ds'):
                 assert all(torch.equal(some[key], state[key]) for some in loaded)
+            assert loaded[0]['patch_embed.0.weight'].shape[1] == 4
     assert '0.875' in capsys.readouterr().out
     assert names['features'].shape == (2, 2, 3, 32) and names['pooled'].shape == (2, 32)
     assert names['logits'].shape == (2, 4, 64, 96)

@@ -1,4 +1,4 @@
-"""Class names for photographs: :func:`classify`, and ``python -m mmvmamba.predict`` for folders.
+"""Class names for photographs: ``mmvmamba.classify`` and ``python -m mmvmamba.predict FOLDER``.
 
 Needs torchvision, which brings Pillow.
 """
@@ -6,7 +6,6 @@ Needs torchvision, which brings Pillow.
 import argparse
 import contextlib
 import csv
-import itertools
 import logging
 import os
 import sys
@@ -42,7 +41,7 @@ def classify(
     transparency is ignored, and 16-bit gray is reduced to 8 bits.
 
     Args:
-        model (nn.Module): A classifier, e.g. of :func:`mmvmamba.create_model`. It runs in eval
+        model (nn.Module): A classifier, e.g. of :func:`mmvmamba.nn.create_model`. It runs in eval
             mode, on its own device.
         image (str | PathLike | PIL.Image.Image | Tensor | list): A file, a PIL image, or a uint8
             tensor (3, H, W); or a list of them, which is one batch.
@@ -116,7 +115,7 @@ def class_names(model: nn.Module, count: int) -> Sequence[str]:
 
 
 def preprocess(image: Image, size: int = 224) -> Tensor:
-    """Return an image as a normalized tensor (3, size, size), as :func:`classify` describes."""
+    """Return an image as a normalized tensor (3, size, size), as :func:`mmvmamba.classify` does."""
     _check_torchvision()
     from torchvision import transforms
 
@@ -224,7 +223,7 @@ def predict_files(
 ) -> Iterator[tuple[str, Predictions, str]]:
     """Yield each file with the most probable classes of its image, or with an error message.
 
-    The arguments are those of :func:`classify`. Threads read the images of a batch.
+    The arguments are those of :func:`mmvmamba.classify`. Threads read the images of a batch.
     """
 
     def read(file: str) -> Tensor | str:
@@ -240,8 +239,7 @@ def predict_files(
             tensors = [image for image in images if isinstance(image, Tensor)]
             found = iter(_top(model, torch.stack(tensors), topk) if tensors else ())
             for file, image in zip(batch, images, strict=True):
-                is_error = isinstance(image, str)
-                yield file, [] if is_error else next(found), image if is_error else ''
+                yield (file, [], image) if isinstance(image, str) else (file, next(found), '')
 
 
 def write_csv(path: str, rows: Iterator[tuple[str, Predictions, str]], topk: int) -> list[str]:
@@ -249,8 +247,7 @@ def write_csv(path: str, rows: Iterator[tuple[str, Predictions, str]], topk: int
     errors = []
     with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         writer = csv.writer(file)
-        ranks = range(1, topk + 1)
-        columns = itertools.chain.from_iterable((f'label{i}', f'probability{i}') for i in ranks)
+        columns = [f'{kind}{i + 1}' for i in range(topk) for kind in ('label', 'probability')]
         writer.writerow(['file', *columns, 'error'])
         for name, predictions, error in rows:
             cells = [cell for label, p in predictions for cell in (label, f'{p:.6f}')]
@@ -309,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for error in errors:
         sys.stderr.write(f'{error}\n')
     unread = f', {len(errors)} of which cannot be read' if errors else ''
-    sys.stdout.write(f'{args.out}: {len(files)} images{unread}\n')
+    plural = '' if len(files) == 1 else 's'
+    sys.stdout.write(f'{args.out}: {len(files)} image{plural}{unread}\n')
     return 1 if errors else 0
 
 

@@ -108,10 +108,10 @@ def load_part(cfg: Config, checkpoint: str, part: str | None) -> ExportedModel:
 
 
 def load_network(name: str, checkpoint: str, part: str | None) -> ExportedModel:
-    """Build a network of :func:`mmvmamba.create_model` with the weights of a checkpoint.
+    """Build a network of :func:`mmvmamba.nn.create_model` with the weights of a checkpoint.
 
     Args:
-        name (str): A name of :func:`mmvmamba.list_models`.
+        name (str): A name of :func:`mmvmamba.nn.list_models`.
         checkpoint (str): A file or URL.
         part (str, optional): 'whole' or None for a classifier, 'backbone' for the normalized maps
             of the four stages.

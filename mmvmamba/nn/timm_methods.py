@@ -26,7 +26,7 @@ class TimmMethods(nn.Module):
     settings: Arch
     in_channels: int
     num_classes: int
-    #: Names of the classes of a file that :func:`mmvmamba.create_model` has loaded.
+    #: Names of the classes of a file that :func:`mmvmamba.nn.create_model` has loaded.
     class_names: tuple[str, ...] | None
     out_indices: tuple[int, ...] | None
     with_cp: bool

@@ -1,5 +1,6 @@
 """Entry points and pretrained settings of the models in timm."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -9,6 +10,7 @@ from timm.layers import is_exportable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from mmvmamba.checkpoint.download import download
 from mmvmamba.checkpoint.keys import FIRST_CONV
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors, naming_file
 from mmvmamba.checkpoint.reader import state_dict_of
@@ -73,29 +75,40 @@ def _differs(key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor])
     return key in own and key in tensors and not same_shape(tensors[key], own[key])
 
 
-def _use_own_download(arch: str, kwargs: dict[str, Any]) -> None:
-    """Name the released file in timm's arguments unless they name other weights.
+def _name_file(
+    pretrained: str | os.PathLike[str] | bool, arch: str, kwargs: dict[str, Any]
+) -> None:
+    """Name the file of ``pretrained`` in timm's arguments, as ``mmvmamba.create_model`` finds it.
 
-    timm would download it without time limits, and would not notice a file that ends early.
+    With True it is the released file, unless the arguments name other weights. timm would download
+    it without time limits, and would not notice a file that ends early.
     """
     overlay = kwargs.get('pretrained_cfg_overlay') or {}
     is_other = any(overlay.get(k) for k in ('url', 'file', 'state_dict', 'hf_hub_id', 'source'))
-    if not is_other and not isinstance(kwargs.get('pretrained_cfg'), Mapping):
-        kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': released_file(arch)}
+    if isinstance(pretrained, str | os.PathLike):
+        file = os.path.expanduser(pretrained)
+        file = download(file) if file.startswith(('http://', 'https://')) else file
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f'checkpoint {file!r} does not exist or is not a file')
+    elif is_other or isinstance(kwargs.get('pretrained_cfg'), Mapping) or kwargs.get('cache_dir'):
+        return
+    else:
+        file = released_file(arch)
+    kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': file}
 
 
 def _register(model_name: str, arch: str) -> None:
     def build(in_chans: int = 3, **kwargs: Any) -> VMambaNet:
         return VMambaNet(arch, in_channels=in_chans, **kwargs)
 
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def entry_point(pretrained: str | os.PathLike[str] | bool = False, **kwargs: Any) -> nn.Module:
         """VMamba with the arguments of :class:`mmvmamba.nn.VMambaNet` and those of timm."""
         feature_cls = kwargs.get('feature_cls')
         if isinstance(feature_cls, str):
             # 'list' and 'dict' take the children of a network as stages, and 'fx' traces it.
             check_choice('feature_cls', feature_cls.lower(), ('getter', 'hook'))
-        if pretrained and not kwargs.get('cache_dir'):
-            _use_own_download(arch, kwargs)
+        if pretrained:
+            _name_file(pretrained, arch, kwargs)
         if is_exportable() and find_spec('onnxscript') and extension_error() is None:
             # timm's onnx_export.py asks for a model that it can export.
             from mmvmamba.export.onnx import register
@@ -104,7 +117,7 @@ def _register(model_name: str, arch: str) -> None:
         return build_model_with_cfg(
             build,
             model_name,
-            pretrained,
+            bool(pretrained),
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg=dict(out_indices=all_stages(arch, **kwargs), feature_cls='getter'),
             **kwargs,

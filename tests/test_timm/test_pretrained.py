@@ -211,11 +211,22 @@ def test_url(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/%23v2cls/tiny.pth'
         cfg = dict(url=url)
-        model = timm.create_model(
-            'vmamba_tiny', pretrained=True, pretrained_cfg_overlay=cfg, **THIN
-        )
+        models = [
+            timm.create_model('vmamba_tiny', pretrained=True, pretrained_cfg_overlay=cfg, **THIN),
+            timm.create_model('vmamba_tiny', pretrained=url, **THIN),
+        ]
         server.shutdown()
-    assert_loaded(model, state)
+    for model in models:
+        assert_loaded(model, state)
+
+
+@pytest.mark.parametrize('form', [str, lambda path: path], ids=['str', 'Path'])
+def test_a_file_by_its_path(form, tmp_path):
+    state = state_of()
+    path = save(tmp_path, {'model': state})
+    assert_loaded(timm.create_model('vmamba_tiny', pretrained=form(path), **THIN), state)
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        timm.create_model('vmamba_tiny', pretrained='nowhere.pth', **THIN)
 
 
 def test_released_file(tmp_path, monkeypatch):

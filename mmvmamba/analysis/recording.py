@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvmamba.nn import SS2D, VMambaNet
-from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, resolve_pattern, to_sequence
+from mmvmamba.ops.cross_scan import to_sequence
+from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, Order, resolve_pattern
 
 from .activation_map import AttentionMaps, Maps, ScanMaps, ScanPath
 
@@ -69,7 +70,7 @@ def _record_scans(module: SS2D, records: list[Maps], stack: ExitStack) -> None:
         _check_single(args[0])
         records.append(ScanMaps(tuple(args[0].shape[1:3])))
 
-    def core(x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
+    def core(x: Tensor, pattern: str | tuple[Order, ...], first: int = 0) -> Tensor:
         height, width = records[-1].shape
         index = torch.arange(height * width, device=x.device).view(1, height, width, 1)
         if module.scan == 'cascade':  # each line is a sample of its own

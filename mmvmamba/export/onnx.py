@@ -25,8 +25,9 @@ from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
 
-from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW_REVERSED
+from mmvmamba.nn.ss2d import CASCADE, SS2D
 from mmvmamba.ops.extension import extension_error
+from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, ROW_REVERSED, resolve_pattern
 
 _SCAN_INPUTS = ('x', 'proj', 'dt_weight', 'dt_bias', 'A', 'D')
 _BEFORE = -(2**62)  # the end of a slice that runs backwards
@@ -330,6 +331,17 @@ def save(program: torch.onnx.ONNXProgram, path: str | Path) -> None:
     check_model(path, full_check=True)
 
 
+def _check_orders(model: nn.Module) -> None:
+    scans = [module.scan for module in model.modules() if isinstance(module, SS2D)]
+    for scan in scans:
+        names = [] if scan == CASCADE else [o for o in resolve_pattern(scan) if type(o) is str]
+        if names:
+            raise ValueError(
+                f'an export to ONNX with scan={scan!r} must be for a fixed size, on which the '
+                f'positions of the order {names[0]!r} depend, but dynamic is set'
+            )
+
+
 def export_file(
     model: nn.Module,
     images: Tensor,
@@ -352,9 +364,13 @@ def export_file(
         fp16 (bool): Apply :func:`use_half_products`. Defaults to False.
         custom_op (bool): As in :func:`translations`. Defaults to False.
         verbose (bool): Print a line for each phase. Defaults to False.
+
+    Raises:
+        ValueError: If ``dynamic`` is set for a network with a registered scan order.
     """
     shapes = None
     if dynamic:
+        _check_orders(model)
         shapes = ({0: 'batch', 2: 'height', 3: 'width'},)
         # The exporter specializes sizes of 1 and unifies equal ones.
         images = images.new_zeros(2, images.shape[1], 256, 352)

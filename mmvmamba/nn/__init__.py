@@ -5,7 +5,7 @@ from mmvmamba.checkpoint.keys import convert_state_dict
 from .arch import ARCHS, Arch, resolve_arch
 from .factory import create_model, list_models
 from .network import VMambaNet, VSSBlock, VSSStage
-from .ss2d import SS2D
+from .ss2d import SS2D, register_out_norm
 
 __all__ = [
     'ARCHS',
@@ -17,5 +17,6 @@ __all__ = [
     'convert_state_dict',
     'create_model',
     'list_models',
+    'register_out_norm',
     'resolve_arch',
 ]

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmvmamba.ops.scan_orders import Order
+
 from .layers import ACTIVATIONS, DOWNSAMPLES, NORMS, STEMS
 from .settings import (
     as_tuple,
@@ -14,13 +16,12 @@ from .settings import (
     check_width,
     did_you_mean,
 )
-from .ss2d import GATES, OUT_NORMS, SCANS, SS2D, SSM_INITS
+from .ss2d import GATES, OUT_NORMS, SS2D, SSM_INITS, check_scan
 
 _CHOICES: dict[str, Iterable[str]] = dict(
     gate=GATES,
     act=ACTIVATIONS,
     mlp_act=ACTIVATIONS,
-    scan=SCANS,
     ssm_init=SSM_INITS,
     out_norm=OUT_NORMS,
     norm=NORMS,
@@ -44,11 +45,13 @@ class Arch:
         conv_kernel (int): Size of the depthwise convolution in SS2D, odd; 0 or 1 for none.
         conv_bias (bool): Whether that convolution has a bias.
         act (str): SS2D's activation: 'silu', 'gelu', 'relu' or 'sigmoid'.
-        scan (str): 'cross', 'unidirectional', 'bidirectional' or 'cascade' (rows, then
-            columns).
+        scan (str | tuple[int | str, ...]): 'cross', 'unidirectional', 'bidirectional', 'cascade'
+            (rows, then columns), an order that is registered with
+            :func:`mmvmamba.ops.register_scan_order`, such as 'diagonal', 'snake', 'local_window' or
+            'hilbert', or the order of each direction, see :func:`mmvmamba.ops.ss2d_scan`.
         ssm_init (str): Initialization of the SSM: 'mamba', 'random' or 'zero'.
         out_norm (str): Normalization after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
-            'softmax' or 'sigmoid'.
+            'softmax' or 'sigmoid', or a name of :func:`mmvmamba.nn.register_out_norm`.
         out_act (bool): Whether a GELU follows ``out_norm``.
         ssm_drop_rate (float): Dropout of SS2D's result.
         mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP.
@@ -79,7 +82,7 @@ class Arch:
     conv_kernel: int = 3
     conv_bias: bool = False
     act: str = 'silu'
-    scan: str = 'cross'
+    scan: str | tuple[Order, ...] = 'cross'
     ssm_init: str = 'mamba'
     out_norm: str = 'ln'
     out_act: bool = False
@@ -99,6 +102,7 @@ class Arch:
     def __post_init__(self) -> None:
         for name in ('dims', 'depths'):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        object.__setattr__(self, 'scan', check_scan(self.scan))
         check_settings(**vars(self))
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)

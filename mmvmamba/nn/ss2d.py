@@ -1,7 +1,7 @@
 """SS2D, the 2-D selective scan module of VMamba (arXiv 2401.10166, Sec. 4.2 and Fig. 3)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
-from mmvmamba.ops.cross_scan import ROW, ROW_REVERSED, SCAN_PATTERNS
+from mmvmamba.ops.scan_orders import ROW, ROW_REVERSED, Order, resolve_pattern
 
 from .cpu_inference import Conv2d, LayerNorm, cast_for_products, is_plain_linear, plain, project
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
-DIRECTIONS = 4
-SCANS = (*SCAN_PATTERNS, 'cascade')
+CASCADE = 'cascade'
 SSM_INITS = ('mamba', 'random', 'zero')
 GATES = ('none', 'act', 'linear')
 
@@ -43,6 +42,41 @@ OUT_NORMS: dict[str, Callable[[int], nn.Module]] = {
     'softmax': lambda dim: SpatialSoftmax(),
     'sigmoid': lambda dim: nn.Sigmoid(),
 }
+_OWN_NORMS = frozenset(OUT_NORMS)
+
+
+def register_out_norm(name: str, fn: Callable[[int], nn.Module], force: bool = False) -> None:
+    """Register a normalization after the scan, so that ``out_norm`` takes its name.
+
+    Args:
+        name (str): A new name.
+        fn (Callable): ``fn(C)`` returns a module that maps (N, H, W, C) to the same shape. Its
+            parameters are part of the state dict, after ``out_norm.``.
+        force (bool): Replace a normalization that was registered by this name. Defaults to False.
+
+    Raises:
+        TypeError: If ``name`` is not a str, or ``fn`` cannot be called.
+        ValueError: If the name is taken.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f'name must be a str, but got {type(name).__name__}')
+    if not callable(fn):
+        raise TypeError(f'fn must be a function of the channels, but got {type(fn).__name__}')
+    taken = _OWN_NORMS if force else OUT_NORMS.keys()
+    if name in taken:
+        raise ValueError(
+            f'name must not be one of {sorted(taken)}, but got {name!r}; force=True replaces a '
+            'registered normalization'
+        )
+    OUT_NORMS[name] = fn
+
+
+def check_scan(scan: str | Sequence[Order]) -> str | tuple[Order, ...]:
+    """Check a pattern of :func:`mmvmamba.ops.ss2d_scan`, or 'cascade', and make it hashable."""
+    if scan == CASCADE:
+        return CASCADE
+    resolve_pattern(scan, 'scan', [CASCADE])
+    return scan if isinstance(scan, str) else tuple(scan)
 
 
 @torch.no_grad()
@@ -80,7 +114,7 @@ class SS2D(nn.Module):
         conv_kernel: int = 3,
         conv_bias: bool = False,
         act: str = 'silu',
-        scan: str = 'cross',
+        scan: str | Sequence[Order] = 'cross',
         ssm_init: str = 'mamba',
         out_norm: str = 'ln',
         out_act: bool = False,
@@ -90,7 +124,6 @@ class SS2D(nn.Module):
         super().__init__()
         check_choice('gate', gate, GATES)
         check_choice('act', act, ACTIVATIONS)
-        check_choice('scan', scan, SCANS)
         check_choice('ssm_init', ssm_init, SSM_INITS)
         check_choice('out_norm', out_norm, OUT_NORMS)
         check_choice('backend', backend, BACKENDS)
@@ -103,7 +136,9 @@ class SS2D(nn.Module):
         self.d_inner = int(ssm_ratio * dim)
         self.dt_rank = dt_rank or math.ceil(dim / 16)
         self.gate = gate
-        self.scan = scan
+        self.scan = check_scan(scan)
+        directions = 4 if self.scan == CASCADE else len(resolve_pattern(self.scan))
+        self.directions = directions
         self.backend = backend
 
         self.in_proj = nn.Linear(dim, self.d_inner * (1 if gate == 'none' else 2), bias=False)
@@ -119,11 +154,11 @@ class SS2D(nn.Module):
                 bias=conv_bias,
             )
         inner = self.dt_rank + 2 * d_state
-        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, self.d_inner))
-        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, self.d_inner, self.dt_rank))
-        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, self.d_inner))
-        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner, d_state))
-        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * self.d_inner))
+        self.x_proj_weight = nn.Parameter(torch.empty(directions, inner, self.d_inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(directions, self.d_inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(directions, self.d_inner))
+        self.A_logs = nn.Parameter(torch.empty(directions * self.d_inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(directions * self.d_inner))
         self.out_norm = OUT_NORMS[out_norm](self.d_inner)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
@@ -163,7 +198,7 @@ class SS2D(nn.Module):
         if self.conv2d is not None:
             x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # the storage stays NHWC
         x = self.act(x)
-        y = self.cascade_core(x) if self.scan == 'cascade' else self.core(x, self.scan)
+        y = self.cascade_core(x) if self.scan == CASCADE else self.core(x, self.scan)
         if self.x_proj_weight.dtype == x.dtype:
             y = y.to(x.dtype)  # without autocast the norm accepts only the dtype of its weights
         y = self.out_norm(y).to(x.dtype)
@@ -190,7 +225,7 @@ class SS2D(nn.Module):
         if x.dim() != 4 or (not torch.jit.is_tracing() and x.shape[-1] != self.dim):
             raise ValueError(f'x must have shape (N, H, W, {self.dim}), but got {tuple(x.shape)}')
 
-    def core(self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0) -> Tensor:
+    def core(self, x: Tensor, pattern: str | tuple[Order, ...], first: int = 0) -> Tensor:
         """Project a map (N, H, W, C) to the SSM's input-dependent parameters and scan it.
 
         ``first`` is the first direction whose parameters are used.
@@ -201,19 +236,19 @@ class SS2D(nn.Module):
         return ss2d_scan(*arguments, out_dtype=out_dtype, backend=self.backend)
 
     def scan_arguments(
-        self, x: Tensor, pattern: str | tuple[int, ...], first: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str | tuple[int, ...]]:
+        self, x: Tensor, pattern: str | tuple[Order, ...], first: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str | tuple[Order, ...]]:
         """Return the first seven arguments of :func:`mmvmamba.ops.ss2d_scan` for a map."""
-        count = DIRECTIONS if isinstance(pattern, str) else len(pattern)
+        count = len(resolve_pattern(pattern))
         parameters = [
             self.x_proj_weight,
             self.dt_projs_weight,
             self.dt_projs_bias,
-            self.A_logs.view(DIRECTIONS, self.d_inner, self.d_state),
-            self.Ds.view(DIRECTIONS, self.d_inner),
+            self.A_logs.view(self.directions, self.d_inner, self.d_state),
+            self.Ds.view(self.directions, self.d_inner),
         ]
         # The backward of a slice fills and copies, even if the slice is the whole.
-        if first or count < DIRECTIONS:
+        if first or count < self.directions:
             parameters = [parameter[first : first + count] for parameter in parameters]
         x_proj_weight, dt_weight, dt_bias, A_log, D = parameters
         # The projection commutes with reordering, so it runs once, in image order.

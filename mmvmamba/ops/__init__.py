@@ -2,8 +2,9 @@
 
 from . import flops as flops
 from .backend import BACKENDS
-from .cross_scan import SCAN_PATTERNS, cross_merge, cross_scan
+from .cross_scan import cross_merge, cross_scan
 from .extension import ExtensionUnavailableWarning, extension_error, has_kernel
+from .scan_orders import SCAN_PATTERNS, register_scan_order
 from .selective_scan import selective_scan, selective_scan_reference
 from .ss2d_scan import decompositions, ss2d_scan, ss2d_scan_reference
 
@@ -16,6 +17,7 @@ __all__ = [
     'decompositions',
     'has_kernel',
     'extension_error',
+    'register_scan_order',
     'selective_scan',
     'selective_scan_reference',
     'ss2d_scan',

@@ -6,63 +6,43 @@ import torch
 from torch import Tensor
 
 from .backend import check_tensor
-
-#: Orders in which a direction reads a map of H x W positions:
-#: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.
-ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED = range(4)
-
-#: Scan patterns of VMamba and its ablation: the order of each direction.
-SCAN_PATTERNS: dict[str, tuple[int, ...]] = {
-    'cross': (ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED),
-    'unidirectional': (ROW, ROW, ROW, ROW),
-    'bidirectional': (ROW, ROW, ROW_REVERSED, ROW_REVERSED),
-}
+from .scan_orders import (
+    COLUMN,
+    COLUMN_REVERSED,
+    ROW_REVERSED,
+    Order,
+    reorder,
+    resolve_pattern,
+)
 
 
-def resolve_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
-    """Turn the name of a pattern, or a sequence of orders, into the order of each direction."""
-    if isinstance(pattern, str):
-        if pattern not in SCAN_PATTERNS:
-            raise ValueError(
-                f'pattern must be one of {tuple(SCAN_PATTERNS)} or a sequence of orders, but got '
-                f'{pattern!r}'
-            )
-        return SCAN_PATTERNS[pattern]
-    if not isinstance(pattern, Sequence):
-        raise TypeError(
-            f'pattern must be a str or a sequence of orders, but got {type(pattern).__name__}'
-        )
-    if not pattern or any(type(i) is not int or i not in (0, 1, 2, 3) for i in pattern):
-        raise ValueError(
-            f'pattern must hold orders 0, 1, 2 or 3, at least one, but got {tuple(pattern)}'
-        )
-    return tuple(int(order) for order in pattern)
-
-
-def to_sequence(x: Tensor, order: int) -> Tensor:
+def to_sequence(x: Tensor, order: Order) -> Tensor:
     """Read a map (N, H, W, C) as the sequence (N, L, C) of one order."""
+    if isinstance(order, str):
+        return reorder(x, order).flatten(1, 2)
     x = x.transpose(1, 2) if order in (COLUMN, COLUMN_REVERSED) else x
     x = x.flatten(1, 2)
     return x.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else x
 
 
-def to_map(y: Tensor, order: int, height: int, width: int) -> Tensor:
+def to_map(y: Tensor, order: Order, height: int, width: int) -> Tensor:
     """Put a sequence (N, L, C) of one order back in image order (N, H, W, C)."""
+    if isinstance(order, str):
+        return reorder(y.unflatten(1, (height, width)), order, inverse=True)
     y = y.flip(1) if order in (ROW_REVERSED, COLUMN_REVERSED) else y
     if order in (COLUMN, COLUMN_REVERSED):
         return y.unflatten(1, (width, height)).transpose(1, 2)
     return y.unflatten(1, (height, width))
 
 
-def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
+def cross_scan(x: Tensor, pattern: str | Sequence[Order] = 'cross') -> Tensor:
     """Read a map as one sequence for each scan direction.
 
     Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
 
     Args:
         x (Tensor): The map (N, C, H, W), float32, float16, bfloat16 or float64, of any strides.
-        pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order
-            of each of K directions. Defaults to 'cross'.
+        pattern (str | Sequence[int | str]): As in :func:`ss2d_scan`. Defaults to 'cross'.
 
     Returns:
         Tensor: The sequences (N, K, C, H * W).
@@ -78,7 +58,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[int] = 'cross') -> Tensor:
 
 
 def cross_merge(
-    ys: Tensor, height: int, width: int, pattern: str | Sequence[int] = 'cross'
+    ys: Tensor, height: int, width: int, pattern: str | Sequence[Order] = 'cross'
 ) -> Tensor:
     """Put the sequences of all directions back in image order and add them.
 
@@ -88,7 +68,7 @@ def cross_merge(
         ys (Tensor): The sequences (N, K, C, L) with L = height * width.
         height (int): The map's height H.
         width (int): The map's width W.
-        pattern (str | Sequence[int]): As in :func:`cross_scan`. Defaults to 'cross'.
+        pattern (str | Sequence[int | str]): As in :func:`cross_scan`. Defaults to 'cross'.
 
     Returns:
         Tensor: The map (N, C, H, W).

@@ -1,4 +1,4 @@
-"""The core of SS2D as one op: a map scanned in four orders without a reordered copy."""
+"""The core of SS2D: a map scanned in several orders, by one op without a reordered copy."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from .backend import (
     needs_states,
     without_autocast,
 )
-from .cross_scan import resolve_pattern, to_map, to_sequence
+from .cross_scan import to_map, to_sequence
 from .extension import extension_error, input_gradients, num_chunks, register_op
 from .flops import mark_scan, register_formulas, ss2d_scan_cost
+from .scan_orders import Order, base_name, reorder, resolve_pattern, split_order, warn_gathered
 from .selective_scan import Scan, scan_chunked, scan_reference
 
 
@@ -64,7 +65,7 @@ def ss2d_scan_reference(
     dt_bias: Tensor,
     A: Tensor,
     D: Tensor,
-    pattern: str | Sequence[int] = 'cross',
+    pattern: str | Sequence[Order] = 'cross',
     out_dtype: torch.dtype | None = None,
     scan: Scan = scan_reference,
 ) -> Tensor:
@@ -93,7 +94,7 @@ def ss2d_scan(
     dt_bias: Tensor,
     A: Tensor,
     D: Tensor,
-    pattern: str | Sequence[int] = 'cross',
+    pattern: str | Sequence[Order] = 'cross',
     out_dtype: torch.dtype | None = None,
     backend: str = 'auto',
 ) -> Tensor:
@@ -104,7 +105,7 @@ def ss2d_scan(
     direction's order, (low, B, C) = proj[..., k, :] and dt = softplus(dt_weight[k] low +
     dt_bias[k]): h_t = exp(dt_t A[k]) h_{t-1} + dt_t B_t x_t and y_t = C_t . h_t + D[k] x_t.
     Sums and states are float32 inside, float64 for float64 input. The kernels read the map in place
-    in every order, without reordered copies.
+    along rows and columns, without reordered copies.
 
     Args:
         x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
@@ -115,9 +116,10 @@ def ss2d_scan(
         dt_bias (Tensor): The biases of the time steps (K, C).
         A (Tensor): The decay rates (K, C, S), 1 <= S <= 256; negative in a stable system.
         D (Tensor): The skip weights (K, C).
-        pattern (str | Sequence[int]): 'cross', 'unidirectional', 'bidirectional', or the order of
-            each of K directions: 0 row-major, 1 column-major, 2 and 3 their reversals.
-            Defaults to 'cross'.
+        pattern (str | Sequence[int | str]): 'cross', 'unidirectional', 'bidirectional', an order of
+            :func:`register_scan_order`, or the order of each of K directions: 0 or 'row',
+            1 or 'column', 2 or 'row_reversed', 3 or 'column_reversed', or the name of a registered
+            one. A map is gathered for a registered order. Defaults to 'cross'.
         out_dtype (torch.dtype, optional): The dtype of ``x``, or the one used inside, which keeps
             a half-precision map from overflowing. Defaults to None, the dtype of ``x``.
         backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
@@ -145,11 +147,54 @@ def ss2d_scan(
             '--dynamo: the TorchScript exporter cannot write the scan'
         )
     acc = accumulate_dtype(x.dtype)
+    if any(isinstance(order, str) for order in orders):
+        y = _scan_gathered(x, proj, dt_weight, dt_bias, A, D, orders, backend)
+        return y.to(out_dtype or x.dtype)
     inputs = (x, proj, dt_weight.to(acc), dt_bias.to(acc), A.to(acc), D.to(acc))
     out_dtype = out_dtype or x.dtype
     if chosen == 'triton':
         return torch.ops.mmvmamba.ss2d_scan_triton(*inputs, orders, out_dtype)
     y, _ = torch.ops.mmvmamba.ss2d_scan(*inputs, orders, out_dtype, needs_states(inputs))
+    return y
+
+
+def _scan_gathered(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    orders: Sequence[Order],
+    backend: str,
+) -> Tensor:
+    """Scan a map in registered orders: those along one path share a gathered map.
+
+    The rows of that map, one after another, are the path's sequence, which the kernels read forward
+    or reversed. The result has the dtype of the sums.
+    """
+    paths: dict[str, list[tuple[int, int]]] = {}  # '' for what the kernels know
+    for k, order in enumerate(orders):
+        path, row = split_order(order)
+        paths.setdefault(path, []).append((k, row))
+    # The gradient of unbind is one stack, that of each index would be a tensor of the whole size.
+    parameters = [proj.unbind(3), *(tensor.unbind(0) for tensor in (dt_weight, dt_bias, A, D))]
+    y = None
+    for path, directions in paths.items():
+        projs, *others = ([values[k] for k, _ in directions] for values in parameters)
+        own, low = x, torch.stack(projs, 3)  # (N, H, W, directions, R + 2 S)
+        if path:
+            if not torch.compiler.is_compiling():
+                warn_gathered(base_name(path))
+            own = reorder(x, path)
+            low = reorder(low.flatten(3), path).view(low.shape)
+        weight, bias, decay, skip = (torch.stack(values) for values in others)
+        rows = [row for _, row in directions]
+        acc = accumulate_dtype(x.dtype)
+        part = ss2d_scan(own, low, weight, bias, decay, skip, rows, acc, backend)
+        part = reorder(part, path, inverse=True) if path else part
+        y = part if y is None else y + part
+    assert y is not None  # a pattern has an order
     return y
 
 

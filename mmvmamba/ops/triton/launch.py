@@ -10,7 +10,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from ..backend import without_autocast
-from ..cross_scan import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED
+from ..scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED
 from . import backward, forward
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.utils.cpp_extension
 
 from mmvmamba.ops.backend import accumulate_dtype
-from mmvmamba.ops.cross_scan import resolve_pattern
+from mmvmamba.ops.scan_orders import resolve_pattern
 
 from . import translate
 

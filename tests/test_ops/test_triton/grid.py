@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmvmamba.ops import selective_scan, ss2d_scan
-from mmvmamba.ops.cross_scan import resolve_pattern
+from mmvmamba.ops.scan_orders import resolve_pattern
 
 from ..cases import Maker, case_id, pairwise, run, selective_inputs, ss2d_inputs
 from . import comparison

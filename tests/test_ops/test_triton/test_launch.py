@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmvmamba.ops import triton as package
-from mmvmamba.ops.cross_scan import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED, resolve_pattern
+from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED, resolve_pattern
 
 from ..cases import selective_inputs, ss2d_inputs
 

@@ -60,8 +60,11 @@ def register_out_norm(name: str, fn: Callable[[int], nn.Module], force: bool = F
     """
     if not isinstance(name, str):
         raise TypeError(f'name must be a str, but got {type(name).__name__}')
-    if not callable(fn):
-        raise TypeError(f'fn must be a function of the channels, but got {type(fn).__name__}')
+    if not callable(fn) or isinstance(fn, nn.Module):
+        raise TypeError(
+            'fn must be a class or function that takes the number of channels, but got '
+            f'{type(fn).__name__}'
+        )
     taken = _OWN_NORMS if force else OUT_NORMS.keys()
     if name in taken:
         raise ValueError(

@@ -99,8 +99,8 @@ def resolve_pattern(
     if not orders or not all(map(_is_order, orders)):
         names = (*_KERNEL_ORDERS, *(name + v for name in _PATHS for v in _VARIANTS))
         raise ValueError(
-            f'{argument} must hold orders 0, 1, 2 or 3, or names of {names}, at least one, but got '
-            f'{tuple(pattern)}'
+            f'{argument} must be a sequence of at least one of the orders 0, 1, 2, 3 or {names}, '
+            f'but got {tuple(pattern)}'
         )
     return orders
 

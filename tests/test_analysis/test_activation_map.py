@@ -46,7 +46,7 @@ def output(path, m, t):
 
 @pytest.mark.parametrize('init', ['mamba', 'random', 'zero'])
 @pytest.mark.parametrize('d_state', [1, 2, 5])
-@pytest.mark.parametrize('scan', ['cross', 'unidirectional', 'bidirectional', 'cascade'])
+@pytest.mark.parametrize('scan', ['cross', 'unidirectional', 'bidirectional', 'cascade', 'hilbert'])
 def test_output_of_the_scan_is_the_map_applied_to_its_input(scan, d_state, init):
     module = build(scan, d_state, init)
     maps, cores, _ = recorded(module, torch.randn(1, *SHAPE, 8, dtype=torch.float64))
@@ -61,7 +61,7 @@ def test_output_of_the_scan_is_the_map_applied_to_its_input(scan, d_state, init)
             torch.testing.assert_close(y, flat[query], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('scan', ['cross', 'bidirectional', 'cascade'])
+@pytest.mark.parametrize('scan', ['cross', 'bidirectional', 'cascade', 'diagonal'])
 @pytest.mark.parametrize('d_state', [1, 3])
 def test_matrices_rows_and_pictures_agree(scan, d_state):
     maps, _, _ = recorded(build(scan, d_state), torch.randn(1, *SHAPE, 8, dtype=torch.float64))

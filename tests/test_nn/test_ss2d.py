@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvmamba.nn import SS2D, VMambaNet
+from mmvmamba.nn import SS2D, VMambaNet, register_out_norm
+from mmvmamba.nn.ss2d import OUT_NORMS
 
 from .definition import ss2d as ss2d_by_definition
 
@@ -182,6 +184,8 @@ def test_the_sum_of_four_directions_may_exceed_float16():
         ({'gate': 'relu'}, 'gate'),
         ({'act': 'tanh'}, 'act'),
         ({'scan': 'spiral'}, 'scan'),
+        ({'scan': ('row', 'spiral')}, 'scan'),
+        ({'scan': ()}, 'scan'),
         ({'ssm_init': 'ones'}, 'ssm_init'),
         ({'out_norm': 'bn'}, 'out_norm'),
         ({'backend': 'cuda'}, 'backend'),
@@ -192,6 +196,90 @@ def test_the_sum_of_four_directions_may_exceed_float16():
 def test_bad_settings(settings, name):
     with pytest.raises(ValueError, match=f'^{name} must be'):
         SS2D(8, **settings)
+
+
+# ---- scans and norms of one's own ----
+
+
+def test_sequence_of_orders_is_the_pattern():
+    want = make_layer(scan='cross')
+    got = make_layer(scan=['row', 1, 2, 'column_reversed'])
+    got.load_state_dict(want.state_dict())
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    assert got.scan == ('row', 1, 2, 'column_reversed')
+    assert torch.equal(got(x), want(x))
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_registered_order_reads_the_map_along_its_path(backend):
+    """A map of one row that is permuted beforehand gives the same result."""
+    layer = make_layer(
+        scan=('local_window', 'local_window_reversed'), conv_kernel=0, backend=backend
+    )
+    rows = make_layer(scan=('row', 'row_reversed'), conv_kernel=0, backend=backend)
+    rows.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 2, 9, 6, dtype=torch.float64)
+    # Two windows of 7 columns: the first 7 of both rows, then the last 2.
+    order = [*range(7), *range(9, 16), 7, 8, 16, 17]
+    want = torch.empty(2, 18, 6, dtype=torch.float64)
+    want[:, order] = rows(x.flatten(1, 2)[:, order].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(layer(x).flatten(1, 2), want, rtol=1e-10, atol=1e-10)
+
+
+def test_directions_have_their_own_parameters():
+    layer = make_layer(dim=8, scan=('snake', 'column', 'hilbert_transposed'))
+    shapes = {name: tuple(value.shape) for name, value in layer.named_parameters()}
+    assert shapes['x_proj_weight'] == (3, 5, 12) and shapes['dt_projs_weight'] == (3, 12, 1)
+    assert shapes['A_logs'] == (36, 2) and shapes['Ds'] == (36,)
+    layer(torch.randn(1, 3, 4, 8, dtype=torch.float64)).sum().backward()
+    grads = {name: value.grad for name, value in layer.named_parameters()}
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
+
+
+class Scale(nn.Module):
+    """Multiply by a vector."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((dim,), 3.0))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+@pytest.fixture
+def scale_norm(monkeypatch):
+    monkeypatch.setitem(OUT_NORMS, 'scale', None)
+    del OUT_NORMS['scale']
+    register_out_norm('scale', Scale)
+
+
+@pytest.mark.usefixtures('scale_norm')
+@pytest.mark.parametrize('grad', [False, True])
+def test_registered_out_norm(grad):
+    net = VMambaNet('tiny', dims=(8, 16), depths=(1, 1), out_norm='scale', num_classes=3).eval()
+    plain = VMambaNet('tiny', dims=(8, 16), depths=(1, 1), out_norm='none', num_classes=3).eval()
+    assert net.state_dict()['layers.0.blocks.0.op.out_norm.weight'].shape == (8,)
+    plain.load_state_dict(net.state_dict(), strict=False)
+    with torch.no_grad():
+        for stage in plain.layers:
+            stage.blocks[0].op.out_proj.weight *= 3
+    x = torch.randn(1, 3, 32, 40)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures('scale_norm')
+def test_bad_out_norms():
+    with pytest.raises(TypeError, match='^name must be a str'):
+        register_out_norm(1, Scale)
+    with pytest.raises(TypeError, match='^fn must be a class or function'):
+        register_out_norm('new', Scale(3))
+    for name, force in (('ln', False), ('ln', True), ('scale', False)):
+        with pytest.raises(ValueError, match=f'^name must not be one of .* but got {name!r}'):
+            register_out_norm(name, Scale, force=force)
+    register_out_norm('scale', nn.LayerNorm, force=True)
+    assert OUT_NORMS['scale'] is nn.LayerNorm
 
 
 # ---- initialization ---------------------------------------------------------------------------

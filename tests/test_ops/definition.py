@@ -11,8 +11,65 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def diagonal(height, width):
+    return [
+        (i, total - i)
+        for total in range(height + width - 1)
+        for i in range(height)
+        if 0 <= total - i < width
+    ]
+
+
+def snake(height, width):
+    found = []
+    for i in range(height):
+        row = [(i, j) for j in range(width)]
+        found += row if i % 2 == 0 else row[::-1]
+    return found
+
+
+def local_window(height, width, size=7):
+    return [
+        (i, j)
+        for top in range(0, height, size)
+        for left in range(0, width, size)
+        for i in range(top, min(top + size, height))
+        for j in range(left, min(left + size, width))
+    ]
+
+
+def hilbert(height, width):
+    """The curve of the smallest square of a power of two, by its quadrants."""
+
+    def curve(side):
+        if side == 1:
+            return [(0, 0)]
+        part, half = curve(side // 2), side // 2
+        return [
+            *((j, i) for i, j in part),
+            *((i + half, j) for i, j in part),
+            *((i + half, j + half) for i, j in part),
+            *((half - 1 - j, side - 1 - i) for i, j in part),
+        ]
+
+    side = 1
+    while side < max(height, width):
+        side *= 2
+    return [(i, j) for i, j in curve(side) if i < height and j < width]
+
+
+PATHS = {'diagonal': diagonal, 'snake': snake, 'local_window': local_window, 'hilbert': hilbert}
+
+
 def positions(order, height, width):
     """Positions (h, w) in the order of a direction."""
+    if isinstance(order, str) and order.endswith('_reversed'):
+        return positions(order.removesuffix('_reversed'), height, width)[::-1]
+    if isinstance(order, str) and order.endswith('_transposed'):
+        path = positions(order.removesuffix('_transposed'), width, height)
+        return [(i, j) for j, i in path]
+    if order in PATHS:
+        return PATHS[order](height, width)
     rows = [(i, j) for i in range(height) for j in range(width)]
     columns = [(i, j) for j in range(width) for i in range(height)]
     return {0: rows, 1: columns, 2: rows[::-1], 3: columns[::-1]}[order]

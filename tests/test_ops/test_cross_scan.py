@@ -7,7 +7,7 @@ from mmvmamba.ops import SCAN_PATTERNS, cross_merge, cross_scan
 
 from .definition import positions
 
-PATTERNS = [*SCAN_PATTERNS, (1,), (3, 2), (0, 0, 1, 3, 2)]
+PATTERNS = [*SCAN_PATTERNS, (1,), (3, 2), (0, 0, 1, 3, 2), (1, 'snake_reversed', 'hilbert')]
 
 
 @pytest.mark.parametrize('pattern', PATTERNS, ids=str)

@@ -52,6 +52,13 @@ CHANGES = {
 for pattern in ('unidirectional', 'bidirectional', 'cascade'):
     CHANGES[f'vmamba-t_scan-{pattern}'] = dict(scan=pattern)
     CHANGES[f'vmamba-t_scan-{pattern}-nodwconv'] = dict(scan=pattern, conv_kernel=0)
+for name, pattern in (
+    ('diagonal',) * 2,
+    ('snake',) * 2,
+    ('window', 'local_window'),
+    ('hilbert',) * 2,
+):
+    CHANGES[f'vmamba-t_scan-{name}'] = dict(scan=pattern)
 #: Parameters by the authors' code, and the GFLOPs of the paper.
 STEPS = {
     'vanilla': (22_893_448, '5.63'),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmvmamba.nn import VMambaNet
 from mmvmamba.ops import ss2d_scan, ss2d_scan_reference
 
 from ..test_ops.onnx_graphs import NEEDS_EXPORTER, op_types
@@ -86,6 +87,21 @@ def test_any_size_from_one_export(tmp_path, pattern, states):
     for N, H, W in ((2, 4, 6), (1, 7, 3), (3, 1, 9), (1, 9, 1), (1, 1, 1), (1, 20, 31)):
         inputs = core.inputs(N, H, W)
         np.testing.assert_allclose(run(*inputs), core.expected(*inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_registered_orders_for_a_fixed_size(tmp_path):
+    core = Core(5, 2, 1, ('hilbert', 1, 'snake_transposed', 'hilbert_reversed'))
+    run = export(core, tmp_path / 'core.onnx', inputs := core.inputs(2, 4, 6), dynamic=False)
+    np.testing.assert_allclose(run(*inputs), core.expected(*inputs), rtol=1e-4, atol=1e-4)
+    assert {domain for domain, _ in op_types(onnx.load(tmp_path / 'core.onnx').graph)} == {''}
+
+
+def test_registered_orders_for_any_size_are_refused(tmp_path):
+    from mmvmamba.export.onnx import export_file
+
+    net = VMambaNet('tiny', dims=(8, 16), depths=(1, 1), scan=('row', 'snake')).eval()
+    with pytest.raises(ValueError, match=r"^dynamic must be False for scan=\('row', 'snake'\)"):
+        export_file(net, torch.randn(1, 3, 32, 32), tmp_path / 'net.onnx', dynamic=True)
 
 
 def test_standard_ops_alone(tmp_path):

@@ -65,6 +65,13 @@ TABLES: dict[str, tuple[Reported, ...]] = {
         Reported('cascade, no dwconv', _ablation('_scan-cascade-nodwconv'), 81.71),
         Reported('cross, no dwconv', _ablation('_scan-cross-nodwconv'), 82.25),
     ),
+    'orders': (  # not in the paper
+        Reported('cross', TINY, 82.60),
+        Reported('diagonal', _ablation('_scan-diagonal')),
+        Reported('snake', _ablation('_scan-snake')),
+        Reported('local window', _ablation('_scan-window')),
+        Reported('Hilbert', _ablation('_scan-hilbert')),
+    ),
     'init': (
         Reported('mamba', TINY, 82.60),
         Reported('random', _ablation('_init-random'), 82.58),

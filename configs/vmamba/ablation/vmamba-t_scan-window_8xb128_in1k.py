@@ -1,0 +1,2 @@
+_base_ = '../vmamba-t_8xb128_in1k.py'
+model = dict(backbone=dict(scan='local_window'))

@@ -46,6 +46,24 @@ def draw_orders() -> None:
     figure.savefig(OUT / 'scan_orders.png', dpi=110, bbox_inches='tight')
 
 
+def draw_registered() -> None:
+    """The paths of the registered orders."""
+    side, names = 14, ('diagonal', 'snake', 'local_window', 'hilbert')
+    numbers = torch.arange(side**2, dtype=torch.float64).reshape(1, 1, side, side)
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.1), layout='constrained')
+    for ax, name in zip(axes, names, strict=True):
+        path = cross_scan(numbers, [name])[0, 0, 0].long()
+        y, x = (path // side).numpy(), (path % side).numpy()
+        ax.plot(x, y, color=GREY, linewidth=1.2, zorder=1)
+        ax.scatter(x, y, s=22, c=np.arange(len(x)), cmap='Blues', vmin=-80, zorder=2)
+        ax.scatter(x[0], y[0], s=70, c=ORANGE, zorder=3)
+        ax.scatter(x[-1], y[-1], s=90, facecolors='none', edgecolors=ORANGE, linewidths=2)
+        ax.set(xlim=(-0.8, side - 0.2), ylim=(side - 0.2, -0.8), aspect='equal')
+        ax.set_title(f'{name!r}', fontsize=12, family='monospace')
+        ax.axis('off')
+    figure.savefig(OUT / 'registered_orders.png', dpi=110, bbox_inches='tight')
+
+
 def draw_boxes(ax: Axes, y: float, color: str, labels: list[str]) -> None:
     for i, label in enumerate(labels):
         ax.add_patch(plt.Rectangle((i * 3, y), 2.6, 0.7, facecolor=color, edgecolor='black'))
@@ -109,5 +127,6 @@ def draw_bytes() -> None:
 
 if __name__ == '__main__':
     draw_orders()
+    draw_registered()
     draw_chunks()
     draw_bytes()

@@ -223,6 +223,37 @@ def test_example_of_the_ops():
         assert tuple(names[name].shape) == eval(shape) and names[name].isfinite().all()
 
 
+def test_examples_of_scans(tmp_path, monkeypatch, capsys):
+    """The module of the page is a file, and its config is built by OpenMMLab."""
+    pytest.importorskip('mmpretrain')
+    import torch
+    from mmengine.config import Config
+    from mmpretrain import get_model
+
+    from mmvmamba.nn.ss2d import OUT_NORMS
+    from mmvmamba.ops import SCAN_PATTERNS
+
+    module, path, model, config, norm = python_blocks('scans.md')
+    (tmp_path / 'my_scans.py').write_text(module)
+    (tmp_path / 'my_config.py').write_text(config)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        exec(path, {})
+        assert f'# {capsys.readouterr().out}' == path.splitlines()[-1] + '\n'
+        exec(model, names := {})
+        assert names['scores'].shape == (1, 10)
+        cfg = Config.fromfile(tmp_path / 'my_config.py')
+        classifier = get_model(cfg)
+        assert classifier.backbone.settings.scan == 'spiral'
+        assert classifier(torch.randn(1, 3, 64, 64)).shape == (1, 6)
+        exec(norm, names := {})
+        assert type(names['model'].layers[0].blocks[0].op.out_norm) is torch.nn.RMSNorm
+    finally:
+        SCAN_PATTERNS.pop('spiral', None)
+        OUT_NORMS.pop('rms', None)
+        sys.modules.pop('my_scans', None)
+
+
 def test_example_of_the_analysis(capsys):
     pytest.importorskip('mmengine')
     (example,) = python_blocks('analysis.md')

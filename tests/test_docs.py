@@ -235,7 +235,7 @@ def test_examples_of_scans(tmp_path, monkeypatch, capsys):
 
     module, path, model, config, norm = python_blocks('scans.md')
     (tmp_path / 'my_scans.py').write_text(module)
-    (tmp_path / 'my_config.py').write_text(config)
+    (tmp_path / 'my_config.py').write_text(config.replace("'./", f"'{ROOT}/"))
     monkeypatch.syspath_prepend(tmp_path)
     try:
         exec(path, {})

@@ -12,11 +12,8 @@ import argparse
 import ctypes
 import functools
 import importlib
-import importlib.util
-import io
 import itertools
 import os
-import runpy
 import sys
 import textwrap
 import types
@@ -30,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .environment import PACKAGES, installed_version, mmcv_is_compiled
+from .script import run_script
 
 # Arguments have the names and the order of mmcv's, and results go into the tensors given for them.
 # Buffers that only mmcv's kernels need stay unused.
@@ -524,9 +522,6 @@ def _installed_mmcv() -> tuple[str, str] | None:
 
 # ---- the command ----
 
-#: Environment variable with the path of the script for the processes that it spawns.
-_SCRIPT = 'MMVMAMBA_MMCV_SCRIPT'
-
 
 def report() -> str:
     """Return the installed mmcv and the sources of its ops as text."""
@@ -556,30 +551,6 @@ def _paragraphs(title: str, groups: dict[str, list[str]]) -> str:
     return '\n'.join(lines)
 
 
-def run_script(path: str, args: list[str]) -> None:
-    """Run a script as ``python path args`` would, except that it can import ``mmcv.ops``.
-
-    :func:`runpy.run_path` is not enough. Processes that the script spawns, such as data loaders',
-    import the main module of their parent. By its name they import this module, which then runs
-    the script there. ``mmseg::`` and ``mmvmamba::`` bases resolve in configs, as in our tools.
-    """
-    from .registry import register_config_packages
-
-    register_config_packages()
-    main, previous = types.ModuleType('__main__'), sys.modules['__main__']
-    main.__file__, main.__spec__ = path, importlib.util.find_spec('mmvmamba.mmcv_ops')
-    sys.argv[:] = [path, *args]
-    os.environ[_SCRIPT] = path = os.path.abspath(path)
-    if not getattr(sys.flags, 'safe_path', False):  # from Python 3.11 on
-        sys.path[0] = os.path.dirname(path)
-    sys.modules['__main__'] = main
-    try:
-        with io.open_code(path) as file:
-            exec(compile(file.read(), path, 'exec'), vars(main))
-    finally:
-        sys.modules['__main__'] = previous
-
-
 def main() -> None:
     """Run the script of the command line, or write the report without one."""
     parser = argparse.ArgumentParser(
@@ -592,12 +563,13 @@ def main() -> None:
     if args.script is None:
         sys.stdout.write(report() + '\n')
     elif os.path.isfile(args.script):
-        run_script(args.script, args.args)
+        from .registry import register_config_packages
+
+        register_config_packages()  # mmseg:: and mmvmamba:: bases in configs, as in our tools
+        run_script(args.script, args.args, 'mmvmamba.mmcv_ops')
     else:
         parser.error(f'script {args.script!r} does not exist')
 
 
 if __name__ == '__main__':
     main()
-elif __name__ == '__mp_main__':
-    globals().update(runpy.run_path(os.environ[_SCRIPT], run_name=__name__))

@@ -1,0 +1,121 @@
+"""Stand-ins for the compiled modules that networks with a selective scan import.
+
+``import mmvmamba.dropin``, before the network, provides ``selective_scan_cuda``,
+``selective_scan_cuda_core`` and ``selective_scan_cuda_oflex``, ``causal_conv1d``, and the scan and
+the layer norm of ``mamba_ssm``. They run on CPU and GPU, the scans with the kernels of this
+package, and need torch alone. Installed modules take precedence unless :func:`install` is told to
+replace them.
+
+``python -m mmvmamba.dropin`` lists the modules, and ``python -m mmvmamba.dropin SCRIPT [ARG ...]``
+runs an unmodified script.
+"""
+
+import importlib
+import os
+import sys
+import types
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+__all__ = ['MODULES', 'install']
+
+_CONVOLUTIONS = {name: name for name in ('causal_conv1d_fn', 'causal_conv1d_update')}
+_STEPS = ('causal_conv1d_fwd', 'causal_conv1d_bwd', 'causal_conv1d_update')
+_INNER = ('mamba_inner_fn', 'mamba_inner_ref', 'mamba_inner_fn_no_out_proj')
+_SCANS = ('selective_scan_fn', 'selective_scan_ref', 'bimamba_inner_fn', 'bimamba_inner_ref')
+_NORMS = ('RMSNorm', 'layer_norm_fn', 'rms_norm_fn')
+
+#: The names in each module, what they are here, and in which file.
+_CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
+    'selective_scan_cuda': ('extensions', {'fwd': 'mamba_fwd', 'bwd': 'mamba_bwd'}),
+    'selective_scan_cuda_core': ('extensions', {'fwd': 'core_fwd', 'bwd': 'core_bwd'}),
+    'selective_scan_cuda_oflex': ('extensions', {'fwd': 'oflex_fwd', 'bwd': 'core_bwd'}),
+    'mamba_ssm': ('selective_scan_interface', {n: n for n in (_SCANS[0], _INNER[0])}),
+    'mamba_ssm.ops': ('', {}),
+    'mamba_ssm.ops.selective_scan_interface': (
+        'selective_scan_interface',
+        {name: name for name in (*_SCANS, *_INNER)},
+    ),
+    'mamba_ssm.ops.triton': ('', {}),
+    'mamba_ssm.ops.triton.layer_norm': ('layer_norm', {name: name for name in _NORMS}),
+    'mamba_ssm.ops.triton.layernorm': ('layer_norm', {name: name for name in _NORMS}),
+    'causal_conv1d': ('causal_conv1d', _CONVOLUTIONS),
+    'causal_conv1d.causal_conv1d_interface': ('causal_conv1d', _CONVOLUTIONS),
+    'causal_conv1d.cpp_functions': (
+        'causal_conv1d',
+        {f'{step}_function': f'{step}_function' for step in _STEPS},
+    ),
+    'causal_conv1d_cuda': ('causal_conv1d', {step: f'{step}_function' for step in _STEPS}),
+}
+
+#: Environment variable: 1 to replace installed modules, as ``install(replace=True)`` does.
+REPLACE = 'MMVMAMBA_DROPIN_REPLACE'
+#: The modules that are provided.
+MODULES = tuple(_CONTENTS)
+#: Those with others in them. They are not replaced, as an installed one has modules of its own.
+_PACKAGES = frozenset(name.rpartition('.')[0] for name in MODULES) - {''}
+
+
+class _StandInLoader(Loader):
+    """Fill a module with names of this package."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        file, names = _CONTENTS[module.__name__]
+        if file:
+            source = importlib.import_module(f'{__name__}.{file}')
+            vars(module).update({name: getattr(source, here) for name, here in names.items()})
+
+
+class _Finder(MetaPathFinder):
+    """Find the stand-ins of some modules."""
+
+    def __init__(self, modules: frozenset[str]) -> None:
+        self.modules = modules
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name in self.modules:
+            is_package = name in _PACKAGES
+            spec = ModuleSpec(name, _StandInLoader(), origin=__file__, is_package=is_package)
+            spec.has_location = True  # so that errors of `from ... import ...` name this file
+            return spec
+        if _is_stand_in(name.rpartition('.')[0]):
+            raise ModuleNotFoundError(
+                f'No module named {name!r}: mmvmamba.dropin provides {", ".join(MODULES)}',
+                name=name,
+            )
+        return None
+
+
+#: The last finder, so that installed modules are found before it, and the first one.
+_MISSING, _REPLACED = _Finder(frozenset(MODULES)), _Finder(frozenset(MODULES) - _PACKAGES)
+
+
+def install(replace: bool = False) -> None:
+    """Make the stand-ins importable. ``import mmvmamba.dropin`` does so without ``replace``.
+
+    Args:
+        replace (bool): Whether to replace installed modules too. Their packages stay, so that
+            ``mamba_ssm.modules`` can still be imported. Defaults to False.
+
+    Raises:
+        RuntimeError: If an installed module is to be replaced after it was imported.
+    """
+    if _MISSING not in sys.meta_path:
+        sys.meta_path.append(_MISSING)
+    if not replace or _REPLACED in sys.meta_path:
+        return
+    imported = [n for n in _REPLACED.modules if n in sys.modules and not _is_stand_in(n)]
+    if imported:
+        raise RuntimeError(
+            f'install(replace=True) must come before the first import of {", ".join(imported)}'
+        )
+    sys.meta_path.insert(0, _REPLACED)
+
+
+def _is_stand_in(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), '__spec__', None)
+    return isinstance(getattr(spec, 'loader', None), _StandInLoader)
+
+
+install(os.environ.get(REPLACE) == '1')

@@ -1,0 +1,51 @@
+"""List the stand-ins, or run a script with them."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from mmvmamba.script import run_script
+
+from . import MODULES, REPLACE, install
+
+
+def report() -> str:
+    """Return for each module whether it is installed or a stand-in, as text."""
+    return '\n'.join(f'{name:40} {_source(name)}' for name in MODULES)
+
+
+def _source(name: str) -> str:
+    try:
+        module = importlib.import_module(name)
+    # An installed extension for another torch raises OSError or RuntimeError.
+    except Exception as error:
+        return f'cannot be imported: {type(error).__name__}: {error}'
+    path = module.__file__ or ''
+    return 'mmvmamba' if path == sys.modules['mmvmamba.dropin'].__file__ else path
+
+
+def main() -> None:
+    """Run the script of the command line, or write the report without one."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mmvmamba.dropin',
+        description='List the modules that mmvmamba provides where they are not installed, or run '
+        'a script with them.',
+    )
+    parser.add_argument('--replace', action='store_true', help='replace installed modules too')
+    parser.add_argument('script', nargs='?', help='path of the script')
+    parser.add_argument('args', nargs=argparse.REMAINDER, help='its arguments')
+    args = parser.parse_args()
+    if args.replace:
+        os.environ[REPLACE] = '1'  # in the processes that the script spawns too
+    install(args.replace)
+    if args.script is None:
+        sys.stdout.write(report() + '\n')
+    elif os.path.isfile(args.script):
+        run_script(args.script, args.args, 'mmvmamba.dropin')
+    else:
+        parser.error(f'script {args.script!r} does not exist')
+
+
+if __name__ == '__main__':
+    main()

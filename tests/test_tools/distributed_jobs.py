@@ -88,6 +88,15 @@ def train(config, folder, world, options):
     return dict(before=before, state=state, losses=hook.losses)
 
 
+def refused(config, folder, world, options):
+    """Train until the tool refuses the config; return the message and the steps before it."""
+    runner = build(config, folder, world, custom_hooks=[dict(type='KeepLosses')], **options)
+    with pytest.raises(UserError) as caught:
+        runner.train()
+    hook = next(h for h in runner.hooks if isinstance(h, KeepLosses))
+    return dict(said=str(caught.value), steps=len(hook.losses))
+
+
 # ---- order of samples ----
 
 

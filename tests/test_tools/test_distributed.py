@@ -64,6 +64,11 @@ def plan(classification, detection, segmentation, fsdp, folder):
     jobs['detect_2'] = train(detection, 2, **options, **{'train_cfg.max_epochs': 3})
     jobs['segment_2'] = train(segmentation, 2, **options, **{'train_cfg.max_iters': 3})
     jobs.update(plan_order(folder))
+    configs = dict(classify=classification, detect=detection, segment=segmentation)
+    for task, model in stock_heads().items():
+        for function in ('refused', 'train'):
+            arguments = train(configs[task], 2, **options, **model[function])[2]
+            jobs[f'{task}_{function}'] = function, 2, arguments
     for rank, kind in MISBEHAVIOR:
         jobs[f'rank {rank} {kind}'] = 'misbehave', 3, dict(rank=rank, kind=kind)
     sharded = {
@@ -77,6 +82,54 @@ def plan(classification, detection, segmentation, fsdp, folder):
         jobs[f'detect_eval_{world}'] = evaluate(detection, world, 'OracleDetector')
         jobs[f'segment_eval_{world}'] = evaluate(segmentation, world, 'OracleSegmentor')
     return jobs
+
+
+def stock_heads():
+    """Return options of stock models that are refused, and of the same with used maps alone."""
+    from mmengine.hub import get_config
+
+    import mmvmamba.registry  # noqa: F401  (resolves mmseg::)
+
+    retinanet = get_config('mmdet::_base_/models/retinanet_r50_fpn.py').model
+    fcn = get_config('mmseg::_base_/models/fcn_r50-d8.py').model
+    thin = dict(channels=16, num_classes=3, norm_cfg=dict(type='BN'))
+    backbone = dict(type='mmvmamba.VMamba', dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    retinanet.backbone, retinanet['_delete_'] = backbone, True
+    retinanet.neck.update(in_channels=[8, 16, 24, 32], out_channels=16)
+    retinanet.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=2)
+    detect = {'model': retinanet.to_dict(), 'train_cfg.max_epochs': 2}
+    heads = {
+        f'model.{name}': {**fcn[name], **thin, 'in_channels': channels, '_delete_': True}
+        for name, channels in (('decode_head', 32), ('auxiliary_head', 24))
+    }
+    assert (retinanet.neck.start_level, heads['model.decode_head']['in_index']) == (1, 3)
+    return {
+        'classify': dict(
+            refused={'model.backbone.out_indices': (0, 1, 2, 3)},
+            train={
+                'model.backbone.out_indices': (0, 1, 2, 3),
+                'find_unused_parameters': True,
+            },
+        ),
+        'detect': dict(
+            refused=detect,
+            train={
+                **detect,
+                'model.backbone.out_indices': (1, 2, 3),
+                'model.neck.in_channels': [16, 24, 32],
+                'model.neck.start_level': 0,
+            },
+        ),
+        'segment': dict(
+            refused=heads,
+            train={
+                **heads,
+                'model.backbone.out_indices': (2, 3),
+                'model.decode_head.in_index': 1,
+                'model.auxiliary_head.in_index': 0,
+            },
+        ),
+    }
 
 
 #: Six iterations an epoch with a global batch of four, and passes over the data without an end.
@@ -328,6 +381,21 @@ def test_evaluation_in_two_processes(results, task, figures):
 def test_any_out_indices_without_find_unused_parameters(results):
     for rank in results('out_indices'):
         assert len(rank['steps']) == 15 * 2
+
+
+@pytest.mark.parametrize(
+    ('task', 'unused', 'used'),
+    [('classify', '012', '(3,)'), ('detect', '0', '(1, 2, 3)'), ('segment', '01', '(2, 3)')],
+)
+def test_stock_heads_that_do_not_use_all_maps(results, task, unused, used):
+    """They are refused after a step, and train with the ``out_indices`` of the message."""
+    for rank in results(f'{task}_refused'):
+        names = [f'backbone.outnorm{i}.{name}' for i in unused for name in ('weight', 'bias')]
+        assert rank['said'].startswith(', '.join(names[:4]))
+        assert ('and 2 more' in rank['said']) is (len(names) > 4)
+        assert f'out_indices=(0, 1, 2, 3): set it to {used}, and' in rank['said']
+        assert '\n' not in rank['said'] and rank['steps'] == 1
+    assert all(len(rank['losses']) >= 2 for rank in results(f'{task}_train'))
 
 
 def test_checkpointing_gives_equal_gradients(results):

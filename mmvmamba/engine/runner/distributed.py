@@ -1,4 +1,4 @@
-"""Distributed runs without a GPU, where MMEngine assumes CUDA, and ranks that hang."""
+"""Distributed runs without a GPU, where MMEngine assumes CUDA, and named errors of all of them."""
 
 import contextlib
 import datetime
@@ -11,12 +11,17 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from torch import nn
 
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.hooks.utils import unwrapped
 
 #: Time in which the other ranks must answer after a collective operation has failed.
 ANSWER_TIME = datetime.timedelta(seconds=30)
 _GLOO_ERROR = r'gloo/\S+\.cc:\d+\] (.+)'
+#: In DistributedDataParallel's error at the step after one that left parameters without gradient.
+_UNUSED = r'Parameter indices which did not receive grad for rank \d+: ([\d ]+)'
+_SHOWN = 4
 
 
 def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
@@ -88,6 +93,45 @@ def _cause(group: dist.ProcessGroup, processes: Sequence[str]) -> str:
     return (
         'all processes answered afterwards, so one of them was slower than the timeout; raise '
         'env_cfg.dist_cfg.timeout'
+    )
+
+
+@contextlib.contextmanager
+def unused_parameters_named(runner: Any) -> Iterator[None]:
+    """Name the parameters without a gradient if DistributedDataParallel refuses them.
+
+    A map of the backbone that neither neck nor heads use leaves its output norm without one.
+
+    Args:
+        runner (Runner | FlexibleRunner): The runner, which may build its model in training.
+
+    Raises:
+        UserError: If there are such parameters.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(_UNUSED, str(error))
+        if found is None:
+            raise
+        model = unwrapped(runner.model)
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        unused = [names[int(index)] for index in found[1].split()]
+        more = f' and {len(unused) - _SHOWN} more' if len(unused) > _SHOWN else ''
+        raise UserError(
+            f'{", ".join(unused[:_SHOWN])}{more} got no gradient in the last step, which '
+            f'DistributedDataParallel does not allow; {_remedy(model, unused)}'
+        ) from error
+
+
+def _remedy(model: nn.Module, unused: Sequence[str]) -> str:
+    stages = getattr(getattr(model, 'backbone', None), 'out_indices', ())
+    used = tuple(i for i in stages if f'backbone.outnorm{i}.weight' not in unused)
+    if used in ((), tuple(stages)):
+        return 'leave these parts out of the model, or set find_unused_parameters=True'
+    return (
+        f'neck and heads use only some of the maps of model.backbone.out_indices={tuple(stages)}: '
+        f'set it to {used}, and their in_channels and in_index to match'
     )
 
 

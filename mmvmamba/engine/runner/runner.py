@@ -35,6 +35,7 @@ from .distributed import (
     init_cpu_process_group,
     monitor_nccl,
     runs_on_cpu,
+    unused_parameters_named,
     use_cpu_strategy,
 )
 
@@ -87,7 +88,7 @@ class CommonMixin:
 
     def train(self) -> nn.Module:
         """Train after a check of all data, before MMEngine builds the data sets."""
-        with hanging_ranks_named(), named_batch_norm():
+        with hanging_ranks_named(), named_batch_norm(), unused_parameters_named(self):
             self._check_data('train', 'val', 'test')
             return super().train()
 

@@ -2,8 +2,10 @@
 
 import datetime
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmvmamba.engine.errors import UserError
@@ -109,3 +111,33 @@ def test_strategies(strategy, expected):
     if 'state_dict_cfg' in (strategy or {}):
         assert state.state_dict_type == 'FULL_STATE_DICT'
         assert state.optim_state_dict_config.offload_to_cpu is False
+
+
+class Unused(torch.nn.Module):
+    """A frozen layer, which DistributedDataParallel does not count, and a neck."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+        self.neck = torch.nn.Linear(1, 1)
+
+
+def test_unused_parameters_of_other_parts():
+    message = 'Parameter indices which did not receive grad for rank 1: 0 1\n In addition, ...'
+    words = (
+        r'^neck.weight, neck.bias got no gradient .* leave these parts out of the model, or set '
+        'find_unused_parameters=True$'
+    )
+    with (
+        pytest.raises(UserError, match=words),
+        distributed.unused_parameters_named(SimpleNamespace(model=Unused())),
+    ):
+        raise RuntimeError(message)
+
+
+def test_other_errors_stay_as_they_are():
+    with (
+        pytest.raises(RuntimeError, match='^shape$'),
+        distributed.unused_parameters_named(SimpleNamespace(model=Unused())),
+    ):
+        raise RuntimeError('shape')

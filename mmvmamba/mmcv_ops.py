@@ -2,7 +2,7 @@
 
 ``import mmvmamba`` makes it available where mmcv has no compiled ops; mmcv's own take precedence.
 The ops that the stock models of mmdet and mmseg call are implemented with torchvision or PyTorch,
-on CPU and GPU. Every other op raises NotImplementedError when it is called.
+on CPU and GPU. Every other op raises :class:`MissingOpError` when it is called.
 
 ``python -m mmvmamba.mmcv_ops`` lists the ops, and ``python -m mmvmamba.mmcv_ops SCRIPT [ARG ...]``
 runs a script that imports ``mmcv.ops`` before this package, such as mmdet's own tools.
@@ -497,8 +497,12 @@ class StandInLoader(Loader):
         vars(module)['__getattr__'] = missing
 
 
+class MissingOpError(NotImplementedError):
+    """A call of an op that needs a compiled mmcv."""
+
+
 def _not_available(name: str, *args: Any, **kwargs: Any) -> NoReturn:
-    raise NotImplementedError(
+    raise MissingOpError(
         f'{name} needs mmcv with compiled ops. The installed mmcv has none, and mmvmamba has no '
         f'substitute for this op. {build_hint()}'
     )

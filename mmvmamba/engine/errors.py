@@ -16,6 +16,7 @@ import torch.distributed as dist
 from mmengine.registry import Registry
 
 from mmvmamba.checkpoint.redaction import redacted
+from mmvmamba.mmcv_ops import MissingOpError
 
 _TRACEBACK_VARIABLE = 'MMVMAMBA_TRACEBACK'
 _FILE_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -67,9 +68,9 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> NoReturn:
     """Run a tool and exit with status 0, with 2 after a user error, or with 130 after Ctrl-C.
 
     A user error is a :class:`UserError`, a file that cannot be opened, a component that cannot be
-    built from the config, or a lack of memory, disk space or other resources. Other errors keep
-    their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for all. The process group ends with the
-    tool.
+    built from the config, an op that needs a compiled mmcv, or a lack of memory, disk space or
+    other resources. Other errors keep their traceback, and ``MMVMAMBA_TRACEBACK=1`` shows it for
+    all. The process group ends with the tool.
 
     Args:
         main (Callable): The tool.
@@ -121,7 +122,7 @@ def explain(error: BaseException) -> str | None:
         kind = type(error)
         module = '' if kind.__module__ == 'builtins' else f'{kind.__module__}.'
         text = text.rpartition(f'\n{module}{kind.__name__}: ')[2]
-    if isinstance(error, (UserError, *_FILE_ERRORS)):
+    if isinstance(error, (UserError, MissingOpError, *_FILE_ERRORS)):
         return text
     remedy = _remedy(error)
     return f'{text.splitlines()[0] if text else "out of memory"}; {remedy}' if remedy else None

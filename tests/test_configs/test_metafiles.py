@@ -15,6 +15,7 @@ FOLDERS = (
     'mask2former',
     'mask_rcnn',
     'retinanet',
+    'rotated',
     'segformer',
     'upernet',
     'vmamba',
@@ -50,7 +51,8 @@ def test_readme_has_every_config_and_its_weights(folder):
         assert f'({model["Name"]}.py)' in text
         if folder == 'vmamba/ablation':  # one command with NAME for all of them
             model = dict(model, Config=f'configs/{folder}/NAME.py')
-        train = 'tools/train.py {}\n' if folder == 'demo' else 'tools/dist_train.sh {} 8\n'
+        single = folder in ('demo', 'rotated')
+        train = 'tools/train.py {}\n' if single else 'tools/dist_train.sh {} 8\n'
         assert train.format(model['Config']) in text
         # Sharded models are tested without shards.
         assert f'tools/test.py {model["Config"]}' in text or folder == 'fsdp'

@@ -31,7 +31,9 @@ UPERNET = [*((name, 512) for name in BACKBONES), ('s', 640)]
 
 
 RECIPES = sorted(
-    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'demo', 'fsdp')
+    path
+    for path in CONFIGS.glob('*/*.py')
+    if path.parent.name not in ('_base_', 'demo', 'fsdp', 'rotated')
 )
 
 

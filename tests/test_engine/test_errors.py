@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch.nn.parallel import DistributedDataParallel
 
 from mmvmamba.engine import errors
+from mmvmamba.mmcv_ops import MissingOpError
 
 
 class Runner:
@@ -140,7 +141,8 @@ def test_a_component_given_as_a_class_or_in_a_list(capsys):
 
 
 @pytest.mark.parametrize(
-    'error', [errors.UserError('no'), FileNotFoundError('no'), PermissionError('no')]
+    'error',
+    [errors.UserError('no'), MissingOpError('no'), FileNotFoundError('no'), PermissionError('no')],
 )
 def test_mistakes(error, capsys):
     assert message_of(tool_that_raises(error), capsys) == 'no'

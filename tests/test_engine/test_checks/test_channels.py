@@ -229,7 +229,7 @@ def test_other_backbones_are_not_judged():
 def test_all_our_configs_match():
     seen = 0
     for path in sorted(CONFIGS.glob('*/*.py')):
-        if path.parent.name == '_base_':
+        if path.parent.name in ('_base_', 'rotated'):
             continue
         cfg = Config.fromfile(path)
         backbone = dict(cfg.model.backbone)

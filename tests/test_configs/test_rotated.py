@@ -158,7 +158,7 @@ def test_one_picture_is_learned(name, dota, tmp_path, compiled_mmcv):
     found = sample.pred_instances[sample.pred_instances.scores > 0.5]
     classes = runner.val_dataloader.dataset.metainfo['classes']
     truth = [(*center, *size, np.radians(angle)) for (center, size, angle), _ in OBJECTS]
-    ious = box_iou_rotated(torch.tensor(truth, dtype=torch.float32), found.bboxes.tensor)
+    ious = box_iou_rotated(torch.tensor(truth, dtype=torch.float32), found.bboxes)
     for row, (_, label) in zip(ious, OBJECTS, strict=True):
         best = row.argmax()
         assert row[best] > 0.5 and classes[found.labels[best]] == label

@@ -46,6 +46,7 @@ def read_local_checkpoint(
     history_buffer: type | None = None,
     config_dict: type = dict,
     skip_data: bool = False,
+    warn_unverified: bool = True,
 ) -> Any:
     """Read a checkpoint of the authors, of MMEngine or of timm, or a safetensors file.
 
@@ -64,23 +65,25 @@ def read_local_checkpoint(
         config_dict (type): MMEngine's ConfigDict, likewise.
         skip_data (bool): Whether to leave the values of tensors uninitialized and to verify no
             checksums, which is fast where only the other content is of interest. Defaults to False.
+        warn_unverified (bool): Whether to log the warning. Defaults to True.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         TypeError: If ``file`` is neither a path nor an open file.
         ValueError: If the file is truncated or damaged, is not a checkpoint or needs another class.
     """
+    warn = warn_unverified and not skip_data
     if not isinstance(file, str | os.PathLike) and hasattr(file, 'read'):
         name = name or str(getattr(file, 'name', 'the open file'))
         with _explained(name):
             opened = file if file.seekable() else io.BytesIO(file.read())
-            return _read(opened, name, map_location, history_buffer, config_dict, skip_data)
+            return _read(opened, name, map_location, history_buffer, config_dict, skip_data, warn)
     name = name or redacted(as_filename(file))
     path = os.path.expanduser(as_filename(file))
     if not os.path.isfile(path):  # a folder, or a pipe, which would be waited for
         raise FileNotFoundError(f'checkpoint {name!r} does not exist or is not a file')
     with _explained(name), open(path, 'rb') as opened:
-        return _read(opened, path, map_location, history_buffer, config_dict, skip_data)
+        return _read(opened, path, map_location, history_buffer, config_dict, skip_data, warn)
 
 
 @contextlib.contextmanager
@@ -124,6 +127,7 @@ def _read(
     history_buffer: type | None,
     config_dict: type,
     skip_data: bool,
+    warn_unverified: bool,
 ) -> Any:
     is_verified = skip_data or _verify_hash(file, filename)
     size = file.seek(0, os.SEEK_END)
@@ -145,7 +149,7 @@ def _read(
                 'cannot be read: it is not a checkpoint but an HTML page, perhaps a login page'
             )
         raise ValueError('its first bytes are not those of a checkpoint')
-    if not is_verified and not has_checksums:
+    if warn_unverified and not is_verified and not has_checksums:
         _logger.warning(
             'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '
             '-<the first 8 digits of its SHA-256> is verified',

@@ -19,12 +19,14 @@ from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.checkpoint.released import released_file
 
 from .arch import ARCHS, resolve_arch
+from .hub_methods import import_hub_model
 from .network import VMambaNet
 from .settings import did_you_mean
 
 _logger = logging.getLogger(__name__)
 #: Architectures by model name.
 MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
+_FOLDERS = ('hf-hub', 'local-dir')
 
 
 def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
@@ -50,7 +52,7 @@ def create_model(
     num_classes: int | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     **kwargs: Any,
 ) -> VMambaNet:
     """Create a classifier, or with ``features_only`` a backbone, by timm's names.
@@ -61,7 +63,10 @@ def create_model(
         pretrained (str | PathLike | bool): True for the released ImageNet weights, a file, or a
             URL (http, https), of a released file or a checkpoint of a training. Downloads are kept
             in ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
-            3 channels is adapted to ``in_chans``. Defaults to False, random weights.
+            3 channels is adapted to ``in_chans``. 'local-dir:FOLDER' is a folder and
+            'hf-hub:OWNER/NAME' (perhaps with '@REVISION') a repository as
+            :meth:`mmvmamba.nn.VMambaNet.from_pretrained` takes them; the network is the one saved
+            there, with the arguments that are given here. Defaults to False, random weights.
         num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
             random if the file's has another number of classes. Defaults to None, the file's
             number, or 1000.
@@ -69,7 +74,7 @@ def create_model(
             detectors and segmentors take them, instead of scores. Defaults to False.
         out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
             a negative one counts from the last. Defaults to None, all.
-        in_chans (int): Channels of the images. Defaults to 3.
+        in_chans (int, optional): Channels of the images. Defaults to None, the folder's or 3.
         **kwargs: Other arguments of :class:`mmvmamba.nn.VMambaNet`, e.g. ``drop_path_rate``.
 
     Returns:
@@ -93,26 +98,47 @@ def create_model(
         raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
+    scheme, _, place = str(pretrained).partition(':')
+    if scheme in _FOLDERS and not isinstance(pretrained, os.PathLike):
+        kwargs |= dict(num_classes=num_classes, features_only=features_only, in_chans=in_chans)
+        return _from_folder(scheme, place, model_name, out_indices=out_indices, **kwargs)
     arch = MODEL_NAMES[model_name]
     if features_only and out_indices is None:
         out_indices = all_stages(arch, **kwargs)
     classes = 1000 if num_classes is None else num_classes
-    net = VMambaNet(arch, in_chans, classes, out_indices, **kwargs)
+    channels = 3 if in_chans is None else in_chans
+    net = VMambaNet(arch, channels, classes, out_indices, **kwargs)
     if pretrained is not False:
         content, name = _read_weights(pretrained, arch)
         _load_weights(net, content, name, new_head=num_classes is not None)
     return net
 
 
+def _from_folder(scheme: str, place: str, model_name: str, **overrides: Any) -> VMambaNet:
+    """Load a network with its settings from a local folder or a repository on the Hub."""
+    if scheme == 'local-dir':
+        from mmvmamba.hub.folder import load_folder
+
+        return load_folder(place, model_name=model_name, **overrides)
+    name, _, given = place.partition('@')
+    hub_model = import_hub_model(f"pretrained='hf-hub:{place}'")
+    revision = given or None
+    return hub_model.from_pretrained(
+        name, revision=revision, model_name=model_name, **overrides
+    ).net
+
+
 def _read_weights(pretrained: str | os.PathLike[str] | bool, arch: str) -> tuple[Any, str]:
     """Return the content of what ``pretrained`` names, and the file in messages."""
     source = '' if isinstance(pretrained, bool) else as_filename(pretrained)
-    if source.startswith(('hf-hub:', 'local-dir:')):
-        raise ValueError(f'pretrained={source!r} needs mmvmamba.hub')
     if pretrained is True:
         path = source = released_file(arch)
     else:
         path = download(source) if source.startswith(('http://', 'https://')) else source
+        if os.path.isdir(path):
+            raise ValueError(
+                f"pretrained must be 'local-dir:{path}' for a folder, but got {path!r}"
+            )
     name = redacted(source) + (f', cached in {path}' if path != source else '')
     return read_local_checkpoint(path, name=name), name
 

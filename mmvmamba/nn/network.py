@@ -17,6 +17,7 @@ from mmvmamba.checkpoint.tensors import same_shape, unusable
 
 from .arch import Arch, check_known, resolve_arch
 from .cpu_inference import fuses, plain, run_block
+from .hub_methods import HubMethods
 from .layers import (
     DOWNSAMPLES,
     NORMS,
@@ -103,7 +104,7 @@ def build_classifier(
     return nn.Sequential(OrderedDict(layers))
 
 
-class VMambaNet(TimmMethods):
+class VMambaNet(TimmMethods, HubMethods):
     """VMamba as a classifier or, with ``out_indices``, as a backbone.
 
     Parameter names are those of the released files.

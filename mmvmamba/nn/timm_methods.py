@@ -55,6 +55,14 @@ class TimmMethods(nn.Module):
         return self.num_features
 
     @property
+    def global_pool(self) -> str:
+        """Pooling of a classifier: 'avg', 'max' or '' for none, as a backbone has."""
+        if self.out_indices is not None:
+            return ''
+        pools = {nn.AdaptiveAvgPool2d: 'avg', nn.AdaptiveMaxPool2d: 'max'}
+        return pools.get(type(self.classifier.get_submodule('avgpool')), '')
+
+    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels, stride and module of the map of each stage."""
         arch = self.settings

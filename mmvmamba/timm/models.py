@@ -17,12 +17,13 @@ from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.checkpoint.released import RELEASED_URLS, released_file
 from mmvmamba.checkpoint.tensors import same_shape
 from mmvmamba.checkpoint.unpickling import YACS_NODE
+from mmvmamba.hub.config import PRETRAINED_CFG
 from mmvmamba.nn import VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
 from mmvmamba.nn.settings import check_choice
 from mmvmamba.ops import extension_error
 
-_HEAD = 'classifier.head'
+_HEAD = PRETRAINED_CFG['classifier']
 
 # timm loads files with weights_only=True. This allows the settings in the authors' full training
 # files, which are read as a plain dictionary.
@@ -33,12 +34,7 @@ default_cfgs = generate_default_cfgs(
     {
         f'{name}.in1k': dict(
             url=RELEASED_URLS[arch],
-            # As in the authors' test: resize to 256 and crop the centre of 224.
-            crop_pct=0.875,
-            interpolation='bicubic',
-            pool_size=(7, 7),
-            first_conv=FIRST_CONV.removesuffix('.weight'),
-            classifier=_HEAD,
+            **PRETRAINED_CFG,
             paper_ids='arXiv:2401.10166',
             paper_name='VMamba: Visual State Space Model',
             origin_url='https://github.com/MzeroMiko/VMamba',
@@ -68,7 +64,11 @@ def checkpoint_filter_fn(content: Mapping[str, Any], model: VMambaNet) -> dict[s
         is_other = {k for k in (f'{_HEAD}.weight', f'{_HEAD}.bias') if _differs(k, own, tensors)}
         matching = match_tensors(own, {k: v for k, v in tensors.items() if k not in is_other})
     matching.check('the checkpoint', type(model).__name__, allow_missing=('classifier.',))
-    return {key: value for key, value in tensors.items() if key in own}
+    found = {key: value for key, value in tensors.items() if key in own}
+    if not model.num_classes and not any(key.startswith('classifier.') for key in tensors):
+        # The folder of a backbone. Its features do not go through the classifier's norm.
+        found |= {key: value for key, value in own.items() if key.startswith('classifier.')}
+    return found
 
 
 def _differs(key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,10 @@
+"""Folders of the Hugging Face Hub: `config.json` in timm's format, `model.safetensors`, a card.
+
+Reading a local folder needs torch alone, writing one huggingface_hub and safetensors.
+"""
+
+from .folder import load_folder, write_folder
+from .model_card import model_card
+from .released import REPORTED, arch_of
+
+__all__ = ['REPORTED', 'arch_of', 'load_folder', 'model_card', 'write_folder']

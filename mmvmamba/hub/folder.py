@@ -1,0 +1,119 @@
+"""Reading and writing folders with a config and weights."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mmvmamba.checkpoint.matching import load_tensors
+from mmvmamba.checkpoint.reader import read_local_checkpoint, state_dict_of
+from mmvmamba.nn import ARCHS, VMambaNet
+from mmvmamba.nn.factory import MODEL_NAMES
+
+from .config import CONFIG, NetworkConfig, config_of, read_config
+
+_logger = logging.getLogger(__name__)
+WEIGHTS = 'model.safetensors'
+#: Files of weights in the order of preference; timm's ``save_for_hf`` writes the second one.
+_WEIGHTS = (WEIGHTS, 'pytorch_model.bin')
+Net = TypeVar('Net', bound=VMambaNet)
+
+
+def load_folder(
+    folder: str | os.PathLike[str],
+    net_class: type[Net] = VMambaNet,
+    model_name: str | None = None,
+    **overrides: Any,
+) -> Net:
+    """Build the network of a local folder and load its weights. Nothing is executed.
+
+    Args:
+        folder (str | PathLike): A folder that :func:`write_folder`, timm's ``save_for_hf`` or
+            transformers wrote.
+        net_class (type): The class of the network. Defaults to :class:`mmvmamba.nn.VMambaNet`.
+        model_name (str, optional): The model that must be in the folder. Defaults to None, any.
+        **overrides: Arguments of ``net_class`` that replace the folder's. ``in_chans`` and
+            ``features_only`` are taken as in :func:`mmvmamba.create_model`.
+
+    Returns:
+        VMambaNet: The network in training mode. A classifier has ``class_names`` if the folder
+        does, and ``pretrained_cfg`` has timm's settings, which timm's transforms take.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files does not exist.
+        ValueError: If the folder has another network, or its weights do not match or are damaged.
+    """
+    config_file, weights_file = _files(Path(folder).expanduser())
+    config = read_config(config_file)
+    if model_name and ARCHS[MODEL_NAMES[model_name]] != ARCHS[MODEL_NAMES[config.model_name]]:
+        raise ValueError(
+            f'model_name must be {config.model_name!r}, the model in {os.fspath(folder)!r}, but '
+            f'got {model_name!r}'
+        )
+    net = _build(net_class, config, overrides)
+    content = read_local_checkpoint(weights_file, warn_unverified=False)
+    matching = load_tensors(net, state_dict_of(content, str(weights_file)), str(weights_file), True)
+    _logger.info('%s: %s', weights_file, matching)
+    return net
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f'folder {str(folder)!r} does not exist or is not a folder')
+    config = folder / CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(f'folder {str(folder)!r} has no {CONFIG}')
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return config, folder / name
+    raise FileNotFoundError(f'folder {str(folder)!r} has neither {" nor ".join(_WEIGHTS)}')
+
+
+def _build(net_class: type[Net], config: NetworkConfig, overrides: dict[str, Any]) -> Net:
+    given = dict(overrides)
+    if (in_chans := given.pop('in_chans', None)) is not None:
+        given['in_channels'] = in_chans
+    saved = dict(config.arguments)
+    features_only = given.pop('features_only', False) or given.get('out_indices') is not None
+    if features_only and 'out_indices' not in saved:
+        saved = {k: v for k, v in saved.items() if k not in ('num_classes', 'global_pool')}
+        saved['out_indices'] = range(len(config.arch.dims))
+    net = net_class(config.arch, **{**saved, **{k: v for k, v in given.items() if v is not None}})
+    if net.out_indices is None and net.num_classes == config.arguments.get('num_classes'):
+        net.class_names = config.class_names
+    net.pretrained_cfg = config.pretrained_cfg
+    return net
+
+
+def write_folder(net: VMambaNet, folder: str | os.PathLike[str]) -> None:
+    """Write the config and the weights of a network into a folder, which is made if need be.
+
+    Raises:
+        ValueError: If layers of the network were replaced or removed after it was built, so that
+            it could not be built from the config.
+    """
+    from safetensors.torch import save_file
+
+    config = config_of(net)
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    _check_layers(net, state)
+    os.makedirs(folder, exist_ok=True)
+    save_file(state, Path(folder, WEIGHTS), metadata={'format': 'pt'})  # transformers asks for it
+    Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+
+
+def _check_layers(net: VMambaNet, state: dict[str, torch.Tensor]) -> None:
+    """Compare the parameters of a network with those of one that its config builds."""
+    arguments = dict(in_channels=net.in_channels, out_indices=net.out_indices)
+    with torch.device('meta'):
+        built = VMambaNet(net.settings, num_classes=net.num_classes, **arguments).state_dict()
+    names = {k for k in built.keys() | state.keys() if k not in built or k not in state}
+    names |= {k for k in built.keys() & state.keys() if built[k].shape != state[k].shape}
+    if names:
+        raise ValueError(
+            'the network must have the layers that it was built with, but it was changed '
+            f'afterwards: {sorted(names)[:4]}'
+        )

@@ -1,0 +1,136 @@
+"""Methods that save a network in a folder of the Hugging Face Hub and load it from one."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .network import VMambaNet
+
+_REPO_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', re.ASCII)
+
+
+class HubMethods(nn.Module):
+    """The interface of huggingface_hub's models, a base class of :class:`mmvmamba.nn.VMambaNet`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Load a network from a local folder or from the Hugging Face Hub.
+
+        A local folder needs torch alone. timm and transformers write folders that load too.
+
+        Args:
+            pretrained_model_name_or_path (str | PathLike): A folder, or the name of a repository on
+                the Hub such as 'owner/name'.
+            revision (str, optional): Branch, tag or commit on the Hub. Defaults to None, main.
+            cache_dir (str | PathLike, optional): Where downloads are kept. Defaults to None,
+                huggingface_hub's folder.
+            force_download (bool): Whether to download what is there already. Defaults to False.
+            local_files_only (bool): Whether to use earlier downloads alone. Defaults to False.
+            token (str | bool, optional): Access token of the Hub. Defaults to None, the saved one.
+            **overrides: Arguments of the network that replace the saved ones. With another
+                ``num_classes`` the last layer is a new one; with other ``in_channels`` (or
+                ``in_chans``) the first convolution is adapted; with ``out_indices`` or
+                ``features_only=True`` a classifier is loaded as a backbone.
+
+        Returns:
+            VMambaNet: The network in eval mode, with ``class_names`` if they were saved.
+
+        Raises:
+            FileNotFoundError: If the folder or one of its files does not exist.
+            ImportError: If huggingface_hub is not installed and the network is not in a folder.
+            ValueError: If the folder has another network, or its weights do not match or are
+                damaged.
+        """
+        from mmvmamba.hub.folder import load_folder
+
+        name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
+        net_class = cast('type[VMambaNet]', cls)
+        if os.path.isdir(name):
+            net = load_folder(name, net_class, **overrides)
+        elif not isinstance(pretrained_model_name_or_path, str) or not _REPO_ID.fullmatch(name):
+            raise FileNotFoundError(f'folder {name!r} does not exist or is not a folder')
+        else:
+            options = dict(revision=revision, cache_dir=cache_dir, token=token, net_class=net_class)
+            net = (
+                import_hub_model('from_pretrained')
+                .from_pretrained(
+                    name,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    **options,
+                    **overrides,
+                )
+                .net
+            )
+        return cast('Self', net.eval())
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
+
+        :meth:`from_pretrained`, :func:`mmvmamba.create_model`, timm and transformers read them.
+
+        Args:
+            save_directory (str | PathLike): The folder, which is made if need be. A README.md in it
+                stays as it is.
+            **kwargs: The other arguments of huggingface_hub's ``save_pretrained``:
+                ``push_to_hub``, ``repo_id`` and ``model_card_kwargs``, which are arguments of
+                :func:`mmvmamba.hub.model_card`.
+
+        Raises:
+            ImportError: If huggingface_hub or safetensors is not installed.
+            ValueError: If layers were replaced or removed after the network was built, or the
+                number of ``class_names`` is wrong.
+        """
+        return import_hub_model('save_pretrained')(self).save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Save the network and upload it to the Hugging Face Hub.
+
+        Args:
+            repo_id (str): Name of the repository, such as 'owner/name'; it is made if need be.
+            **kwargs: The other arguments of huggingface_hub's ``push_to_hub``: ``private``,
+                ``token``, ``branch``, ``commit_message``, ``create_pr``, ...
+
+        Returns:
+            CommitInfo: That of the upload, with its URL.
+
+        Raises:
+            ImportError: If huggingface_hub or safetensors is not installed.
+            ValueError: As in :meth:`save_pretrained`.
+        """
+        return import_hub_model('push_to_hub')(self).push_to_hub(repo_id, **kwargs)
+
+
+def import_hub_model(needed_by: str) -> Any:
+    """Import the class of ``mmvmamba.hub.mixin``, which needs huggingface_hub, when it is needed.
+
+    Raises:
+        ImportError: If huggingface_hub or safetensors is not installed.
+    """
+    try:
+        import safetensors.torch  # noqa: F401
+
+        from mmvmamba.hub.mixin import HubModel
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{needed_by} needs {error.name}, which is not installed: pip install huggingface_hub '
+            'safetensors'
+        ) from error
+    return HubModel

@@ -8,7 +8,10 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 
+from mmvmamba.checkpoint.keys import split_state_dict, to_image_classifier
+from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.models.loading import read_checkpoint
+from mmvmamba.nn import VMambaNet, resolve_arch
 
 from ..test_checkpoint.authors_files import THIN, VANILLA, authors_file
 
@@ -72,6 +75,85 @@ def test_what_cannot_be_converted(content, arguments, words, tmp_path, run_here)
     assert status == 2
     assert words in errors
     assert not (tmp_path / 'b.pth').exists()
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'vanilla_tiny'])
+@pytest.mark.parametrize('kind', ['classifier', 'backbone'])
+@pytest.mark.parametrize('source', ['classifier', 'detector'])
+def test_folder_for_the_hub(arch, kind, source, tmp_path, run_here):
+    pytest.importorskip('huggingface_hub')
+    content = authors_file(resolve_arch(arch, **THIN), source)
+    torch.save(content, tmp_path / 'a.pth')
+    status, errors = run_here(CONVERT, 'a.pth', 'new', '--to', 'hf', '--for', kind)
+    if (source, kind) == ('detector', 'classifier'):
+        assert status == 2 and 'a classifier needs' in errors
+        return
+    assert status == 0, errors
+    names = {path.name for path in (tmp_path / 'new').iterdir()}
+    assert names == {'README.md', 'config.json', 'model.safetensors'}
+    net = VMambaNet.from_pretrained(tmp_path / 'new')
+    assert net.out_indices == (None if kind == 'classifier' else (0, 1, 2, 3))
+    given, want = net.state_dict(), split_state_dict(state_dict_of(content))[0]
+    norms = {f'outnorm{i}.{name}' for i in range(4) for name in ('weight', 'bias')}
+    for key, value in given.items():
+        if key in norms and source == 'classifier':
+            assert bool((value == (1 if 'weight' in key else 0)).all())
+        else:
+            assert torch.equal(value, want[key]), key
+    card = (tmp_path / 'new' / 'README.md').read_text()
+    assert 'Converted from `a.pth`.' in card and 'top-1' not in card and 'license' not in card
+    has_norms = kind == 'classifier' or source == 'detector'
+    assert ('The file has no output norms' in card) != has_norms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['classifier', 'backbone'])
+def test_released_file_for_the_hub(kind, tmp_path, run_here):
+    """A file with the name and the settings of a released one gets its results and names."""
+    pytest.importorskip('huggingface_hub')
+    pytest.importorskip('timm')
+    name = 'vssm1_tiny_0230s_ckpt_epoch_264.pth'
+    torch.save({'model': VMambaNet('tiny').state_dict()}, tmp_path / name)
+    assert run_here(CONVERT, name, 'new', '--to', 'hf', '--for', kind)[0] == 0
+    card = (tmp_path / 'new' / 'README.md').read_text()
+    assert 'license: mit' in card and '82.60 %, reported by the paper' in card
+    net = VMambaNet.from_pretrained(tmp_path / 'new')
+    if kind == 'classifier':
+        assert net.class_names[:2] == ('tench, Tinca tinca', 'goldfish, Carassius auratus')
+    assert run_here(CONVERT, name, 'other', '--to', 'hf', '--arch', 'tiny_s2l5')[0] == 2
+
+
+def test_class_names_for_the_hub(tmp_path, run_here):
+    pytest.importorskip('huggingface_hub')
+    names = tuple('abcde')
+    state = to_image_classifier(authors_file(THIN, 'classifier')['model'], 3)
+    for classes in (names, names[:4]):
+        content = {'meta': {'dataset_meta': {'classes': classes}}, 'state_dict': state}
+        torch.save(content, tmp_path / 'a.pth')
+        assert run_here(CONVERT, 'a.pth', f'new{len(classes)}', '--to', 'hf')[0] == 0
+        net = VMambaNet.from_pretrained(tmp_path / f'new{len(classes)}')
+        assert net.class_names == (names if classes == names else None)
+
+
+@pytest.mark.parametrize(
+    ('dst', 'arguments', 'words'),
+    [
+        ('full', [], "dst must be a new or an empty folder, but 'full' is not"),
+        ('full/file', [], "dst must be a new or an empty folder, but 'full/file' is not"),
+        ('new', ['--for', 'detector'], '--for must be backbone or classifier with --to hf'),
+        ('new', ['--arch', 'base'], 'does not match VMambaNet'),
+        ('new', ['--to', 'authors', '--arch', 'tiny'], '--arch needs --to hf'),
+    ],
+    ids=['folder', 'file', 'kind', 'arch', 'to'],
+)
+def test_folders_that_are_not_written(dst, arguments, words, tmp_path, run_here):
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'file').write_text('x')
+    torch.save(authors_file(THIN, 'classifier'), tmp_path / 'a.pth')
+    status, errors = run_here(CONVERT, 'a.pth', dst, '--to', 'hf', *arguments)
+    assert status == 2 and words in errors
+    assert not (tmp_path / 'new').exists()
+    assert (tmp_path / 'full' / 'file').read_text() == 'x'
 
 
 def test_a_file_is_not_overwritten_by_itself(tmp_path, run_here):

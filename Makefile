@@ -61,6 +61,7 @@ endif
 override WHEEL := $(wildcard $(WHEEL))
 endif
 REQUIREMENTS := requirements/$(STACK)
+TEST_REQUIREMENTS := $(firstword $(wildcard $(REQUIREMENTS)/test.txt) requirements/test.txt)
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -267,9 +268,9 @@ $(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.tx
 
 # The constraint keeps the torch and the NumPy that all the others were compiled for. opencv-python
 # needs libGL; on a machine without it the headless build of the same version serves.
-$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt $(STAMPS)/mmcv-$(MMCV)
+$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt $(TEST_REQUIREMENTS) $(STAMPS)/mmcv-$(MMCV)
 	$(call say,4/5 mmdet mmseg mmpretrain and the test tools)
-	$(INSTALL) -r $< -r requirements/test.txt -c requirements/torch.txt
+	$(INSTALL) -r $< -r $(TEST_REQUIREMENTS) -c requirements/torch.txt
 	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \
 		echo "cv2 does not load here: opencv-python is replaced by opencv-python-headless"; \
 		version=$$($(BIN)/python -c "from importlib.metadata import version; print(version('opencv-python'))") && \

@@ -5,6 +5,6 @@ Reading a local folder needs torch alone, writing one huggingface_hub and safete
 
 from .folder import load_folder, write_folder
 from .model_card import model_card
-from .released import REPORTED, arch_of
+from .released import REPORTED, Reported, arch_of
 
-__all__ = ['REPORTED', 'arch_of', 'load_folder', 'model_card', 'write_folder']
+__all__ = ['REPORTED', 'Reported', 'arch_of', 'load_folder', 'model_card', 'write_folder']

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from mmvmamba.checkpoint.matching import load_tensors
 from mmvmamba.checkpoint.reader import read_local_checkpoint, state_dict_of
+from mmvmamba.checkpoint.tensors import unusable
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES
 
@@ -19,15 +20,14 @@ _logger = logging.getLogger(__name__)
 WEIGHTS = 'model.safetensors'
 #: Files of weights in the order of preference; timm's ``save_for_hf`` writes the second one.
 _WEIGHTS = (WEIGHTS, 'pytorch_model.bin')
-Net = TypeVar('Net', bound=VMambaNet)
 
 
 def load_folder(
     folder: str | os.PathLike[str],
-    net_class: type[Net] = VMambaNet,
+    net_class: type[VMambaNet] = VMambaNet,
     model_name: str | None = None,
     **overrides: Any,
-) -> Net:
+) -> VMambaNet:
     """Build the network of a local folder and load its weights. Nothing is executed.
 
     Args:
@@ -36,7 +36,7 @@ def load_folder(
         net_class (type): The class of the network. Defaults to :class:`mmvmamba.nn.VMambaNet`.
         model_name (str, optional): The model that must be in the folder. Defaults to None, any.
         **overrides: Arguments of ``net_class`` that replace the folder's. ``in_chans`` and
-            ``features_only`` are taken as in :func:`mmvmamba.create_model`.
+            ``features_only`` are taken as in ``mmvmamba.create_model``.
 
     Returns:
         VMambaNet: The network in training mode. A classifier has ``class_names`` if the folder
@@ -72,7 +72,9 @@ def _files(folder: Path) -> tuple[Path, Path]:
     raise FileNotFoundError(f'folder {str(folder)!r} has neither {" nor ".join(_WEIGHTS)}')
 
 
-def _build(net_class: type[Net], config: NetworkConfig, overrides: dict[str, Any]) -> Net:
+def _build(
+    net_class: type[VMambaNet], config: NetworkConfig, overrides: dict[str, Any]
+) -> VMambaNet:
     given = dict(overrides)
     if (in_chans := given.pop('in_chans', None)) is not None:
         given['in_channels'] = in_chans
@@ -93,20 +95,24 @@ def write_folder(net: VMambaNet, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: If layers of the network were replaced or removed after it was built, so that
-            it could not be built from the config.
+            it could not be built from the config, or a tensor is on the meta device.
     """
     from safetensors.torch import save_file
 
     config = config_of(net)
+    _check_layers(net)
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    _check_layers(net, state)
     os.makedirs(folder, exist_ok=True)
     save_file(state, Path(folder, WEIGHTS), metadata={'format': 'pt'})  # transformers asks for it
     Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
 
 
-def _check_layers(net: VMambaNet, state: dict[str, torch.Tensor]) -> None:
-    """Compare the parameters of a network with those of one that its config builds."""
+def _check_layers(net: VMambaNet) -> None:
+    """Compare the tensors of a network with those of one that its config builds."""
+    state = net.state_dict()
+    for key, value in state.items():
+        if kind := unusable(value):
+            raise ValueError(f'tensor {key!r} must be dense and hold its data, but is {kind}')
     arguments = dict(in_channels=net.in_channels, out_indices=net.out_indices)
     with torch.device('meta'):
         built = VMambaNet(net.settings, num_classes=net.num_classes, **arguments).state_dict()

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from mmvmamba.checkpoint.keys import FIRST_CONV, split_state_dict
 from mmvmamba.nn import ARCHS, Arch, VMambaNet
 
 
-class Reported(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Reported:
     """Results on ImageNet-1k at 224 x 224.
 
     Attributes:

@@ -65,7 +65,7 @@ def create_model(
             in ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
             3 channels is adapted to ``in_chans``. 'local-dir:FOLDER' is a folder and
             'hf-hub:OWNER/NAME' (perhaps with '@REVISION') a repository as
-            :meth:`mmvmamba.nn.VMambaNet.from_pretrained` takes them; the network is the one saved
+            ``VMambaNet.from_pretrained`` takes them; the network is the one saved
             there, with the arguments that are given here. Defaults to False, random weights.
         num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
             random if the file's has another number of classes. Defaults to None, the file's

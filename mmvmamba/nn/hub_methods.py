@@ -84,7 +84,7 @@ class HubMethods(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
 
-        :meth:`from_pretrained`, :func:`mmvmamba.create_model`, timm and transformers read them.
+        :meth:`from_pretrained`, ``mmvmamba.create_model``, timm and transformers read them.
 
         Args:
             save_directory (str | PathLike): The folder, which is made if need be. A README.md in it

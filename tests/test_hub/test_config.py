@@ -1,4 +1,4 @@
-"""The config of a network, written and read, against the format that timm documents."""
+"""Configs of networks, written and read, in the format of timm."""
 
 import json
 

@@ -195,6 +195,13 @@ def test_changed_networks_are_not_written(tmp_path):
         assert not (tmp_path / 'new').exists()
 
 
+def test_networks_without_values_are_not_written(tmp_path):
+    with torch.device('meta'):
+        net = VMambaNet('tiny', **THIN)
+    with pytest.raises(ValueError, match='must be dense and hold its data, but is a meta tensor'):
+        write_folder(net, tmp_path / 'new')
+
+
 @pytest.mark.parametrize('safe', [True, False])
 @pytest.mark.parametrize('arch', ['tiny', 'vanilla_small'])
 def test_folders_of_timm(safe, arch, tmp_path):

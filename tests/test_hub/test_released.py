@@ -25,7 +25,8 @@ def test_results_are_those_of_the_table():
     )
     table = {file: (float(top1), float(gflops)) for gflops, top1, file in rows}
     files = {
-        RELEASED_URLS[arch].partition('download/')[2]: tuple(r) for arch, r in REPORTED.items()
+        RELEASED_URLS[arch].partition('download/')[2]: dataclasses.astuple(r)
+        for arch, r in REPORTED.items()
     }
     assert len(table) == 9 and files == table
 

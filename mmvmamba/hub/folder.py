@@ -94,28 +94,32 @@ def write_folder(net: VMambaNet, folder: str | os.PathLike[str]) -> None:
     """Write the config and the weights of a network into a folder, which is made if need be.
 
     Raises:
-        ValueError: If layers of the network were replaced or removed after it was built, so that
-            it could not be built from the config, or a tensor is on the meta device.
+        ValueError: If the network could not be built from its config; nothing is written then.
     """
     from safetensors.torch import save_file
 
-    config = config_of(net)
-    _check_layers(net)
+    check_network(net)
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     os.makedirs(folder, exist_ok=True)
     save_file(state, Path(folder, WEIGHTS), metadata={'format': 'pt'})  # transformers asks for it
-    Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    Path(folder, CONFIG).write_text(json.dumps(config_of(net), indent=2) + '\n', encoding='utf-8')
 
 
-def _check_layers(net: VMambaNet) -> None:
-    """Compare the tensors of a network with those of one that its config builds."""
+def check_network(net: VMambaNet) -> None:
+    """Check that a network could be built again from its config.
+
+    Raises:
+        ValueError: If layers were replaced or removed after the network was built, if a tensor is
+            on the meta device, or if the number of ``class_names`` is wrong.
+    """
+    config_of(net)
     state = net.state_dict()
     for key, value in state.items():
         if kind := unusable(value):
             raise ValueError(f'tensor {key!r} must be dense and hold its data, but is {kind}')
-    arguments = dict(in_channels=net.in_channels, out_indices=net.out_indices)
     with torch.device('meta'):
-        built = VMambaNet(net.settings, num_classes=net.num_classes, **arguments).state_dict()
+        network = VMambaNet(net.settings, net.in_channels, net.num_classes, net.out_indices)
+    built = network.state_dict()
     names = {k for k in built.keys() | state.keys() if k not in built or k not in state}
     names |= {k for k in built.keys() & state.keys() if built[k].shape != state[k].shape}
     if names:

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from mmvmamba.nn import VMambaNet
 
 from .config import CONFIG
-from .folder import WEIGHTS, load_folder, write_folder
+from .folder import WEIGHTS, check_network, load_folder, write_folder
 from .model_card import model_card
 
 
@@ -25,6 +25,11 @@ class HubModel(PyTorchModelHubMixin):
 
     def __init__(self, net: VMambaNet) -> None:
         self.net = net
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> str | None:
+        """Check the network before the mixin removes an earlier config, and save it."""
+        check_network(self.net)
+        return super().save_pretrained(*args, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_folder(self.net, save_directory)

@@ -19,6 +19,9 @@ _REPO_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', re.ASCII)
 class HubMethods(nn.Module):
     """The interface of huggingface_hub's models, a base class of :class:`mmvmamba.nn.VMambaNet`."""
 
+    #: timm's settings, among them those of preprocessing; only networks of a folder have them.
+    pretrained_cfg: dict[str, Any]
+
     @classmethod
     def from_pretrained(
         cls,

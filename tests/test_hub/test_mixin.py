@@ -70,6 +70,19 @@ def test_saved_again(tmp_path):
     assert (tmp_path / 'README.md').read_text() == 'edited'
 
 
+def test_an_error_changes_nothing(tmp_path):
+    net = network(num_classes=3)
+    net.save_pretrained(tmp_path)
+    pruned = network()
+    pruned.prune_intermediate_layers((0, 1))
+    with pytest.raises(ValueError, match='it was changed afterwards'):
+        pruned.save_pretrained(tmp_path)
+    net.class_names = ('a', 'b')
+    with pytest.raises(ValueError, match='there must be 3 class names, but got 2'):
+        net.save_pretrained(tmp_path)
+    assert_same(VMambaNet.from_pretrained(tmp_path), net)
+
+
 def test_card_arguments(tmp_path):
     network().save_pretrained(tmp_path, model_card_kwargs=dict(license='apache-2.0', notes='Mine.'))
     card = huggingface_hub.ModelCard.load(tmp_path / 'README.md')

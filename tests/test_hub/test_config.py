@@ -69,6 +69,7 @@ def test_papers_names_are_preferred():
     'settings',
     [
         dict(scan='cascade', d_state=4, dt_rank=2, out_norm='softmax'),
+        dict(scan=(0, 'snake', 3, 'hilbert')),
         dict(norm='bn', stem='patch', downsample='merging', patch_size=8),
         dict(pos_embed_size=64, mlp_ratio=2.5, conv_kernel=0, stem_norm=False),
         dict(arch='vanilla_base', act='gelu', mlp_drop_rate=0.25, out_act=True),

@@ -337,8 +337,8 @@ def _check_orders(model: nn.Module) -> None:
         names = [] if scan == CASCADE else [o for o in resolve_pattern(scan) if type(o) is str]
         if names:
             raise ValueError(
-                f'dynamic must be False for scan={scan!r}: in an export to ONNX, the scan order '
-                f'{names[0]!r} is a list of positions for one size of images'
+                f'scan order {names[0]!r} can only be exported to ONNX for a fixed image size; set '
+                'dynamic=False'
             )
 
 

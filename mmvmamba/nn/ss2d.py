@@ -76,7 +76,7 @@ def register_out_norm(name: str, fn: Callable[[int], nn.Module], force: bool = F
 
 def check_scan(scan: str | Sequence[Order]) -> str | tuple[Order, ...]:
     """Check a pattern of :func:`mmvmamba.ops.ss2d_scan`, or 'cascade', and make it hashable."""
-    if scan == CASCADE:
+    if isinstance(scan, str) and scan == CASCADE:
         return CASCADE
     resolve_pattern(scan, 'scan', [CASCADE])
     return scan if isinstance(scan, str) else tuple(scan)
@@ -163,6 +163,11 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(directions * self.d_inner, d_state))
         self.Ds = nn.Parameter(torch.empty(directions * self.d_inner))
         self.out_norm = OUT_NORMS[out_norm](self.d_inner)
+        if not isinstance(self.out_norm, nn.Module):
+            raise TypeError(
+                f'out_norm {out_norm!r} must be registered with a function that returns a '
+                f'torch.nn.Module, but it returned {type(self.out_norm).__name__}'
+            )
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()

@@ -4,7 +4,7 @@ import functools
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,8 @@ def register_op(
     setup_context: Callable[..., None] | None = None,
     schema: str | None = None,
     kernel: Callable[..., Any] | None = None,
+    dispatch_keys: Sequence[str] = ('CPU', 'CUDA'),
+    tags: Sequence[torch.Tag] = (),
 ) -> None:
     """Register shapes and gradient of ``mmvmamba::name``.
 
@@ -174,8 +176,8 @@ def register_op(
         )
 
     if schema is not None and kernel is not None:
-        LIBRARY.define(name + schema)
-        for key in ('CPU', 'CUDA'):
+        LIBRARY.define(name + schema, tags=tuple(tags))
+        for key in dispatch_keys:
             LIBRARY.impl(name, kernel, key)
     op = f'mmvmamba::{name}'
     torch.library.register_fake(op, fake)

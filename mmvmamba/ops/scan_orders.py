@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -49,8 +50,8 @@ def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = 
     Args:
         name (str): A new name.
         fn (Callable): ``fn(H, W)`` returns the permutation: H * W integers, a tensor, array or
-            sequence. The l-th is the position h * W + w that is read at step l. It is called once
-            for each size while that is in use, and must return the same for the same size.
+            sequence. The l-th is the position h * W + w that is read at step l. Its results for the
+            last 1,024 sizes are kept.
         force (bool): Replace an order that was registered by this name. Defaults to False.
 
     Raises:
@@ -74,6 +75,7 @@ def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = 
     _PATHS[name] = fn
     SCAN_PATTERNS[name] = tuple(name + variant for variant in _VARIANTS)
     scan_positions.cache_clear()
+    _permutation.cache_clear()
 
 
 def resolve_pattern(
@@ -86,9 +88,12 @@ def resolve_pattern(
     """
     if isinstance(pattern, str):
         if pattern not in SCAN_PATTERNS:
+            hint = 'mmvmamba.ops.register_scan_order adds one'
+            if _is_order(_KERNEL_ORDERS.get(pattern, pattern)):
+                hint = f'write ({pattern!r},) for a scan of one direction'
             raise ValueError(
                 f'{argument} must be one of {(*SCAN_PATTERNS, *others)} or a sequence of orders, '
-                f'but got {pattern!r}; mmvmamba.ops.register_scan_order adds one'
+                f'but got {pattern!r}; {hint}'
             )
         return SCAN_PATTERNS[pattern]
     if not isinstance(pattern, Sequence):
@@ -97,10 +102,10 @@ def resolve_pattern(
         )
     orders = tuple(_KERNEL_ORDERS.get(o, o) if isinstance(o, str) else o for o in pattern)
     if not orders or not all(map(_is_order, orders)):
-        names = (*_KERNEL_ORDERS, *(name + v for name in _PATHS for v in _VARIANTS))
         raise ValueError(
-            f'{argument} must be a sequence of at least one of the orders 0, 1, 2, 3 or {names}, '
-            f'but got {tuple(pattern)}'
+            f'{argument} must be a sequence of at least one of the orders 0, 1, 2, 3, '
+            f'{", ".join(_KERNEL_ORDERS)}, or {", ".join(_PATHS)}, alone or followed by '
+            f'{", ".join(_VARIANTS[1:])}, but got {tuple(pattern)}'
         )
     return orders
 
@@ -127,7 +132,7 @@ def base_name(order: str) -> str:
 # ---- reading a map along a path ----
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def scan_positions(
     order: str, height: int, width: int, inverse: bool = False, device: str = 'cpu'
 ) -> Tensor:
@@ -148,33 +153,35 @@ def scan_positions(
     """
     path, direction = split_order(order)
     name = base_name(path)
-    # The function may build tensors, which a tracer or a default device must not see.
-    with _disable_current_modes(), torch.device('cpu'):
+    # The registered function may build tensors, which no tracer and no default device must see.
+    # The result is kept, so it must not be an inference tensor.
+    with _disable_current_modes(), torch.inference_mode(False), torch.device('cpu'):
         if name == path:
-            positions = _permutation(name, height, width)
+            positions = _permutation(name, height, width).long()
         else:
-            positions = _permutation(name, width, height)
+            positions = _permutation(name, width, height).long()
             positions = positions % height * width + positions // height
         positions = positions.flip(0) if direction == ROW_REVERSED else positions
-        positions = positions.argsort() if inverse else positions
+        if inverse:
+            positions = torch.empty_like(positions).scatter_(
+                0, positions, torch.arange(len(positions))
+            )
         return positions.to(device)
 
 
+@functools.lru_cache(maxsize=1024)
 def _permutation(name: str, height: int, width: int) -> Tensor:
-    """Return what a registered function returns, if it is a permutation."""
+    """Return what a registered function returns, as int32, if it is a permutation."""
     found, size = _PATHS[name](height, width), height * width
-    try:
-        positions = torch.as_tensor(found).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        positions = torch.empty(0)
-    is_integer = not (positions.is_floating_point() or positions.is_complex())
-    if not is_integer or not torch.equal(positions.sort().values, torch.arange(size)):
+    array = found.cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    is_permutation = array.dtype.kind in 'iu' and np.array_equal(np.sort(array), np.arange(size))
+    if not is_permutation:
         shown = f'{found!r:.80}'.replace('\n', ' ')
         raise ValueError(
             f'the function of scan order {name!r} must return each of the integers 0 to {size - 1} '
             f'once for H={height} and W={width}, but returned {shown}'
         )
-    return positions.long()
+    return torch.from_numpy(array.astype(np.int32))
 
 
 def reorder(x: Tensor, order: str, inverse: bool = False) -> Tensor:
@@ -219,6 +226,9 @@ register_op(
     _setup_context,
     schema='(Tensor x, str order, bool inverse) -> Tensor',
     kernel=_gather,
+    dispatch_keys=('CompositeExplicitAutograd',),  # on every device
+    # Positions that a warm-up allocates in a graph's memory would not survive it in the cache.
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 
 
@@ -226,8 +236,8 @@ register_op(
 def warn_gathered(name: str) -> None:
     """Log once that a map is gathered for an order that the kernels do not know."""
     _logger.warning(
-        'scan order %r: the kernels read maps along rows and columns, so for this order they are '
-        'gathered first. The core of SS2D takes up to twice as long (docs/scans.md)',
+        'scan order %r: the kernels read maps along rows and columns, so maps are gathered for '
+        'this order, and the core of SS2D takes about twice as long (docs/scans.md)',
         name,
     )
 

@@ -226,6 +226,11 @@ def test_registered_order_reads_the_map_along_its_path(backend):
     torch.testing.assert_close(layer(x).flatten(1, 2), want, rtol=1e-10, atol=1e-10)
 
 
+def test_scan_of_another_type():
+    with pytest.raises(TypeError, match='^scan must be a str or a sequence of orders'):
+        SS2D(8, scan=np.array([0, 1]))
+
+
 def test_directions_have_their_own_parameters():
     layer = make_layer(dim=8, scan=('snake', 'column', 'hilbert_transposed'))
     shapes = {name: tuple(value.shape) for name, value in layer.named_parameters()}
@@ -278,6 +283,9 @@ def test_bad_out_norms():
     for name, force in (('ln', False), ('ln', True), ('scale', False)):
         with pytest.raises(ValueError, match=f'^name must not be one of .* but got {name!r}'):
             register_out_norm(name, Scale, force=force)
+    register_out_norm('scale', int, force=True)
+    with pytest.raises(TypeError, match="^out_norm 'scale' must be .* but it returned int"):
+        SS2D(8, out_norm='scale')
     register_out_norm('scale', nn.LayerNorm, force=True)
     assert OUT_NORMS['scale'] is nn.LayerNorm
 

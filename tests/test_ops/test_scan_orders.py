@@ -137,6 +137,34 @@ def test_functional_gradient_and_forward_mode():
     torch.testing.assert_close(gradient, want)
 
 
+def test_gradients_after_inference_mode():
+    scan_positions.cache_clear()
+    inputs = inputs_of('hilbert', 5, 4)
+    with torch.inference_mode():
+        ss2d_scan(**inputs, pattern='hilbert')
+    x, *others = inputs.values()
+
+    def total(value):
+        return ss2d_scan(value, *others, pattern='hilbert').sum()
+
+    assert torch.func.grad(total)(x).isfinite().all()
+    assert run(ss2d_scan, inputs, pattern='hilbert')['grad_x'].isfinite().all()
+
+
+@pytest.mark.usefixtures('registry')
+def test_the_function_runs_once_for_a_size():
+    calls = []
+
+    def rows(height, width):
+        calls.append((height, width))
+        return range(height * width)
+
+    register_scan_order('lines', rows)
+    for _ in range(2):
+        run(ss2d_scan, inputs_of('lines', 2, 3), pattern='lines')
+    assert sorted(calls) == [(2, 3), (3, 2)]
+
+
 @native_only
 @pytest.mark.parametrize('pattern', list(ALL_ORDERS))
 def test_names_of_the_kernels_orders(pattern):
@@ -148,7 +176,16 @@ def test_names_of_the_kernels_orders(pattern):
 
 
 @pytest.mark.usefixtures('registry')
-@pytest.mark.parametrize('kind', [list, np.array, torch.tensor])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        list,
+        torch.tensor,
+        lambda values: np.array(values, dtype=np.uint16),
+        lambda values: np.array(values[::-1])[::-1],
+    ],
+    ids=['list', 'tensor', 'uint16', 'reversed view'],
+)
 def test_registered_rows_are_the_cross_scan(kind):
     register_scan_order('lines', lambda height, width: kind(list(range(height * width))))
     inputs = ss2d_inputs(4, 5)
@@ -278,8 +315,9 @@ def test_force_replaces_an_order():
         [0, 0, 1, 2, 3, 4],
         [[0, 1, 2], [3, 4, 5]],
         torch.arange(6.0),
+        torch.tensor([True, False]),
     ],
-    ids=repr,
+    ids=str,
 )
 def test_not_a_permutation(found):
     register_scan_order('wrong', lambda height, width: found)
@@ -291,7 +329,10 @@ def test_not_a_permutation(found):
     ('pattern', 'error', 'message'),
     [
         ('spiral', ValueError, 'register_scan_order adds one'),
-        (('row', 'spiral'), ValueError, "'snake_transposed'"),
+        ('row', ValueError, r"write \('row',\) for a scan of one direction"),
+        ('snake_reversed', ValueError, r"write \('snake_reversed',\)"),
+        (('row', 'spiral'), ValueError, 'local_window, hilbert, alone or followed by _transposed'),
+        (np.array([0, 1]), TypeError, 'be a str or a sequence'),
         ((0, 4), ValueError, 'at least one of'),
         ((True,), ValueError, 'at least one of'),
         ((), ValueError, 'at least one of'),

@@ -9,6 +9,8 @@ import pytest
 
 from gpu_steps.context import RESTART, ROOT, Context, Row, run_item
 
+FILES = ('test_ops/test_cuda.py', 'test_ops/test_scan_orders.py', 'test_dropin/test_extensions.py')
+
 
 class Recorder:
     """Plugin for pytest: record each test as an item and stop at the time limit.
@@ -82,7 +84,7 @@ def run(context: Context) -> int:
     """
     recorder = Recorder(context)
     arguments = [
-        str(ROOT / 'tests/test_ops/test_cuda.py'), f'--rootdir={ROOT}',
+        *(str(ROOT / 'tests' / name) for name in FILES), f'--rootdir={ROOT}',
         f'--config-file={ROOT / "pyproject.toml"}', '-p', 'no:cacheprovider',
         '-p', 'no:faulthandler', '-m', 'cuda and not slow', '-q', '--tb=short',
     ]  # fmt: skip

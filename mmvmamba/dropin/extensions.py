@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmvmamba.ops import selective_scan
-from mmvmamba.ops.backend import NATIVE_DTYPES, accumulate_dtype, choose_backend
+from mmvmamba.ops.backend import (
+    FLOAT_DTYPES,
+    NATIVE_DTYPES,
+    accumulate_dtype,
+    check_dtype,
+    check_tensor,
+    choose_backend,
+)
 from mmvmamba.ops.extension import num_chunks
 
 Gradients = tuple[Tensor | None, ...]
@@ -107,7 +114,7 @@ def mamba_fwd(
     With a gate ``z`` (B, D, L), the gated output follows the two results of :func:`core_fwd`.
     """
     out, states = core_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return (out, states) if z is None else (out, states, out * F.silu(z))
+    return (out, states) if z is None else (out, states, _gate(out, z).to(out.dtype))
 
 
 def mamba_bwd(
@@ -139,14 +146,21 @@ def mamba_bwd(
     gated: Gradients = ()
     if z is not None:
         if out is None:
-            raise ValueError('out must be the first result of fwd if there is a z, but got None')
-        product = torch.ops.aten.silu_backward(grad_out * out, z)
-        gated += (product if grad_z is None else grad_z.copy_(product),)
-        gate = F.silu(z)
-        grad_out = grad_out * gate
+            raise ValueError('out, the first result of fwd, is required when z is given')
+        grad_ungated, acc = _gate(grad_out, z), accumulate_dtype(z.dtype)
+        product = torch.ops.aten.silu_backward(grad_out.to(acc) * out.to(acc), z.to(acc))
+        gated += (product.to(z.dtype) if grad_z is None else grad_z.copy_(product),)
+        grad_out = grad_ungated
         if recompute_out_z:
-            gated += (out * gate,)
+            gated += (_gate(out, z).to(out.dtype),)
     return core_bwd(u, delta, A, B, C, D, delta_bias, grad_out, states, delta_softplus) + gated
+
+
+def _gate(value: Tensor, z: Tensor) -> Tensor:
+    """Multiply by SiLU(z) in float32, as mamba_ssm's kernels do, or in float64."""
+    check_dtype('z', z, *FLOAT_DTYPES)
+    acc = accumulate_dtype(value.dtype)
+    return value.to(acc) * F.silu(z.to(acc))
 
 
 # ---- the backends ----
@@ -208,6 +222,8 @@ def _prepare(scan: _Scan, out_dtype: torch.dtype) -> tuple[str, _Scan]:
     u, delta, A, B, C, D, delta_bias = scan
     for name, value in zip(scan._fields, scan, strict=True):
         check_real(name, value)
+        check_dtype(name, value, *FLOAT_DTYPES)
+    check_tensor('u', u, ('B', 'D', 'L'))
     acc = accumulate_dtype(u.dtype)
     # Only Triton's kernels write float32 for an input of half precision.
     native_dtypes = NATIVE_DTYPES.get(u.device.type, (acc,))

@@ -162,20 +162,60 @@ def test_gradients_of_what_is_not_there():
     assert grad_D is None and grad_bias is None
 
 
-def test_complex_weights():
+def test_the_gate_is_applied_in_float32():
     import selective_scan_cuda
 
-    tensors = inputs()
-    tensors['A'] = tensors['A'].to(torch.complex64)
-    with pytest.raises(TypeError, match='A must be real, but is torch.complex64'):
+    z = torch.tensor([-6.0, 6.0, 0.3, -1.1]).half().repeat(2, 6, 10)
+    tensors = {name: v.detach() for name, v in inputs(torch.float16, length=40).items()}
+    # Small weights and no skip, so that only the products with the gate exceed float16.
+    tensors |= {'B': tensors['B'] * 0.01, 'C': tensors['C'] * 0.01, 'D': None, 'z': z}
+    out, states, gated = selective_scan_cuda.fwd(*tensors.values(), True)
+    assert torch.equal(gated, (out.float() * torch.nn.functional.silu(z.float())).half())
+    grad = torch.full_like(out, 3e4)
+    out = torch.full_like(out, 5)  # a given tensor, whose product with the gradient is 1.5e5
+    *grads, grad_z, again = selective_scan_cuda.bwd(
+        *tensors.values(), grad, states, out, None, True, True
+    )
+    gate = z.double().requires_grad_()
+    silu = gate * torch.sigmoid(gate)
+    (want,) = torch.autograd.grad(silu, gate, grad.double() * out.double())
+    finite = want.abs() < 65504
+    torch.testing.assert_close(grad_z[finite].double(), want[finite], rtol=1e-3, atol=0)
+    torch.testing.assert_close(again.double(), (out * silu).detach(), rtol=1e-3, atol=0)
+    exact = recurrence.doubles(tensors | {'z': None})
+    leaf = exact['u']
+    want, _ = recurrence.selective_scan(**exact, softplus=True)
+    (want,) = torch.autograd.grad(want, leaf, grad.double() * silu.detach())
+    recurrence.compare(['u'], [grads[0]], [want], 5e-3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'dtype', 'words'),
+    [
+        ('A', torch.complex64, 'A must be real, but is torch.complex64'),
+        ('u', torch.complex64, 'u must be real, but is torch.complex64'),
+        ('z', torch.complex64, 'z must be torch.float32 or .*, but is torch.complex64'),
+        ('u', torch.int64, 'u must be torch.float32 or .*, but is torch.int64'),
+        ('delta', torch.int32, 'delta must be torch.float32 or .*, but is torch.int32'),
+    ],
+)
+def test_dtypes_that_are_not_there(name, dtype, words):
+    import selective_scan_cuda
+
+    tensors = {key: v.detach() for key, v in inputs().items()}
+    tensors[name] = tensors[name].to(dtype)
+    with pytest.raises(TypeError, match=words):
         selective_scan_cuda.fwd(*tensors.values(), True)
+    with pytest.raises(TypeError, match=words):
+        out = torch.zeros(2, 6, 130)
+        selective_scan_cuda.bwd(*tensors.values(), out, None, out, None, True, False)
 
 
 def test_a_gate_needs_the_output():
     import selective_scan_cuda
 
     tensors = inputs()
-    with pytest.raises(ValueError, match='out must be the first result of fwd'):
+    with pytest.raises(ValueError, match='out, the first result of fwd, is required when z'):
         selective_scan_cuda.bwd(*tensors.values(), tensors['u'], None, None, None, True, False)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ['MODULES', 'install']
 
 _CONVOLUTIONS = {name: name for name in ('causal_conv1d_fn', 'causal_conv1d_update')}
-_STEPS = ('causal_conv1d_fwd', 'causal_conv1d_bwd', 'causal_conv1d_update')
+_STEPS = tuple(f'causal_conv1d_{step}_function' for step in ('fwd', 'bwd', 'update'))
 _INNER = ('mamba_inner_fn', 'mamba_inner_ref', 'mamba_inner_fn_no_out_proj')
 _SCANS = ('selective_scan_fn', 'selective_scan_ref', 'bimamba_inner_fn', 'bimamba_inner_ref')
 _NORMS = ('RMSNorm', 'layer_norm_fn', 'rms_norm_fn')
@@ -42,12 +42,18 @@ _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
     'mamba_ssm.ops.triton.layernorm': ('layer_norm', {name: name for name in _NORMS}),
     'causal_conv1d': ('causal_conv1d', _CONVOLUTIONS),
     'causal_conv1d.causal_conv1d_interface': ('causal_conv1d', _CONVOLUTIONS),
-    'causal_conv1d.cpp_functions': (
+    'causal_conv1d.cpp_functions': ('causal_conv1d', {name: name for name in _STEPS}),
+    'causal_conv1d_cuda': (
         'causal_conv1d',
-        {f'{step}_function': f'{step}_function' for step in _STEPS},
+        {
+            'causal_conv1d_fwd': 'extension_fwd',
+            'causal_conv1d_bwd': 'extension_bwd',
+            'causal_conv1d_update': 'causal_conv1d_update_function',
+        },
     ),
-    'causal_conv1d_cuda': ('causal_conv1d', {step: f'{step}_function' for step in _STEPS}),
 }
+#: The last versions before Mamba-2 and before the changed arguments of causal_conv1d_cuda.
+_VERSIONS = {'mamba_ssm': '1.2.2+mmvmamba', 'causal_conv1d': '1.4.0+mmvmamba'}
 
 #: Environment variable: 1 to replace installed modules, as ``install(replace=True)`` does.
 REPLACE = 'MMVMAMBA_DROPIN_REPLACE'
@@ -62,6 +68,8 @@ class _StandInLoader(Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         file, names = _CONTENTS[module.__name__]
+        if version := _VERSIONS.get(module.__name__):
+            vars(module)['__version__'] = version
         if file:
             source = importlib.import_module(f'{__name__}.{file}')
             vars(module).update({name: getattr(source, here) for name, here in names.items()})
@@ -74,17 +82,12 @@ class _Finder(MetaPathFinder):
         self.modules = modules
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name in self.modules:
-            is_package = name in _PACKAGES
-            spec = ModuleSpec(name, _StandInLoader(), origin=__file__, is_package=is_package)
-            spec.has_location = True  # so that errors of `from ... import ...` name this file
-            return spec
-        if _is_stand_in(name.rpartition('.')[0]):
-            raise ModuleNotFoundError(
-                f'No module named {name!r}: mmvmamba.dropin provides {", ".join(MODULES)}',
-                name=name,
-            )
-        return None
+        if name not in self.modules:
+            return None
+        is_package = name in _PACKAGES
+        spec = ModuleSpec(name, _StandInLoader(), origin=__file__, is_package=is_package)
+        spec.has_location = True  # so that errors of `from ... import ...` name this file
+        return spec
 
 
 #: The last finder, so that installed modules are found before it, and the first one.

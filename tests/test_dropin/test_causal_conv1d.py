@@ -107,17 +107,72 @@ def test_gradients_of_states():
     args = x, weight, None, grad, None, before, None, None, False, False
     assert causal_conv1d_bwd_function(*args)[3] is None
     buffer = before.detach().clone()
-    args = x.detach(), buffer, weight, None, False, None, None
+    args = x.detach(), buffer, weight, None, False
     recurrence.compare(['out'], [causal_conv1d_update_function(*args)], [want], 1e-5)
     assert torch.equal(buffer, x[..., -3:])
 
 
+def test_the_extension_takes_the_arguments_of_all_its_versions():
+    import causal_conv1d_cuda as cuda
+
+    x, weight, bias = (v.detach() for v in (rand(2, 3, 8), rand(3, 4), rand(3)))
+    forms = ((), (None,), (None, None, None))
+    got = [cuda.causal_conv1d_fwd(x, weight, bias, *optional, True) for optional in forms]
+    assert torch.equal(got[0], got[2]) and torch.equal(got[1], got[2])
+    results = []
+    for optional, more in (((), ()), ((None,), ()), ((None, None, None), (False,))):
+        grad_x = torch.empty_like(x)
+        grads = cuda.causal_conv1d_bwd(x, weight, bias, x, *optional, grad_x, *more, True)
+        assert grads[0] is grad_x
+        results.append(grads)
+    assert [len(grads) for grads in results] == [3, 3, 4]
+    for grads in results[:2]:
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[2][:3], strict=True))
+    seq_idx = torch.zeros(2, 8, dtype=torch.int32)
+    for call in (
+        lambda: cuda.causal_conv1d_fwd(x, weight, bias, seq_idx, True),
+        lambda: cuda.causal_conv1d_bwd(x, weight, bias, x, seq_idx, None, True),
+    ):
+        with pytest.raises(NotImplementedError, match='seq_idx'):
+            call()
+    with pytest.raises(TypeError, match='missing 1 required positional argument'):
+        cuda.causal_conv1d_bwd(x, weight, bias, x, None, None, None, None, True)
+
+
+def test_the_activation_of_older_versions_by_position(conv):
+    x, weight, bias = rand(2, 3, 8), rand(3, 4), rand(3)
+    want = conv.causal_conv1d_fn(x, weight, bias, activation='silu')
+    assert torch.equal(conv.causal_conv1d_fn(x, weight, bias, 'silu'), want)
+    assert torch.equal(conv.causal_conv1d_fn(x, weight, bias, None, 'silu'), want)
+
+
+def test_update_keeps_no_graph_in_its_buffer(conv):
+    x, weight, buffer = rand(2, 3), rand(3, 4), torch.zeros(2, 3, 3)
+    y = conv.causal_conv1d_update(x, buffer, weight)
+    assert y.requires_grad and not buffer.requires_grad
+    assert torch.equal(buffer[..., -1], x)
+    buffer = torch.zeros(2, 3, 0)
+    torch.testing.assert_close(
+        conv.causal_conv1d_update(x, buffer, weight[:, :1]), x * weight[:, 0]
+    )
+
+
+def test_no_positions(conv):
+    x, weight = torch.zeros(2, 3, 0), rand(3, 4)
+    with pytest.raises(ValueError, match='x must have at least one position'):
+        conv.causal_conv1d_fn(x, weight)
+    with pytest.raises(ValueError, match='x must have at least one position'):
+        conv.causal_conv1d_update(x, torch.zeros(2, 3, 3), weight)
+
+
 def test_what_is_not_there(conv):
     x, weight = rand(2, 3, 5).detach(), rand(3, 4)
-    with pytest.raises(NotImplementedError, match='seq_idx must be None'):
+    with pytest.raises(
+        NotImplementedError, match=r'packed sequences \(seq_idx\) are not supported'
+    ):
         conv.causal_conv1d_fn(x, weight, seq_idx=torch.zeros(2, 5, dtype=torch.int32))
     with pytest.raises(ValueError, match="activation must be one of .*, but got 'relu'"):
         conv.causal_conv1d_fn(x, weight, activation='relu')
     for name in ('cache_seqlens', 'conv_state_indices'):
-        with pytest.raises(NotImplementedError, match=f'{name} must be None'):
+        with pytest.raises(NotImplementedError, match=rf'buffers \({name}\) are not supported by'):
             conv.causal_conv1d_update(x, torch.zeros(2, 3, 3), weight, **{name: torch.zeros(2)})

@@ -127,8 +127,9 @@ def test_replace_comes_too_late(tmp_path):
     ('statement', 'words'),
     [
         ('from mamba_ssm import Mamba', "cannot import name 'Mamba' from 'mamba_ssm' .*dropin"),
-        ('import mamba_ssm.modules', "No module named 'mamba_ssm.modules': mmvmamba.dropin provi"),
-        ('import mamba_ssm.ops.triton.ssd', "No module named 'mamba_ssm.ops.triton.ssd': mmvmamba"),
+        ('import mamba_ssm.modules', "No module named 'mamba_ssm.modules'"),
+        ('from mamba_ssm import modules', "cannot import name 'modules' from 'mamba_ssm' .*dropin"),
+        ('import mamba_ssm.ops.triton.ssd', "No module named 'mamba_ssm.ops.triton.ssd'"),
         ('import selective_scan_cuda_nrow', "No module named 'selective_scan_cuda_nrow'"),
         ('from selective_scan_cuda import fwd_nrow', "cannot import name 'fwd_nrow' from 'sele"),
     ],
@@ -136,6 +137,21 @@ def test_replace_comes_too_late(tmp_path):
 def test_what_is_not_there(statement, words):
     with pytest.raises(ImportError, match=words):
         exec(statement, {})
+
+
+def test_probes_for_submodules_find_none():
+    assert importlib.util.find_spec('mamba_ssm.modules') is None
+    assert importlib.util.find_spec('mamba_ssm.ops.triton.ssd_combined') is None
+    assert importlib.util.find_spec('mamba_ssm.ops.triton.layer_norm') is not None
+
+
+def test_versions():
+    import causal_conv1d
+    import mamba_ssm
+
+    assert mamba_ssm.__version__ == '1.2.2+mmvmamba'
+    assert causal_conv1d.__version__ == '1.4.0+mmvmamba'
+    assert not hasattr(mamba_ssm, 'Mamba')
 
 
 def test_probes_for_an_installed_package_find_no_version():

@@ -20,8 +20,8 @@ def rand(*shape, seed=0, dtype=torch.float32):
 
 def formula(x, weight, bias, residual, eps, rms):
     total = x if residual is None else x + residual
-    centred = total if rms else total - total.mean(-1, keepdim=True)
-    y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    centered = total if rms else total - total.mean(-1, keepdim=True)
+    y = centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * weight
     return y if bias is None else y + bias, total
 
 
@@ -73,6 +73,20 @@ def test_module(norms):
     recurrence.compare(['y'], [module(x)], [want], 1e-6)
 
 
+def test_arguments_by_position(norms):
+    x, weight, bias, residual = rand(2, 7), rand(7, seed=1), rand(7, seed=2), rand(2, 7, seed=3)
+    args = (None, None, None, 1e-2, 0.0, None, True)
+    for name in ('layer_norm_fn', 'rms_norm_fn'):
+        got = getattr(norms, name)(x, weight, bias, residual, *args)
+        want = formula(x, weight, bias, residual, 1e-2, name == 'rms_norm_fn')
+        recurrence.compare(['y', 'sum'], got, want, 1e-5)
+
+
 def test_what_is_not_there(norms):
-    with pytest.raises(TypeError, match='dropout_p'):
-        norms.layer_norm_fn(rand(2, 7), rand(7), None, dropout_p=0.1)
+    settings = {name: rand(7) for name in ('x1', 'weight1', 'bias1', 'rowscale')}
+    for name, value in {**settings, 'dropout_p': 0.1, 'return_dropout_mask': True}.items():
+        for function in (norms.layer_norm_fn, norms.rms_norm_fn):
+            with pytest.raises(NotImplementedError, match=f'{name} is not supported by this'):
+                function(rand(2, 7), rand(7), None, **{name: value})
+    with pytest.raises(NotImplementedError, match='dropout_p is not supported'):
+        norms.RMSNorm(7, dropout_p=0.1)

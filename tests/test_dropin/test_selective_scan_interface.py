@@ -94,6 +94,17 @@ def test_mamba_inner_fn_by_position(interface):
     assert torch.equal(interface.mamba_inner_fn(*args), named)
 
 
+def test_arguments_of_mamba_ssm_2(interface):
+    tensors = mixer_inputs()
+    got = interface.mamba_inner_fn(**tensors, checkpoint_lvl=0, b_c_dt_rms_eps=1e-5)
+    assert torch.equal(got, interface.mamba_inner_fn(**tensors))
+    for name in ('b_rms_weight', 'c_rms_weight', 'dt_rms_weight'):
+        with pytest.raises(NotImplementedError, match=f'{name} is not supported by this stand-in'):
+            interface.mamba_inner_fn(**tensors, **{name: torch.ones(3)})
+    with pytest.raises(TypeError, match=r'mamba_inner_fn\(\) got an unexpected keyword .*eps'):
+        interface.mamba_inner_fn(**tensors, eps=1)
+
+
 def test_mamba_inner_fn_no_out_proj(interface):
     tensors = mixer_inputs()
     del tensors['out_proj_weight'], tensors['out_proj_bias']

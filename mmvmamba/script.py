@@ -1,4 +1,4 @@
-"""Run a script of others after an import of this package, in the processes that it spawns too."""
+"""Run a third-party script after importing a module, in the processes that it spawns too."""
 
 import importlib
 import importlib.util

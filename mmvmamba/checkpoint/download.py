@@ -23,6 +23,11 @@ _PART = '.part'
 _logger = logging.getLogger(__name__)
 
 
+def is_url(name: str) -> bool:
+    """Return True for an http or https URL, which is no path."""
+    return name.lower().startswith(('http://', 'https://'))
+
+
 def download(
     url: str, folder: str | None = None, log: Callable[[str], object] = _logger.info
 ) -> str:

@@ -1,4 +1,4 @@
-"""Released ImageNet classifiers: their URLs, and their download."""
+"""Released ImageNet classifiers: URLs, download, and the images that they take."""
 
 import os
 from urllib.parse import unquote
@@ -7,6 +7,9 @@ import torch
 
 from .download import download
 
+#: Mean and standard deviation of the channels (RGB, values in [0, 1]) in their preprocessing.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: URLs of the released ImageNet classifiers, by architecture: a key of ``mmvmamba.nn.ARCHS``.
 RELEASED_URLS = {
@@ -27,6 +30,11 @@ for _alias, _arch in dict(tiny='tiny_s1l8', small='small_s2l15', base='base_s2l1
     RELEASED_URLS[_alias] = RELEASED_URLS[_arch]
 
 
+def released_name(arch: str) -> str:
+    """Return the file name of an architecture's released classifier."""
+    return unquote(RELEASED_URLS[arch].rpartition('/')[2])
+
+
 def released_file(arch: str) -> str:
     """Return the path of an architecture's released classifier, and download it first if needed.
 
@@ -40,8 +48,7 @@ def released_file(arch: str) -> str:
         ValueError: If the file cannot be downloaded.
     """
     url = RELEASED_URLS[arch]
-    name = unquote(url.rpartition('/')[2])
-    path = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', released_name(arch))
     if os.path.isfile(path):
         return path
     try:

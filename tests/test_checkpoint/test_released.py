@@ -8,7 +8,7 @@ import yaml
 
 from mmvmamba.checkpoint import released
 from mmvmamba.checkpoint.download import cached_path
-from mmvmamba.checkpoint.released import RELEASED_URLS, released_file
+from mmvmamba.checkpoint.released import RELEASED_URLS, released_file, released_name
 from mmvmamba.nn import ARCHS
 
 from ..servers import response, serve
@@ -26,6 +26,10 @@ def test_every_architecture_has_a_file_of_its_own():
     for a, arch in ARCHS.items():
         for b, other in ARCHS.items():
             assert (RELEASED_URLS[a] == RELEASED_URLS[b]) == (arch == other), (a, b)
+
+
+def test_names():
+    assert released_name('tiny') == 'vssm1_tiny_0230s_ckpt_epoch_264.pth'
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Class names for photographs: ``mmvmamba.classify`` and ``python -m mmvmamba.predict FOLDER``.
+"""Classify images: ``mmvmamba.classify`` and ``python -m mmvmamba.predict FOLDER``.
 
 Needs torchvision, which brings Pillow.
 """
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint.released import IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from .nn import create_model, list_models
 
 #: Side of the crop over the shorter side of the resized image, as in the authors' test.
 _CROP = 0.875
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Longest over shortest side of an image. The resized image of a longer one would fill the memory.
 _MAX_ASPECT = 100
-_IMAGENET_CLASSES = 1000
 
 Image = str | os.PathLike[str] | Tensor | Any  # or a PIL.Image.Image
 Predictions = list[tuple[str, float]]
@@ -63,8 +62,10 @@ def classify(
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be a torch.nn.Module, but got {type(model).__name__}')
     for name, value in (('topk', topk), ('size', size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name} must be an int of at least 1, but got {value!r}')
+        if not isinstance(value, int):
+            raise TypeError(f'{name} must be an int, but got {value!r}')
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, but got {value}')
     if not isinstance(image, list | tuple):
         return _top(model, preprocess(image, size).unsqueeze(0), topk)[0]
     if not image:
@@ -86,20 +87,36 @@ def _top(model: nn.Module, batch: Tensor, topk: int) -> list[Predictions]:
 @torch.no_grad()
 def _scores(model: nn.Module, batch: Tensor) -> Tensor:
     """Images (N, 3, H, W) -> scores (N, classes), in eval mode."""
-    weight = next(model.parameters())
-    was_training = model.training
-    model.eval()
+    weight = next(model.parameters(), None)
+    if weight is not None:
+        batch = batch.to(weight.device, weight.dtype)
+    with _in_eval_mode(model):
+        scores = model(batch)
+    if getattr(model, 'num_classes', None) == 0:
+        returned = 'pooled features'
+    elif not isinstance(scores, Tensor):
+        returned = type(scores).__name__
+    elif scores.dim() != 2:
+        returned = f'shape {tuple(scores.shape)}'
+    else:
+        return scores
+    raise ValueError(
+        f'model must return scores (N, classes), but this {type(model).__name__} '
+        f'returned {returned}'
+    )
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode, and back for each module that was in training mode."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
-        scores = model(batch.to(weight.device, weight.dtype))
+        yield
     finally:
-        model.train(was_training)
-    is_classifier = isinstance(scores, Tensor) and scores.dim() == 2
-    if not is_classifier or getattr(model, 'num_classes', None) == 0:
-        raise ValueError(
-            f'model must be a classifier, which returns scores (N, classes), but this '
-            f'{type(model).__name__} returns maps or pooled features'
-        )
-    return scores
+        for module in training:
+            module.training = True
 
 
 def class_names(model: nn.Module, count: int) -> Sequence[str]:
@@ -107,11 +124,19 @@ def class_names(model: nn.Module, count: int) -> Sequence[str]:
     names = getattr(model, 'class_names', None)
     if names is not None and len(names) == count:
         return names
-    if count == _IMAGENET_CLASSES:
-        from torchvision.models import ResNet50_Weights
+    return imagenet_names() if count == IMAGENET_CLASSES else [str(i) for i in range(count)]
 
-        return ResNet50_Weights.IMAGENET1K_V2.meta['categories']
-    return [str(i) for i in range(count)]
+
+def imagenet_names() -> tuple[str, ...]:
+    """Return torchvision's names of the classes of ImageNet-1k.
+
+    Raises:
+        ImportError: If torchvision is not installed.
+    """
+    _check_torchvision()
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V2.meta['categories'])
 
 
 def preprocess(image: Image, size: int = 224) -> Tensor:
@@ -124,7 +149,7 @@ def preprocess(image: Image, size: int = 224) -> Tensor:
             transforms.Resize(int(size / _CROP), transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
-            transforms.Normalize(_MEAN, _STD),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
     return steps(_as_rgb(image))

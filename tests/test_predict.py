@@ -126,6 +126,32 @@ def test_any_classifier_and_dtype():
     assert len(mmvmamba.classify(net, photo())) == 4
 
 
+def test_modes_of_modules_are_kept():
+    net = thin(num_classes=3).train()
+    net.classifier.eval()
+    before = {name: module.training for name, module in net.named_modules()}
+    for _ in range(2):
+        mmvmamba.classify(net, photo(), size=64)
+        assert {name: module.training for name, module in net.named_modules()} == before
+        net.eval()
+        before = dict.fromkeys(before, False)
+
+
+def test_without_parameters():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert len(mmvmamba.classify(net, photo())) == 3
+
+
+def test_a_dict_is_no_scores():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return {'logits': x}
+
+    words = r'model must return scores \(N, classes\), but this Wrapped returned dict'
+    with pytest.raises(ValueError, match=words):
+        mmvmamba.classify(Wrapped(), photo())
+
+
 @pytest.mark.parametrize(
     ('image', 'error', 'words'),
     [
@@ -166,11 +192,13 @@ def test_damaged_files(tmp_path):
 @pytest.mark.parametrize(
     ('kwargs', 'error', 'words'),
     [
-        (dict(topk=0), ValueError, 'topk must be an int of at least 1, but got 0'),
-        (dict(size=1.5), ValueError, 'size must be an int of at least 1, but got 1.5'),
+        (dict(topk=0), ValueError, 'topk must be at least 1, but got 0'),
+        (dict(topk='5'), TypeError, "topk must be an int, but got '5'"),
+        (dict(size=1.5), TypeError, 'size must be an int, but got 1.5'),
         (dict(model='vmamba_tiny'), TypeError, 'model must be a torch.nn.Module, but got str'),
-        (dict(features_only=True), ValueError, 'must be a classifier.* VMambaNet returns maps'),
-        (dict(num_classes=0), ValueError, 'must be a classifier'),
+        (dict(features_only=True), ValueError, 'but this VMambaNet returned tuple'),
+        (dict(num_classes=0), ValueError, 'this VMambaNet returned pooled features'),
+        (dict(model=nn.Identity()), ValueError, r'Identity returned shape \(1, 3, 224, 224\)'),
         (dict(in_chans=1), ValueError, r'must have shape \(N, 1, H, W\)'),
     ],
     ids=str,

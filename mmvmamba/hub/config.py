@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmvmamba.checkpoint.keys import CLASSIFIER_HEAD, FIRST_CONV
+from mmvmamba.checkpoint.released import IMAGENET_MEAN, IMAGENET_STD
 from mmvmamba.nn import ARCHS, Arch, VMambaNet, resolve_arch
 from mmvmamba.nn.arch import check_known
 from mmvmamba.nn.factory import MODEL_NAMES
@@ -17,7 +18,7 @@ from mmvmamba.nn.settings import check_choice, check_settings, stage_indices
 
 _logger = logging.getLogger(__name__)
 CONFIG = 'config.json'
-#: Preprocessing of the authors' test (resize to 256 and crop the centre of 224), and the layers
+#: Preprocessing of the authors' test (resize to 256 and crop the center of 224), and the layers
 #: that timm adapts to other channels and classes.
 PRETRAINED_CFG: dict[str, Any] = dict(
     crop_pct=0.875,
@@ -26,18 +27,18 @@ PRETRAINED_CFG: dict[str, Any] = dict(
     first_conv=FIRST_CONV.removesuffix('.weight'),
     classifier=CLASSIFIER_HEAD.removesuffix('.'),
 )
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: What timm's settings say about the origin of weights, and what the config says elsewhere.
 _NOT_SAVED = {'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'state_dict'}
 _NOT_SAVED |= {'custom_load', 'architecture', 'label_names', 'num_classes'}
-_RUN_ARGUMENTS = ('frozen_stages', 'with_cp', 'backend')
-#: Arguments that the config has elsewhere or that timm's own models alone have.
-_IGNORED = ('drop_rate', 'features_only', 'feature_cls', 'in_chans', 'num_classes', 'img_size')
+#: Arguments that the config has elsewhere, that timm's own models alone have, or that are about a
+#: run and so are the reader's choice; timm saves any that a model was created with.
+_IGNORED = ('features_only', 'feature_cls', 'in_chans', 'num_classes', 'img_size')
+_IGNORED += ('drop_rate', 'frozen_stages', 'with_cp', 'backend')
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Content of a config.
+    """Parsed ``config.json``.
 
     Attributes:
         model_name (str): timm's name of the model, such as 'vmamba_tiny'.
@@ -70,7 +71,7 @@ def config_of(net: VMambaNet) -> dict[str, Any]:
         args |= dict(features_only=True, out_indices=net.out_indices)
     elif net.global_pool != 'avg':
         args['global_pool'] = net.global_pool
-    if net.in_channels != len(_MEAN):
+    if net.in_channels != len(IMAGENET_MEAN):
         args['in_chans'] = net.in_channels
     num_classes = 0 if is_backbone else net.num_classes
     config: dict[str, Any] = dict(
@@ -104,8 +105,8 @@ def _pretrained_cfg(given: Mapping[str, Any], channels: int) -> dict[str, Any]:
     cfg = {
         **PRETRAINED_CFG,
         'input_size': (channels, 224, 224),
-        'mean': _MEAN,
-        'std': _STD,
+        'mean': IMAGENET_MEAN,
+        'std': IMAGENET_STD,
         **given,
     }
     cfg['input_size'] = (channels, *cfg['input_size'][1:])
@@ -155,14 +156,13 @@ def parse_config(config: Any) -> NetworkConfig:
             raise TypeError(f'pretrained_cfg.{name} must be a list of numbers, but got {values!r}')
     arch_name = MODEL_NAMES[config['architecture']]
     rest = {k: v for k, v in args.items() if k not in _IGNORED}
-    arguments = {k: rest.pop(k) for k in _RUN_ARGUMENTS if k in rest}
     global_pool, out_indices = rest.pop('global_pool', 'avg'), rest.pop('out_indices', None)
-    check_known(rest, (*_RUN_ARGUMENTS, *_IGNORED, 'global_pool', 'out_indices'))
+    check_known(rest, (*_IGNORED, 'global_pool', 'out_indices'))
     arch = resolve_arch(arch_name, **rest)
 
     channels = args.get('in_chans') or cfg.get('input_size', (3,))[0]
     check_settings(in_channels=channels)
-    arguments['in_channels'] = channels
+    arguments = dict(in_channels=channels)
     if args.get('features_only') or out_indices is not None:
         stages = range(len(arch.dims)) if out_indices is None else out_indices
         arguments['out_indices'] = stage_indices(stages, len(arch.dims))

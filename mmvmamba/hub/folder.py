@@ -3,23 +3,32 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmvmamba.checkpoint.matching import load_tensors
+from mmvmamba.checkpoint.keys import convert_state_dict, split_state_dict
+from mmvmamba.checkpoint.matching import (
+    STAGE_NORMS,
+    load_tensors,
+    match_tensors,
+    naming_file,
+)
 from mmvmamba.checkpoint.reader import read_local_checkpoint, state_dict_of
 from mmvmamba.checkpoint.tensors import unusable
 from mmvmamba.nn import ARCHS, VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES
+from mmvmamba.nn.settings import check_backbone_arguments
 
 from .config import CONFIG, NetworkConfig, config_of, read_config
 
 _logger = logging.getLogger(__name__)
 WEIGHTS = 'model.safetensors'
 #: Files of weights in the order of preference; timm's ``save_for_hf`` writes the second one.
-_WEIGHTS = (WEIGHTS, 'pytorch_model.bin')
+WEIGHT_FILES = (WEIGHTS, 'pytorch_model.bin')
 
 
 def load_folder(
@@ -44,7 +53,8 @@ def load_folder(
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.
-        ValueError: If the folder has another network, or its weights do not match or are damaged.
+        ValueError: If the folder has another network, its weights do not match or are damaged, or a
+            backbone is given ``num_classes`` or ``global_pool``.
     """
     config_file, weights_file = _files(Path(folder).expanduser())
     config = read_config(config_file)
@@ -53,9 +63,11 @@ def load_folder(
             f'model_name must be {config.model_name!r}, the model in {os.fspath(folder)!r}, but '
             f'got {model_name!r}'
         )
-    net = _build(net_class, config, overrides)
     content = read_local_checkpoint(weights_file, warn_unverified=False)
-    matching = load_tensors(net, state_dict_of(content, str(weights_file)), str(weights_file), True)
+    tensors = state_dict_of(content, str(weights_file))
+    _check_sizes(config, tensors, str(weights_file))
+    net = _build(net_class, config, overrides)
+    matching = load_tensors(net, tensors, str(weights_file), new_head=True)
     _logger.info('%s: %s', weights_file, matching)
     return net
 
@@ -66,10 +78,32 @@ def _files(folder: Path) -> tuple[Path, Path]:
     config = folder / CONFIG
     if not config.is_file():
         raise FileNotFoundError(f'folder {str(folder)!r} has no {CONFIG}')
-    for name in _WEIGHTS:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return config, folder / name
-    raise FileNotFoundError(f'folder {str(folder)!r} has neither {" nor ".join(_WEIGHTS)}')
+    raise FileNotFoundError(f'folder {str(folder)!r} has neither {" nor ".join(WEIGHT_FILES)}')
+
+
+def _check_sizes(config: NetworkConfig, tensors: Mapping[str, Tensor], filename: str) -> None:
+    """Compare a config with its weights, before a network of any size takes memory.
+
+    Raises:
+        ValueError: If they do not match.
+    """
+    file = f'checkpoint {filename!r}'
+    blocks = sum(config.arch.depths)
+    if blocks > len(tensors):  # each would take memory even without values
+        raise ValueError(f'{file} has {len(tensors)} tensors, but {CONFIG} has {blocks} blocks')
+    try:
+        with torch.device('meta'):
+            net = VMambaNet(config.arch, **config.arguments)
+    except (RuntimeError, TypeError) as error:  # of torch, for sizes that overflow
+        raise ValueError(f'the sizes in {CONFIG} beside {file} are too large') from error
+    with naming_file(file):
+        is_backbone = net.out_indices is not None
+        given = convert_state_dict(tensors) if is_backbone else split_state_dict(tensors)[0]
+    matching = match_tensors(net.state_dict(), given, assign=True)
+    matching.check(file, type(net).__name__, allow_missing=STAGE_NORMS)
 
 
 def _build(
@@ -83,6 +117,8 @@ def _build(
     if features_only and 'out_indices' not in saved:
         saved = {k: v for k, v in saved.items() if k not in ('num_classes', 'global_pool')}
         saved['out_indices'] = range(len(config.arch.dims))
+    if 'out_indices' in saved:
+        check_backbone_arguments(**given)
     net = net_class(config.arch, **{**saved, **{k: v for k, v in given.items() if v is not None}})
     if net.out_indices is None and net.num_classes == config.arguments.get('num_classes'):
         net.class_names = config.class_names

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from mmvmamba.nn import VMambaNet
 
 from .config import CONFIG
-from .folder import WEIGHTS, check_network, load_folder, write_folder
+from .folder import WEIGHT_FILES, check_network, load_folder, write_folder
 from .model_card import model_card
 
 
@@ -56,7 +57,15 @@ class HubModel(PyTorchModelHubMixin):
             token=token,
         )
         # Both files are in the folder of one commit.
-        config, _ = (hf_hub_download(model_id, name, **options) for name in (CONFIG, WEIGHTS))
+        config = hf_hub_download(model_id, CONFIG, **options)
+        first, other = WEIGHT_FILES
+        try:
+            hf_hub_download(model_id, first, **options)
+        except EntryNotFoundError as error:
+            try:
+                hf_hub_download(model_id, other, **options)
+            except EntryNotFoundError:
+                raise error from None
         return cls(load_folder(Path(config).parent, net_class, **overrides))
 
     def generate_model_card(self, **kwargs: Any) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from mmvmamba.checkpoint.released import RELEASED_URLS
 from mmvmamba.nn import VMambaNet
+from mmvmamba.nn.settings import check_choice
 
 from .config import config_of
 from .released import REPORTED
@@ -79,10 +80,13 @@ def model_card(
         net (VMambaNet): The network.
         released (str, optional): The architecture if the weights are those that the authors have
             released for it, a key of :data:`mmvmamba.hub.REPORTED`. The card then has their
-            results, data set and licence. Defaults to None.
-        license (str, optional): Licence of the weights, e.g. 'apache-2.0', if they are not
+            results, data set and license. Defaults to None.
+        license (str, optional): License of the weights, e.g. 'apache-2.0', if they are not
             released ones. Defaults to None, not named.
         notes (str): A paragraph on the origin of the weights. Defaults to ''.
+
+    Raises:
+        ValueError: If ``released`` is unknown, or the number of ``net.class_names`` is wrong.
     """
     config = config_of(net)
     is_classifier = net.out_indices is None
@@ -92,6 +96,7 @@ def model_card(
     parameters = sum(p.numel() for p in net.parameters()) / 1e6
     facts = {'parameters': f'{parameters:.1f} M'}
     if released is not None:
+        check_choice('released', released, REPORTED)
         license = 'mit'
         metadata += ['datasets:', '- imagenet-1k']
         facts |= _facts_of(released, 'accuracy' if is_classifier else 'accuracy of the classifier')
@@ -122,7 +127,7 @@ def _facts_of(released: str, accuracy: str) -> dict[str, str]:
             f'{reported.top1:.2f} %, reported by the paper and its authors, not measured here'
         ),
         'weights': f'by the authors, converted from [their file]({RELEASED_URLS[released]})',
-        'licence': f"that of the [authors' repository]({_REPOSITORY}), MIT",
+        'license': f"that of the [authors' repository]({_REPOSITORY}), MIT",
     }
 
 

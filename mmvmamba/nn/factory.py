@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mmvmamba.checkpoint.download import download
+from mmvmamba.checkpoint.download import download, is_url
 from mmvmamba.checkpoint.keys import CLASSIFIER_HEAD, split_state_dict
 from mmvmamba.checkpoint.matching import load_tensors, naming_file
 from mmvmamba.checkpoint.reader import (
@@ -19,14 +19,13 @@ from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.checkpoint.released import released_file
 
 from .arch import ARCHS, resolve_arch
-from .hub_methods import import_hub_model
+from .hub_methods import is_hub_name
 from .network import VMambaNet
-from .settings import did_you_mean
+from .settings import check_backbone_arguments, did_you_mean
 
 _logger = logging.getLogger(__name__)
 #: Architectures by model name.
 MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
-_FOLDERS = ('hf-hub', 'local-dir')
 
 
 def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
@@ -68,8 +67,8 @@ def create_model(
             ``VMambaNet.from_pretrained`` takes them; the network is the one saved
             there, with the arguments that are given here. Defaults to False, random weights.
         num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
-            random if the file's has another number of classes. Defaults to None, the file's
-            number, or 1000.
+            random if the file's has another number of classes. A backbone takes None or 0.
+            Defaults to None, the file's number, or 1000.
         features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.
         out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
@@ -98,10 +97,14 @@ def create_model(
         raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
-    scheme, _, place = str(pretrained).partition(':')
-    if scheme in _FOLDERS and not isinstance(pretrained, os.PathLike):
+    if 'in_channels' in kwargs:
+        raise TypeError(f'in_channels is named in_chans here, but got {kwargs["in_channels"]!r}')
+    if isinstance(pretrained, str) and is_hub_name(pretrained):
         kwargs |= dict(num_classes=num_classes, features_only=features_only, in_chans=in_chans)
-        return _from_folder(scheme, place, model_name, out_indices=out_indices, **kwargs)
+        kwargs |= dict(model_name=model_name, out_indices=out_indices)
+        return VMambaNet.from_pretrained(pretrained, **kwargs).train()
+    if features_only:
+        check_backbone_arguments(num_classes, **kwargs)
     arch = MODEL_NAMES[model_name]
     if features_only and out_indices is None:
         out_indices = all_stages(arch, **kwargs)
@@ -114,27 +117,13 @@ def create_model(
     return net
 
 
-def _from_folder(scheme: str, place: str, model_name: str, **overrides: Any) -> VMambaNet:
-    """Load a network with its settings from a local folder or a repository on the Hub."""
-    if scheme == 'local-dir':
-        from mmvmamba.hub.folder import load_folder
-
-        return load_folder(place, model_name=model_name, **overrides)
-    name, _, given = place.partition('@')
-    hub_model = import_hub_model(f"pretrained='hf-hub:{place}'")
-    revision = given or None
-    return hub_model.from_pretrained(
-        name, revision=revision, model_name=model_name, **overrides
-    ).net
-
-
 def _read_weights(pretrained: str | os.PathLike[str] | bool, arch: str) -> tuple[Any, str]:
     """Return the content of what ``pretrained`` names, and the file in messages."""
     source = '' if isinstance(pretrained, bool) else as_filename(pretrained)
     if pretrained is True:
         path = source = released_file(arch)
     else:
-        path = download(source) if source.startswith(('http://', 'https://')) else source
+        path = download(source) if is_url(source) else source
         if os.path.isdir(path):
             raise ValueError(
                 f"pretrained must be 'local-dir:{path}' for a folder, but got {path!r}"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from .network import VMambaNet
 
+#: timm's prefixes of names of folders.
+_LOCAL, _HUB = 'local-dir:', 'hf-hub:'
 _REPO_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', re.ASCII)
 
 
@@ -36,15 +38,17 @@ class HubMethods(nn.Module):
     ) -> Self:
         """Load a network from a local folder or from the Hugging Face Hub.
 
-        A local folder needs torch alone. timm and transformers write folders that load too.
+        A local folder needs nothing beyond mmvmamba itself. timm and transformers write folders
+        that load too.
 
         Args:
             pretrained_model_name_or_path (str | PathLike): A folder, or the name of a repository on
-                the Hub such as 'owner/name'.
+                the Hub such as 'owner/name'. timm's names 'local-dir:FOLDER' and
+                'hf-hub:OWNER/NAME' (perhaps with '@REVISION') are allowed too.
             revision (str, optional): Branch, tag or commit on the Hub. Defaults to None, main.
             cache_dir (str | PathLike, optional): Where downloads are kept. Defaults to None,
                 huggingface_hub's folder.
-            force_download (bool): Whether to download what is there already. Defaults to False.
+            force_download (bool): Whether to download again even if cached. Defaults to False.
             local_files_only (bool): Whether to use earlier downloads alone. Defaults to False.
             token (str | bool, optional): Access token of the Hub. Defaults to None, the saved one.
             **overrides: Arguments of the network that replace the saved ones. With another
@@ -59,16 +63,25 @@ class HubMethods(nn.Module):
             FileNotFoundError: If the folder or one of its files does not exist.
             ImportError: If huggingface_hub is not installed and the network is not in a folder.
             ValueError: If the folder has another network, or its weights do not match or are
-                damaged.
+                damaged, or a backbone is given ``num_classes`` or ``global_pool``.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub has no such repository, revision or
+                file, denies access, or fails. A LocalEntryNotFoundError means that it cannot be
+                reached and that the cache has no such file.
+            huggingface_hub.errors.HFValidationError: If the name of the repository is malformed.
         """
         from mmvmamba.hub.folder import load_folder
 
         name = os.path.expanduser(os.fspath(pretrained_model_name_or_path))
+        is_text = isinstance(pretrained_model_name_or_path, str)
+        is_on_hub = is_text and _REPO_ID.fullmatch(name) and not os.path.isdir(name)
+        if is_text and name.startswith(_LOCAL):
+            name = os.path.expanduser(name.removeprefix(_LOCAL))
+        elif is_text and name.startswith(_HUB):
+            name, _, given = name.removeprefix(_HUB).partition('@')
+            is_on_hub, revision = True, given or revision
         net_class = cast('type[VMambaNet]', cls)
-        if os.path.isdir(name):
+        if not is_on_hub:
             net = load_folder(name, net_class, **overrides)
-        elif not isinstance(pretrained_model_name_or_path, str) or not _REPO_ID.fullmatch(name):
-            raise FileNotFoundError(f'folder {name!r} does not exist or is not a folder')
         else:
             options = dict(revision=revision, cache_dir=cache_dir, token=token, net_class=net_class)
             net = (
@@ -119,6 +132,11 @@ class HubMethods(nn.Module):
             ValueError: As in :meth:`save_pretrained`.
         """
         return import_hub_model('push_to_hub')(self).push_to_hub(repo_id, **kwargs)
+
+
+def is_hub_name(name: str) -> bool:
+    """Return True for timm's names of folders, 'local-dir:FOLDER' and 'hf-hub:OWNER/NAME'."""
+    return name.startswith((_LOCAL, _HUB))
 
 
 def import_hub_model(needed_by: str) -> Any:

@@ -50,6 +50,15 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
 
 
+def check_backbone_arguments(num_classes: Any = None, global_pool: Any = None, **_: Any) -> None:
+    """Raise ValueError if a backbone is given what only a classifier has; 0 and '' mean none."""
+    for name, value in (('num_classes', num_classes), ('global_pool', global_pool)):
+        if value:
+            raise ValueError(
+                f'{name} must be left out, as a backbone has no classifier, but got {value!r}'
+            )
+
+
 def check_setting(
     name: str, value: Any, highest: float | None = None, argument: str | None = None
 ) -> None:

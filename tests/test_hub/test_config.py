@@ -101,6 +101,12 @@ def test_timms_settings_are_kept():
     assert 'url' not in cfg
 
 
+def test_arguments_of_a_run_are_the_readers_choice():
+    args = dict(backend='native', with_cp=True, frozen_stages=2, drop_rate=0.5)
+    arguments = parse_config(dict(architecture='vmamba_tiny', model_args=args)).arguments
+    assert arguments == dict(in_channels=3, num_classes=1000, global_pool='avg')
+
+
 @pytest.mark.parametrize('names', [['a', 'b'], {'0': 'a', '1': 'b'}, {1: 'b', 0: 'a'}], ids=str)
 def test_class_names(names):
     config = dict(architecture='vmamba_tiny', num_classes=2, label_names=names)

@@ -113,6 +113,15 @@ def test_overrides_of_a_backbone(tmp_path):
     assert load_folder(tmp_path, features_only=True).out_indices == (1, 2, 3)
 
 
+@pytest.mark.parametrize('indices', [None, (0, 1, 2, 3)], ids=['classifier', 'backbone'])
+def test_backbones_have_no_classes(indices, tmp_path):
+    saved(tmp_path, out_indices=indices)
+    assert load_folder(tmp_path, features_only=True, num_classes=0, global_pool='').out_indices
+    for given in (dict(num_classes=10), dict(global_pool='max')):
+        with pytest.raises(ValueError, match=f'{[*given][0]} must be left out, as a backbone has'):
+            load_folder(tmp_path, features_only=indices is None, **given)
+
+
 def test_class_names(tmp_path):
     net = VMambaNet('tiny', num_classes=2, **THIN)
     net.class_names = ('cat', 'dog')
@@ -129,6 +138,7 @@ def test_create_model(kwargs, tmp_path):
     assert model.training and model.settings == net.settings
     assert model.num_classes == kwargs.get('num_classes', 5)
     assert model.in_chans == kwargs.get('in_chans', 3)
+    kwargs.pop('num_classes', None)
     maps = mmvmamba.create_model(
         'vmamba_tiny', f'local-dir:{tmp_path}', features_only=True, out_indices=(1,), **kwargs
     )
@@ -181,6 +191,31 @@ def test_what_is_missing_or_damaged(tmp_path):
         net.layers[0].blocks[0].norm.weight[0] = float('nan')
     write_folder(net, tmp_path)
     with pytest.raises(ValueError, match=r'model.safetensors. holds NaN or Inf'):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(dims=[10**7] * 4), r'\(4,\) instead of \(5000000,\)'),
+        (dict(depths=[10**7] * 4), 'but config.json has 40000000 blocks'),
+        (dict(ssm_ratio=1e7), 'instead of'),
+        (dict(mlp_ratio=1e30), 'the sizes in config.json beside .* are too large'),
+        (dict(pos_embed_size=10**5), 'missing: pos_embed'),
+        (dict(in_chans=10**9), r'instead of \(4, 1000000000, 3, 3\)'),
+        (dict(num_classes=10**10), r'instead of \(10000000000'),
+    ],
+    ids=str,
+)
+def test_sizes_are_compared_before_memory_is_taken(settings, words, tmp_path, monkeypatch):
+    saved(tmp_path, num_classes=5)
+    path = tmp_path / 'config.json'
+    config = json.loads(path.read_text())
+    config['num_classes'] = settings.pop('num_classes', 5)
+    config['model_args'] |= settings
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr('mmvmamba.hub.folder._build', None)
+    with pytest.raises(ValueError, match=words):
         load_folder(tmp_path)
 
 

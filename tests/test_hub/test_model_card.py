@@ -48,6 +48,11 @@ def test_others():
     assert '| maps | 24 channels at stride 16, 16 channels at stride 8 |' in text
 
 
+def test_an_unknown_release():
+    with pytest.raises(ValueError, match="released must be one of .*, but got 'foo'"):
+        model_card(VMambaNet('tiny', **THIN), released='foo')
+
+
 @pytest.mark.parametrize('library', ['mmvmamba', 'timm', 'transformers'])
 @pytest.mark.parametrize('kind', ['classifier', 'backbone'])
 @pytest.mark.parametrize('channels', [3, 5])

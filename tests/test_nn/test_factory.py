@@ -52,7 +52,8 @@ def test_classifiers(name):
 @pytest.mark.parametrize('indices', [None, (0,), (-1,), (1, 3), (3, 0)], ids=str)
 def test_backbones(name, indices):
     stages = [i % 4 for i in indices] if indices else range(4)
-    net = thin(name, features_only=True, out_indices=indices).eval()
+    none = dict(num_classes=0, global_pool='')  # as callers of timm write it
+    net = thin(name, features_only=True, out_indices=indices, **none).eval()
     maps = net(image())
     assert [y.shape for y in maps] == [(1, DIMS[i], 8 // 2**i, 16 // 2**i) for i in stages]
     plain = net.forward_intermediates(image(), output_fmt='NHWC', intermediates_only=True)
@@ -82,6 +83,15 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
         (dict(features_only=True, out_indices=(4,)), ValueError, r'out_indices must be in \[-4'),
         (dict(num_classes=-1), ValueError, 'num_classes must be at least 0'),
+        (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
+        (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
+        (
+            dict(features_only=True, num_classes=10),
+            ValueError,
+            'num_classes must be left out, as a backbone has no classifier, but got 10',
+        ),
+        (dict(features_only=True, global_pool='max'), ValueError, 'global_pool must be left out'),
+        (dict(in_channels=4), TypeError, 'in_channels is named in_chans here, but got 4'),
         (dict(width=3), ValueError, r"unknown settings \['width'\]"),
     ],
 )
@@ -94,8 +104,6 @@ def test_bad_arguments(kwargs, error, words):
 @pytest.mark.parametrize(
     ('kwargs', 'error', 'words'),
     [
-        (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
-        (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
         (dict(drop_rate=1.0), ValueError, 'drop_rate must be in'),
         (dict(dims=8), TypeError, 'dims must be a sequence of int, but got 8'),
         (dict(dims=(), depths=()), ValueError, 'dims and depths must name the same stages'),
@@ -277,9 +285,10 @@ def test_url(tmp_path, monkeypatch):
     with serve(response(save(tmp_path, state).read_bytes())) as server:
         url = f'http://user:secret@{server.address}/x.pth'
         net = thin(pretrained=url)
+        assert thin(pretrained=url.replace('http', 'HTTP', 1)).num_classes == 5
         with pytest.raises(ValueError, match=r"'http://127.*/x.pth, cached in .*x.pth' does not"):
             mmvmamba.create_model('vmamba_tiny', pretrained=url)
-    assert len(server.requests) == 1
+    assert len(server.requests) == 2  # the cache goes by the spelling
     assert torch.equal(net.classifier.head.bias, state['classifier.head.bias'])
 
 
@@ -326,11 +335,11 @@ def test_files_for_other_image_channels(features_only, tmp_path, caplog):
     state = noisy_state(num_classes=5)
     file = save(tmp_path, {'model': january_names(state)})
     with caplog.at_level(logging.INFO):
-        net = thin(pretrained=file, num_classes=5, in_chans=12, features_only=features_only)
+        net = thin(pretrained=file, in_chans=12, features_only=features_only)
     weight = net.state_dict()['patch_embed.0.weight']
     torch.testing.assert_close(weight, state['patch_embed.0.weight'].repeat(1, 4, 1, 1) / 4)
     (record,) = caplog.records
     assert 'patch_embed.0.weight adapted from 3 to 12 image channels' in record.getMessage()
     file = save(tmp_path, {'model': noisy_state(num_classes=5, in_chans=4)})
     with pytest.raises(ValueError, match=r'patch_embed\.0\.weight \(4, 4, 3, 3\) instead of'):
-        thin(pretrained=file, num_classes=5, in_chans=12, features_only=features_only)
+        thin(pretrained=file, in_chans=12, features_only=features_only)

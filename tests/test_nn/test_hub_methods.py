@@ -39,7 +39,7 @@ def test_without_huggingface_hub(tmp_path):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     lines = result.stdout.splitlines()
     end = 'needs huggingface_hub, which is not installed: pip install huggingface_hub safetensors'
-    starts = ['save_pretrained', 'push_to_hub', 'from_pretrained', "pretrained='hf-hub:a/b'"]
+    starts = ['save_pretrained', 'push_to_hub', 'from_pretrained', 'from_pretrained']
     assert lines == [f'{start} {end}' for start in starts], result.stderr
 
 
@@ -52,7 +52,25 @@ def test_imported_when_it_is_needed():
     assert result.stdout.strip() == '[]', result.stdout + result.stderr
 
 
-@pytest.mark.parametrize('name', ['./none', '/none/x', 'a/b/c', '~/none', '..', 'none/', ''])
+def test_names_of_timm(tmp_path):
+    write_folder(VMambaNet('tiny', num_classes=3, **THIN), tmp_path)
+    assert VMambaNet.from_pretrained(f'local-dir:{tmp_path}').num_classes == 3
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'local-dir:none',
+        'local-dir:~/none',
+        './none',
+        '/none/x',
+        'a/b/c',
+        '~/none',
+        '..',
+        'none/',
+        '',
+    ],
+)
 def test_folders_that_do_not_exist(name):
     with pytest.raises(FileNotFoundError, match=r"folder '.*' does not exist|has no config.json"):
         VMambaNet.from_pretrained(name)

@@ -10,16 +10,18 @@ from timm.layers import is_exportable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from mmvmamba.checkpoint.download import download
+from mmvmamba.checkpoint.download import download, is_url
 from mmvmamba.checkpoint.keys import FIRST_CONV
 from mmvmamba.checkpoint.matching import adapt_tensors, match_tensors, naming_file
 from mmvmamba.checkpoint.reader import state_dict_of
+from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.checkpoint.released import RELEASED_URLS, released_file
 from mmvmamba.checkpoint.tensors import same_shape
 from mmvmamba.checkpoint.unpickling import YACS_NODE
 from mmvmamba.hub.config import PRETRAINED_CFG
 from mmvmamba.nn import VMambaNet
 from mmvmamba.nn.factory import MODEL_NAMES, all_stages
+from mmvmamba.nn.hub_methods import is_hub_name
 from mmvmamba.nn.settings import check_choice
 from mmvmamba.ops import extension_error
 
@@ -82,15 +84,28 @@ def _name_file(
 
     With True it is the released file, unless the arguments name other weights. timm would download
     it without time limits, and would not notice a file that ends early.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it cannot be downloaded, or ``pretrained`` names a folder as timm does.
     """
+    cfg = kwargs.get('pretrained_cfg')
+    cfg = None if isinstance(cfg, str) else cfg  # the tag in a name such as vmamba_tiny.in1k
     overlay = kwargs.get('pretrained_cfg_overlay') or {}
     is_other = any(overlay.get(k) for k in ('url', 'file', 'state_dict', 'hf_hub_id', 'source'))
     if isinstance(pretrained, str | os.PathLike):
         file = os.path.expanduser(pretrained)
-        file = download(file) if file.startswith(('http://', 'https://')) else file
+        if is_hub_name(file):
+            raise ValueError(
+                'pretrained must be True, a file or a URL; folders are named '
+                f"timm.create_model('local-dir:FOLDER', pretrained=True), but got {file!r}"
+            )
+        file = download(file) if is_url(file) else file
         if not os.path.isfile(file):
-            raise FileNotFoundError(f'checkpoint {file!r} does not exist or is not a file')
-    elif is_other or isinstance(kwargs.get('pretrained_cfg'), Mapping) or kwargs.get('cache_dir'):
+            raise FileNotFoundError(
+                f'checkpoint {redacted(file)!r} does not exist or is not a file'
+            )
+    elif is_other or cfg or kwargs.get('cache_dir'):
         return
     else:
         file = released_file(arch)

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import sys
 import threading
 import types
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 timm = pytest.importorskip('timm')
+
+from timm.models import PretrainedCfg  # noqa: E402
 
 import mmvmamba.timm  # noqa: E402, F401  (registers the models)
 from mmvmamba.nn import VMambaNet  # noqa: E402
@@ -227,6 +230,30 @@ def test_a_file_by_its_path(form, tmp_path):
     assert_loaded(timm.create_model('vmamba_tiny', pretrained=form(path), **THIN), state)
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
         timm.create_model('vmamba_tiny', pretrained='nowhere.pth', **THIN)
+
+
+def test_a_folder_is_named_as_in_timm():
+    words = "folders are named timm.create_model.'local-dir:FOLDER', pretrained=True., but got"
+    with pytest.raises(ValueError, match=words):
+        timm.create_model('vmamba_tiny', pretrained='local-dir:folder')
+
+
+@pytest.mark.parametrize('scheme', ['s3', 'HTTPS'])
+def test_messages_have_no_secrets(scheme, monkeypatch):
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    url = f'{scheme}://key:secret@127.0.0.1:1/x.pth?token=abc'
+    with pytest.raises((FileNotFoundError, ValueError), match='x.pth') as caught:
+        timm.create_model('vmamba_tiny', pretrained=url)
+    assert not re.search('secret|abc', str(caught.value))
+
+
+@pytest.mark.parametrize('form', [dict, PretrainedCfg])
+def test_other_settings_name_the_weights(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(mmvmamba.timm.models, 'released_file', None)
+    state = state_of()
+    cfg = form(file=str(save(tmp_path, state)), num_classes=1000)
+    model = timm.create_model('vmamba_tiny', pretrained=True, pretrained_cfg=cfg, **THIN)
+    assert_loaded(model, state)
 
 
 def test_released_file(tmp_path, monkeypatch):

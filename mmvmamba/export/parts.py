@@ -120,6 +120,6 @@ def load_network(name: str, checkpoint: str, part: str | None) -> ExportedModel:
         ValueError: If there is no such network or part, or the checkpoint does not match it.
     """
     if part == 'neck':
-        raise ValueError(f'--part neck: {name} is a network without a neck')
+        raise ValueError(f'--part must be whole or backbone for {name}, which has no neck')
     net = create_model(name, checkpoint, features_only=part == 'backbone')
     return ExportedModel(net, part or 'whole').eval()

@@ -11,6 +11,8 @@ import torch
 import mmvmamba
 from mmvmamba.nn import ARCHS, Arch, VMambaNet
 
+from ..servers import response, serve
+
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'check_logits.py'
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 NAME = 'vssm1_tiny_0230s_ckpt_epoch_264.pth'
@@ -44,7 +46,7 @@ def run_tool(monkeypatch, capsys):
 
 def test_record_and_compare(weights, run_tool, tmp_path):
     code, out, _ = run_tool('vmamba_tiny', 'weights.pth', '--record')
-    assert code == 0 and f'recorded for {NAME} in values.json' in out
+    assert code == 0 and f'the values of weights.pth are the reference for {NAME}' in out
     recorded = json.loads(Path('values.json').read_text())[NAME]
     with torch.no_grad():
         logits = weights(runpy.run_path(str(TOOL))['image']())[0]
@@ -56,7 +58,7 @@ def test_record_and_compare(weights, run_tool, tmp_path):
     Path('hub/checkpoints').mkdir(parents=True)
     Path('weights.pth').rename(Path('hub/checkpoints') / NAME)
     code, out, _ = run_tool('vmamba_tiny')
-    assert code == 0 and 'the logits are the recorded ones: largest difference' in out
+    assert code == 0 and 'logits match the reference: largest difference' in out
     assert 'SHA-256' not in out
 
 
@@ -69,21 +71,31 @@ def test_other_weights(change, same, weights, run_tool):
     torch.save({'model': state}, 'other.pth')
     code, out, _ = run_tool('vmamba_tiny', 'other.pth')
     text = out if same else code
-    assert ('the logits are the recorded ones' in out) == same
-    assert same or 'the logits differ from the recorded ones: largest difference' in code
-    assert text.strip().endswith('the file has another SHA-256 than the recorded one')
+    assert ('logits match the reference' in out) == same
+    assert same or 'logits differ from the reference: largest difference' in code
+    assert text.strip().endswith('the file has another SHA-256 than the reference')
 
 
 def test_nothing_is_recorded(weights, run_tool):
     code, _, _ = run_tool('vmamba_tiny', 'weights.pth')
-    assert f'no values of {NAME} are recorded in values.json; --record writes these' in code
+    assert f'values.json has no reference values for {NAME}; run with --record to add them' in code
     assert not Path('values.json').exists()
+
+
+def test_url(weights, run_tool, monkeypatch):
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    run_tool('vmamba_tiny', 'weights.pth', '--record')
+    with serve(response(Path('weights.pth').read_bytes())) as server:
+        code, out, _ = run_tool('vmamba_tiny', f'http://user:secret@{server.address}/x.pth')
+    assert code == 0 and 'logits match the reference' in out and 'SHA-256' not in out
 
 
 def test_picture():
     """Integers define it: its bytes are the same everywhere."""
     tool = runpy.run_path(str(TOOL))
-    mean, std = (torch.tensor(tool[name]).view(3, 1, 1) for name in ('MEAN', 'STD'))
+    mean, std = (
+        torch.tensor(tool[name]).view(3, 1, 1) for name in ('IMAGENET_MEAN', 'IMAGENET_STD')
+    )
     pixels = ((tool['image']()[0] * std + mean) * 255).round().long()
     assert pixels.shape == (3, 224, 224) and 0 <= pixels.min() and pixels.max() <= 255
     assert [int(channel.sum()) for channel in pixels] == [4846958, 7426342, 4603648]
@@ -92,7 +104,7 @@ def test_picture():
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (('vmamba_tin',), "'vmamba_tin'; did you mean vmamba_tiny"),
+        (('vmamba_tin',), "argument model: invalid choice: 'vmamba_tin'"),
         (('vmamba_tiny', 'no.pth'), "checkpoint 'no.pth' does not exist"),
         (('vmamba_tiny', 'two.pth'), 'there are 2 logits, but 1000 in the record'),
     ],

@@ -109,17 +109,21 @@ def test_folder_for_the_hub(arch, kind, source, tmp_path, run_here):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['classifier', 'backbone'])
 def test_released_file_for_the_hub(kind, tmp_path, run_here):
-    """A file with the name and the settings of a released one gets its results and names."""
+    """A file gets the results and names of a released one only if the user says that it is one."""
     pytest.importorskip('huggingface_hub')
-    pytest.importorskip('timm')
     name = 'vssm1_tiny_0230s_ckpt_epoch_264.pth'
     torch.save({'model': VMambaNet('tiny').state_dict()}, tmp_path / name)
-    assert run_here(CONVERT, name, 'new', '--to', 'hf', '--for', kind)[0] == 0
+    options = '--to', 'hf', '--for', kind
+    assert run_here(CONVERT, name, 'tuned', *options)[0] == 0
+    card = (tmp_path / 'tuned' / 'README.md').read_text()
+    assert 'license' not in card and 'top-1' not in card and 'by the authors' not in card
+    assert VMambaNet.from_pretrained(tmp_path / 'tuned').class_names is None
+    assert run_here(CONVERT, name, 'new', *options, '--released')[0] == 0
     card = (tmp_path / 'new' / 'README.md').read_text()
     assert 'license: mit' in card and '82.60 %, reported by the paper' in card
     net = VMambaNet.from_pretrained(tmp_path / 'new')
     if kind == 'classifier':
-        assert net.class_names[:2] == ('tench, Tinca tinca', 'goldfish, Carassius auratus')
+        assert net.class_names[:2] == ('tench', 'goldfish')
     assert run_here(CONVERT, name, 'other', '--to', 'hf', '--arch', 'tiny_s2l5')[0] == 2
 
 
@@ -143,8 +147,10 @@ def test_class_names_for_the_hub(tmp_path, run_here):
         ('new', ['--for', 'detector'], '--for must be backbone or classifier with --to hf'),
         ('new', ['--arch', 'base'], 'does not match VMambaNet'),
         ('new', ['--to', 'authors', '--arch', 'tiny'], '--arch needs --to hf'),
+        ('new', ['--to', 'authors', '--released'], '--released needs --to hf'),
+        ('new', ['--released'], '--released needs a file with the settings of a released Image'),
     ],
-    ids=['folder', 'file', 'kind', 'arch', 'to'],
+    ids=['folder', 'file', 'kind', 'arch', 'to', 'released for authors', 'not released'],
 )
 def test_folders_that_are_not_written(dst, arguments, words, tmp_path, run_here):
     (tmp_path / 'full').mkdir()

@@ -20,11 +20,16 @@ import torch
 from torch import Tensor
 
 import mmvmamba
-from mmvmamba.checkpoint.released import RELEASED_URLS, released_file
+from mmvmamba.checkpoint.download import download, is_url
+from mmvmamba.checkpoint.released import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    released_file,
+    released_name,
+)
 from mmvmamba.nn.factory import MODEL_NAMES
 
 SIZE = 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: One logit of so many is recorded, besides the largest ones.
 STEP, TOP = 25, 5
 #: Largest difference over the standard deviation of the logits. Kernels, and processors, differ in
@@ -36,11 +41,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('model', help='a name of mmvmamba.list_models()')
+    names = mmvmamba.list_models()
     parser.add_argument(
-        'file', nargs='?', help='weight file (default: the released one, which is downloaded)'
+        'model', choices=names, metavar='model', help='a name of mmvmamba.list_models()'
     )
-    parser.add_argument('--record', action='store_true', help='write the values of this file')
+    parser.add_argument(
+        'file', nargs='?', help='weight file or URL (default: the released file, downloaded)'
+    )
+    parser.add_argument(
+        '--record',
+        action='store_true',
+        help="write this file's values as the reference of the model's released file",
+    )
     parser.add_argument(
         '--values',
         type=Path,
@@ -57,7 +69,7 @@ def image() -> Tensor:
     green = torch.where((x - 90) ** 2 + (y - 120) ** 2 < 4900, 220, (2 * x + y) // 3)
     blue = torch.where((x // 28 + y // 28) % 2 == 0, 40, 255 - y)
     pixels = torch.stack([red, green, blue]).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pixels - mean) / std).unsqueeze(0)
 
 
@@ -91,11 +103,11 @@ def difference(logits: Tensor, recorded: dict[str, Any]) -> float:
 
 def main() -> None:
     args = parse_args()
-    mmvmamba.create_model(args.model)  # refuses an unknown name
     arch = MODEL_NAMES[args.model]
     file = args.file or released_file(arch)
+    file = download(file) if is_url(file) else file
     logits = run(args.model, file)
-    name = RELEASED_URLS[arch].rpartition('/')[2]
+    name = released_name(arch)
     new = values_of(logits, file)
     for i, value in list(new['logits'].items())[:TOP]:
         print(f'class {i}: {value:.4f}')
@@ -103,20 +115,20 @@ def main() -> None:
     if args.record:
         values[name] = new
         args.values.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
-        print(f'recorded for {name} in {args.values}')
+        print(f'{args.values}: the values of {file} are the reference for {name}')
     elif name not in values:
-        sys.exit(f'no values of {name} are recorded in {args.values}; --record writes these')
+        sys.exit(f'{args.values} has no reference values for {name}; run with --record to add them')
     else:
         report(difference(logits, values[name]), new['sha256'] == values[name]['sha256'])
 
 
 def report(error: float, is_same_file: bool) -> None:
     """Print the result, and exit with status 1 if the logits differ."""
-    other = '' if is_same_file else '; the file has another SHA-256 than the recorded one'
+    other = '' if is_same_file else '; the file has another SHA-256 than the reference'
     text = f'largest difference {error:.1e} of the standard deviation{other}'
     if not error < TOLERANCE:
-        sys.exit(f'the logits differ from the recorded ones: {text}')
-    print(f'the logits are the recorded ones: {text}')
+        sys.exit(f'logits differ from the reference: {text}')
+    print(f'logits match the reference: {text}')
 
 
 if __name__ == '__main__':

@@ -1,25 +1,24 @@
 """Convert weights between the authors' files, this package's models and the Hugging Face Hub."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from mmvmamba.checkpoint.convert import KINDS, TARGETS, convert, kind_of, to_bytes
 from mmvmamba.checkpoint.keys import CLASSIFIER_HEAD, FIRST_CONV, split_state_dict
 from mmvmamba.checkpoint.matching import load_tensors
 from mmvmamba.checkpoint.reader import class_names_of, state_dict_of
 from mmvmamba.checkpoint.redaction import redacted
-from mmvmamba.checkpoint.released import RELEASED_URLS
+from mmvmamba.checkpoint.released import IMAGENET_CLASSES
 from mmvmamba.engine import errors
 from mmvmamba.engine.atomic_io import AtomicBackend
 from mmvmamba.engine.errors import UserError
 from mmvmamba.hub import REPORTED, arch_of
 from mmvmamba.models.loading import read_checkpoint
 from mmvmamba.nn import ARCHS, VMambaNet
-
-IMAGENET_CLASSES = 1000
+from mmvmamba.predict import imagenet_names
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,6 +45,12 @@ def parse_args() -> argparse.Namespace:
         choices=list(ARCHS),
         help='with --to hf: architecture (default: recognized by the shapes in the file)',
     )
+    parser.add_argument(
+        '--released',
+        action='store_true',
+        help='with --to hf: say that the file is an unchanged ImageNet classifier of the authors; '
+        "the folder then has the paper's accuracy, the authors' license and the class names",
+    )
     return parser.parse_args()
 
 
@@ -55,6 +60,8 @@ def main() -> None:
         raise UserError(f'dst must be another file than src, but both are {args.src!r}')
     if args.arch and args.to != 'hf':
         raise UserError(f'--arch needs --to hf, but got --to {args.to}')
+    if args.released and args.to != 'hf':
+        raise UserError(f'--released needs --to hf, but got --to {args.to}')
     if args.to == 'hf' and os.path.exists(args.dst):
         if not os.path.isdir(args.dst) or os.listdir(args.dst):
             raise UserError(f'dst must be a new or an empty folder, but {args.dst!r} is not')
@@ -88,31 +95,28 @@ def write_hf(content: Any, tensors: Any, kind: str, args: argparse.Namespace) ->
         settings['out_indices'] = normed or stages
     net = VMambaNet(**settings)
     matching = load_tensors(net, tensors, args.src)
-    released = released_as(net, args.src)
+    released = released_arch(net, inside) if args.released else None
     if kind == 'classifier':
-        names = class_names_of(content) or (imagenet_names() if released else None)
+        names = class_names_of(content)
+        if released and names is None:
+            with contextlib.suppress(ImportError):  # without torchvision the card has no names
+                names = imagenet_names()
         net.class_names = names if names and len(names) == net.num_classes else None
     card = dict(released=released, notes=notes(args.src, matching.missing, released))
     net.save_pretrained(args.dst, model_card_kwargs=card)
     return f'{matching.total} tensors, a {kind} for the Hugging Face Hub'
 
 
-def released_as(net: VMambaNet, src: str) -> str | None:
-    """Return the architecture whose released classifier has the name and the settings of a file."""
-    name = unquote(os.path.basename(src))
-    names = {arch: unquote(RELEASED_URLS[arch].rpartition('/')[2]) for arch in REPORTED}
-    is_released = net.in_channels == 3 and net.num_classes == IMAGENET_CLASSES
-    same = [arch for arch in names if ARCHS[arch] == net.settings and names[arch] == name]
-    return same[0] if same and is_released else None
-
-
-def imagenet_names() -> tuple[str, ...] | None:
-    """Return the names of ImageNet's classes, which timm has."""
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError:
-        return None
-    return tuple(ImageNetInfo().label_descriptions())
+def released_arch(net: VMambaNet, tensors: Any) -> str:
+    """Return the architecture whose released classifier has the settings and sizes of a file."""
+    head = tensors.get(f'{CLASSIFIER_HEAD}weight', ())
+    found = [arch for arch in REPORTED if ARCHS[arch] == net.settings]
+    if not found or net.in_channels != 3 or len(head) != IMAGENET_CLASSES:
+        raise UserError(
+            '--released needs a file with the settings of a released ImageNet classifier, its '
+            f'{IMAGENET_CLASSES} classes and 3 image channels'
+        )
+    return found[0]
 
 
 def notes(src: str, missing: list[str], released: str | None) -> str:

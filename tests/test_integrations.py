@@ -182,7 +182,7 @@ def test_supervision(untrained, monkeypatch):
     assert annotated.shape == before.shape and (annotated != before).any()
 
 
-@pytest.mark.parametrize(('threshold', 'count'), [(None, 3), (0.0, 3), (0.99, 0)])
+@pytest.mark.parametrize(('threshold', 'count'), [(None, 0), (0.0, 3), (0.99, 0)])
 def test_cvat(untrained, monkeypatch, threshold, count):
     """Call the function as the SDK does for each image of a task."""
     cvataa = pytest.importorskip('cvat_sdk.auto_annotation')
@@ -190,7 +190,7 @@ def test_cvat(untrained, monkeypatch, threshold, count):
     class Context(cvataa.DetectionFunctionContext):
         frame_name, conf_threshold, conv_mask_to_poly = '000001.jpg', threshold, False
 
-    names = run(block('cvat_sdk'), untrained, monkeypatch, threshold='0.0')
+    names = run(block('cvat_sdk'), untrained, monkeypatch)
     labels = {label.id: label.name for label in names['spec'].labels}
     assert labels == dict(enumerate(['cat', 'coin', 'cup', 'motorcycle', 'person', 'rocket']))
     with Image.open('data/demo/images/val/000001.jpg') as image:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .checkpoint.released import IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from .nn import create_model, list_models
 
+_logger = logging.getLogger(__name__)
 #: Side of the crop over the shorter side of the resized image, as in the authors' test.
 _CROP = 0.875
 #: Longest over shortest side of an image. The resized image of a longer one would fill the memory.
@@ -231,10 +232,12 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     files = []
     for name in inputs:
         if os.path.isdir(name):
-            paths = (path for path in Path(name).rglob('*') if not path.is_dir())
+            paths = [path for path in Path(name).rglob('*') if not path.is_dir()]
             inside = [str(path) for path in paths if is_image_file(path.name)]
             if not inside:
                 raise ValueError(f'folder {name!r} holds no images')
+            if others := len(paths) - len(inside):
+                _logger.info('%s: %d files without the suffix of an image left out', name, others)
             files += sorted(inside)
         elif os.path.isfile(name):
             files.append(name)

@@ -251,6 +251,16 @@ def test_command(weights, tmp_path, capsys):
             assert float(row[f'probability{i}']) == pytest.approx(p, abs=2e-6)
 
 
+def test_other_files_of_a_folder_are_counted(tmp_path, caplog):
+    (tmp_path / 'sub').mkdir()
+    for name in ('a.png', 'sub/b.JPG', 'notes.txt', 'sub/c.gif'):
+        (tmp_path / name).touch()
+    with caplog.at_level('INFO', 'mmvmamba.predict'):
+        files = predict.find_images([str(tmp_path)])
+    assert files == [str(tmp_path / 'a.png'), str(tmp_path / 'sub/b.JPG')]
+    assert caplog.messages == [f'{tmp_path}: 2 files without the suffix of an image left out']
+
+
 def test_damaged_files_of_a_folder(weights, tmp_path, capsys):
     """Each has a row with the reason, and the exit status says so."""
     (tmp_path / 'photos').mkdir()

@@ -89,9 +89,10 @@ def create_model(
     if not isinstance(model_name, str):
         raise TypeError(f'model_name must be a str, but got {model_name!r}')
     if model_name not in MODEL_NAMES:
+        whole = f'vmamba_{model_name}'  # in configs, arch='tiny' is the name
         raise ValueError(
             f'model_name must be one of {list_models()}, but got {model_name!r}'
-            f'{did_you_mean(model_name, MODEL_NAMES)}'
+            f'{did_you_mean(whole if whole in MODEL_NAMES else model_name, MODEL_NAMES)}'
         )
     if not isinstance(pretrained, str | os.PathLike | bool):
         raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')

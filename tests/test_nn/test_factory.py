@@ -76,6 +76,7 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(model_name=dict(dims=(8,))), TypeError, "model_name must be a str, but got {'dims'"),
         (dict(model_name='tiny'), ValueError, "model_name must be one of .*'tiny'"),
         (dict(model_name='vmamba_tinny'), ValueError, "'vmamba_tinny'; did you mean vmamba_tiny "),
+        (dict(model_name='tiny'), ValueError, "'tiny'; did you mean vmamba_tiny "),
         (dict(pretrained=0), TypeError, 'pretrained must be a bool, a file or a URL, but got 0'),
         (dict(pretrained='http://a b/x.pth'), ValueError, "'http://a%20b/x.pth' cannot be downl"),
         (dict(pretrained=''), FileNotFoundError, "'' does not exist"),

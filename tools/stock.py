@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.mmcv_ops import run_script
 from mmvmamba.nn.settings import did_you_mean
+from mmvmamba.script import run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +44,7 @@ def main() -> None:
         return
     if args.tool not in tools:
         raise UserError(f'{args.package} has no tool {args.tool!r}{did_you_mean(args.tool, tools)}')
-    run_script(str(tools[args.tool]), args.arguments)
+    run_script(str(tools[args.tool]), args.arguments, 'mmvmamba.registry')
 
 
 if __name__ == '__main__':

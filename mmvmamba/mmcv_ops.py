@@ -570,7 +570,8 @@ def main() -> None:
         from .registry import register_config_packages
 
         register_config_packages()  # mmseg:: and mmvmamba:: bases in configs, as in our tools
-        run_script(args.script, args.args, 'mmvmamba.mmcv_ops')
+        # The registry makes mmseg:: and mmvmamba:: bases resolve in configs.
+        run_script(args.script, args.args, 'mmvmamba.registry')
     else:
         parser.error(f'script {args.script!r} does not exist')
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.nn.settings import did_you_mean
+from mmvmamba.registry import register_config_packages
 from mmvmamba.script import run_script
 
 
@@ -44,6 +45,7 @@ def main() -> None:
         return
     if args.tool not in tools:
         raise UserError(f'{args.package} has no tool {args.tool!r}{did_you_mean(args.tool, tools)}')
+    register_config_packages()
     run_script(str(tools[args.tool]), args.arguments, 'mmvmamba.registry')
 
 

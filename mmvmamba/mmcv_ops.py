@@ -567,10 +567,7 @@ def main() -> None:
     if args.script is None:
         sys.stdout.write(report() + '\n')
     elif os.path.isfile(args.script):
-        from .registry import register_config_packages
-
-        register_config_packages()  # mmseg:: and mmvmamba:: bases in configs, as in our tools
-        # The registry makes mmseg:: and mmvmamba:: bases resolve in configs.
+        # The registry makes mmseg:: and mmvmamba:: bases resolve in configs, as in our tools.
         run_script(args.script, args.args, 'mmvmamba.registry')
     else:
         parser.error(f'script {args.script!r} does not exist')

@@ -231,8 +231,9 @@ def test_examples_of_scans(tmp_path, monkeypatch, capsys):
     from mmpretrain.models import build_classifier
 
     from mmvmamba.nn.ss2d import OUT_NORMS
-    from mmvmamba.ops import SCAN_PATTERNS
+    from mmvmamba.ops import SCAN_PATTERNS, scan_orders
 
+    monkeypatch.setattr(scan_orders, '_PATHS', {**scan_orders._PATHS})
     module, path, model, config, norm = python_blocks('scans.md')
     (tmp_path / 'my_scans.py').write_text(module)
     (tmp_path / 'my_config.py').write_text(config.replace("'./", f"'{ROOT}/"))

@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +161,10 @@ def test_probes_for_an_installed_package_find_no_version():
     assert importlib.util.find_spec('mamba_ssm') is not None
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version('mamba_ssm')
+
+
+def test_example_of_the_docs():
+    page = (Path(__file__).parents[2] / 'docs' / 'dropin.md').read_text()
+    (example,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    exec(example, names := {})
+    assert names['y'].shape == (2, 8, 100) and names['y'].isfinite().all()

@@ -36,8 +36,8 @@ def classify(
     """Return the most probable classes of an image, or of each image of a list.
 
     The shorter side is resized to ``size / 0.875`` pixels (bicubic), the center is cropped, and
-    ImageNet's mean and standard deviation normalize the pixels, as in the authors' test. Besides,
-    an image is turned as its EXIF data says. Gray, CMYK and palette images become RGB,
+    ImageNet's mean and standard deviation normalize the pixels, as in the authors' test. Images
+    are also rotated by their EXIF orientation. Gray, CMYK and palette images become RGB,
     transparency is ignored, and 16-bit gray is reduced to 8 bits.
 
     Args:
@@ -237,7 +237,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             if not inside:
                 raise ValueError(f'folder {name!r} holds no images')
             if others := len(paths) - len(inside):
-                _logger.info('%s: %d files without the suffix of an image left out', name, others)
+                _logger.info('%s: skipped %d files without an image suffix', name, others)
             files += sorted(inside)
         elif os.path.isfile(name):
             files.append(name)
@@ -297,13 +297,13 @@ def _parser() -> argparse.ArgumentParser:
         '--pretrained',
         default=True,
         metavar='FILE_OR_URL',
-        help='weights: a released file or a checkpoint of a training, whose classes the model gets '
+        help='weights: a released file or a training checkpoint, which also sets the classes '
         '(default: the released ImageNet weights, which are downloaded)',
     )
     parser.add_argument(
         '--out', default='predictions.csv', help='file to write (default: predictions.csv)'
     )
-    parser.add_argument('--topk', type=_positive, default=5, help='classes a row (default: 5)')
+    parser.add_argument('--topk', type=_positive, default=5, help='classes per row (default: 5)')
     parser.add_argument(
         '--size', type=_positive, default=224, help='side of the crop in pixels (default: 224)'
     )

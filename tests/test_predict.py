@@ -258,7 +258,7 @@ def test_other_files_of_a_folder_are_counted(tmp_path, caplog):
     with caplog.at_level('INFO', 'mmvmamba.predict'):
         files = predict.find_images([str(tmp_path)])
     assert files == [str(tmp_path / 'a.png'), str(tmp_path / 'sub/b.JPG')]
-    assert caplog.messages == [f'{tmp_path}: 2 files without the suffix of an image left out']
+    assert caplog.messages == [f'{tmp_path}: skipped 2 files without an image suffix']
 
 
 def test_damaged_files_of_a_folder(weights, tmp_path, capsys):

@@ -59,7 +59,7 @@ _VERSIONS = {'mamba_ssm': '1.2.2+mmvmamba', 'causal_conv1d': '1.4.0+mmvmamba'}
 REPLACE = 'MMVMAMBA_DROPIN_REPLACE'
 #: The modules that are provided.
 MODULES = tuple(_CONTENTS)
-#: Those with others in them. They are not replaced, as an installed one has modules of its own.
+#: The packages. They are not replaced, as an installed package has its own modules.
 _PACKAGES = frozenset(name.rpartition('.')[0] for name in MODULES) - {''}
 
 
@@ -90,7 +90,7 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-#: The last finder, so that installed modules are found before it, and the first one.
+#: The last finder, consulted after installed modules, and the first one.
 _MISSING, _REPLACED = _Finder(frozenset(MODULES)), _Finder(frozenset(MODULES) - _PACKAGES)
 
 

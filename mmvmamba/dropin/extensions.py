@@ -1,4 +1,4 @@
-"""The functions of ``selective_scan_cuda`` and its relatives, which networks call themselves.
+"""The functions of ``selective_scan_cuda`` and its variants, which networks call directly.
 
 ``fwd`` returns the output and a tensor for ``bwd``, which returns the gradients. Neither is
 differentiable: they are called in the methods of a ``torch.autograd.Function``. Arguments and
@@ -91,8 +91,8 @@ def core_bwd(
 ) -> Gradients:
     """Return the gradients of the tensors of :func:`core_fwd` and :func:`oflex_fwd`.
 
-    Each has shape and dtype of its tensor, and is None where that is None. Without ``states`` they
-    are computed again.
+    Each has the shape and dtype of its tensor, or is None if that is None. If ``states`` is None,
+    the states are recomputed.
     """
     scan = _Scan(u, delta, A, B, C, D, delta_bias)
     return _backward(scan, grad_out, states, delta_softplus)

@@ -40,8 +40,8 @@ def layer_norm_fn(
         dropout_p (float): Dropout is not supported. Defaults to 0.
         rowscale (None): Scales of rows are not supported.
         prenorm (bool): Whether to return the sum as well. Defaults to False.
-        residual_in_fp32 (bool): Whether the sum is float32 if there is no residual, whose dtype it
-            has otherwise. Defaults to False.
+        residual_in_fp32 (bool): Whether the sum is float32 if there is no residual; otherwise it
+            has the residual's dtype. Defaults to False.
         is_rms_norm (bool): Whether to divide by the root mean square, without subtracting the mean.
             Defaults to False.
         return_dropout_mask (bool): Not supported. Defaults to False.

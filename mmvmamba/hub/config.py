@@ -27,11 +27,11 @@ PRETRAINED_CFG: dict[str, Any] = dict(
     first_conv=FIRST_CONV.removesuffix('.weight'),
     classifier=CLASSIFIER_HEAD.removesuffix('.'),
 )
-#: What timm's settings say about the origin of weights, and what the config says elsewhere.
+#: timm settings that are not saved: the weights' origin, and values stored elsewhere in the config.
 _NOT_SAVED = {'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'state_dict'}
 _NOT_SAVED |= {'custom_load', 'architecture', 'label_names', 'num_classes'}
-#: Arguments that the config has elsewhere, that timm's own models alone have, or that are about a
-#: run and so are the reader's choice; timm saves any that a model was created with.
+#: Arguments that are stored elsewhere in the config, that only timm's own models have, or that are
+#: run-time choices; timm saves all arguments of a model.
 _IGNORED = ('features_only', 'feature_cls', 'in_chans', 'num_classes', 'img_size')
 _IGNORED += ('drop_rate', 'frozen_stages', 'with_cp', 'backend')
 
@@ -117,7 +117,7 @@ def _pretrained_cfg(given: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def read_config(filename: str | os.PathLike[str]) -> NetworkConfig:
-    """Read and check the config of a VMamba, of this package, timm or transformers.
+    """Read and check a VMamba config from this package, timm or transformers.
 
     Raises:
         FileNotFoundError: If the file does not exist.

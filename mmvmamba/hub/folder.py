@@ -85,7 +85,7 @@ def _files(folder: Path) -> tuple[Path, Path]:
 
 
 def _check_sizes(config: NetworkConfig, tensors: Mapping[str, Tensor], filename: str) -> None:
-    """Compare a config with its weights, before a network of any size takes memory.
+    """Check that config and weights match before allocating the network.
 
     Raises:
         ValueError: If they do not match.
@@ -127,7 +127,7 @@ def _build(
 
 
 def write_folder(net: VMambaNet, folder: str | os.PathLike[str]) -> None:
-    """Write the config and the weights of a network into a folder, which is made if need be.
+    """Write the config and the weights of a network into a folder, which is created if needed.
 
     Raises:
         ValueError: If the network could not be built from its config; nothing is written then.

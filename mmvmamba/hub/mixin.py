@@ -1,4 +1,4 @@
-"""Networks as huggingface_hub's mixin saves, downloads and uploads them."""
+"""Adapter for huggingface_hub's PyTorchModelHubMixin."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .model_card import model_card
 class HubModel(PyTorchModelHubMixin):
     """A network with the methods of huggingface_hub's PyTorchModelHubMixin.
 
-    The mixin as a base class of the network itself would make ``import mmvmamba.nn`` need
+    Making the mixin a base class of the network would make ``import mmvmamba.nn`` require
     huggingface_hub, and would take the config from the arguments of ``__init__``, which a network
     may outgrow, e.g. by ``reset_classifier``.
 

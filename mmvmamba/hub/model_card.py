@@ -24,8 +24,8 @@ _CARD = """\
 
 ## Use
 
-`FOLDER` is the folder with these files. If they are on the Hub, write `OWNER/NAME` in its place and
-`hf-hub:OWNER/NAME` in that of `local-dir:FOLDER`.
+`FOLDER` is the folder with these files. If they are on the Hub, replace `local-dir:FOLDER` with
+`hf-hub:OWNER/NAME`, and `FOLDER` elsewhere with `OWNER/NAME`.
 
 {use}
 

@@ -39,7 +39,7 @@ REPORTED = {
 
 
 def arch_of(tensors: Mapping[str, Tensor]) -> Arch:
-    """Return the released architecture with the shapes of a file, perhaps of another size.
+    """Return the released architecture that matches a file's shapes, possibly resized.
 
     Channels and number of blocks of each stage are those in the file. A released architecture with
     the same ones is preferred. What no shape shows, such as ``scan`` or ``act``, is the released
@@ -53,7 +53,7 @@ def arch_of(tensors: Mapping[str, Tensor]) -> Arch:
     """
     shapes = _shapes(split_state_dict(tensors)[0])
     dims, depths = _sizes(shapes)
-    # Sorted by whether the size is another one.
+    # Architectures of the same size come first.
     for arch in sorted(ARCHS.values(), key=lambda arch: (arch.dims, arch.depths) != (dims, depths)):
         try:
             resized = dataclasses.replace(arch, dims=dims, depths=depths)

@@ -62,13 +62,12 @@ def create_model(
         pretrained (str | PathLike | bool): True for the released ImageNet weights, a file, or a
             URL (http, https), of a released file or a checkpoint of a training. Downloads are kept
             in ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
-            3 channels is adapted to ``in_chans``. 'local-dir:FOLDER' is a folder and
-            'hf-hub:OWNER/NAME' (perhaps with '@REVISION') a repository as
-            ``VMambaNet.from_pretrained`` takes them; the network is the one saved
-            there, with the arguments that are given here. Defaults to False, random weights.
+            3 channels is adapted to ``in_chans``. 'local-dir:FOLDER' and 'hf-hub:OWNER/NAME'
+            (optionally with '@REVISION') load a saved network as ``VMambaNet.from_pretrained``
+            does; arguments given here override the saved ones. Defaults to False, random weights.
         num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
             random if the file's has another number of classes. A backbone takes None or 0.
-            Defaults to None, the file's number, or 1000.
+            Defaults to None: the file's number, else 1000.
         features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
             detectors and segmentors take them, instead of scores. Defaults to False.
         out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
@@ -99,7 +98,9 @@ def create_model(
     if out_indices is not None and not features_only:
         raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
     if 'in_channels' in kwargs:
-        raise TypeError(f'in_channels is named in_chans here, but got {kwargs["in_channels"]!r}')
+        raise TypeError(
+            f'in_channels is called in_chans here: pass in_chans={kwargs["in_channels"]!r}'
+        )
     if isinstance(pretrained, str) and is_hub_name(pretrained):
         kwargs |= dict(num_classes=num_classes, features_only=features_only, in_chans=in_chans)
         kwargs |= dict(model_name=model_name, out_indices=out_indices)

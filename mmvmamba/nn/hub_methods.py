@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .network import VMambaNet
 
-#: timm's prefixes of names of folders.
+#: timm's prefixes for folder names.
 _LOCAL, _HUB = 'local-dir:', 'hf-hub:'
 _REPO_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', re.ASCII)
 
@@ -21,7 +21,7 @@ _REPO_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', re.ASCII)
 class HubMethods(nn.Module):
     """The interface of huggingface_hub's models, a base class of :class:`mmvmamba.nn.VMambaNet`."""
 
-    #: timm's settings, among them those of preprocessing; only networks of a folder have them.
+    #: timm's settings, including preprocessing; only set on networks loaded from a folder.
     pretrained_cfg: dict[str, Any]
 
     @classmethod
@@ -103,8 +103,8 @@ class HubMethods(nn.Module):
         :meth:`from_pretrained`, ``mmvmamba.create_model``, timm and transformers read them.
 
         Args:
-            save_directory (str | PathLike): The folder, which is made if need be. A README.md in it
-                stays as it is.
+            save_directory (str | PathLike): The folder, created if needed. A README.md in it stays
+                as it is.
             **kwargs: The other arguments of huggingface_hub's ``save_pretrained``:
                 ``push_to_hub``, ``repo_id`` and ``model_card_kwargs``, which are arguments of
                 :func:`mmvmamba.hub.model_card`.
@@ -120,12 +120,12 @@ class HubMethods(nn.Module):
         """Save the network and upload it to the Hugging Face Hub.
 
         Args:
-            repo_id (str): Name of the repository, such as 'owner/name'; it is made if need be.
+            repo_id (str): Name of the repository, such as 'owner/name'; it is created if needed.
             **kwargs: The other arguments of huggingface_hub's ``push_to_hub``: ``private``,
                 ``token``, ``branch``, ``commit_message``, ``create_pr``, ...
 
         Returns:
-            CommitInfo: That of the upload, with its URL.
+            CommitInfo: The uploaded commit, with its URL.
 
         Raises:
             ImportError: If huggingface_hub or safetensors is not installed.

@@ -1,4 +1,4 @@
-"""Orders in which a scan reads a map: rows and columns, which the kernels know, and any others.
+"""Scan orders: rows and columns, which the kernels support, and any others.
 
 An order is a permutation of the H W positions of a map. The kernels read maps along rows and
 columns in place. For a registered order a map is gathered, so that its rows are the sequence.
@@ -19,7 +19,7 @@ from .extension import input_gradients, register_op
 
 _logger = logging.getLogger(__name__)
 
-#: Orders that the kernels know, for a map of H x W positions:
+#: Orders that the kernels support, for a map of H x W positions:
 #: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.
 ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED = range(4)
 _KERNEL_ORDERS = {'row': 0, 'column': 1, 'row_reversed': 2, 'column_reversed': 3}
@@ -27,7 +27,7 @@ _KERNEL_ORDERS = {'row': 0, 'column': 1, 'row_reversed': 2, 'column_reversed': 3
 _REVERSED, _TRANSPOSED = '_reversed', '_transposed'
 _VARIANTS = ('', _TRANSPOSED, _REVERSED, _TRANSPOSED + _REVERSED)
 
-#: An order of :func:`resolve_pattern`: one that the kernels know, or the name of a registered one.
+#: An order of :func:`resolve_pattern`: one that the kernels support, or a registered name.
 Order = int | str
 
 #: The order of each direction by the name of a pattern: those of VMamba and its ablation, and the
@@ -41,11 +41,11 @@ _PATHS: dict[str, Callable[[int, int], Any]] = {}
 
 
 def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = False) -> None:
-    """Register an order, and a pattern of four directions that is made of it.
+    """Register an order, and the pattern of four directions built from it.
 
     The orders ``name``, ``name + '_transposed'`` (the same path on the transposed map),
     ``name + '_reversed'`` and ``name + '_transposed_reversed'`` can then be part of a pattern, and
-    ``name`` is the pattern of these four, as 'cross' is that of the rows.
+    ``name`` is the pattern of these four, as 'cross' is for the row order.
 
     Args:
         name (str): A new name.
@@ -83,8 +83,8 @@ def resolve_pattern(
 ) -> tuple[Order, ...]:
     """Turn the name of a pattern, or a sequence of orders, into the order of each direction.
 
-    Names of orders that the kernels know become numbers. ``argument`` is the name in messages,
-    ``others`` are further values that the argument may have.
+    Names of orders that the kernels support become numbers. ``argument`` is the name used in
+    messages; ``others`` are additional valid values.
     """
     if isinstance(pattern, str):
         if pattern not in SCAN_PATTERNS:
@@ -139,7 +139,7 @@ def scan_positions(
     """Return the position h * W + w that a registered order reads at each step.
 
     Args:
-        order (str): The name of the order, perhaps with a variant.
+        order (str): The name of the order, optionally with a suffix.
         height (int): The map's height H.
         width (int): The map's width W.
         inverse (bool): Return the step at which each position is read. Defaults to False.
@@ -153,7 +153,8 @@ def scan_positions(
     """
     path, direction = split_order(order)
     name = base_name(path)
-    # The registered function may build tensors, which no tracer and no default device must see.
+    # The registered function may build tensors, which must be hidden from tracers and the default
+    # device.
     # The result is kept, so it must not be an inference tensor.
     with _disable_current_modes(), torch.inference_mode(False), torch.device('cpu'):
         if name == path:
@@ -189,12 +190,12 @@ def reorder(x: Tensor, order: str, inverse: bool = False) -> Tensor:
 
     Args:
         x (Tensor): (N, H, W, C), of any dtype.
-        order (str): The name of the order, perhaps with a variant.
+        order (str): The name of the order, optionally with a suffix.
         inverse (bool): Put the sequence, in row-major order, back in image order. Defaults to
             False.
 
     Returns:
-        Tensor: (N, H, W, C), of which the rows, one after another, are the sequence.
+        Tensor: (N, H, W, C), whose rows, concatenated, are the sequence.
     """
     # An exported program of a fixed size holds the positions; dynamo cannot record them.
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
@@ -218,7 +219,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return input_gradients(ctx, [reorder(grad, ctx.order, not ctx.inverse)])
 
 
-# An op, as the positions are not computed by PyTorch's ops and depend on the map's size.
+# A custom op, because the positions are not computed by PyTorch ops and depend on the map's size.
 register_op(
     'reorder',
     lambda x, order, inverse: x.new_empty(x.shape),
@@ -227,14 +228,14 @@ register_op(
     schema='(Tensor x, str order, bool inverse) -> Tensor',
     kernel=_gather,
     dispatch_keys=('CompositeExplicitAutograd',),  # on every device
-    # Positions that a warm-up allocates in a graph's memory would not survive it in the cache.
+    # Cached positions allocated in a CUDA graph's memory pool would not outlive the graph.
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 
 
 @functools.cache
 def warn_gathered(name: str) -> None:
-    """Log once that a map is gathered for an order that the kernels do not know."""
+    """Log once that a map is gathered for an order that the kernels do not support."""
     _logger.warning(
         'scan order %r: the kernels read maps along rows and columns, so maps are gathered for '
         'this order, and the core of SS2D takes about twice as long (docs/scans.md)',
@@ -242,7 +243,7 @@ def warn_gathered(name: str) -> None:
     )
 
 
-# ---- orders that are registered from the start ----
+# ---- built-in orders ----
 
 
 def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -271,7 +272,7 @@ def local_window(height: int, width: int, size: int = 7) -> Tensor:
 
 
 def hilbert(height: int, width: int) -> Tensor:
-    """Order by the Hilbert curve of the enclosing square, without what is outside of the map."""
+    """Order by the Hilbert curve of the enclosing square, skipping positions outside the map."""
     y, x = _grid(height, width)
     side = 1 << (max(height, width) - 1).bit_length()
     distance = torch.zeros_like(x)

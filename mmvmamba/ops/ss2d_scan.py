@@ -173,7 +173,7 @@ def _scan_gathered(
     The rows of that map, one after another, are the path's sequence, which the kernels read forward
     or reversed. The result has the dtype of the sums.
     """
-    paths: dict[str, list[tuple[int, int]]] = {}  # '' for what the kernels know
+    paths: dict[str, list[tuple[int, int]]] = {}  # '' for what the kernels support
     for k, order in enumerate(orders):
         path, row = split_order(order)
         paths.setdefault(path, []).append((k, row))

@@ -92,7 +92,7 @@ def test_all_stages_of_an_architecture_with_three():
             'num_classes must be left out, as a backbone has no classifier, but got 10',
         ),
         (dict(features_only=True, global_pool='max'), ValueError, 'global_pool must be left out'),
-        (dict(in_channels=4), TypeError, 'in_channels is named in_chans here, but got 4'),
+        (dict(in_channels=4), TypeError, 'in_channels is called in_chans here: pass in_chans=4'),
         (dict(width=3), ValueError, r"unknown settings \['width'\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Distributed runs without a GPU, where MMEngine assumes CUDA, and named errors of all of them."""
+"""Distributed runs without a GPU, where MMEngine assumes CUDA, and clearer errors for all runs."""
 
 import contextlib
 import datetime
@@ -100,7 +100,7 @@ def _cause(group: dist.ProcessGroup, processes: Sequence[str]) -> str:
 def unused_parameters_named(runner: Any) -> Iterator[None]:
     """Name the parameters without a gradient if DistributedDataParallel refuses them.
 
-    A map of the backbone that neither neck nor heads use leaves its output norm without one.
+    If neither neck nor heads use a map of the backbone, its output norm gets no gradient.
 
     Args:
         runner (Runner | FlexibleRunner): The runner, which may build its model in training.
@@ -128,10 +128,10 @@ def _remedy(model: nn.Module, unused: Sequence[str]) -> str:
     stages = getattr(getattr(model, 'backbone', None), 'out_indices', ())
     used = tuple(i for i in stages if f'backbone.outnorm{i}.weight' not in unused)
     if used in ((), tuple(stages)):
-        return 'leave these parts out of the model, or set find_unused_parameters=True'
+        return 'remove these modules, or set find_unused_parameters=True'
     return (
         f'neck and heads use only some of the maps of model.backbone.out_indices={tuple(stages)}: '
-        f'set it to {used}, and their in_channels and in_index to match'
+        f'set it to {used}, and adjust their in_channels and in_index to match'
     )
 
 

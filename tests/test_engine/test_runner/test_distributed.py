@@ -125,7 +125,7 @@ class Unused(torch.nn.Module):
 def test_unused_parameters_of_other_parts():
     message = 'Parameter indices which did not receive grad for rank 1: 0 1\n In addition, ...'
     words = (
-        r'^neck.weight, neck.bias got no gradient .* leave these parts out of the model, or set '
+        r'^neck.weight, neck.bias got no gradient .* remove these modules, or set '
         'find_unused_parameters=True$'
     )
     with (

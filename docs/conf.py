@@ -35,7 +35,8 @@ napoleon_numpy_docstring = False
 # text (:func:`x`, :data:`x`) and whatever of this package is named in full are checked.
 nitpick_ignore_regex = [
     ('py:class', r'(?!mmvmamba\.).*'),
-    ('py:(func|meth|exc|mod|attr)', r'(torch|numpy|mmengine|mmcv|mmdet|mmseg|mmpretrain|timm|huggingface_hub)\..*'),
+    ('py:(func|meth|exc|mod|attr)', r'(torch|numpy|mmengine|mmcv|mmdet|mmseg|mmpretrain|timm)\..*'),
+    ('py:exc', r'huggingface_hub\..*'),
 ]
 
 html_theme = 'furo'

@@ -112,7 +112,7 @@ def test_triton_kernels():
 
 
 def test_gradcheck_of_the_reference():
-    inputs = inputs_of('snake', 2, 3, channels=2)
+    inputs = inputs_of('snake', 2, 3, channels=2, batch=1, d_state=1, rank=1)
     leaves = [v.requires_grad_() for v in inputs.values()]
 
     def scan(*tensors):

@@ -13,7 +13,6 @@ import ctypes
 import functools
 import importlib
 import itertools
-import os
 import sys
 import textwrap
 import types
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .environment import PACKAGES, installed_version, mmcv_is_compiled
-from .script import run_script
+from .script import add_arguments, run_or_report
 
 # Arguments have the names and the order of mmcv's, and results go into the tensors given for them.
 # Buffers that only mmcv's kernels need stay unused.
@@ -498,7 +497,7 @@ class StandInLoader(Loader):
 
 
 class MissingOpError(NotImplementedError):
-    """A call of an op that needs a compiled mmcv."""
+    """Error of a call of an op that needs a compiled mmcv."""
 
 
 def _not_available(name: str, *args: Any, **kwargs: Any) -> NoReturn:
@@ -561,16 +560,10 @@ def main() -> None:
         prog='python -m mmvmamba.mmcv_ops',
         description='List the ops of mmcv, or run a script that imports them before mmvmamba.',
     )
-    parser.add_argument('script', nargs='?', help='path of the script')
-    parser.add_argument('args', nargs=argparse.REMAINDER, help='its arguments')
+    add_arguments(parser)
     args = parser.parse_args()
-    if args.script is None:
-        sys.stdout.write(report() + '\n')
-    elif os.path.isfile(args.script):
-        # The registry makes mmseg:: and mmvmamba:: bases resolve in configs, as in our tools.
-        run_script(args.script, args.args, 'mmvmamba.registry')
-    else:
-        parser.error(f'script {args.script!r} does not exist')
+    # The registry makes mmseg:: and mmvmamba:: bases resolve in configs, as in our tools.
+    run_or_report(parser, args, report, 'mmvmamba.registry')
 
 
 if __name__ == '__main__':

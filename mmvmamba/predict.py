@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint.released import IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+from .checkpoint.released import IMAGENET_CLASSES, IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from .nn import create_model, list_models
 
 _logger = logging.getLogger(__name__)
-#: Side of the crop over the shorter side of the resized image, as in the authors' test.
-_CROP = 0.875
 #: Longest over shortest side of an image. The resized image of a longer one would fill the memory.
 _MAX_ASPECT = 100
 
@@ -147,7 +145,7 @@ def preprocess(image: Image, size: int = 224) -> Tensor:
 
     steps = transforms.Compose(
         [
-            transforms.Resize(int(size / _CROP), transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(int(size / IMAGENET_CROP), transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
@@ -220,7 +218,7 @@ def _converted(image: Any) -> Any:
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:
-    """Return the files among the inputs, and the images in the folders, sub-folders included.
+    """Return the files among the inputs, and the images in the folders, subfolders included.
 
     Raises:
         FileNotFoundError: If an input does not exist.

@@ -1,5 +1,6 @@
 """Run a third-party script after importing a module, in the processes that it spawns too."""
 
+import argparse
 import importlib
 import importlib.util
 import io
@@ -7,9 +8,28 @@ import os
 import runpy
 import sys
 import types
+from collections.abc import Callable
 
 #: Environment variables for the processes that the script spawns: its path, and what to import.
 _SCRIPT, _SETUP = 'MMVMAMBA_SCRIPT', 'MMVMAMBA_SCRIPT_SETUP'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add an optional script and its arguments."""
+    parser.add_argument('script', nargs='?', help='path of the script')
+    parser.add_argument('args', nargs=argparse.REMAINDER, help='its arguments')
+
+
+def run_or_report(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, report: Callable[[], str], setup: str
+) -> None:
+    """Run the script of the arguments of :func:`add_arguments`, or write a report without one."""
+    if args.script is None:
+        sys.stdout.write(report() + '\n')
+    elif os.path.isfile(args.script):
+        run_script(args.script, args.args, setup)
+    else:
+        parser.error(f'script {args.script!r} does not exist')
 
 
 def run_script(path: str, args: list[str], setup: str) -> None:

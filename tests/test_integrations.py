@@ -100,7 +100,7 @@ def make_detector(folder, steps):
 
 @pytest.fixture(scope='module')
 def untrained(tmp_path_factory):
-    """A folder with a detector that predicts three boxes at random, and a photograph."""
+    """A folder with a photograph and a detector of three random boxes."""
     folder = tmp_path_factory.mktemp('untrained')
     make_detector(folder, steps=0)
     photograph = folder / 'data' / 'demo' / 'images' / 'val' / '000001.jpg'

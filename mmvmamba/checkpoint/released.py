@@ -10,6 +10,8 @@ from .download import download
 #: Mean and standard deviation of the channels (RGB, values in [0, 1]) in their preprocessing.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
+#: Side of the crop over the shorter side of the resized image, as in the authors' test.
+IMAGENET_CROP = 0.875
 _RELEASES = 'https://github.com/MzeroMiko/VMamba/releases/download'
 #: URLs of the released ImageNet classifiers, by architecture: a key of ``mmvmamba.nn.ARCHS``.
 RELEASED_URLS = {

@@ -26,7 +26,7 @@ _INNER = ('mamba_inner_fn', 'mamba_inner_ref', 'mamba_inner_fn_no_out_proj')
 _SCANS = ('selective_scan_fn', 'selective_scan_ref', 'bimamba_inner_fn', 'bimamba_inner_ref')
 _NORMS = ('RMSNorm', 'layer_norm_fn', 'rms_norm_fn')
 
-#: The names in each module, what they are here, and in which file.
+#: For each module, the source file, and its names with those in the file.
 _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
     'selective_scan_cuda': ('extensions', {'fwd': 'mamba_fwd', 'bwd': 'mamba_bwd'}),
     'selective_scan_cuda_core': ('extensions', {'fwd': 'core_fwd', 'bwd': 'core_bwd'}),

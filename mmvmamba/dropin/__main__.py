@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from mmvmamba.script import run_script
+from mmvmamba.script import add_arguments, run_or_report
 
 from . import MODULES, REPLACE, install
 
@@ -33,18 +33,12 @@ def main() -> None:
         'a script with them.',
     )
     parser.add_argument('--replace', action='store_true', help='replace installed modules too')
-    parser.add_argument('script', nargs='?', help='path of the script')
-    parser.add_argument('args', nargs=argparse.REMAINDER, help='its arguments')
+    add_arguments(parser)
     args = parser.parse_args()
     if args.replace:
         os.environ[REPLACE] = '1'  # in the processes that the script spawns too
     install(args.replace)
-    if args.script is None:
-        sys.stdout.write(report() + '\n')
-    elif os.path.isfile(args.script):
-        run_script(args.script, args.args, 'mmvmamba.dropin')
-    else:
-        parser.error(f'script {args.script!r} does not exist')
+    run_or_report(parser, args, report, 'mmvmamba.dropin')
 
 
 if __name__ == '__main__':

@@ -86,7 +86,7 @@ def causal_conv1d_update(
         bias (Tensor, optional): The bias (D). Defaults to None.
         activation (str, optional): 'silu' or its other name 'swish'. Defaults to None.
         cache_seqlens (None): Ring buffers are not supported.
-        conv_state_indices (None): Buffers of other sequences are not supported.
+        conv_state_indices (None): Selecting buffers by index is not supported.
 
     Returns:
         Tensor: The output, of shape and dtype of ``x``.

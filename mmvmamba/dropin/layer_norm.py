@@ -53,7 +53,7 @@ def layer_norm_fn(
     Raises:
         NotImplementedError: If an argument that is not supported differs from its default.
     """
-    _check_defaults(
+    check_defaults(
         x1=x1,
         weight1=weight1,
         bias1=bias1,
@@ -90,7 +90,8 @@ def rms_norm_fn(
     return layer_norm_fn(x, weight, bias, residual, *args, **settings)
 
 
-def _check_defaults(**settings: Any) -> None:
+def check_defaults(**settings: Any) -> None:
+    """Raise NotImplementedError unless each unsupported setting is None, 0 or False."""
     for name, value in settings.items():
         if isinstance(value, Tensor) or value:
             raise NotImplementedError(
@@ -117,7 +118,7 @@ class RMSNorm(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check_defaults(dropout_p=dropout_p)
+        check_defaults(dropout_p=dropout_p)
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
         self.bias: None

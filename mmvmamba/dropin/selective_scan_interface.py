@@ -1,6 +1,6 @@
 """The functions of ``mamba_ssm.ops.selective_scan_interface``, on the ops of this package.
 
-``mamba_inner_fn_no_out_proj`` and the ``bimamba`` functions are those of Vim's edition of mamba_ssm
+``mamba_inner_fn_no_out_proj`` and the ``bimamba`` functions are those of Vim's fork of mamba_ssm
 (arXiv 2401.09417).
 """
 
@@ -13,6 +13,7 @@ from mmvmamba.ops import selective_scan, selective_scan_reference
 
 from .causal_conv1d import causal_conv1d_fn
 from .extensions import check_real
+from .layer_norm import check_defaults
 
 #: Arguments and results are the same.
 selective_scan_fn = selective_scan
@@ -32,7 +33,7 @@ def selective_scan_ref(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan position by position in PyTorch, with the arguments of ``selective_scan_fn``.
 
-    Dtypes may differ.
+    The arguments may have different dtypes.
     """
     y, last_state = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last_state) if return_last_state else y
@@ -128,12 +129,9 @@ def mamba_inner_fn(
     Raises:
         NotImplementedError: If there is a weight of an RMS norm of B, C or the time steps.
     """
-    norms = {'b_rms': b_rms_weight, 'c_rms': c_rms_weight, 'dt_rms': dt_rms_weight}
-    for name, weight in norms.items():
-        if weight is not None:
-            raise NotImplementedError(
-                f'{name}_weight is not supported by this stand-in; install mamba_ssm'
-            )
+    check_defaults(
+        b_rms_weight=b_rms_weight, c_rms_weight=c_rms_weight, dt_rms_weight=dt_rms_weight
+    )
     projections = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
     biases = (delta_bias, B_proj_bias, C_proj_bias)
     y = mamba_inner_fn_no_out_proj(xz, *projections, A, B, C, D, *biases, delta_softplus)

@@ -25,9 +25,15 @@ from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
 
-from mmvmamba.nn.ss2d import CASCADE, SS2D
+from mmvmamba.nn import SS2D
 from mmvmamba.ops.extension import extension_error
-from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, ROW_REVERSED, resolve_pattern
+from mmvmamba.ops.scan_orders import (
+    CASCADE,
+    COLUMN,
+    COLUMN_REVERSED,
+    ROW_REVERSED,
+    resolve_pattern,
+)
 
 _SCAN_INPUTS = ('x', 'proj', 'dt_weight', 'dt_bias', 'A', 'D')
 _BEFORE = -(2**62)  # the end of a slice that runs backwards

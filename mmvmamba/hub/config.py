@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmvmamba.checkpoint.keys import CLASSIFIER_HEAD, FIRST_CONV
-from mmvmamba.checkpoint.released import IMAGENET_MEAN, IMAGENET_STD
+from mmvmamba.checkpoint.released import (
+    IMAGENET_CLASSES,
+    IMAGENET_CROP,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 from mmvmamba.nn import ARCHS, Arch, VMambaNet, resolve_arch
 from mmvmamba.nn.arch import check_known
 from mmvmamba.nn.factory import MODEL_NAMES
@@ -21,7 +26,7 @@ CONFIG = 'config.json'
 #: Preprocessing of the authors' test (resize to 256 and crop the center of 224), and the layers
 #: that timm adapts to other channels and classes.
 PRETRAINED_CFG: dict[str, Any] = dict(
-    crop_pct=0.875,
+    crop_pct=IMAGENET_CROP,
     interpolation='bicubic',
     pool_size=(7, 7),
     first_conv=FIRST_CONV.removesuffix('.weight'),
@@ -168,7 +173,7 @@ def parse_config(config: Any) -> NetworkConfig:
         arguments['out_indices'] = stage_indices(stages, len(arch.dims))
         return NetworkConfig(config['architecture'], arch, arguments, None, cfg)
 
-    sources = (config, args, cfg, {'num_classes': 1000})
+    sources = (config, args, cfg, {'num_classes': IMAGENET_CLASSES})
     num_classes = next(c['num_classes'] for c in sources if c.get('num_classes') is not None)
     check_settings(num_classes=num_classes)
     check_choice('global_pool', global_pool, POOLS)

@@ -16,7 +16,7 @@ from mmvmamba.checkpoint.reader import (
     state_dict_of,
 )
 from mmvmamba.checkpoint.redaction import redacted
-from mmvmamba.checkpoint.released import released_file
+from mmvmamba.checkpoint.released import IMAGENET_CLASSES, released_file
 
 from .arch import ARCHS, resolve_arch
 from .hub_methods import is_hub_name
@@ -110,7 +110,7 @@ def create_model(
     arch = MODEL_NAMES[model_name]
     if features_only and out_indices is None:
         out_indices = all_stages(arch, **kwargs)
-    classes = 1000 if num_classes is None else num_classes
+    classes = IMAGENET_CLASSES if num_classes is None else num_classes
     channels = 3 if in_chans is None else in_chans
     net = VMambaNet(arch, channels, classes, out_indices, **kwargs)
     if pretrained is not False:

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.backend import BACKENDS, accumulate_dtype
-from mmvmamba.ops.scan_orders import ROW, ROW_REVERSED, Order, resolve_pattern
+from mmvmamba.ops.scan_orders import CASCADE, ROW, ROW_REVERSED, Order, resolve_pattern
 
 from .cpu_inference import Conv2d, LayerNorm, cast_for_products, is_plain_linear, plain, project
 from .layers import ACTIVATIONS, channels_first, channels_last
 from .settings import check_choice, check_conv_kernel, check_settings, check_width
 
-CASCADE = 'cascade'
 SSM_INITS = ('mamba', 'random', 'zero')
 GATES = ('none', 'act', 'linear')
 
@@ -247,7 +246,7 @@ class SS2D(nn.Module):
         self, x: Tensor, pattern: str | tuple[Order, ...], first: int = 0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str | tuple[Order, ...]]:
         """Return the first seven arguments of :func:`mmvmamba.ops.ss2d_scan` for a map."""
-        count = len(resolve_pattern(pattern))
+        count = self.directions if isinstance(pattern, str) else len(pattern)
         parameters = [
             self.x_proj_weight,
             self.dt_projs_weight,

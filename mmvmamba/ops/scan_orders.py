@@ -22,7 +22,14 @@ _logger = logging.getLogger(__name__)
 #: Orders that the kernels support, for a map of H x W positions:
 #: 0 row-major (l = h * W + w), 1 column-major (l = w * H + h), 2 and 3 their reversals.
 ROW, COLUMN, ROW_REVERSED, COLUMN_REVERSED = range(4)
-_KERNEL_ORDERS = {'row': 0, 'column': 1, 'row_reversed': 2, 'column_reversed': 3}
+_KERNEL_ORDERS = {
+    'row': ROW,
+    'column': COLUMN,
+    'row_reversed': ROW_REVERSED,
+    'column_reversed': COLUMN_REVERSED,
+}
+#: A scan of :class:`mmvmamba.nn.SS2D` that is not a pattern of this op.
+CASCADE = 'cascade'
 #: What a registered name may be followed by.
 _REVERSED, _TRANSPOSED = '_reversed', '_transposed'
 _VARIANTS = ('', _TRANSPOSED, _REVERSED, _TRANSPOSED + _REVERSED)
@@ -66,7 +73,7 @@ def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = 
         raise ValueError(
             f'name must be an identifier that does not end in {_VARIANTS[1:3]}, but got {name!r}'
         )
-    taken = {*SCAN_PATTERNS, *_KERNEL_ORDERS, 'cascade'} - (_PATHS.keys() if force else set())
+    taken = {*SCAN_PATTERNS, *_KERNEL_ORDERS, CASCADE} - (_PATHS.keys() if force else set())
     if name in taken:
         raise ValueError(
             f'name must not be one of {sorted(taken)}, but got {name!r}; force=True replaces a '

@@ -61,7 +61,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_saved_again(tmp_path):
-    """A card that was edited stays, config and weights are new ones."""
+    """Keep an edited card, and replace config and weights."""
     network(num_classes=3).save_pretrained(tmp_path)
     (tmp_path / 'README.md').write_text('edited')
     net = network(num_classes=4)

@@ -17,14 +17,17 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx.ext.mathjax',
     'sphinx.ext.viewcode',
+    'sphinx-mathjax-offline',
+    'sphinx_copybutton',
+    'sphinx_design',
 ]
 root_doc = 'docs/index'
 include_patterns = ['docs/**', 'configs/**/README.md', '*.md']
-# What is not walked through at all.
+# Folders that Sphinx does not search.
 exclude_patterns = ['.*', 'build', 'dist', 'work_dirs', 'data', 'mmvmamba', 'tests', '*.egg-info']
 nitpicky = True
 
-myst_enable_extensions = ['dollarmath']
+myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 4
 
 autodoc_member_order = 'bysource'
@@ -41,6 +44,8 @@ nitpick_ignore_regex = [
 
 html_theme = 'furo'
 html_title = f'mmvmamba {release}'
+html_static_path = ['_static']
+html_css_files = ['wide.css']
 html_additional_pages = {'index': 'to_docs.html'}
 templates_path = ['_templates']
 html_copy_source = False

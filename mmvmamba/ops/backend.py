@@ -14,11 +14,10 @@ BACKENDS = ('auto', 'native', 'triton', 'reference')
 #: The backends that 'auto' tries on a type of device, in this order.
 AUTO_ORDER: dict[str, tuple[str, ...]] = {
     'cpu': ('native',),
-    # Neither has run on a GPU, and Triton's compiler is proven. By the instructions that they
-    # issue, the CUDA kernels are the faster ones in training (docs/performance.md). To be decided
-    # by measurement.
+    # Neither has run on a GPU, and Triton's compiler is proven. By instruction count, the CUDA
+    # kernels are faster in training (docs/dev/triton-kernels.md). A measurement has to decide.
     'cuda': ('triton', 'native'),
-    # Computes nothing. The native op comes first, as it also stands for a CPU.
+    # Computes nothing. The native op comes first, because it also stands for a CPU.
     'meta': ('native', 'triton'),
 }
 

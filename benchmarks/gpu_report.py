@@ -312,8 +312,8 @@ its sums are not deterministic.
 
 Each cell: forward / forward and backward. `of copy` is the time that a copy of the bytes that the
 core must read and write would take, divided by the time of the core. The last columns are a peer's
-time divided by that of the faster of our backends. At batch 4 and below, the maps of the last stages
-fit into the L2 cache, and their kernels may take less time than their launches.
+time divided by that of the faster of our backends. At batch 4 and below, the maps of the last
+stages fit into the L2 cache, and their kernels may take less time than their launches.
 
 {ops}
 ### Backbones
@@ -325,8 +325,8 @@ AMP (float16), channels-last and TF32 for all.
 
 The op alone, in picoseconds per element and direction: 56 x 56, 96 channels, batch 128, float16,
 rank 6, one state and four directions unless stated otherwise. The backward time is a training step
-minus an inference step. `warps` is the maximum per multiprocessor, forward and backward, which limits
-the registers of the CUDA kernels; the build has 20 and 12.
+minus an inference step. `warps` is the maximum per multiprocessor, forward and backward, which
+limits the registers of the CUDA kernels; the build has 20 and 12.
 
 {sweeps}
 Registers of the build:
@@ -504,7 +504,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     add = parser.add_argument
-    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, state that there is none')
+    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, state that none exists')
     add('--write', type=Path, metavar='PAGE.md', help='put the tables into a page')
     return parser.parse_args(argv)
 

@@ -158,7 +158,9 @@ def _check_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'{error}; mmvmamba.predict needs it: pip install torchvision') from error
+        raise ImportError(
+            f'{error}; mmvmamba.predict requires it: pip install torchvision'
+        ) from error
 
 
 def _as_rgb(image: Image) -> Any:
@@ -222,7 +224,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If an input does not exist.
-        ValueError: If a folder holds no images.
+        ValueError: If a folder contains no images.
     """
     _check_torchvision()
     from torchvision.datasets.folder import is_image_file
@@ -233,7 +235,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             paths = [path for path in Path(name).rglob('*') if not path.is_dir()]
             inside = [str(path) for path in paths if is_image_file(path.name)]
             if not inside:
-                raise ValueError(f'folder {name!r} holds no images')
+                raise ValueError(f'folder {name!r} contains no images')
             if others := len(paths) - len(inside):
                 _logger.info('%s: skipped %d files without an image suffix', name, others)
             files += sorted(inside)
@@ -287,9 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m mmvmamba.predict',
         description='Write the most probable classes of images to a CSV file. The exit status is '
-        '1 if an image cannot be read; its row has the reason.',
+        '1 if an image cannot be read; its row contains the reason.',
     )
-    parser.add_argument('images', nargs='+', help='image files, and folders of them')
+    parser.add_argument('images', nargs='+', help='image files and folders of images')
     parser.add_argument('--model', default='vmamba_tiny', help=f'one of {", ".join(list_models())}')
     parser.add_argument(
         '--pretrained',
@@ -306,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         '--size', type=_positive, default=224, help='side of the crop in pixels (default: 224)'
     )
     parser.add_argument('--batch-size', type=_positive, default=16, help='(default: 16)')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if available)')
     return parser
 
 

@@ -3,7 +3,7 @@
 ``import mmvmamba.dropin``, before the network, provides ``selective_scan_cuda``,
 ``selective_scan_cuda_core`` and ``selective_scan_cuda_oflex``, ``causal_conv1d``, and the scan and
 the layer norm of ``mamba_ssm``. They run on CPU and GPU, the scans with the kernels of this
-package, and need torch alone. Installed modules take precedence unless :func:`install` is told to
+package, and require only torch. Installed modules take precedence unless :func:`install` is told to
 replace them.
 
 ``python -m mmvmamba.dropin`` lists the modules, and ``python -m mmvmamba.dropin SCRIPT [ARG ...]``
@@ -111,7 +111,7 @@ def install(replace: bool = False) -> None:
     imported = [n for n in _REPLACED.modules if n in sys.modules and not _is_stand_in(n)]
     if imported:
         raise RuntimeError(
-            f'install(replace=True) must come before the first import of {", ".join(imported)}'
+            f'install(replace=True) must be called before the first import of {", ".join(imported)}'
         )
     sys.meta_path.insert(0, _REPLACED)
 

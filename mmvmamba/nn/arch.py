@@ -108,7 +108,7 @@ class Arch:
             check_choice(name, getattr(self, name), allowed)
         if len(self.dims) != len(self.depths) or not self.dims:
             raise ValueError(
-                f'dims and depths must name the same stages, at least one, but got '
+                f'dims and depths must have the same length of at least 1, but got '
                 f'dims={self.dims} and depths={self.depths}'
             )
         check_conv_kernel(self.conv_kernel)
@@ -192,7 +192,7 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch
 
 
 def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
-    """Check the names of settings of :class:`Arch`; ``arguments`` are allowed besides."""
+    """Check the names of settings of :class:`Arch`; ``arguments`` are also allowed."""
     allowed = list(dict.fromkeys([*arguments, *(f.name for f in dataclasses.fields(Arch))]))
     unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:

@@ -29,7 +29,7 @@ MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
 
 
 def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
-    """Return the indices of all stages of an architecture, perhaps with other ``dims``."""
+    """Return the indices of all stages of an architecture, optionally with other ``dims``."""
     return tuple(range(len(resolve_arch(arch, dims=dims, depths=depths).dims)))
 
 
@@ -96,7 +96,7 @@ def create_model(
     if not isinstance(pretrained, str | os.PathLike | bool):
         raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')
     if out_indices is not None and not features_only:
-        raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
+        raise ValueError(f'out_indices requires features_only=True, but got {out_indices!r}')
     if 'in_channels' in kwargs:
         raise TypeError(
             f'in_channels is called in_chans here: pass in_chans={kwargs["in_channels"]!r}'
@@ -120,7 +120,7 @@ def create_model(
 
 
 def _read_weights(pretrained: str | os.PathLike[str] | bool, arch: str) -> tuple[Any, str]:
-    """Return the content of what ``pretrained`` names, and the file in messages."""
+    """Load the checkpoint that ``pretrained`` refers to; return it and its name in messages."""
     source = '' if isinstance(pretrained, bool) else as_filename(pretrained)
     if pretrained is True:
         path = source = released_file(arch)

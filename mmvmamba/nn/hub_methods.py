@@ -44,12 +44,12 @@ class HubMethods(nn.Module):
         Args:
             pretrained_model_name_or_path (str | PathLike): A folder, or the name of a repository on
                 the Hub such as 'owner/name'. timm's names 'local-dir:FOLDER' and
-                'hf-hub:OWNER/NAME' (perhaps with '@REVISION') are allowed too.
+                'hf-hub:OWNER/NAME' (optionally with '@REVISION') are also allowed.
             revision (str, optional): Branch, tag or commit on the Hub. Defaults to None, main.
             cache_dir (str | PathLike, optional): Where downloads are kept. Defaults to None,
                 huggingface_hub's folder.
             force_download (bool): Whether to download again even if cached. Defaults to False.
-            local_files_only (bool): Whether to use earlier downloads alone. Defaults to False.
+            local_files_only (bool): Whether to use only earlier downloads. Defaults to False.
             token (str | bool, optional): Access token of the Hub. Defaults to None, the saved one.
             **overrides: Arguments of the network that replace the saved ones. With another
                 ``num_classes`` the last layer is a new one; with other ``in_channels`` (or
@@ -151,7 +151,7 @@ def import_hub_model(needed_by: str) -> Any:
         from mmvmamba.hub.mixin import HubModel
     except ModuleNotFoundError as error:
         raise ImportError(
-            f'{needed_by} needs {error.name}, which is not installed: pip install huggingface_hub '
-            'safetensors'
+            f'{needed_by} requires {error.name}, which is not installed: pip install '
+            'huggingface_hub safetensors'
         ) from error
     return HubModel

@@ -41,7 +41,7 @@ class TimmMethods(nn.Module):
 
     @property
     def in_chans(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self.in_channels
 
     @property
@@ -91,11 +91,11 @@ class TimmMethods(nn.Module):
         return dict(stem=r'^patch_embed|^pos_embed', blocks=r'^layers\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay, besides 1-D ones and names ending in .bias."""
+        """Return parameters without weight decay, in addition to 1-D ones and biases."""
         return {'pos_embed'}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set ``with_cp``: recompute blocks in the backward to save memory."""
+        """Set ``with_cp``: recompute blocks in the backward pass to save memory."""
         self.with_cp = enable
 
     def get_classifier(self) -> nn.Module:
@@ -169,7 +169,7 @@ class TimmMethods(nn.Module):
             stop_early (bool): Whether to skip everything after the last of these stages.
                 Defaults to False.
             output_fmt (str): 'NCHW' or 'NHWC'. Defaults to 'NCHW'.
-            intermediates_only (bool): Whether to return the maps alone. Defaults to False.
+            intermediates_only (bool): Whether to return only the maps. Defaults to False.
 
         Returns:
             list[Tensor] | tuple[Tensor, list[Tensor]]: The maps in the order of the stages. Without
@@ -235,7 +235,7 @@ class TimmMethods(nn.Module):
         count = stages if indices is None else indices
         if isinstance(count, int):
             if not 0 < count <= stages:
-                raise ValueError(f'indices must be 1 to {stages} stages, but got {count}')
+                raise ValueError(f'indices must be 1 to {stages} stages or a list, but got {count}')
             return list(range(stages - count, stages))
         return sorted(set(stage_indices(indices, stages, 'indices', unique=False)))
 

@@ -76,8 +76,8 @@ def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = 
     taken = {*SCAN_PATTERNS, *_KERNEL_ORDERS, CASCADE} - (_PATHS.keys() if force else set())
     if name in taken:
         raise ValueError(
-            f'name must not be one of {sorted(taken)}, but got {name!r}; force=True replaces a '
-            'registered order'
+            f'name must not be one of {sorted(taken)}, but got {name!r}; pass force=True to '
+            'replace a registered order'
         )
     _PATHS[name] = fn
     SCAN_PATTERNS[name] = tuple(name + variant for variant in _VARIANTS)
@@ -111,7 +111,7 @@ def resolve_pattern(
     if not orders or not all(map(_is_order, orders)):
         raise ValueError(
             f'{argument} must be a sequence of at least one of the orders 0, 1, 2, 3, '
-            f'{", ".join(_KERNEL_ORDERS)}, or {", ".join(_PATHS)}, alone or followed by '
+            f'{", ".join(_KERNEL_ORDERS)}, or {", ".join(_PATHS)}, optionally followed by '
             f'{", ".join(_VARIANTS[1:])}, but got {tuple(pattern)}'
         )
     return orders
@@ -242,10 +242,10 @@ register_op(
 
 @functools.cache
 def warn_gathered(name: str) -> None:
-    """Log once that a map is gathered for an order that the kernels do not support."""
+    """Log once that maps are gathered for an order that the kernels do not support."""
     _logger.warning(
-        'scan order %r: the kernels read maps along rows and columns, so maps are gathered for '
-        'this order, and the core of SS2D takes about twice as long (docs/scans.md)',
+        'scan order %r: the kernels only read maps along rows and columns, so maps are gathered '
+        'first and the core of SS2D takes about twice as long (docs/scans.md)',
         name,
     )
 

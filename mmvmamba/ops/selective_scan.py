@@ -109,7 +109,7 @@ def _check_arguments(
             check_tensor(name, value, (batch, 'G', A.shape[1], length), u.device)
             if not torch.jit.is_tracing() and (value.shape[1] == 0 or dim % value.shape[1] != 0):
                 raise ValueError(
-                    f'{name} must have a number of groups that divides the {dim} channels of u, '
+                    f'the number of groups of {name} must divide the {dim} channels of u, '
                     f'but got {value.shape[1]}'
                 )
     if D is not None:
@@ -229,7 +229,7 @@ def selective_scan(
 
 
 def _weights_for_kernel(B: Tensor, C: Tensor, acc: torch.dtype) -> list[Tensor]:
-    """Return B and C in one number of groups (B, G, N, L), or as (D, N) if they are constant."""
+    """Return B and C as (B, G, N, L) with the same number of groups, or (D, N) if constant."""
     weights = [v.to(acc) if v.dim() == 2 else v for v in (B, C)]
     weights = [v.unsqueeze(1) if v.dim() == 3 else v for v in weights]
     groups = [int(v.shape[1]) for v in weights if v.dim() == 4]
@@ -278,7 +278,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cost(*args: Any) -> int:
-    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    """Return the multiply-adds of a forward pass; the arguments are shapes, not tensors."""
     a: Any = _Arguments(*args)
     return selective_scan_cost(a.u, a.A, a.D is not None, a.z is not None)
 
@@ -372,8 +372,8 @@ def _check_triton(a: _TritonArguments) -> None:
     groups = {v.shape[1] for v in (a.B, a.C) if v.dim() != 2}
     if 3 in (a.B.dim(), a.C.dim()) or len(groups) > 1:
         raise ValueError(
-            f'B and C must be (D, N), or (B, G, N, L) in the same number of groups, but got shapes '
-            f'{tuple(a.B.shape)} and {tuple(a.C.shape)}'
+            'B and C must have shape (D, N), or (B, G, N, L) with the same number of groups, but '
+            f'got shapes {tuple(a.B.shape)} and {tuple(a.C.shape)}'
         )
     acc = accumulate_dtype(a.u.dtype)
     for name in ('A', 'D', 'delta_bias'):

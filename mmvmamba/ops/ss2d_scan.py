@@ -240,7 +240,7 @@ class _Arguments(NamedTuple):
 
 
 def _cost(*args: Any) -> int:
-    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    """Return the multiply-adds of a forward pass; the arguments are shapes, not tensors."""
     a: Any = _Arguments(*args)
     return ss2d_scan_cost(a.x, a.dt_weight, a.A)
 

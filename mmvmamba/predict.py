@@ -33,23 +33,23 @@ def classify(
 ) -> Predictions | list[Predictions]:
     """Return the most probable classes of an image, or of each image of a list.
 
-    The shorter side is resized to ``size / 0.875`` pixels (bicubic), the center is cropped, and
-    ImageNet's mean and standard deviation normalize the pixels, as in the authors' test. Images
-    are also rotated by their EXIF orientation. Gray, CMYK and palette images become RGB,
-    transparency is ignored, and 16-bit gray is reduced to 8 bits.
+    Preprocessing follows the authors' evaluation: resize the shorter side to ``size / 0.875``
+    pixels (bicubic), crop the center, and normalize with ImageNet's mean and standard deviation.
+    Images are also rotated by their EXIF orientation. Grayscale, CMYK and palette images are
+    converted to RGB, transparency is ignored, and 16-bit grayscale is reduced to 8 bits.
 
     Args:
-        model (nn.Module): A classifier, e.g. of :func:`mmvmamba.nn.create_model`. It runs in eval
-            mode, on its own device.
+        model (nn.Module): A classifier, for example from :func:`mmvmamba.nn.create_model`. It runs
+            in eval mode on its current device.
         image (str | PathLike | PIL.Image.Image | Tensor | list): A file, a PIL image, or a uint8
-            tensor (3, H, W); or a list of them, which is one batch.
-        topk (int): Classes to return; all of them if the model has fewer. Defaults to 5.
+            tensor (3, H, W); or a list of them, which form one batch.
+        topk (int): Number of classes to return; all if the model has fewer. Defaults to 5.
         size (int): Side of the crop (pixels). Defaults to 224.
 
     Returns:
-        list[tuple[str, float]]: Names and probabilities, the most probable class first; a list of
-        such lists for a list of images. The names are ``model.class_names`` if there are any,
-        ImageNet's for 1000 classes, and otherwise the indices of the classes.
+        list[tuple[str, float]]: Names and probabilities, most probable class first; a list of such
+        lists for a list of images. Names are ``model.class_names`` if set, otherwise those of
+        ImageNet for 1000 classes, or class indices.
 
     Raises:
         FileNotFoundError: If a file does not exist.

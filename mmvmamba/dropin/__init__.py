@@ -95,14 +95,14 @@ _MISSING, _REPLACED = _Finder(frozenset(MODULES)), _Finder(frozenset(MODULES) - 
 
 
 def install(replace: bool = False) -> None:
-    """Make the stand-ins importable. ``import mmvmamba.dropin`` does so without ``replace``.
+    """Make the stand-ins importable. ``import mmvmamba.dropin`` does this without ``replace``.
 
     Args:
-        replace (bool): Whether to replace installed modules too. Their packages stay, so that
-            ``mamba_ssm.modules`` can still be imported. Defaults to False.
+        replace (bool): Whether to also replace installed modules. Their packages stay
+            importable, for example ``mamba_ssm.modules``. Defaults to False.
 
     Raises:
-        RuntimeError: If an installed module is to be replaced after it was imported.
+        RuntimeError: If an installed module was imported before it could be replaced.
     """
     if _MISSING not in sys.meta_path:
         sys.meta_path.append(_MISSING)

@@ -95,9 +95,9 @@ def has_kernel(op: str, device_type: str) -> bool:
 def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
     """Return True if a build for ``arch_list`` has code for a GPU of this compute capability.
 
-    The list is as in TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of the same major
-    version, '9.0a' only on 9.0, '9.0+PTX' on 9.0 and everything later. An empty list means an
-    unknown build, which is assumed to have code.
+    The list has the format of TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of the same
+    major version, '9.0a' only on 9.0, '9.0+PTX' on 9.0 and everything later. An empty list means
+    an unknown build, which is assumed to have code.
     """
     for arch in arch_list:
         match = re.fullmatch(r'(\d+)\.(\d+)([af]?)(\+PTX)?', arch)

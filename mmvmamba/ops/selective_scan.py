@@ -181,30 +181,31 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan, with the arguments of ``mamba_ssm``'s ``selective_scan_fn``.
 
-    With dt = delta + delta_bias, passed through softplus if asked for:
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, times SiLU(z_t) if there
-    is a z. Sums and states are float32 inside, float64 for float64 input.
+    Computes h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, where dt is
+    delta + delta_bias, optionally followed by softplus. If ``z`` is given, y_t is multiplied by
+    SiLU(z_t). Sums and states are float32, or float64 for float64 input.
 
     Args:
-        u (Tensor): The input (B, D, L), float32, float16, bfloat16 or float64.
-        delta (Tensor): The time steps (B, D, L), of the dtype of ``u``.
-        A (Tensor): The decay rates (D, N), 1 <= N <= 256.
-        B (Tensor): The input weights: (B, N, L) or, in G groups of channels, (B, G, N, L), both of
-            the dtype of ``u``; or constant for each channel (D, N).
-        C (Tensor): The output weights, in one of the forms of ``B``.
-        D (Tensor, optional): The skip weights (D). Defaults to None.
-        z (Tensor, optional): The gate (B, D, L), of the dtype of ``u``. Defaults to None.
-        delta_bias (Tensor, optional): Added to ``delta`` (D). Defaults to None.
+        u (Tensor): Input (B, D, L), float32, float16, bfloat16 or float64.
+        delta (Tensor): Time steps (B, D, L), with the same dtype as ``u``.
+        A (Tensor): Decay rates (D, N), 1 <= N <= 256.
+        B (Tensor): Input weights (B, N, L), or (B, G, N, L) for G groups of channels, with the
+            same dtype as ``u``; or (D, N), constant for each channel.
+        C (Tensor): Output weights, in one of the forms of ``B``.
+        D (Tensor, optional): Skip weights (D). Defaults to None.
+        z (Tensor, optional): Gate (B, D, L), with the same dtype as ``u``. Defaults to None.
+        delta_bias (Tensor, optional): Bias of ``delta`` (D). Defaults to None.
         delta_softplus (bool): Whether to apply softplus to the time steps. Defaults to False.
-        return_last_state (bool): Whether to return the last state as well; no gradient flows
-            through it. Defaults to False.
-        backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
-            takes the first kernel that can run: on a GPU Triton's, else the native one.
+        return_last_state (bool): Whether to also return the last state, without a gradient.
+            Defaults to False.
+        backend (str): 'native', 'triton' (GPU only, no float64), 'reference', or 'auto', which
+            selects the first kernel that can run: Triton, then native on a GPU; native on a CPU.
             Defaults to 'auto'.
 
     Returns:
-        Tensor | tuple[Tensor, Tensor]: The output (B, D, L), of the dtype of ``u``, and with
-        ``return_last_state`` the state (B, D, N) after the last position, float32 or float64.
+        Tensor | tuple[Tensor, Tensor]: The output (B, D, L), with the same dtype as ``u``. With
+        ``return_last_state``, also the state (B, D, N) after the last position, in float32 or
+        float64.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or dtypes disagree.

@@ -21,6 +21,7 @@ from gpu_steps import BACKBONE_SETTINGS, DEPTHS, OP_SETTINGS, STEPS
 Row = dict[str, Any]
 
 NOT_RUN = 'not run'
+NO_RUN = '**No run on a GPU has been recorded yet.**\n'
 BEGIN = '<!-- begin: written by benchmarks/gpu_report.py -->'
 END = '<!-- end: written by benchmarks/gpu_report.py -->'
 #: Our backends.
@@ -279,10 +280,12 @@ def resource_table(results: Row) -> str:
 
 
 def tables(results: Row) -> str:
-    """Format all tables, as they stand in docs/benchmarks.md."""
+    """Format all tables of docs/benchmarks.md, or state that there is no run."""
+    if not results:
+        return NO_RUN
     machine = results.get('run', {}).get('machine', {})
     return TEMPLATE.format(
-        recorded='' if 'gpu' in machine else '**No run on a GPU is recorded yet.**\n',
+        recorded='' if 'gpu' in machine else NO_RUN,
         head=head_table(results),
         steps=step_table(results),
         exactness=exactness_table(results),
@@ -300,17 +303,17 @@ TEMPLATE = """{recorded}
 {steps}
 ### Exactness
 
-The error is the norm of the difference to float64, divided by the norm: the largest of the output
-and all gradients, relative to what is allowed. The PyTorch form is not repeated, as its sums are
-not deterministic.
+The error is the norm of the difference from float64, divided by the norm. Each row has the error of
+the output or gradient that is closest to its tolerance. The PyTorch form is not repeated, because
+its sums are not deterministic.
 
 {exactness}
 ### The core and its peers
 
-Each cell: forward / forward and backward. `of copy` is the time in which a copy would move the
-bytes that the core's passes must read and write, divided by the time of the core. The last columns
-are a peer's time divided by that of the faster of ours. At batch 4 and less, the maps of the last
-stages fit into the second-level cache, and their kernels may take less time than their launches.
+Each cell: forward / forward and backward. `of copy` is the time that a copy of the bytes that the
+core must read and write would take, divided by the time of the core. The last columns are a peer's
+time divided by that of the faster of our backends. At batch 4 and below, the maps of the last
+stages fit into the L2 cache, and their kernels may take less time than their launches.
 
 {ops}
 ### Backbones
@@ -320,10 +323,10 @@ AMP (float16), channels-last and TF32 for all.
 {backbones}
 ### Sweeps
 
-The op alone, in picoseconds for each element and direction: 56 x 56, 96 channels, batch 128,
-float16, rank 6, one state and four directions unless stated otherwise. The backward is a training
-step minus the inference forward. `warps` are the most of a multiprocessor, forward and backward,
-which bound the registers of the CUDA kernels; the build has 20 and 12.
+The op alone, in picoseconds per element and direction: 56 x 56, 96 channels, batch 128, float16,
+rank 6, one state and four directions unless stated otherwise. The backward time is a training step
+minus an inference step. `warps` is the maximum per multiprocessor, forward and backward, which
+limits the registers of the CUDA kernels; the build has 20 and 12.
 
 {sweeps}
 Registers of the build:
@@ -501,7 +504,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     add = parser.add_argument
-    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, write empty tables')
+    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, state that none exists')
     add('--write', type=Path, metavar='PAGE.md', help='put the tables into a page')
     return parser.parse_args(argv)
 

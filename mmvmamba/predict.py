@@ -33,23 +33,23 @@ def classify(
 ) -> Predictions | list[Predictions]:
     """Return the most probable classes of an image, or of each image of a list.
 
-    The shorter side is resized to ``size / 0.875`` pixels (bicubic), the center is cropped, and
-    ImageNet's mean and standard deviation normalize the pixels, as in the authors' test. Images
-    are also rotated by their EXIF orientation. Gray, CMYK and palette images become RGB,
-    transparency is ignored, and 16-bit gray is reduced to 8 bits.
+    Preprocessing follows the authors' evaluation: resize the shorter side to ``size / 0.875``
+    pixels (bicubic), crop the center, and normalize with ImageNet's mean and standard deviation.
+    Images are also rotated by their EXIF orientation. Grayscale, CMYK and palette images are
+    converted to RGB, transparency is ignored, and 16-bit grayscale is reduced to 8 bits.
 
     Args:
-        model (nn.Module): A classifier, e.g. of :func:`mmvmamba.nn.create_model`. It runs in eval
-            mode, on its own device.
+        model (nn.Module): A classifier, for example from :func:`mmvmamba.nn.create_model`. It runs
+            in eval mode on its current device.
         image (str | PathLike | PIL.Image.Image | Tensor | list): A file, a PIL image, or a uint8
-            tensor (3, H, W); or a list of them, which is one batch.
-        topk (int): Classes to return; all of them if the model has fewer. Defaults to 5.
+            tensor (3, H, W); or a list of them, which form one batch.
+        topk (int): Number of classes to return; all if the model has fewer. Defaults to 5.
         size (int): Side of the crop (pixels). Defaults to 224.
 
     Returns:
-        list[tuple[str, float]]: Names and probabilities, the most probable class first; a list of
-        such lists for a list of images. The names are ``model.class_names`` if there are any,
-        ImageNet's for 1000 classes, and otherwise the indices of the classes.
+        list[tuple[str, float]]: Names and probabilities, most probable class first; a list of such
+        lists for a list of images. Names are ``model.class_names`` if set, otherwise those of
+        ImageNet for 1000 classes, or class indices.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -158,7 +158,9 @@ def _check_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'{error}; mmvmamba.predict needs it: pip install torchvision') from error
+        raise ImportError(
+            f'{error}; mmvmamba.predict requires it: pip install torchvision'
+        ) from error
 
 
 def _as_rgb(image: Image) -> Any:
@@ -222,7 +224,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If an input does not exist.
-        ValueError: If a folder holds no images.
+        ValueError: If a folder contains no images.
     """
     _check_torchvision()
     from torchvision.datasets.folder import is_image_file
@@ -233,7 +235,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             paths = [path for path in Path(name).rglob('*') if not path.is_dir()]
             inside = [str(path) for path in paths if is_image_file(path.name)]
             if not inside:
-                raise ValueError(f'folder {name!r} holds no images')
+                raise ValueError(f'folder {name!r} contains no images')
             if others := len(paths) - len(inside):
                 _logger.info('%s: skipped %d files without an image suffix', name, others)
             files += sorted(inside)
@@ -287,9 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m mmvmamba.predict',
         description='Write the most probable classes of images to a CSV file. The exit status is '
-        '1 if an image cannot be read; its row has the reason.',
+        '1 if an image cannot be read; its row contains the reason.',
     )
-    parser.add_argument('images', nargs='+', help='image files, and folders of them')
+    parser.add_argument('images', nargs='+', help='image files and folders of images')
     parser.add_argument('--model', default='vmamba_tiny', help=f'one of {", ".join(list_models())}')
     parser.add_argument(
         '--pretrained',
@@ -306,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         '--size', type=_positive, default=224, help='side of the crop in pixels (default: 224)'
     )
     parser.add_argument('--batch-size', type=_positive, default=16, help='(default: 16)')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if available)')
     return parser
 
 

@@ -304,7 +304,7 @@ def test_commands_of_the_docs(weights, tmp_path, monkeypatch):
     ('arguments', 'words'),
     [
         (('nowhere',), "'nowhere' does not exist"),
-        (('.',), "folder '.' holds no images"),
+        (('.',), "folder '.' contains no images"),
         (('x.ppm', '--model', 'vmamba_tin'), "'vmamba_tin'; did you mean vmamba_tiny"),
         (('x.ppm', '--pretrained', 'no.pth'), "checkpoint 'no.pth' does not exist"),
         (('x.ppm', '--pretrained', 'x.ppm'), "checkpoint 'x.ppm' cannot be read"),
@@ -342,5 +342,5 @@ for call in (lambda: classify(mmvmamba.create_model('vmamba_tiny'), 'x.jpg'),
     result = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
-    words = '; mmvmamba.predict needs it: pip install torchvision'
+    words = '; mmvmamba.predict requires it: pip install torchvision'
     assert words in result.stdout and words in result.stderr, result.stdout + result.stderr

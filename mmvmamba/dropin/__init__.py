@@ -3,7 +3,7 @@
 ``import mmvmamba.dropin``, before the network, provides ``selective_scan_cuda``,
 ``selective_scan_cuda_core`` and ``selective_scan_cuda_oflex``, ``causal_conv1d``, and the scan and
 the layer norm of ``mamba_ssm``. They run on CPU and GPU, the scans with the kernels of this
-package, and need torch alone. Installed modules take precedence unless :func:`install` is told to
+package, and require only torch. Installed modules take precedence unless :func:`install` is told to
 replace them.
 
 ``python -m mmvmamba.dropin`` lists the modules, and ``python -m mmvmamba.dropin SCRIPT [ARG ...]``
@@ -95,14 +95,14 @@ _MISSING, _REPLACED = _Finder(frozenset(MODULES)), _Finder(frozenset(MODULES) - 
 
 
 def install(replace: bool = False) -> None:
-    """Make the stand-ins importable. ``import mmvmamba.dropin`` does so without ``replace``.
+    """Make the stand-ins importable. ``import mmvmamba.dropin`` does this without ``replace``.
 
     Args:
-        replace (bool): Whether to replace installed modules too. Their packages stay, so that
-            ``mamba_ssm.modules`` can still be imported. Defaults to False.
+        replace (bool): Whether to also replace installed modules. Their packages stay
+            importable, for example ``mamba_ssm.modules``. Defaults to False.
 
     Raises:
-        RuntimeError: If an installed module is to be replaced after it was imported.
+        RuntimeError: If an installed module was imported before it could be replaced.
     """
     if _MISSING not in sys.meta_path:
         sys.meta_path.append(_MISSING)
@@ -111,7 +111,7 @@ def install(replace: bool = False) -> None:
     imported = [n for n in _REPLACED.modules if n in sys.modules and not _is_stand_in(n)]
     if imported:
         raise RuntimeError(
-            f'install(replace=True) must come before the first import of {", ".join(imported)}'
+            f'install(replace=True) must be called before the first import of {", ".join(imported)}'
         )
     sys.meta_path.insert(0, _REPLACED)
 

@@ -29,10 +29,10 @@ def main() -> None:
     """Run the script of the command line, or write the report without one."""
     parser = argparse.ArgumentParser(
         prog='python -m mmvmamba.dropin',
-        description='List the modules that mmvmamba provides where they are not installed, or run '
-        'a script with them.',
+        description='List the modules for which mmvmamba has stand-ins, or run a script with the '
+        'stand-ins.',
     )
-    parser.add_argument('--replace', action='store_true', help='replace installed modules too')
+    parser.add_argument('--replace', action='store_true', help='also replace installed modules')
     add_arguments(parser)
     args = parser.parse_args()
     if args.replace:

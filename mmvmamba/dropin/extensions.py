@@ -54,7 +54,7 @@ def core_fwd(
     Returns:
         tuple[Tensor, Tensor]: The output (B, D, L), of the dtype of ``u``, and the states
         (B, D, M, 2 N), float32 or float64. As in mamba_ssm, ``states[:, :, -1, 1::2]`` is the
-        state after the last position. The other values are for the backward alone.
+        state after the last position. Only the backward pass uses the other values.
     """
     return _forward(_Scan(u, delta, A, B, C, D, delta_bias), delta_softplus, u.dtype)
 
@@ -136,7 +136,7 @@ def mamba_bwd(
     """Return the gradients of the tensors of :func:`mamba_fwd`, that of ``z`` at their end.
 
     ``grad_out`` is the gradient of the output, of the gated one if there is a gate, ``states`` and
-    ``out`` are the first results of the forward, and ``out`` is needed with a gate alone. The
+    ``out`` are the first results of the forward, and ``out`` is needed only with a gate. The
     gradient of ``z`` is written to ``grad_z`` if there is one. With ``recompute_out_z`` the gated
     output follows it.
 

@@ -1,4 +1,4 @@
-"""The VMamba network in plain PyTorch. Needs torch alone."""
+"""The VMamba network in plain PyTorch. Requires only torch."""
 
 from mmvmamba.checkpoint.keys import convert_state_dict
 

@@ -37,8 +37,8 @@ class Arch:
     Args:
         dims (tuple[int, ...]): Channels of each stage.
         depths (tuple[int, ...]): VSS blocks of each stage.
-        d_state (int): States for each inner channel, 1 to 256.
-        ssm_ratio (float): Inner channels over channels; 0 for blocks without SS2D.
+        d_state (int): States per inner channel, 1 to 256.
+        ssm_ratio (float): Ratio of inner channels to channels; 0 for blocks without SS2D.
         dt_rank (int, optional): Rank of the time steps' projection; None is ceil(d / 16).
         gate (str): 'none', 'act' (SS2D's result is multiplied by the activation of a second
             projection of its input, as in Mamba) or 'linear' (without that activation).
@@ -46,15 +46,15 @@ class Arch:
         conv_bias (bool): Whether that convolution has a bias.
         act (str): SS2D's activation: 'silu', 'gelu', 'relu' or 'sigmoid'.
         scan (str | tuple[int | str, ...]): 'cross', 'unidirectional', 'bidirectional', 'cascade'
-            (rows, then columns), an order that is registered with
+            (rows, then columns), an order registered with
             :func:`mmvmamba.ops.register_scan_order`, such as 'diagonal', 'snake', 'local_window' or
             'hilbert', or the order of each direction, see :func:`mmvmamba.ops.ss2d_scan`.
         ssm_init (str): Initialization of the SSM: 'mamba', 'random' or 'zero'.
         out_norm (str): Normalization after the scan: 'ln', 'none', 'dwconv3', 'ln_dwconv3',
-            'softmax' or 'sigmoid', or a name of :func:`mmvmamba.nn.register_out_norm`.
+            'softmax', 'sigmoid', or one registered with :func:`mmvmamba.nn.register_out_norm`.
         out_act (bool): Whether a GELU follows ``out_norm``.
         ssm_drop_rate (float): Dropout of SS2D's result.
-        mlp_ratio (float): Hidden channels of the MLP over channels; 0 for no MLP.
+        mlp_ratio (float): Ratio of hidden channels of the MLP to channels; 0 for no MLP.
         mlp_act (str): The MLP's activation.
         mlp_gate (bool): Whether the MLP is gated.
         mlp_drop_rate (float): Dropout in the MLP.
@@ -62,10 +62,10 @@ class Arch:
         stem (str): 'conv' or 'patch'.
         stem_norm (bool): Whether the stem's convolutions are normalized.
         downsample (str): 'conv' (3x3), 'conv2x2' or 'merging'.
-        patch_size (int): Side of a patch (pixels), even: the stride of the stem 'patch'. Both
-            convolutions of the stem 'conv' have half of it as their stride.
-        pos_embed_size (int, optional): Side of the images (pixels) that a learned position
-            embedding is made for; None for no embedding.
+        patch_size (int): Side of a patch (pixels), even: the stride of the stem 'patch'. Each of
+            the two convolutions of the stem 'conv' has half this stride.
+        pos_embed_size (int, optional): Image side (pixels) for which a learned position embedding
+            is created; None for no embedding.
         drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
 
     Raises:
@@ -108,7 +108,7 @@ class Arch:
             check_choice(name, getattr(self, name), allowed)
         if len(self.dims) != len(self.depths) or not self.dims:
             raise ValueError(
-                f'dims and depths must name the same stages, at least one, but got '
+                f'dims and depths must have the same length of at least 1, but got '
                 f'dims={self.dims} and depths={self.depths}'
             )
         check_conv_kernel(self.conv_kernel)
@@ -192,7 +192,7 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch
 
 
 def check_known(settings: Iterable[str], arguments: Iterable[str] = ()) -> None:
-    """Check the names of settings of :class:`Arch`; ``arguments`` are allowed besides."""
+    """Check the names of settings of :class:`Arch`; ``arguments`` are also allowed."""
     allowed = list(dict.fromkeys([*arguments, *(f.name for f in dataclasses.fields(Arch))]))
     unknown = sorted(set(settings) - set(allowed), key=str)
     if unknown:

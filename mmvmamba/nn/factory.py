@@ -29,7 +29,7 @@ MODEL_NAMES = {f'vmamba_{arch}': arch for arch in ARCHS}
 
 
 def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tuple[int, ...]:
-    """Return the indices of all stages of an architecture, perhaps with other ``dims``."""
+    """Return the indices of all stages of an architecture, optionally with other ``dims``."""
     return tuple(range(len(resolve_arch(arch, dims=dims, depths=depths).dims)))
 
 
@@ -54,25 +54,26 @@ def create_model(
     in_chans: int | None = None,
     **kwargs: Any,
 ) -> VMambaNet:
-    """Create a classifier, or with ``features_only`` a backbone, by timm's names.
+    """Create a classifier, or a backbone with ``features_only``, by its name in timm.
 
     Args:
         model_name (str): One of :func:`list_models`: 'vmamba_tiny', 'vmamba_small', 'vmamba_base',
             'vmamba_vanilla_tiny', ...
         pretrained (str | PathLike | bool): True for the released ImageNet weights, a file, or a
-            URL (http, https), of a released file or a checkpoint of a training. Downloads are kept
-            in ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
+            URL (http, https), of a released file or a training checkpoint. Downloads are cached in
+            ``checkpoints/mmvmamba`` in torch.hub's folder. The first convolution of a file for
             3 channels is adapted to ``in_chans``. 'local-dir:FOLDER' and 'hf-hub:OWNER/NAME'
             (optionally with '@REVISION') load a saved network as ``VMambaNet.from_pretrained``
             does; arguments given here override the saved ones. Defaults to False, random weights.
-        num_classes (int, optional): Classes; 0 for the pooled map (N, C). The last layer stays
-            random if the file's has another number of classes. A backbone takes None or 0.
-            Defaults to None: the file's number, else 1000.
-        features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, as
-            detectors and segmentors take them, instead of scores. Defaults to False.
-        out_indices (Sequence[int], optional): The stages whose maps are returned, in this order;
-            a negative one counts from the last. Defaults to None, all.
-        in_chans (int, optional): Channels of the images. Defaults to None, the folder's or 3.
+        num_classes (int, optional): Number of classes; 0 returns the pooled map (N, C). If the
+            file has another number of classes, the last layer is initialized randomly. Must be None
+            or 0 for a backbone. Defaults to None: the number in the file, otherwise 1000.
+        features_only (bool): Whether to return the normalized maps (N, C, H, W) of the stages, for
+            detectors and segmentors, instead of scores. Defaults to False.
+        out_indices (Sequence[int], optional): Stages whose maps are returned, in this order;
+            negative indices count from the last stage. Defaults to None, all stages.
+        in_chans (int, optional): Channels of the images. Defaults to None: those of the saved
+            network, otherwise 3.
         **kwargs: Other arguments of :class:`mmvmamba.nn.VMambaNet`, e.g. ``drop_path_rate``.
 
     Returns:
@@ -96,7 +97,7 @@ def create_model(
     if not isinstance(pretrained, str | os.PathLike | bool):
         raise TypeError(f'pretrained must be a bool, a file or a URL, but got {pretrained!r}')
     if out_indices is not None and not features_only:
-        raise ValueError(f'out_indices needs features_only=True, but got {out_indices!r}')
+        raise ValueError(f'out_indices requires features_only=True, but got {out_indices!r}')
     if 'in_channels' in kwargs:
         raise TypeError(
             f'in_channels is called in_chans here: pass in_chans={kwargs["in_channels"]!r}'
@@ -120,7 +121,7 @@ def create_model(
 
 
 def _read_weights(pretrained: str | os.PathLike[str] | bool, arch: str) -> tuple[Any, str]:
-    """Return the content of what ``pretrained`` names, and the file in messages."""
+    """Load the checkpoint that ``pretrained`` refers to; return it and its name in messages."""
     source = '' if isinstance(pretrained, bool) else as_filename(pretrained)
     if pretrained is True:
         path = source = released_file(arch)

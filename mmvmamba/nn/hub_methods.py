@@ -38,23 +38,23 @@ class HubMethods(nn.Module):
     ) -> Self:
         """Load a network from a local folder or from the Hugging Face Hub.
 
-        A local folder needs nothing beyond mmvmamba itself. timm and transformers write folders
-        that load too.
+        A local folder requires only mmvmamba. Folders written by timm and transformers are also
+        supported.
 
         Args:
             pretrained_model_name_or_path (str | PathLike): A folder, or the name of a repository on
                 the Hub such as 'owner/name'. timm's names 'local-dir:FOLDER' and
-                'hf-hub:OWNER/NAME' (perhaps with '@REVISION') are allowed too.
+                'hf-hub:OWNER/NAME' (optionally with '@REVISION') are also allowed.
             revision (str, optional): Branch, tag or commit on the Hub. Defaults to None, main.
-            cache_dir (str | PathLike, optional): Where downloads are kept. Defaults to None,
+            cache_dir (str | PathLike, optional): Where downloads are cached. Defaults to None,
                 huggingface_hub's folder.
             force_download (bool): Whether to download again even if cached. Defaults to False.
-            local_files_only (bool): Whether to use earlier downloads alone. Defaults to False.
+            local_files_only (bool): Whether to use only earlier downloads. Defaults to False.
             token (str | bool, optional): Access token of the Hub. Defaults to None, the saved one.
-            **overrides: Arguments of the network that replace the saved ones. With another
-                ``num_classes`` the last layer is a new one; with other ``in_channels`` (or
-                ``in_chans``) the first convolution is adapted; with ``out_indices`` or
-                ``features_only=True`` a classifier is loaded as a backbone.
+            **overrides: Arguments of the network that replace the saved ones. A different
+                ``num_classes`` creates a new last layer, and different ``in_channels`` (or
+                ``in_chans``) adapt the first convolution. ``out_indices`` or
+                ``features_only=True`` load a classifier as a backbone.
 
         Returns:
             VMambaNet: The network in eval mode, with ``class_names`` if they were saved.
@@ -62,7 +62,7 @@ class HubMethods(nn.Module):
         Raises:
             FileNotFoundError: If the folder or one of its files does not exist.
             ImportError: If huggingface_hub is not installed and the network is not in a folder.
-            ValueError: If the folder has another network, or its weights do not match or are
+            ValueError: If the folder contains another network, its weights do not match or are
                 damaged, or a backbone is given ``num_classes`` or ``global_pool``.
             huggingface_hub.errors.HfHubHTTPError: If the Hub has no such repository, revision or
                 file, denies access, or fails. A LocalEntryNotFoundError means that it cannot be
@@ -103,8 +103,8 @@ class HubMethods(nn.Module):
         :meth:`from_pretrained`, ``mmvmamba.create_model``, timm and transformers read them.
 
         Args:
-            save_directory (str | PathLike): The folder, created if needed. A README.md in it stays
-                as it is.
+            save_directory (str | PathLike): The folder, created if needed. An existing README.md
+                is kept.
             **kwargs: The other arguments of huggingface_hub's ``save_pretrained``:
                 ``push_to_hub``, ``repo_id`` and ``model_card_kwargs``, which are arguments of
                 :func:`mmvmamba.hub.model_card`.
@@ -151,7 +151,7 @@ def import_hub_model(needed_by: str) -> Any:
         from mmvmamba.hub.mixin import HubModel
     except ModuleNotFoundError as error:
         raise ImportError(
-            f'{needed_by} needs {error.name}, which is not installed: pip install huggingface_hub '
-            'safetensors'
+            f'{needed_by} requires {error.name}, which is not installed: pip install '
+            'huggingface_hub safetensors'
         ) from error
     return HubModel

@@ -113,22 +113,22 @@ class VMambaNet(TimmMethods, HubMethods):
         arch (str | dict | Arch): A key of :data:`mmvmamba.nn.ARCHS`, or settings of
             :class:`mmvmamba.nn.Arch`. Defaults to 'tiny'.
         in_channels (int): Channels of the images. Defaults to 3.
-        num_classes (int): Classes of the classifier; 0 for its pooled input. Defaults to 1000.
-        out_indices (Sequence[int], optional): The stages whose normalized maps a backbone
-            returns, in this order; a negative one counts from the last. Stages after the last one
-            of them do not run and get no gradient. Defaults to None, a classifier.
-        frozen_stages (int): The stem and the first ``frozen_stages`` stages (with downsampling and
-            output norm after each) get no gradient and stay in eval mode; -1 freezes nothing,
-            0 the stem. Defaults to -1.
-        with_cp (bool): Recompute each block in the backward instead of keeping its activations
-            (non-reentrant checkpointing). Defaults to False.
+        num_classes (int): Number of classes; 0 returns the pooled features. Defaults to 1000.
+        out_indices (Sequence[int], optional): Stages whose normalized maps a backbone returns, in
+            this order; negative indices count from the last stage. Later stages do not run and get
+            no gradient. Defaults to None, a classifier.
+        frozen_stages (int): Freeze the stem and the first ``frozen_stages`` stages (with the
+            downsampling and output norm after each): no gradients, eval mode. 0 freezes only the
+            stem and -1 nothing. Defaults to -1.
+        with_cp (bool): Whether to recompute each block in the backward pass instead of keeping its
+            activations (non-reentrant checkpointing). Defaults to False.
         global_pool (str): Pooling of a classifier: 'avg', 'max' or '' for none.
             Defaults to 'avg'.
         drop_rate (float): Dropout before a classifier's linear layer. Defaults to 0.
         backend (str): The scan's backend: 'auto', 'native', 'triton' or 'reference', see
             :func:`mmvmamba.ops.ss2d_scan`. Defaults to 'auto'.
-        **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``; None
-            leaves one as it is.
+        **settings: Settings of :class:`mmvmamba.nn.Arch` that replace those of ``arch``, except
+            those that are None.
 
     Raises:
         TypeError: If an argument has a wrong type.

@@ -51,11 +51,11 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_backbone_arguments(num_classes: Any = None, global_pool: Any = None, **_: Any) -> None:
-    """Raise ValueError if a backbone is given what only a classifier has; 0 and '' mean none."""
+    """Raise ValueError if a backbone is given arguments of a classifier; 0 and '' mean none."""
     for name, value in (('num_classes', num_classes), ('global_pool', global_pool)):
         if value:
             raise ValueError(
-                f'{name} must be left out, as a backbone has no classifier, but got {value!r}'
+                f'{name} must not be set for a backbone, which has no classifier, but got {value!r}'
             )
 
 
@@ -94,7 +94,9 @@ def check_settings(**values: Any) -> None:
 def check_width(name: str, ratio: float, dim: int) -> None:
     """Raise ValueError if a ratio of widths leaves no channel."""
     if int(ratio * dim) < 1:
-        raise ValueError(f'{name} must leave at least one of {dim} channels, but got {ratio}')
+        raise ValueError(
+            f'{name} must give at least one channel for a width of {dim}, but got {ratio}'
+        )
 
 
 def check_conv_kernel(size: int) -> None:
@@ -114,18 +116,18 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 def stage_indices(
     indices: Any, stages: int, name: str = 'out_indices', unique: bool = True
 ) -> tuple[int, ...]:
-    """Check the stages whose maps are asked for, and count negative ones from the last."""
+    """Check the indices of the requested stages, and count negative ones from the last."""
     indices = as_tuple(name, indices)
     if not all(isinstance(i, int) for i in indices):
         raise TypeError(f'{name} must be a sequence of int, but got {indices!r}')
     if not indices or any(not -stages <= i < stages for i in indices):
         raise ValueError(
-            f'{name} must be in [{-stages}, {stages - 1}], at least one, but got {indices}'
+            f'{name} must be one or more stages in [{-stages}, {stages - 1}], but got {indices}'
         )
     counted = tuple(i % stages for i in indices)
     twice = sorted({i for i in counted if counted.count(i) > 1})
     if unique and twice:
-        raise ValueError(f'{name} must name each stage once, but got {indices} with {twice} twice')
+        raise ValueError(f'{name} must not repeat a stage, but got {indices} with {twice} twice')
     return counted
 
 

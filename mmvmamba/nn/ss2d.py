@@ -67,8 +67,8 @@ def register_out_norm(name: str, fn: Callable[[int], nn.Module], force: bool = F
     taken = _OWN_NORMS if force else OUT_NORMS.keys()
     if name in taken:
         raise ValueError(
-            f'name must not be one of {sorted(taken)}, but got {name!r}; force=True replaces a '
-            'registered normalization'
+            f'name must not be one of {sorted(taken)}, but got {name!r}; pass force=True to '
+            'replace a registered normalization'
         )
     OUT_NORMS[name] = fn
 

@@ -41,22 +41,22 @@ class TimmMethods(nn.Module):
 
     @property
     def in_chans(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self.in_channels
 
     @property
     def num_features(self) -> int:
-        """Channels of the result of ``forward_features``."""
+        """Number of channels of the result of ``forward_features``."""
         return self.settings.dims[len(self.layers) - 1]
 
     @property
     def head_hidden_size(self) -> int:
-        """Input channels of the last linear layer."""
+        """Number of input channels of the last linear layer."""
         return self.num_features
 
     @property
     def global_pool(self) -> str:
-        """Pooling of a classifier: 'avg', 'max' or '' for none, as a backbone has."""
+        """Pooling of a classifier: 'avg', 'max', or '' for none and for backbones."""
         if self.out_indices is not None:
             return ''
         pools = {nn.AdaptiveAvgPool2d: 'avg', nn.AdaptiveMaxPool2d: 'max'}
@@ -76,13 +76,13 @@ class TimmMethods(nn.Module):
         ]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return regular expressions for the layers of parameters, for layer-wise learning rates.
+        """Return regular expressions that group parameters into layers, for layer-wise decay.
 
-        The stem is the first layer and each block a layer of its own. The downsampling after a
+        The stem is the first layer, and each block is a separate layer. The downsampling after a
         stage belongs to its last block. The classifier is the last layer.
 
         Args:
-            coarse (bool): Whether a stage is one layer. Defaults to False.
+            coarse (bool): Whether each stage is one layer. Defaults to False.
         """
         blocks = [
             (r'^layers\.(\d+)\.blocks\.(\d+)', None),
@@ -91,15 +91,15 @@ class TimmMethods(nn.Module):
         return dict(stem=r'^patch_embed|^pos_embed', blocks=r'^layers\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay, besides 1-D ones and names ending in .bias."""
+        """Return parameters without weight decay, in addition to 1-D ones and biases."""
         return {'pos_embed'}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set ``with_cp``: recompute blocks in the backward to save memory."""
+        """Set ``with_cp``: recompute blocks in the backward pass to save memory."""
         self.with_cp = enable
 
     def get_classifier(self) -> nn.Module:
-        """Return the last linear layer, ``nn.Identity`` for 0 classes.
+        """Return the last linear layer, or ``nn.Identity`` for 0 classes.
 
         Raises:
             TypeError: If the network is a backbone.
@@ -109,10 +109,10 @@ class TimmMethods(nn.Module):
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
     ) -> None:
-        """Give the classifier a new linear layer.
+        """Replace the last linear layer of the classifier.
 
         Args:
-            num_classes (int): Classes; 0 for none, so that the result is the pooled map (N, C).
+            num_classes (int): Number of classes; 0 returns the pooled map (N, C).
             global_pool (str, optional): 'avg', 'max' or '' for the map itself (N, H, W, C).
                 Defaults to None, the current one.
             reset_other (bool): Whether to remove the classifier's norm. Defaults to False.
@@ -158,18 +158,18 @@ class TimmMethods(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Images (N, 3, H, W) -> the maps of stages, before the downsampling after each.
+        """Images (N, 3, H, W) -> the maps of stages, taken before their downsampling.
 
         Args:
             x (Tensor): The images.
             indices (int | Sequence[int], optional): The stages (negative ones count from the
-                last), or the number of last stages. Defaults to None, all.
+                last), or the number of stages, counted from the last. Defaults to None, all.
             norm (bool): Whether to normalize the map of the last stage by the classifier's norm.
                 Defaults to False.
             stop_early (bool): Whether to skip everything after the last of these stages.
                 Defaults to False.
             output_fmt (str): 'NCHW' or 'NHWC'. Defaults to 'NCHW'.
-            intermediates_only (bool): Whether to return the maps alone. Defaults to False.
+            intermediates_only (bool): Whether to return only the maps. Defaults to False.
 
         Returns:
             list[Tensor] | tuple[Tensor, list[Tensor]]: The maps in the order of the stages. Without
@@ -201,7 +201,7 @@ class TimmMethods(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove the layers that the maps of some stages do not need.
+        """Remove the layers that the maps of the given stages do not need.
 
         Args:
             indices (int | Sequence[int], optional): As in :meth:`forward_intermediates`.
@@ -235,7 +235,7 @@ class TimmMethods(nn.Module):
         count = stages if indices is None else indices
         if isinstance(count, int):
             if not 0 < count <= stages:
-                raise ValueError(f'indices must be 1 to {stages} stages, but got {count}')
+                raise ValueError(f'indices must be 1 to {stages} stages or a list, but got {count}')
             return list(range(stages - count, stages))
         return sorted(set(stage_indices(indices, stages, 'indices', unique=False)))
 

@@ -14,11 +14,10 @@ BACKENDS = ('auto', 'native', 'triton', 'reference')
 #: The backends that 'auto' tries on a type of device, in this order.
 AUTO_ORDER: dict[str, tuple[str, ...]] = {
     'cpu': ('native',),
-    # Neither has run on a GPU, and Triton's compiler is proven. By the instructions that they
-    # issue, the CUDA kernels are the faster ones in training (docs/performance.md). To be decided
-    # by measurement.
+    # Neither has run on a GPU, and Triton's compiler is proven. By instruction count, the CUDA
+    # kernels are faster in training (docs/dev/triton-kernels.md). A measurement has to decide.
     'cuda': ('triton', 'native'),
-    # Computes nothing. The native op comes first, as it also stands for a CPU.
+    # Computes nothing. The native op comes first, because it also stands for a CPU.
     'meta': ('native', 'triton'),
 }
 
@@ -135,7 +134,7 @@ def differentiates_functionally() -> bool:
 
 
 def needs_states(inputs: Iterable[Tensor | None]) -> bool:
-    """Return True if a backward may follow, for which the forward saves its states.
+    """Return True if a backward pass may follow, for which the forward pass saves its states.
 
     A trace of torch.jit never saves them, so that it is the same with and without gradients. Its
     backward computes them again.
@@ -173,9 +172,9 @@ def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | 
 
 def _why_not_triton_call(directions: int) -> str | None:
     if torch.onnx.is_in_onnx_export():
-        return 'ONNX has no translation of the op'
+        return 'ONNX has no equivalent of the op'
     if directions > MAX_TRITON_DIRECTIONS:
-        return f'the kernels take up to {MAX_TRITON_DIRECTIONS} directions, not {directions}'
+        return f'the kernels support up to {MAX_TRITON_DIRECTIONS} directions, not {directions}'
     return None
 
 

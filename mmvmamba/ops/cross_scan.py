@@ -36,7 +36,7 @@ def to_map(y: Tensor, order: Order, height: int, width: int) -> Tensor:
 
 
 def cross_scan(x: Tensor, pattern: str | Sequence[Order] = 'cross') -> Tensor:
-    """Read a map as one sequence for each scan direction.
+    """Read a map as one sequence per scan direction.
 
     Kept for ablations, export and tests; :func:`ss2d_scan` never forms these sequences.
 

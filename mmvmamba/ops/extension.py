@@ -16,11 +16,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class ExtensionUnavailableWarning(UserWarning):
-    """The kernels cannot run, and a slower PyTorch form replaces them."""
+    """Warning that a slower PyTorch implementation replaces kernels that cannot run."""
 
 
 def build_info() -> dict[str, Any]:
-    """Return the build's record, {} if there is none.
+    """Return the record of the build, or {} if there is none.
 
     Keys are torch, cuda, arch_list, sources (a hash), error and cuda_error.
     """
@@ -31,7 +31,7 @@ def build_info() -> dict[str, Any]:
 
 
 def library_path(name: str) -> Path | None:
-    """Return the file of a library of the package, None if it was not built."""
+    """Return the file of a library of the package, or None if it was not built."""
     return next((p for p in _PACKAGE.glob(f'{name}.*') if p.suffix in ('.so', '.pyd')), None)
 
 
@@ -58,8 +58,8 @@ def _load_cuda() -> str | None:
     # CUDA is compatible within a major version. With another one the library loads where that
     # CUDA is on the system, but it needs another driver than torch.
     if built is not None and built.split('.')[0] != found.split('.')[0]:
-        return f'it was built for CUDA {built}, but torch {torch.__version__} for CUDA {found}'
-    return _load('_C_cuda', info.get('cuda_error') or 'the build had no CUDA')
+        return f'it was built for CUDA {built}, but torch {torch.__version__} is for CUDA {found}'
+    return _load('_C_cuda', info.get('cuda_error') or 'CUDA was not found during the build')
 
 
 def _find_kernels() -> frozenset[tuple[str, str]]:
@@ -95,9 +95,9 @@ def has_kernel(op: str, device_type: str) -> bool:
 def runs_on(capability: tuple[int, int], arch_list: list[str]) -> bool:
     """Return True if a build for ``arch_list`` has code for a GPU of this compute capability.
 
-    The list is as in TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of the same major
-    version, '9.0a' on 9.0 alone, '9.0+PTX' on 9.0 and everything later. An empty list means an
-    unknown build, which is assumed to have code.
+    The list has the format of TORCH_CUDA_ARCH_LIST: code for 8.6 runs on 8.6 and later of the same
+    major version, '9.0a' only on 9.0, '9.0+PTX' on 9.0 and everything later. An empty list means
+    an unknown build, which is assumed to have code.
     """
     for arch in arch_list:
         match = re.fullmatch(r'(\d+)\.(\d+)([af]?)(\+PTX)?', arch)
@@ -131,7 +131,7 @@ def warn_no_kernel(device_type: str, reasons: tuple[tuple[str, str], ...]) -> No
     """Warn once that the slow PyTorch form runs, with each backend and why it cannot run."""
     text = '; '.join(f'no {name} kernel for {device_type}: {reason}' for name, reason in reasons)
     warnings.warn(
-        f'mmvmamba: {text}. A much slower PyTorch form runs in its place.',
+        f'mmvmamba: {text}. Falling back to a much slower PyTorch implementation.',
         ExtensionUnavailableWarning,
         stacklevel=4,
     )
@@ -148,7 +148,7 @@ CHUNK = {'cpu': 64, 'cuda': 32}
 
 
 def num_chunks(length: int, device: torch.device) -> int:
-    """Return the number of states that the forward saves for a sequence."""
+    """Return the number of states that the forward pass saves for a sequence."""
     chunk = CHUNK.get(device.type, CHUNK['cpu'])
     return (length + chunk - 1) // chunk
 
@@ -171,8 +171,8 @@ def register_op(
 
     def no_second_derivative(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
-            f'mmvmamba: {name} has no second derivative; use backend="reference" for a double '
-            'backward'
+            f'mmvmamba: {name} does not support second derivatives; use backend="reference" for '
+            'double backward'
         )
 
     if schema is not None and kernel is not None:

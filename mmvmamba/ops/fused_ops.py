@@ -20,7 +20,7 @@ def can_run(x: Tensor, *parameters: Tensor) -> bool:
 
 def _check_inference(x: Tensor) -> None:
     if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError('mmvmamba: this op is for inference, and x requires a gradient')
+        raise RuntimeError('mmvmamba: this op only supports inference, but x requires a gradient')
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

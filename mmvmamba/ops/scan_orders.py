@@ -50,20 +50,20 @@ _PATHS: dict[str, Callable[[int, int], Any]] = {}
 def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = False) -> None:
     """Register an order, and the pattern of four directions built from it.
 
-    The orders ``name``, ``name + '_transposed'`` (the same path on the transposed map),
-    ``name + '_reversed'`` and ``name + '_transposed_reversed'`` can then be part of a pattern, and
-    ``name`` is the pattern of these four, as 'cross' is for the row order.
+    Patterns can then contain the orders ``name``, ``name + '_transposed'`` (the same path on the
+    transposed map), ``name + '_reversed'`` and ``name + '_transposed_reversed'``. The pattern
+    ``name`` consists of these four.
 
     Args:
         name (str): A new name.
-        fn (Callable): ``fn(H, W)`` returns the permutation: H * W integers, a tensor, array or
-            sequence. The l-th is the position h * W + w that is read at step l. Its results for the
-            last 1,024 sizes are kept.
-        force (bool): Replace an order that was registered by this name. Defaults to False.
+        fn (Callable): ``fn(H, W)`` returns a permutation as a tensor, array or sequence of H * W
+            integers. Element l is the position h * W + w that is read at step l. The results for
+            the last 1,024 sizes are cached.
+        force (bool): Whether to replace an order registered under this name. Defaults to False.
 
     Raises:
-        TypeError: If ``name`` is not a str, or ``fn`` cannot be called.
-        ValueError: If the name is taken, is not an identifier, or ends in a variant.
+        TypeError: If ``name`` is not a str or ``fn`` is not callable.
+        ValueError: If the name is taken, is not an identifier, or ends in a suffix listed above.
     """
     if not isinstance(name, str):
         raise TypeError(f'name must be a str, but got {type(name).__name__}')
@@ -76,8 +76,8 @@ def register_scan_order(name: str, fn: Callable[[int, int], Any], force: bool = 
     taken = {*SCAN_PATTERNS, *_KERNEL_ORDERS, CASCADE} - (_PATHS.keys() if force else set())
     if name in taken:
         raise ValueError(
-            f'name must not be one of {sorted(taken)}, but got {name!r}; force=True replaces a '
-            'registered order'
+            f'name must not be one of {sorted(taken)}, but got {name!r}; pass force=True to '
+            'replace a registered order'
         )
     _PATHS[name] = fn
     SCAN_PATTERNS[name] = tuple(name + variant for variant in _VARIANTS)
@@ -111,7 +111,7 @@ def resolve_pattern(
     if not orders or not all(map(_is_order, orders)):
         raise ValueError(
             f'{argument} must be a sequence of at least one of the orders 0, 1, 2, 3, '
-            f'{", ".join(_KERNEL_ORDERS)}, or {", ".join(_PATHS)}, alone or followed by '
+            f'{", ".join(_KERNEL_ORDERS)}, or {", ".join(_PATHS)}, optionally followed by '
             f'{", ".join(_VARIANTS[1:])}, but got {tuple(pattern)}'
         )
     return orders
@@ -242,10 +242,10 @@ register_op(
 
 @functools.cache
 def warn_gathered(name: str) -> None:
-    """Log once that a map is gathered for an order that the kernels do not support."""
+    """Log once that maps are gathered for an order that the kernels do not support."""
     _logger.warning(
-        'scan order %r: the kernels read maps along rows and columns, so maps are gathered for '
-        'this order, and the core of SS2D takes about twice as long (docs/scans.md)',
+        'scan order %r: the kernels only read maps along rows and columns, so maps are gathered '
+        'first and the core of SS2D takes about twice as long (docs/scans.md)',
         name,
     )
 

@@ -109,7 +109,7 @@ def _check_arguments(
             check_tensor(name, value, (batch, 'G', A.shape[1], length), u.device)
             if not torch.jit.is_tracing() and (value.shape[1] == 0 or dim % value.shape[1] != 0):
                 raise ValueError(
-                    f'{name} must have a number of groups that divides the {dim} channels of u, '
+                    f'the number of groups of {name} must divide the {dim} channels of u, '
                     f'but got {value.shape[1]}'
                 )
     if D is not None:
@@ -181,30 +181,31 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan, with the arguments of ``mamba_ssm``'s ``selective_scan_fn``.
 
-    With dt = delta + delta_bias, passed through softplus if asked for:
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, times SiLU(z_t) if there
-    is a z. Sums and states are float32 inside, float64 for float64 input.
+    Computes h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and y_t = C_t . h_t + D u_t, where dt is
+    delta + delta_bias, optionally followed by softplus. If ``z`` is given, y_t is multiplied by
+    SiLU(z_t). Sums and states are float32, or float64 for float64 input.
 
     Args:
-        u (Tensor): The input (B, D, L), float32, float16, bfloat16 or float64.
-        delta (Tensor): The time steps (B, D, L), of the dtype of ``u``.
-        A (Tensor): The decay rates (D, N), 1 <= N <= 256.
-        B (Tensor): The input weights: (B, N, L) or, in G groups of channels, (B, G, N, L), both of
-            the dtype of ``u``; or constant for each channel (D, N).
-        C (Tensor): The output weights, in one of the forms of ``B``.
-        D (Tensor, optional): The skip weights (D). Defaults to None.
-        z (Tensor, optional): The gate (B, D, L), of the dtype of ``u``. Defaults to None.
-        delta_bias (Tensor, optional): Added to ``delta`` (D). Defaults to None.
+        u (Tensor): Input (B, D, L), float32, float16, bfloat16 or float64.
+        delta (Tensor): Time steps (B, D, L), with the same dtype as ``u``.
+        A (Tensor): Decay rates (D, N), 1 <= N <= 256.
+        B (Tensor): Input weights (B, N, L), or (B, G, N, L) for G groups of channels, with the
+            same dtype as ``u``; or (D, N), constant for each channel.
+        C (Tensor): Output weights, in one of the forms of ``B``.
+        D (Tensor, optional): Skip weights (D). Defaults to None.
+        z (Tensor, optional): Gate (B, D, L), with the same dtype as ``u``. Defaults to None.
+        delta_bias (Tensor, optional): Bias of ``delta`` (D). Defaults to None.
         delta_softplus (bool): Whether to apply softplus to the time steps. Defaults to False.
-        return_last_state (bool): Whether to return the last state as well; no gradient flows
-            through it. Defaults to False.
-        backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
-            takes the first kernel that can run: on a GPU Triton's, else the native one.
+        return_last_state (bool): Whether to also return the last state, without a gradient.
+            Defaults to False.
+        backend (str): 'native', 'triton' (GPU only, no float64), 'reference', or 'auto', which
+            selects the first kernel that can run: Triton, then native on a GPU; native on a CPU.
             Defaults to 'auto'.
 
     Returns:
-        Tensor | tuple[Tensor, Tensor]: The output (B, D, L), of the dtype of ``u``, and with
-        ``return_last_state`` the state (B, D, N) after the last position, float32 or float64.
+        Tensor | tuple[Tensor, Tensor]: The output (B, D, L), with the same dtype as ``u``. With
+        ``return_last_state``, also the state (B, D, N) after the last position, in float32 or
+        float64.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or dtypes disagree.
@@ -229,7 +230,7 @@ def selective_scan(
 
 
 def _weights_for_kernel(B: Tensor, C: Tensor, acc: torch.dtype) -> list[Tensor]:
-    """Return B and C in one number of groups (B, G, N, L), or as (D, N) if they are constant."""
+    """Return B and C as (B, G, N, L) with the same number of groups, or (D, N) if constant."""
     weights = [v.to(acc) if v.dim() == 2 else v for v in (B, C)]
     weights = [v.unsqueeze(1) if v.dim() == 3 else v for v in weights]
     groups = [int(v.shape[1]) for v in weights if v.dim() == 4]
@@ -278,7 +279,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cost(*args: Any) -> int:
-    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    """Return the multiply-adds of a forward pass; the arguments are shapes, not tensors."""
     a: Any = _Arguments(*args)
     return selective_scan_cost(a.u, a.A, a.D is not None, a.z is not None)
 
@@ -372,8 +373,8 @@ def _check_triton(a: _TritonArguments) -> None:
     groups = {v.shape[1] for v in (a.B, a.C) if v.dim() != 2}
     if 3 in (a.B.dim(), a.C.dim()) or len(groups) > 1:
         raise ValueError(
-            f'B and C must be (D, N), or (B, G, N, L) in the same number of groups, but got shapes '
-            f'{tuple(a.B.shape)} and {tuple(a.C.shape)}'
+            'B and C must have shape (D, N), or (B, G, N, L) with the same number of groups, but '
+            f'got shapes {tuple(a.B.shape)} and {tuple(a.C.shape)}'
         )
     acc = accumulate_dtype(a.u.dtype)
     for name in ('A', 'D', 'delta_bias'):

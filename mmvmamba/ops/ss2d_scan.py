@@ -104,26 +104,27 @@ def ss2d_scan(
     ``dt_proj``, selective scan and cross-merge. For each direction k, with the map read in that
     direction's order, (low, B, C) = proj[..., k, :] and dt = softplus(dt_weight[k] low +
     dt_bias[k]): h_t = exp(dt_t A[k]) h_{t-1} + dt_t B_t x_t and y_t = C_t . h_t + D[k] x_t.
-    Sums and states are float32 inside, float64 for float64 input. The kernels read the map in place
+    Sums and states are float32, or float64 for float64 input. The kernels read the map in place
     along rows and columns, without reordered copies.
 
     Args:
-        x (Tensor): The map (N, H, W, C), channels last, H and W at least 1; float32, float16,
-            bfloat16 or float64.
-        proj (Tensor): (N, H, W, K, R + 2 S), of the dtype of ``x``, in image order: for each
-            position and direction the R low-rank time steps, then S values of B, then S of C.
-        dt_weight (Tensor): The weights of the time steps (K, C, R).
-        dt_bias (Tensor): The biases of the time steps (K, C).
-        A (Tensor): The decay rates (K, C, S), 1 <= S <= 256; negative in a stable system.
-        D (Tensor): The skip weights (K, C).
-        pattern (str | Sequence[int | str]): 'cross', 'unidirectional', 'bidirectional', an order of
-            :func:`register_scan_order`, or the order of each of K directions: 0 or 'row',
-            1 or 'column', 2 or 'row_reversed', 3 or 'column_reversed', or the name of a registered
-            one. A map is gathered for a registered order. Defaults to 'cross'.
-        out_dtype (torch.dtype, optional): The dtype of ``x``, or the one used inside, which keeps
-            a half-precision map from overflowing. Defaults to None, the dtype of ``x``.
-        backend (str): 'native', 'triton' (on a GPU; no float64), 'reference', or 'auto', which
-            takes the first kernel that can run: on a GPU Triton's, else the native one.
+        x (Tensor): Map (N, H, W, C) in float32, float16, bfloat16 or float64, with H and W at
+            least 1.
+        proj (Tensor): Projection (N, H, W, K, R + 2 S) in image order, with the same dtype as
+            ``x``: for each position and direction, R low-rank time steps, S values of B and S
+            values of C.
+        dt_weight (Tensor): Weights of the time steps (K, C, R).
+        dt_bias (Tensor): Biases of the time steps (K, C).
+        A (Tensor): Decay rates (K, C, S), 1 <= S <= 256; negative in a stable system.
+        D (Tensor): Skip weights (K, C).
+        pattern (str | Sequence[int | str]): 'cross', 'unidirectional', 'bidirectional', an order
+            registered with :func:`register_scan_order`, or a sequence with the order of each of K
+            directions: 0 or 'row', 1 or 'column', 2 or 'row_reversed', 3 or 'column_reversed', or a
+            registered order, for which the map is gathered first. Defaults to 'cross'.
+        out_dtype (torch.dtype, optional): Dtype of the result: that of ``x``, or that of the sums,
+            in which half-precision maps do not overflow. Defaults to None, the dtype of ``x``.
+        backend (str): 'native', 'triton' (GPU only, no float64), 'reference', or 'auto', which
+            selects the first kernel that can run: Triton, then native on a GPU; native on a CPU.
             Defaults to 'auto'.
 
     Returns:
@@ -240,7 +241,7 @@ class _Arguments(NamedTuple):
 
 
 def _cost(*args: Any) -> int:
-    """Return the multiply-adds of a forward; the arguments have shapes in place of tensors."""
+    """Return the multiply-adds of a forward pass; the arguments are shapes, not tensors."""
     a: Any = _Arguments(*args)
     return ss2d_scan_cost(a.x, a.dt_weight, a.A)
 

@@ -97,8 +97,8 @@ def _name_file(
         file = os.path.expanduser(pretrained)
         if is_hub_name(file):
             raise ValueError(
-                'pretrained must be True, a file or a URL; folders are named '
-                f"timm.create_model('local-dir:FOLDER', pretrained=True), but got {file!r}"
+                f'pretrained must be True, a file or a URL, but got {file!r}; to load '
+                "a folder, call timm.create_model('local-dir:FOLDER', pretrained=True)"
             )
         file = download(file) if is_url(file) else file
         if not os.path.isfile(file):

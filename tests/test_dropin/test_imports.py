@@ -121,7 +121,7 @@ def test_replace_comes_too_late(tmp_path):
         'mmvmamba.dropin.install(replace=True)'
     )
     result = run_python(code, tmp_path)
-    want = 'RuntimeError: install(replace=True) must come before the first import of '
+    want = 'RuntimeError: install(replace=True) must be called before the first import of '
     assert result.stderr.strip().endswith(want + 'selective_scan_cuda')
 
 

@@ -146,7 +146,7 @@ def test_wrong_class_names():
         ({'model_args': {'dim': [8, 16]}}, r"unknown settings \['dim'\]; did you mean"),
         ({'model_args': {'d_state': 1.5}}, 'd_state must be of type int, but got 1.5'),
         ({'model_args': {'scan': 'zigzag'}}, 'scan must be'),
-        ({'model_args': {'out_indices': [4]}}, 'out_indices must be in'),
+        ({'model_args': {'out_indices': [4]}}, 'out_indices must be one or more stages'),
         ({'model_args': {'in_chans': 'three'}}, 'in_channels must be of type int'),
         ({'model_args': {'global_pool': 'mean'}}, 'global_pool must be one of'),
         ({'num_classes': -1}, 'num_classes must be at least 0, but got -1'),

@@ -118,7 +118,7 @@ def test_backbones_have_no_classes(indices, tmp_path):
     saved(tmp_path, out_indices=indices)
     assert load_folder(tmp_path, features_only=True, num_classes=0, global_pool='').out_indices
     for given in (dict(num_classes=10), dict(global_pool='max')):
-        with pytest.raises(ValueError, match=f'{[*given][0]} must be left out, as a backbone has'):
+        with pytest.raises(ValueError, match=f'{[*given][0]} must not be set for a backbone'):
             load_folder(tmp_path, features_only=indices is None, **given)
 
 

@@ -81,17 +81,21 @@ def test_all_stages_of_an_architecture_with_three():
         (dict(pretrained='http://a b/x.pth'), ValueError, "'http://a%20b/x.pth' cannot be downl"),
         (dict(pretrained=''), FileNotFoundError, "'' does not exist"),
         (dict(pretrained='nowhere.pth'), FileNotFoundError, "'nowhere.pth' does not exist"),
-        (dict(out_indices=(0,)), ValueError, r'out_indices needs features_only=True.*\(0,\)'),
-        (dict(features_only=True, out_indices=(4,)), ValueError, r'out_indices must be in \[-4'),
+        (dict(out_indices=(0,)), ValueError, r'out_indices requires features_only=True.*\(0,\)'),
+        (
+            dict(features_only=True, out_indices=(4,)),
+            ValueError,
+            r'must be one or more stages in \[-4',
+        ),
         (dict(num_classes=-1), ValueError, 'num_classes must be at least 0'),
         (dict(num_classes='5'), TypeError, 'num_classes must be of type int'),
         (dict(global_pool='sum'), ValueError, "global_pool must be one of .*'sum'"),
         (
             dict(features_only=True, num_classes=10),
             ValueError,
-            'num_classes must be left out, as a backbone has no classifier, but got 10',
+            'num_classes must not be set for a backbone, which has no classifier, but got 10',
         ),
-        (dict(features_only=True, global_pool='max'), ValueError, 'global_pool must be left out'),
+        (dict(features_only=True, global_pool='max'), ValueError, 'global_pool must not be set'),
         (dict(in_channels=4), TypeError, 'in_channels is called in_chans here: pass in_chans=4'),
         (dict(width=3), ValueError, r"unknown settings \['width'\]"),
     ],
@@ -107,7 +111,7 @@ def test_bad_arguments(kwargs, error, words):
     [
         (dict(drop_rate=1.0), ValueError, 'drop_rate must be in'),
         (dict(dims=8), TypeError, 'dims must be a sequence of int, but got 8'),
-        (dict(dims=(), depths=()), ValueError, 'dims and depths must name the same stages'),
+        (dict(dims=(), depths=()), ValueError, 'dims and depths must have the same length'),
     ],
 )
 def test_bad_arguments_of_either_form(features_only, kwargs, error, words):

@@ -38,7 +38,8 @@ def test_without_huggingface_hub(tmp_path):
     code = WITHOUT.format(folder=str(tmp_path))
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     lines = result.stdout.splitlines()
-    end = 'needs huggingface_hub, which is not installed: pip install huggingface_hub safetensors'
+    end = 'requires huggingface_hub, which is not installed: pip install '
+    end += 'huggingface_hub safetensors'
     starts = ['save_pretrained', 'push_to_hub', 'from_pretrained', 'from_pretrained']
     assert lines == [f'{start} {end}' for start in starts], result.stderr
 

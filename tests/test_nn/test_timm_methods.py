@@ -54,10 +54,14 @@ def test_a_backbone_has_no_classifier(call):
 @pytest.mark.parametrize(
     ('kwargs', 'error', 'words'),
     [
-        (dict(indices=0), ValueError, 'indices must be 1 to 4 stages, but got 0'),
-        (dict(indices=5), ValueError, 'indices must be 1 to 4 stages, but got 5'),
-        (dict(indices=(4,)), ValueError, r'indices must be in \[-4, 3\].*\(4,\)'),
-        (dict(indices=()), ValueError, 'indices must be in'),
+        (dict(indices=0), ValueError, 'indices must be 1 to 4 stages or a list, but got 0'),
+        (dict(indices=5), ValueError, 'indices must be 1 to 4 stages or a list, but got 5'),
+        (
+            dict(indices=(4,)),
+            ValueError,
+            r'indices must be one or more stages in \[-4, 3\].*\(4,\)',
+        ),
+        (dict(indices=()), ValueError, 'indices must be one or more stages'),
         (dict(indices='01'), TypeError, 'indices must be a sequence'),
         (dict(indices=(1.0,)), TypeError, 'indices must be a sequence of int'),
         (dict(output_fmt='NLC'), ValueError, "output_fmt must be one of .*'NLC'"),

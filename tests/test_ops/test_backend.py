@@ -143,7 +143,7 @@ def test_empty_rank(backend):
 def test_groups_must_divide_the_channels(groups, backend):
     inputs = selective_inputs()
     inputs['B'] = torch.zeros(2, groups, 2, 9, dtype=torch.float64)
-    with pytest.raises(ValueError, match=f'^B must have a number of groups .* got {groups}$'):
+    with pytest.raises(ValueError, match=f'^the number of groups of B must .* got {groups}$'):
         selective_scan(**inputs, backend=backend)
 
 
@@ -220,14 +220,14 @@ def test_what_triton_does_not_take_is_left_to_the_native_kernels(gpu):
         choose('triton', torch.float64)
     assert choose('auto', directions=31) == 'triton'
     assert choose('auto', directions=32) == 'native'
-    with pytest.raises(RuntimeError, match='the kernels take up to 31 directions, not 32'):
+    with pytest.raises(RuntimeError, match='the kernels support up to 31 directions, not 32'):
         choose('triton', directions=32)
 
 
 def test_an_export_to_onnx_without_the_extension_takes_the_pytorch_form(gpu, monkeypatch):
     gpu['native'] = 'it was not built'
     monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
-    with pytest.warns(UserWarning, match='ONNX has no translation'):
+    with pytest.warns(UserWarning, match='ONNX has no equivalent'):
         assert choose('auto') == 'chunked'
 
 
@@ -245,7 +245,7 @@ def test_one_warning_names_every_backend(gpu):
     gpu.update(native='it was not built', triton='it is too old')
     message = (
         '^mmvmamba: no triton kernel for cuda: it is too old; no native kernel for cuda: it was '
-        r'not built\. A much slower PyTorch form runs in its place\.$'
+        r'not built\. Falling back to a much slower PyTorch implementation\.$'
     )
     with pytest.warns(ExtensionUnavailableWarning, match=message) as caught:
         assert [choose('auto'), choose('auto')] == ['chunked'] * 2

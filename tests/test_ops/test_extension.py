@@ -125,7 +125,7 @@ def test_cuda_library_that_does_not_load(cuda_library, monkeypatch):
 
 def test_cuda_library_for_another_cuda_is_not_loaded(cuda_library, monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', '12.8')
-    reason = f'it was built for CUDA 13.0, but torch {torch.__version__} for CUDA 12.8'
+    reason = f'it was built for CUDA 13.0, but torch {torch.__version__} is for CUDA 12.8'
     assert extension._load_cuda() == reason
 
 
@@ -137,7 +137,7 @@ def test_cuda_library_without_cuda(cuda_library, monkeypatch):
 def test_cuda_library_that_was_not_built(cuda_library, monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     cuda_library.unlink()
-    assert extension._load_cuda() == 'it was not built (the build had no CUDA)'
+    assert extension._load_cuda() == 'it was not built (CUDA was not found during the build)'
     monkeypatch.setattr(extension, 'build_info', lambda: {'cuda_error': 'nvcc failed'})
     assert extension._load_cuda() == 'it was not built (nvcc failed)'
 

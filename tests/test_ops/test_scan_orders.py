@@ -331,7 +331,7 @@ def test_not_a_permutation(found):
         ('spiral', ValueError, 'register_scan_order adds one'),
         ('row', ValueError, r"write \('row',\) for a scan of one direction"),
         ('snake_reversed', ValueError, r"write \('snake_reversed',\)"),
-        (('row', 'spiral'), ValueError, 'local_window, hilbert, alone or followed by _transposed'),
+        (('row', 'spiral'), ValueError, 'hilbert, optionally followed by _transposed'),
         (np.array([0, 1]), TypeError, 'be a str or a sequence'),
         ((0, 4), ValueError, 'at least one of'),
         ((True,), ValueError, 'at least one of'),

@@ -233,7 +233,7 @@ def test_a_file_by_its_path(form, tmp_path):
 
 
 def test_a_folder_is_named_as_in_timm():
-    words = "folders are named timm.create_model.'local-dir:FOLDER', pretrained=True., but got"
+    words = "to load a folder, call timm.create_model.'local-dir:FOLDER', pretrained=True."
     with pytest.raises(ValueError, match=words):
         timm.create_model('vmamba_tiny', pretrained='local-dir:folder')
 

@@ -114,7 +114,7 @@ def test_a_compiled_training_gives_the_weights_of_an_eager_one(task, request, ru
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('task', ['detection', 'segmentation'])
 def test_what_compiles_whole(task, training, request):
-    """As docs/performance.md says."""
+    """Compile the parts that docs/performance.md lists, without graph breaks."""
     model = build(request.getfixturevalue(f'{task}_config')).train(training)
 
     def detector(images):

@@ -1,4 +1,4 @@
-"""The scans in Triton, which need neither nvcc nor a build: when they can run, and their launch.
+"""The scans in Triton, which need neither nvcc nor a build: availability and launch.
 
 The kernels, and with them triton, are imported at the first launch.
 """

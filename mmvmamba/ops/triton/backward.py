@@ -1,4 +1,4 @@
-"""Backward of the scans in Triton: summaries of the subchunks both ways, and the gradients.
+"""Backward pass of the scans in Triton: summaries of the subchunks both ways, and the gradients.
 
 The forward saves nothing. The states and the gradients between subchunks come from one pass over
 the map, and the gradients of the inputs from a second one, in sweeps like those of the forward.

@@ -1,4 +1,4 @@
-"""Forward of the scans in Triton: summaries of the subchunks, their combination, and the outputs.
+"""Forward pass of the scans in Triton: summaries of the subchunks, their combination, the outputs.
 
 A sweep works along one axis of the map and serves a direction that walks it forwards, one that
 walks it backwards, or both. ``k0`` and ``k1`` are their indices, -1 where there is none.
@@ -160,7 +160,7 @@ def constant_weights(
     B, C, B_const, C_const, c, valid, s, S: tl.constexpr, CONST_B: tl.constexpr,
     CONST_C: tl.constexpr,
 ):  # fmt: skip
-    """Replace B or C of state s (T, BC) where it depends on the channel alone."""
+    """Replace B or C of state s (T, BC) where it depends only on the channel."""
     if CONST_B:
         B = tl.load(B_const + c * S + s, mask=valid, other=0.0)[None, :] + tl.zeros_like(B)
     if CONST_C:

@@ -134,7 +134,7 @@ def choose_tile(tiles: Sequence[Tile], length: int, channels: int) -> tuple[Tile
     """
     if length > MAX_LENGTH:
         raise ValueError(
-            f"a scan with backend='triton' takes up to {MAX_LENGTH} positions, but got {length}"
+            f"a scan with backend='triton' supports up to {MAX_LENGTH} positions, but got {length}"
         )
     tile = next((tile for tile in tiles if length <= tile.positions), tiles[-1])
     whole = length <= tile.positions
@@ -438,7 +438,7 @@ def rank_gradients(grad_steps: Tensor, low: Tensor, weight: Tensor) -> tuple[Ten
     with without_autocast(grads.device):
         grad_low = torch.bmm(grads, weight.to(low.dtype))
         low = low.flatten(0, 2)  # (N H W, K, R)
-        # bmm takes out_dtype with cuBLAS alone.
+        # bmm takes out_dtype only with cuBLAS.
         if grads.is_cuda and torch.version.hip is None and grads.dtype != torch.float32:
             grad_weight = torch.bmm(grads.mT, low.transpose(0, 1), out_dtype=torch.float32)
         else:
@@ -455,7 +455,7 @@ def selective_scan_inputs(
 ) -> Scan:  # fmt: skip
     """Return the inputs of the kernels for a scan of sequences, transposed to (N, 1, L, C).
 
-    B and C are copied next to each other, (N, 1, L, G, 2 S), with zeros in place of a constant.
+    B and C are copied next to each other, (N, 1, L, G, 2 S), with zeros instead of a constant.
     """
     zeros = A.new_zeros(A.shape[0])
     weights = [v for v in (B, C) if v.dim() == 4]

@@ -1,7 +1,7 @@
-"""Run a detector, a segmentor or a classifier on photographs, and draw the predictions.
+"""Run a detector, a segmentor or a classifier on images and draw the predictions.
 
-The inferencer of mmdet, mmseg or mmpretrain does the work, as the config says. The pictures are in
-OUT_DIR/vis, under the names of the photographs.
+The inferencer of mmdet, mmseg or mmpretrain runs the model, depending on the config. The results
+are in OUT_DIR/vis, under the file names of the images. Small images are enlarged.
 
 Example:
     python demo/inference.py photo.jpg configs/mask_rcnn/mask-rcnn_vmamba-t_fpn_1x_coco.py \
@@ -9,6 +9,8 @@ Example:
 """
 
 import argparse
+import copy
+import functools
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.visualizer import ALPHA, use_adaptive_visualizer
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
 #: Module, class and arguments of the inferencer of each package.
@@ -34,21 +37,17 @@ INFERENCERS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Run a model on photographs and draw the predictions.'
-    )
-    parser.add_argument('images', nargs='+', help='image files, and folders of them')
+    parser = argparse.ArgumentParser(description='Run a model on images and draw the predictions.')
+    parser.add_argument('images', nargs='+', help='image files or folders of images')
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument(
-        '--out-dir', default='outputs', help='folder for the pictures (default: outputs)'
-    )
+    parser.add_argument('--out-dir', default='outputs', help='output folder (default: outputs)')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='lowest score that a detector draws (default: 0.3)',
+        help='minimum score of the detections to draw (default: 0.3)',
     )
     return parser.parse_args()
 
@@ -79,6 +78,8 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
     task, checkpoint = cli.task_of(cfg), read_checkpoint(filename)
     if task not in INFERENCERS:
         raise UserError(f'default_scope must be one of {tuple(INFERENCERS)}, but got {task!r}')
+    cfg = copy.deepcopy(cfg)
+    use_adaptive_visualizer(cfg)
     module, name, options = INFERENCERS[task]
     with warnings.catch_warnings():
         # The weights are loaded below, in every naming scheme that the tools take.
@@ -92,6 +93,9 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
     else:
         meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
         inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = meta
+    if task == 'mmseg':
+        # By default mmseg's inferencer resets the visualizer's opacity to 0.8.
+        inferencer.visualize = functools.partial(inferencer.visualize, opacity=ALPHA)
     return inferencer
 
 

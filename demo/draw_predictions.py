@@ -1,7 +1,18 @@
-"""Pictures of ground truth beside predictions, for a detector with masks or a segmentor."""
+"""Draw the ground truth and the predictions of the demo's detector and segmentor.
 
+`demo/run_demo.py` draws a contact sheet for each model. After a run, this script draws both models
+on the same images and saves the result as WORK_DIR/hero.jpg. The choice of images does not depend
+on the predictions: the script takes the validation images that show the most classes, among those
+whose bounding boxes do not overlap.
+
+Example:
+    python demo/draw_predictions.py work_dirs/demo
+"""
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,76 +21,196 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope
 from mmengine.runner import load_checkpoint
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+from PIL import Image, ImageDraw
 
-#: Shortest side of a drawn image in pixels, so that outlines and labels can be read.
-MIN_SIDE = 400
-#: Size of a picture on the contact sheet, and the height of its caption.
-CELL = (692, 346)
-CAPTION_HEIGHT = 28
+from mmvmamba.engine import drawing, errors
+from mmvmamba.engine.visualizer import enlarge_sample, use_adaptive_visualizer
+from mmvmamba.registry import register_config_packages
+
+DETECTOR = 'configs/demo/mask-rcnn_vmamba-demo_fpn_demo.py'
+SEGMENTOR = 'configs/demo/vmamba-demo_upernet_demo-160x160.py'
+#: Minimum score of the detections to draw.
+SCORE = 0.5
+#: Sizes on a sheet, in pixels.
+CELL, GAP, FONT = 390, 8, 22
+#: Font size on the enlarged images, which are resized to CELL.
+LABEL_FONT = 27
 
 
 def draw_predictions(
-    cfg: Config, checkpoint: str, out_dir: Path, device: str = 'cpu', num_images: int = 12
+    cfg: Config, checkpoint: str, out_dir: Path, device: str = 'cpu', num_images: int = 8
 ) -> None:
-    """Draw predictions of test images, spread evenly over the data, and a contact sheet."""
-    # mmdet's visualizer draws the colors of the instances at random.
-    np.random.seed(0)
+    """Draw predictions on evenly spaced test images, and a contact sheet of them."""
+    dataset, model, visualizer = build(cfg, checkpoint, device)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    cells = []
+    for i in range(num_images):
+        image, sample = predict(dataset, model, i * len(dataset) // num_images)
+        pair = [draw(visualizer, image, sample, truth) for truth in (True, False)]
+        save(np.hstack(pair), out_dir / f'{Path(sample.img_path).stem}.png')
+        cells += pair
+    captions = ['ground truth', 'prediction'] * 2
+    save(sheet(cells, captions, dataset.metainfo), out_dir / 'contact_sheet.jpg')
+
+
+def draw_hero(
+    detector: Sequence[Any], segmentor: Sequence[Any], out_file: Path, num_images: int = 3
+) -> None:
+    """Draw the predictions of two models on one sheet.
+
+    Args:
+        detector (Sequence): Config, checkpoint and device.
+        segmentor (Sequence): Config, checkpoint and device.
+        out_file (Path): Image file to write.
+        num_images (int): Number of rows. Defaults to 3.
+    """
+    det_data, det_model, det_visualizer = build(*detector)
+    seg_data, seg_model, seg_visualizer = build(*segmentor)
+    cells = []
+    for i in clear_images(det_data, seg_data, num_images):
+        image, det = predict(det_data, det_model, i)
+        _, seg = predict(seg_data, seg_model, i)
+        truth = draw(seg_visualizer, image, seg, truth=True, with_labels=False)
+        det_visualizer.alpha = 0  # the label map is already drawn
+        truth = draw(det_visualizer, truth, det, truth=True)
+        det_visualizer.alpha = seg_visualizer.alpha
+        cells += [image, truth, draw(det_visualizer, image, det)]
+        cells.append(draw(seg_visualizer, image, seg, with_labels=False))
+    captions = ['input', 'ground truth', 'Mask R-CNN', 'UperNet']
+    save(sheet(cells, captions, seg_data.metainfo), out_file)
+
+
+def build(cfg: Config, checkpoint: str, device: str) -> tuple[Any, torch.nn.Module, Visualizer]:
+    """Build the test data, the model with its weights and the visualizer of a config."""
+    cfg = cfg.copy()
+    use_adaptive_visualizer(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         model = MODELS.build(cfg.model)
-        visualizer = VISUALIZERS.build(
-            dict(cfg.visualizer, vis_backends=None, name=cfg.default_scope, alpha=0.6)
-        )
+        options = dict(vis_backends=None, name=cfg.default_scope, font_size=LABEL_FONT, alpha=0.55)
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, **options))
     visualizer.dataset_meta = dataset.metainfo
     load_checkpoint(model, checkpoint, map_location='cpu', strict=True, logger='silent')
-    model.to(device).eval()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for i in range(num_images):
-        data = dataset[i * len(dataset) // num_images]
-        sample = data['data_samples']
-        image = enlarge(sample)
-        with torch.no_grad():
-            (sample,) = model.test_step(pseudo_collate([data]))
-        out_file = out_dir / f'{Path(sample.img_path).stem}.png'
-        options = dict(pred_score_thr=0.5) if 'pred_instances' in sample else {}
-        visualizer.add_datasample('', image, sample.to('cpu'), out_file=str(out_file), **options)
-        pictures.append(cv2.imread(str(out_file)))
-    sheet = contact_sheet(pictures)
-    cv2.imwrite(str(out_dir / 'contact_sheet.jpg'), sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return dataset, model.to(device).eval(), visualizer
 
 
-def enlarge(sample: BaseDataElement) -> np.ndarray:
-    """Enlarge the ground truth and the future predictions of a sample; return its image (RGB)."""
+def clear_images(det_data: Any, seg_data: Any, num_images: int) -> list[int]:
+    """Return the indices of the images with the most classes whose boxes do not overlap."""
+    numbers = {}
+    for i, (det, seg) in enumerate(zip(det_data, seg_data, strict=True)):
+        boxes = det['data_samples'].gt_instances.bboxes
+        if not boxes.overlaps(boxes, boxes).triu(1).any():
+            numbers[i] = len(seg['data_samples'].gt_sem_seg.data.unique())
+    return sorted(numbers, key=lambda i: -numbers[i])[:num_images]
+
+
+def predict(dataset: Any, model: torch.nn.Module, index: int) -> tuple[np.ndarray, BaseDataElement]:
+    """Return an image (RGB) with its ground truth and predictions, all of them enlarged."""
+    data = dataset[index]
+    image, data['data_samples'] = enlarge(data['data_samples'])
+    with torch.no_grad():
+        (sample,) = model.test_step(pseudo_collate([data]))
+    return image, sample.to('cpu')
+
+
+def enlarge(sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
+    """Return the image (RGB) of a sample and the sample, for predictions at the larger size."""
     image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
-    factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
-    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    factor = drawing.enlargement(image.shape)
+    image, sample = drawing.enlarge_image(image, factor), enlarge_sample(sample, factor)
     # Models scale their predictions to these sizes.
     sample.set_metainfo(dict(ori_shape=image.shape[:2]))
     if 'scale_factor' in sample:
         sample.set_metainfo(dict(scale_factor=tuple(s / factor for s in sample.scale_factor)))
-    if 'gt_instances' in sample:
-        sample.gt_instances.bboxes.rescale_((factor, factor))
-        sample.gt_instances.masks = sample.gt_instances.masks.resize(image.shape[:2])
-    if 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.data.repeat_interleave(factor, -2)
-        sample.gt_sem_seg = PixelData(data=labels.repeat_interleave(factor, -1))
-    return image
+    return image, sample
 
 
-def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Put pictures (H, W, 3) with captions on one sheet of two columns."""
-    cells = []
-    for picture in pictures:
-        cell = cv2.resize(picture, CELL, interpolation=cv2.INTER_AREA)
-        cell[:, CELL[0] // 2 - 2 : CELL[0] // 2 + 2] = 255
-        cell = cv2.copyMakeBorder(
-            cell, CAPTION_HEIGHT, 8, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255)
-        )
-        for text, x in (('ground truth', 8), ('prediction', 8 + CELL[0] // 2)):
-            origin, font = (x, CAPTION_HEIGHT - 9), cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(cell, text, origin, font, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-        cells.append(cell)
-    cells += [np.full_like(cells[0], 255)] * (len(cells) % 2)
-    return np.vstack([np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)])
+def draw(
+    visualizer: Visualizer,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    truth: bool = False,
+    **options: Any,
+) -> np.ndarray:
+    """Draw the ground truth or the prediction of a sample."""
+    if 'pred_instances' in sample:
+        options.update(pred_score_thr=SCORE)
+    visualizer.add_datasample('', image, sample, draw_gt=truth, draw_pred=not truth, **options)
+    return visualizer.get_image()
+
+
+def sheet(
+    cells: Sequence[np.ndarray], captions: Sequence[str], metainfo: dict[str, Any]
+) -> np.ndarray:
+    """Arrange images in columns, with captions above and a legend of the classes below."""
+    columns = len(captions)
+    rows = -(-len(cells) // columns)
+    style = drawing.Style(FONT, 1)
+    line = style.label_height + 2 * GAP
+    width = columns * CELL + (columns + 1) * GAP
+    legend = legend_rows(metainfo['classes'], style, width - 2 * GAP)
+    height = line + rows * (CELL + GAP) + len(legend) * line
+    picture = Image.new('RGB', (width, height), 'white')
+    pen = ImageDraw.Draw(picture)
+    for i, caption in enumerate(captions):
+        center = GAP + CELL // 2 + i * (CELL + GAP)
+        pen.text((center, line // 2), caption, font=style.font, fill='black', anchor='mm')
+    for i, cell in enumerate(cells):
+        y, x = divmod(i, columns)
+        small = cv2.resize(cell, (CELL, CELL), interpolation=cv2.INTER_AREA)
+        picture.paste(Image.fromarray(small), (GAP + x * (CELL + GAP), line + y * (CELL + GAP)))
+    for i, row in enumerate(legend):
+        y = height - (len(legend) - i) * line + line // 2
+        for label, x in row:
+            color = drawing.class_color(label, metainfo['palette'])
+            pen.rectangle((x, y - FONT // 2, x + FONT, y + FONT // 2), fill=color)
+            name = metainfo['classes'][label]
+            pen.text((x + FONT + GAP, y), name, font=style.font, fill='black', anchor='lm')
+    return np.array(picture)
+
+
+def legend_rows(
+    names: Sequence[str], style: drawing.Style, width: int
+) -> list[list[tuple[int, int]]]:
+    """Break the legend into rows of (class index, x)."""
+    rows: list[list[tuple[int, int]]] = [[]]
+    x = GAP
+    for label, name in enumerate(names):
+        length = 2 * FONT + GAP + style.label_width(name)
+        if x + length > width and rows[-1]:
+            rows.append([])
+            x = GAP
+        rows[-1].append((label, x))
+        x += length
+    return rows
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    """Save a picture (RGB)."""
+    Image.fromarray(picture).save(path, quality=75)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Draw the predictions of both models of the demo.')
+    parser.add_argument('work_dir', type=Path, help="the demo's --work-dir")
+    parser.add_argument('--num-images', type=int, default=3, help='number of rows (default: 3)')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda:0, ... (default: cpu)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    register_config_packages()
+    models = []
+    for name, config in (('detection', DETECTOR), ('segmentation', SEGMENTOR)):
+        checkpoint = (args.work_dir / name / 'train' / 'last_checkpoint').read_text('utf-8')
+        models.append((Config.fromfile(config), checkpoint, args.device))
+    out_file = args.work_dir / 'hero.jpg'
+    draw_hero(*models, out_file, args.num_images)
+    print(out_file)
+
+
+if __name__ == '__main__':
+    errors.run(main, OSError)

@@ -64,7 +64,7 @@ def find_images(names: Sequence[str]) -> list[str]:
         if not images:
             raise UserError(f'{name!r} is not an image in a known format or a folder of images')
         for image in images:
-            other = found.setdefault(Path(image).stem, image)  # mmpretrain names a picture STEM.png
+            other = found.setdefault(Path(image).stem, image)  # mmpretrain saves STEM.png
             if other != image:
                 raise UserError(
                     f'images must have different file names without suffix, but got {other!r} and '
@@ -82,7 +82,7 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
     use_adaptive_visualizer(cfg)
     module, name, options = INFERENCERS[task]
     with warnings.catch_warnings():
-        # The weights are loaded below, in every naming scheme that the tools take.
+        # The weights are loaded below, in every naming scheme that the tools support.
         warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None')
         inferencer = getattr(importlib.import_module(module), name)(cfg, device=device, **options)
     load_whole(inferencer.model, checkpoint, filename)
@@ -94,25 +94,25 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
         meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
         inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = meta
     if task == 'mmseg':
-        # By default mmseg's inferencer resets the visualizer's opacity to 0.8.
+        # mmseg's inferencer overrides the visualizer's opacity, with 0.8 by default.
         inferencer.visualize = functools.partial(inferencer.visualize, opacity=ALPHA)
     return inferencer
 
 
 def use_test_settings(inferencer: BaseInferencer, cfg: Config) -> None:
-    """Load and draw images as the config says, which mmpretrain's inferencer ignores."""
+    """Apply the config's pipeline and visualizer, which mmpretrain's inferencer ignores."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         steps = Compose(cfg.test_dataloader.dataset.pipeline)
         if cfg.get('visualizer'):
             settings = dict(cfg.visualizer, vis_backends=None, name='inference')
             inferencer.visualizer = VISUALIZERS.build(settings)
     inferencer.pipeline = lambda path: steps(dict(img_path=path))
-    # That of the base class, which calls the pipeline alone.
+    # The method of the base class only calls the pipeline.
     inferencer.preprocess = super(type(inferencer), inferencer).preprocess
 
 
 def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
-    """Return names and colors of the classes, of the checkpoint or else of the test data."""
+    """Return names and colors of the classes from the checkpoint, or else the test data."""
     meta = checkpoint.get('meta') or {} if isinstance(checkpoint, Mapping) else {}
     if meta.get('dataset_meta'):
         return {key.lower(): value for key, value in meta['dataset_meta'].items()}
@@ -133,7 +133,7 @@ def main() -> None:
     else:
         options = dict(pred_score_thr=args.score_thr) if cli.task_of(cfg) == 'mmdet' else {}
         inferencer(images, out_dir=args.out_dir, **options)
-    print(f'{len(images)} pictures are in {folder}')
+    print(f'{len(images)} images are in {folder}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""Draw boxes, masks, label maps and captions with sizes that suit the image.
+"""Drawing of boxes, masks, label maps and captions.
 
-Labels are set in a TrueType font. They are next to their object if there is room, and avoid other
-objects and labels. A class has one color, in ground truth and predictions alike.
+Text and lines scale with the image, and text is set in a TrueType font. Labels are placed next to
+their objects and avoid other objects and labels as far as there is room.
 """
 
 import colorsys
@@ -15,10 +15,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-#: Images are enlarged until the shortest side has this many pixels, or the longest one too many.
+#: Images with a shorter side are enlarged to at least this size, in pixels,
 MIN_SIDE = 480
+#: unless their longer side would exceed this one.
 MAX_SIDE = 2048
-#: Shortest side over line width and over font size, and the smallest of these sizes.
+#: Ratios of the shorter side to line width and font size, and the minimum of each size.
 _SIDE_PER_LINE, _MIN_LINE = 300, 1
 _SIDE_PER_FONT, _MIN_FONT = 36, 14
 _GOLDEN_RATIO = 0.618034
@@ -35,7 +36,7 @@ class Style(NamedTuple):
 
     @classmethod
     def of(cls, image: np.ndarray, font_size: int | None = None) -> 'Style':
-        """Return the sizes that suit an image (H, W, 3)."""
+        """Derive the sizes from an image (H, W, 3)."""
         side = min(image.shape[:2])
         return cls(
             font_size or max(_MIN_FONT, round(side / _SIDE_PER_FONT)),
@@ -93,7 +94,7 @@ def enlarge_masks(masks: np.ndarray, factor: int) -> np.ndarray:
 
 
 def enlarge_label_map(labels: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarge a label map (H, W) with smooth borders between the classes."""
+    """Enlarge a label map (H, W) with smooth borders between classes."""
     large = np.repeat(np.repeat(labels, factor, 0), factor, 1)
     best = np.full(large.shape, 0.5, np.float32)
     for label in np.unique(labels):
@@ -104,7 +105,7 @@ def enlarge_label_map(labels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def class_color(label: int, palette: Sequence[Sequence[int]] | None = None) -> Color:
-    """Return the color (RGB) of a class: that of the palette, or else a fixed one."""
+    """Return the color (RGB) of a class from the palette, or else a generated one."""
     if palette is not None and label < len(palette):
         red, green, blue = (int(value) for value in palette[label])
         return red, green, blue
@@ -115,7 +116,7 @@ def class_color(label: int, palette: Sequence[Sequence[int]] | None = None) -> C
 
 
 def contrasting(color: Color) -> Color:
-    """Return black or white, whichever is easier to read on a color."""
+    """Return black or white, whichever contrasts more with a color."""
     red, green, blue = color
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
@@ -129,19 +130,19 @@ def draw_instances(
     style: Style,
     alpha: float,
 ) -> np.ndarray:
-    """Draw objects with their outlines and labels.
+    """Draw objects with outlines and labels.
 
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
         boxes (ndarray): (N, 4), left, top, right and bottom.
         masks (ndarray, optional): (N, H, W), bool.
-        texts (Sequence[str]): N labels. An empty one is not drawn.
+        texts (Sequence[str]): N labels; empty ones are not drawn.
         colors (Sequence[tuple]): N colors (RGB).
         style (Style): Sizes of text and lines.
         alpha (float): Opacity of the masks.
 
     Returns:
-        ndarray: The picture, (H, W, 3), uint8, RGB.
+        ndarray: The result, (H, W, 3), uint8, RGB.
     """
     drawn = image.copy()
     occupied = np.zeros(image.shape[:2], np.uint8)
@@ -175,11 +176,11 @@ def draw_label_map(
     alpha: float,
     with_labels: bool = True,
 ) -> np.ndarray:
-    """Draw the classes of the pixels; the largest region of each class gets a label.
+    """Draw a label map, with a label on one region of each class.
 
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
-        labels (ndarray): (H, W), indices of classes. Others are not drawn.
+        labels (ndarray): (H, W), class indices. Pixels with other values are not drawn.
         names (Sequence[str]): Names of the classes.
         palette (Sequence, optional): Colors (RGB) of the classes.
         style (Style): Sizes of text and lines.
@@ -187,7 +188,7 @@ def draw_label_map(
         with_labels (bool): Draw labels. Defaults to True.
 
     Returns:
-        ndarray: The picture, (H, W, 3), uint8, RGB.
+        ndarray: The result, (H, W, 3), uint8, RGB.
     """
     drawn = image.copy()
     placed = []
@@ -240,7 +241,7 @@ def _draw_labels(
     occupied: np.ndarray,
     style: Style,
 ) -> np.ndarray:
-    """Draw each label at the place where it covers least; early places are preferred."""
+    """Draw each label where it covers the least, preferring the first of its places."""
     picture = Image.fromarray(drawn)
     draw = ImageDraw.Draw(picture)
     for places, text, color in labels:
@@ -257,7 +258,7 @@ def _draw_labels(
 
 
 def _around(rect: Rect, size: tuple[int, int], shape: Sequence[int]) -> list[Rect]:
-    """Return places for a label: above, below and beside a rectangle, then inside."""
+    """Return places for a label above, below, next to and inside a rectangle."""
     left, top, right, bottom = rect
     width, height = size
     corners = [
@@ -266,7 +267,7 @@ def _around(rect: Rect, size: tuple[int, int], shape: Sequence[int]) -> list[Rec
         *((x, y) for y in (top, bottom - height) for x in (left, right - width)),
     ]
     places = [_move_inside(corner, size, shape) for corner in corners]
-    # A place that had to move far lies elsewhere; the last ones always touch the rectangle.
+    # The image's border may push a label away from the rectangle; the last four still touch it.
     kept = [
         place
         for place, (x, y) in zip(places[:-4], corners, strict=False)
@@ -276,7 +277,7 @@ def _around(rect: Rect, size: tuple[int, int], shape: Sequence[int]) -> list[Rec
 
 
 def _in_region(region: np.ndarray, size: tuple[int, int], shape: Sequence[int]) -> list[Rect]:
-    """Return places for the label of a region: in its widest part or, if thin, around it."""
+    """Return places for a label in the widest part of a region or, if it is thin, around it."""
     width, height = size
     padded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distances = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -299,7 +300,7 @@ def _move_inside(corner: tuple[int, int], size: tuple[int, int], shape: Sequence
 
 
 def _clip(box: np.ndarray, shape: Sequence[int]) -> Rect:
-    """Round a box to whole pixels of the image, at least one."""
+    """Round and clip a box to the pixels of the image, at least one."""
     left, right = np.clip(np.rint(box[[0, 2]]), 0, shape[1]).astype(int).tolist()
     top, bottom = np.clip(np.rint(box[[1, 3]]), 0, shape[0]).astype(int).tolist()
     left, top = min(left, shape[1] - 1), min(top, shape[0] - 1)
@@ -311,7 +312,7 @@ def _area(rect: Rect) -> int:
 
 
 def _shorten(text: str, width: int, style: Style) -> str:
-    """Cut characters out of a text so that its label is not wider than this; keep a score."""
+    """Shorten a text to the width of a label, keeping its last characters, such as a score."""
     if style.label_width(text) <= width:
         return text
     head, tail = text[:-5], text[-5:]

@@ -1,4 +1,4 @@
-"""Visualizers whose text and lines suit the image, for any size and number of channels."""
+"""Visualizers for images of any size and with any number of channels."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from mmvmamba.registry import VISUALIZERS
 from . import drawing
 from .errors import as_user_error
 
-#: The stock visualizers that can be adapted.
+#: The stock visualizers that :func:`use_adaptive_visualizer` replaces.
 STOCK = ('mmdet.DetLocalVisualizer', 'mmseg.SegLocalVisualizer', 'mmpretrain.UniversalVisualizer')
-#: Opacity of masks; the stock visualizers' 0.8 hides the image.
+#: Opacity of masks. The default of the stock visualizers, 0.8, hides the image.
 ALPHA = 0.45
 
 #: Percentiles of a band that become black and white.
@@ -31,7 +31,7 @@ _TIFF = ('.tif', '.tiff')
 
 
 class AdaptiveMixin:
-    """Draw with sizes that suit the image; see :func:`adaptive_visualizer`."""
+    """Scale drawings with the image; see :func:`adaptive_visualizer`."""
 
     def __init__(
         self, name: str = 'visualizer', font_size: int | None = None, **kwargs: Any
@@ -43,7 +43,7 @@ class AdaptiveMixin:
     def add_datasample(
         self, name: str, image: np.ndarray, data_sample: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Draw a sample as mmseg's and mmdet's visualizers do, enlarged if the image is small."""
+        """Draw a sample as mmseg's and mmdet's visualizers do, but enlarge small images."""
         factor = drawing.enlargement(image.shape)
         if factor > 1:
             image = drawing.enlarge_image(np.clip(image, 0, 255).astype(np.uint8), factor)
@@ -102,7 +102,7 @@ class AdaptiveMixin:
         draw_score: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Draw a sample as mmpretrain's visualizer does, with the text above the image."""
+        """Draw a sample as mmpretrain's visualizer does, but with the text above the image."""
         classes = classes or (self.dataset_meta or {}).get('classes')
         lines = []
         if draw_gt and 'gt_label' in data_sample:
@@ -115,7 +115,7 @@ class AdaptiveMixin:
         image = drawing.enlarge_image(image, drawing.enlargement(image.shape))
         if lines:
             image = drawing.add_caption(image, lines, self.font_size)
-        # All text is drawn.
+        # The text is already drawn.
         options = dict(draw_gt=False, draw_pred=False)
         return super().visualize_cls(image, data_sample, classes, **options, **kwargs)
 
@@ -163,16 +163,16 @@ class BandsMixin:
 
 @VISUALIZERS.register_module(name='AdaptiveVisualizer')
 def adaptive_visualizer(base: str, **kwargs: Any) -> Visualizer:
-    """Build a stock visualizer that draws with sizes that suit the image.
+    """Build a stock visualizer whose text and lines scale with the image.
 
-    Small images are enlarged. Labels are next to their objects, in a TrueType font, and avoid each
-    other. Each class has one color, in ground truth and predictions alike.
+    Small images are enlarged. Labels are placed next to their objects and avoid each other. Ground
+    truth and predictions share one color per class.
 
     Args:
         base (str): The stock class: 'mmseg.SegLocalVisualizer', 'mmdet.DetLocalVisualizer' or
             'mmpretrain.UniversalVisualizer'.
-        **kwargs: ``font_size`` (int), in pixels, which defaults to a size that suits the image, and
-            the arguments of the stock class. ``alpha`` defaults to 0.45.
+        **kwargs: Arguments of the stock class, with ``alpha`` defaulting to 0.45, and ``font_size``
+            (int), in pixels, which scales with the image by default.
 
     Returns:
         Visualizer: An instance of a subclass of the stock class.
@@ -184,7 +184,7 @@ def adaptive_visualizer(base: str, **kwargs: Any) -> Visualizer:
 
 
 def use_adaptive_visualizer(cfg: Config) -> None:
-    """Replace a config's stock visualizer with :func:`adaptive_visualizer`; keep any other."""
+    """Replace a stock visualizer in a config with :func:`adaptive_visualizer`."""
     settings = cfg.get('visualizer') or {}
     for base in STOCK:
         if settings.get('type') in (base, base.split('.')[1]):
@@ -230,7 +230,7 @@ def _build(mixins: tuple[type, ...], base: str, options: dict[str, Any]) -> Visu
 
 
 def enlarge_sample(sample: BaseDataElement, factor: int) -> BaseDataElement:
-    """Return a copy of a sample whose boxes, masks and label maps fit the enlarged image."""
+    """Return a copy of a sample with its boxes, masks and label maps enlarged."""
     sample = sample.cpu()
     for key, value in sample.items():
         if isinstance(value, InstanceData):
@@ -276,7 +276,7 @@ def _masks_of(instances: InstanceData) -> np.ndarray | None:
 
 
 def _boxes_of(instances: InstanceData, masks: np.ndarray | None) -> np.ndarray:
-    """Return the boxes (N, 4), of the masks if the detector has only these."""
+    """Return the boxes (N, 4), derived from the masks if the detector predicts no boxes."""
     boxes = np.zeros((len(instances), 4), np.float32)
     if 'bboxes' in instances:
         boxes = _tensor_of(instances.bboxes).numpy()

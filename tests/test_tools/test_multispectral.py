@@ -201,7 +201,7 @@ def test_the_path(data, run):
         assert rgb(picture).shape == (SIZE[0], 2 * SIZE[1], 3)
 
     out = run(*predict, *thin)
-    assert '2 pictures are in' in out
+    assert '2 images are in' in out
     pictures = sorted((data / predict[-1] / 'vis').iterdir())
     assert [p.name for p in pictures] == ['0.png', '1.png']
     assert rgb(pictures[0]).shape == (*SIZE, 3)

@@ -43,7 +43,7 @@ DEFAULT_ROTATION = 25.0
 CROP_MARGIN = 0.1
 # Colors of the label maps: no label, the objects, the backgrounds.
 PALETTE = bytes.fromhex(
-    '000000 dc8c3c fadc3c 963c1e dc1e28 f082b4 3ca0f0 825a5a 46aa46 8c8c96 322878 be9664'
+    '000000 ff8c28 fadc3c 1ebeaa e6283c f56ebe 3c96fa 965aa0 64b43c 7896b4 463cb4 be8c50'
 )
 
 

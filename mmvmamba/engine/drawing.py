@@ -190,19 +190,20 @@ def draw_label_map(
     Returns:
         ndarray: The result, (H, W, 3), uint8, RGB.
     """
-    drawn = image.copy()
+    known = (labels >= 0) & (labels < len(names))
+    table = np.array([class_color(i, palette) for i in range(len(names))], np.uint8)
+    blend = cv2.addWeighted(image, 1 - alpha, table[np.where(known, labels, 0)], alpha, 0)
+    drawn = np.where(known[..., None], blend, image)
     placed = []
-    for label in np.unique(labels):
-        if not 0 <= label < len(names):
-            continue
-        color, region = class_color(int(label), palette), labels == label
-        _fill(drawn, region, color, alpha)
-        if with_labels:
+    if with_labels:
+        step = max(1, min(labels.shape) // MIN_SIDE)  # places need not be exact
+        coarse = np.ascontiguousarray(labels[::step, ::step])
+        for label in np.unique(coarse[known[::step, ::step]]):
             text = _shorten(names[label], image.shape[1] // 2, style)
             size = style.label_width(text), style.label_height
-            places = _in_region(region, size, image.shape)
+            places = _in_region(coarse == label, step, size, image.shape)
             if places:
-                placed.append((places, text, color))
+                placed.append((places, text, class_color(int(label), palette)))
     occupied = np.zeros(image.shape[:2], np.uint8)
     return _draw_labels(drawn, placed, occupied, style)
 
@@ -276,21 +277,28 @@ def _around(rect: Rect, size: tuple[int, int], shape: Sequence[int]) -> list[Rec
     return kept + places[-4:]
 
 
-def _in_region(region: np.ndarray, size: tuple[int, int], shape: Sequence[int]) -> list[Rect]:
-    """Return places for a label in the widest part of a region or, if it is thin, around it."""
+def _in_region(
+    region: np.ndarray, step: int, size: tuple[int, int], shape: Sequence[int]
+) -> list[Rect]:
+    """Return places for a label in the widest part of a region or, if it is thin, around it.
+
+    The region (h, w) has every ``step``-th pixel of the image.
+    """
     width, height = size
     padded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distances = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(distances.argmax()), distances.shape)
-    if distances[y, x] < height / 4:
+    radius = step * distances[y, x]
+    if radius < height / 4:
         return []  # specks
-    if distances[y, x] > height:
-        corner = int(x) - width // 2, int(y) - height // 2
+    if radius > height:
+        left, top = int(x) * step - width // 2, int(y) * step - height // 2
         offsets = [0, height, -height, 2 * height, -2 * height]
-        return [_move_inside((corner[0], corner[1] + d), size, shape) for d in offsets]
+        return [_move_inside((left, top + offset), size, shape) for offset in offsets]
     _, components = cv2.connectedComponents(region.view(np.uint8))
     left, top, w, h = cv2.boundingRect((components == components[y, x]).view(np.uint8))
-    return _around((left, top, left + w, top + h), size, shape)
+    rect = step * left, step * top, step * (left + w), step * (top + h)
+    return _around(rect, size, shape)
 
 
 def _move_inside(corner: tuple[int, int], size: tuple[int, int], shape: Sequence[int]) -> Rect:

@@ -9,6 +9,7 @@ from mmvmamba.engine import cli, errors
 from mmvmamba.engine.checks.configs import check_data, leaf_datasets
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
+from mmvmamba.engine.visualizer import use_adaptive_visualizer
 
 PICKLE = ('.pkl', '.pickle')
 FLIP = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
@@ -44,6 +45,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait_time: flo
     task = cli.task_of(cfg)
     hook['enable' if task == 'mmpretrain' else 'draw'] = True
     hook.update(interval=1, show=show, wait_time=wait_time)
+    use_adaptive_visualizer(cfg)
     if folder is None:
         return
     if task == 'mmdet':

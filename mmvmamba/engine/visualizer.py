@@ -112,12 +112,18 @@ class AdaptiveMixin:
             for label in data_sample.pred_label.tolist():
                 score = f' {data_sample.pred_score[label]:.2f}' if draw_score else ''
                 lines.append(_name_of(label, classes) + score)
+        image = self._picture(image, data_sample)
         image = drawing.enlarge_image(image, drawing.enlargement(image.shape))
         if lines:
             image = drawing.add_caption(image, lines, self.font_size)
         # The text is already drawn.
         options = dict(draw_gt=False, draw_pred=False)
         return super().visualize_cls(image, data_sample, classes, **options, **kwargs)
+
+    def _picture(self, image: np.ndarray, data_sample: Any) -> np.ndarray:
+        path = _path_of(data_sample)
+        # mmpretrain's hook passes the network's input, whose channels may be reversed.
+        return image if path is None else mmcv.imfrombytes(fileio.get(path), channel_order='rgb')
 
 
 class BandsMixin:
@@ -146,14 +152,8 @@ class BandsMixin:
         out_file = _as_png(out_file)
         super().add_datasample(name, image, data_sample, *args, out_file=out_file, **kwargs)
 
-    @master_only
-    def visualize_cls(self, image: np.ndarray, data_sample: Any, *args: Any, **kwargs: Any) -> Any:
-        """Draw a sample as mmpretrain's visualizer does."""
-        image = self._picture(image, data_sample)
-        return super().visualize_cls(image, data_sample, *args, **kwargs)
-
     def _picture(self, image: np.ndarray, data_sample: Any) -> np.ndarray:
-        path = None if data_sample is None else data_sample.get('img_path')
+        path = _path_of(data_sample)
         if path is not None:
             # mmpretrain's hook has cast the image to 8 bits, and inferencers reverse its channels.
             image = mmcv.imfrombytes(fileio.get(path), backend='tifffile')
@@ -294,6 +294,10 @@ def _texts_of(
     if scores is None:
         return list(names)
     return [f'{name} {score:.2f}' for name, score in zip(names, scores.tolist(), strict=True)]
+
+
+def _path_of(data_sample: Any) -> str | None:
+    return None if data_sample is None else data_sample.get('img_path')
 
 
 def _name_of(label: int, classes: Sequence[str] | None) -> str:

@@ -235,6 +235,16 @@ def test_classes_are_above_the_image(tmp_path):
         assert 20 * lines < picture.shape[0] - 512 < 40 * lines
 
 
+def test_classified_images_are_read_again(tmp_path):
+    """The image that mmpretrain's hook passes is the network's input."""
+    visualizer = build(BASES[2], ADAPTIVE, name='cls file')
+    path = str(tmp_path / 'a.png')
+    mmcv.imwrite(np.full((480, 480, 3), (0, 0, 255), np.uint8), path)  # red
+    blue = np.full((224, 224, 3), (0, 0, 255), np.uint8)
+    visualizer.visualize_cls(blue, sample_of(BASES[2], path), out_file=path)
+    assert (mmcv.imread(path, channel_order='rgb') == (255, 0, 0)).all()
+
+
 def test_font_size():
     for size in (14, 40):
         visualizer = build(BASES[1], ADAPTIVE, name=f'font {size}', font_size=size)

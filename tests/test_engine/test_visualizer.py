@@ -236,7 +236,7 @@ def test_classes_are_above_the_image(tmp_path):
 
 
 def test_classified_images_are_read_again(tmp_path):
-    """The image that mmpretrain's hook passes is the network's input."""
+    """mmpretrain's hook passes the network's input, not the image."""
     visualizer = build(BASES[2], ADAPTIVE, name='cls file')
     path = str(tmp_path / 'a.png')
     mmcv.imwrite(np.full((480, 480, 3), (0, 0, 255), np.uint8), path)  # red

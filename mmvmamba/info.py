@@ -157,22 +157,21 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report, or the progress of the compilation, to the standard output."""
     parser = argparse.ArgumentParser(
-        prog='python -m mmvmamba.info', description='Print versions and chosen backends.'
+        prog='python -m mmvmamba.info', description='Print installed versions and selected backends.'
     )
     parser.add_argument(
         '--warm-up',
         metavar='MODEL',
         nargs='?',
         const='tiny',
-        help="compile the Triton kernels of a model, 'tiny' if none is named, for this GPU into "
-        "Triton's cache",
+        help="compile the Triton kernels of a model (default: 'tiny') for this GPU into Triton's cache",
     )
     names = [str(dtype).removeprefix('torch.') for dtype in TRITON_DTYPES]
     parser.add_argument(
         '--dtype',
         choices=names,
         default='float16',
-        help='the dtype of autocast, or float32 without it, for --warm-up; defaults to float16',
+        help='autocast dtype for --warm-up, or float32 to disable autocast (default: float16)',
     )
     args = parser.parse_args(argv)
     if args.warm_up is None:

@@ -535,7 +535,7 @@ def report() -> str:
     try:
         importlib.import_module('mmcv.ops')  # which looks up every op
     except ImportError as error:
-        return f'{name}, whose ops cannot be imported: {error}'
+        return f'{name}: the ops cannot be imported: {error}'
     extension = sys.modules['mmcv._ext']
     ops = sorted(op for op in vars(extension) if not op.startswith('_'))
     if mmcv_is_compiled():

@@ -577,7 +577,7 @@ def test_report_of_ops_that_do_not_load(fake_mmcv):
     pytest.importorskip('mmcv')  # whose version it names
     (fake_mmcv / 'mmcv' / '_ext.py').write_text("raise ImportError('undefined symbol: x')")
     result = run_python('-m', 'mmvmamba.mmcv_ops', path=fake_mmcv)
-    assert result.stdout.strip().endswith('whose ops cannot be imported: undefined symbol: x')
+    assert result.stdout.strip().endswith('the ops cannot be imported: undefined symbol: x')
 
 
 SCRIPT = """

@@ -49,11 +49,11 @@ def convert(
             raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
     inside, others = split_state_dict(tensors)
     if not any(key.startswith('layers.') for key in inside):
-        raise ValueError(f'the tensors {sorted(tensors)[:8]} are not those of a VMamba')
+        raise ValueError(f'tensors {sorted(tensors)[:8]} do not belong to a VMamba')
     if kind == 'classifier':
         missing = missing_in_classifier(inside)
         if missing:
-            raise ValueError(f'a classifier needs {missing}, which the file does not hold')
+            raise ValueError(f'a classifier needs {missing}, but the file does not contain it')
         if to == 'authors':
             return {'model': inside}
         return {'state_dict': to_image_classifier(inside, last_stage(inside))}

@@ -74,10 +74,10 @@ def open_url(url: str) -> http.client.HTTPResponse:
     if response.status != 200:
         response.close()
         reason = http.client.responses.get(response.status, 'unknown status')
-        raise RequestError(f'the server answers {response.status} {reason}')
+        raise RequestError(f'the server returned {response.status} {reason}')
     if response.length is None and not response.chunked:
         response.close()
-        raise RequestError('the server tells neither the size of the file nor where it ends')
+        raise RequestError('the server sends neither a Content-Length nor a chunked response')
     return response
 
 
@@ -97,7 +97,7 @@ def read_body(response: http.client.HTTPResponse) -> Iterator[bytes]:
         if not data and size is None:
             break
         if not data:
-            raise RequestError(f'the connection ended after {done:,} of {size:,} bytes')
+            raise RequestError(f'the connection closed after {done:,} of {size:,} bytes')
         done += len(data)
         yield data
 
@@ -150,9 +150,9 @@ def _reason(error: Any) -> str:
     if isinstance(error, URLError):
         error = error.reason
     if isinstance(error, http.client.IncompleteRead):
-        return 'the connection ended too early'
+        return 'the connection closed too early'
     if isinstance(error, TimeoutError) and not error.strerror:
-        return f'no answer for {TIMEOUT:g} seconds'
+        return f'no response for {TIMEOUT:g} seconds'
     if isinstance(error, OSError | str):
         return getattr(error, 'strerror', None) or redacted(ascii(str(error)))
     return type(error).__name__
@@ -176,9 +176,9 @@ class _BoundedReader(io.RawIOBase):
         self._received += count or 0
         seconds = time.monotonic() - self._start
         if count and seconds > GRACE_PERIOD and self._received < MIN_SPEED * seconds:
-            raise RequestError(f'fewer than {MIN_SPEED} bytes per second arrive')
+            raise RequestError(f'the server sends less than {MIN_SPEED} bytes per second')
         if self._received > MAX_SIZE:
-            raise RequestError(f'more than {MAX_SIZE} bytes arrive')
+            raise RequestError(f'the server sends more than {MAX_SIZE} bytes')
         return count
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict
         name = rename(key)
         if name in result:
             raise ValueError(
-                f"the tensors '{shown(old_names[name])}' and '{shown(key)}' are both "
+                f"tensors '{shown(old_names[name])}' and '{shown(key)}' both map to "
                 f"'{shown(name)}' of the model; remove one of them from the file"
             )
         result[name], old_names[name] = value, key

@@ -94,8 +94,8 @@ class Matching:
             raise ValueError(f'{file} does not match {model}: {self}')
         if self.non_finite:
             raise ValueError(
-                f'{file} holds NaN or Inf for {model}: {_first(self.non_finite)}. The run that '
-                'saved it has probably diverged; use a checkpoint from before that'
+                f'{file} contains NaN or Inf for {model}: {_first(self.non_finite)}. The run that '
+                'saved it has probably diverged; use an earlier checkpoint'
             )
 
 
@@ -116,8 +116,8 @@ def match_tensors(
     # The state dict of a module with extra state holds other objects too.
     if not assign and any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError(
-            'the model must be on a device with memory, but is on the meta device, where nothing '
-            "can be loaded; call model.to_empty(device='cpu') first"
+            'weights cannot be loaded into a model on the meta device; '
+            "call model.to_empty(device='cpu') first"
         )
     # A backbone has no classifier.
     expected = (CLASSIFIER, BACKBONE + CLASSIFIER)

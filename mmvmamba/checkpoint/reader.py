@@ -99,11 +99,11 @@ def _explained(name: str) -> Iterator[None]:
             'first'
         )
         raise ValueError(
-            f'checkpoint {name!r} needs {error.name}, which is not loaded from files'
+            f'checkpoint {name!r} needs {error.name}, which may not be loaded from a file'
             f'{"" if error.name.startswith("torch.") else advice}'
         ) from error
     except RefusedError as error:
-        raise ValueError(f'checkpoint {name!r} is refused: {_printable(str(error))}') from error
+        raise ValueError(f'checkpoint {name!r} is rejected: {_printable(str(error))}') from error
     except _DamagedError as error:
         raise ValueError(f'checkpoint {name!r} {error}') from error
     except Exception as error:  # a file can make torch.load and NumPy raise anything
@@ -146,13 +146,13 @@ def _read(
         page = file.read(_PAGE_START).lstrip().lower()
         if page.startswith(b'<') and b'html' in page:
             raise _DamagedError(
-                'cannot be read: it is not a checkpoint but an HTML page, perhaps a login page'
+                'cannot be read: it is an HTML page, such as a login page, not a checkpoint'
             )
-        raise ValueError('its first bytes are not those of a checkpoint')
+        raise ValueError('its first bytes do not match any checkpoint format')
     if warn_unverified and not is_verified and not has_checksums:
         _logger.warning(
-            'checkpoint %r has no checksums, so damage to it goes unnoticed. A name that ends in '
-            '-<the first 8 digits of its SHA-256> is verified',
+            'checkpoint %r has no checksums, so corruption cannot be detected. To have it verified, '
+            'append -<first 8 digits of its SHA-256> to its name',
             os.path.basename(filename),
         )
     file.seek(0)
@@ -181,9 +181,9 @@ def _verify_hash(file: IO[bytes], filename: str) -> bool:
     is_equal = digest.hexdigest().startswith(expected[1])
     if not is_equal and not expected[1].isdecimal():
         raise _DamagedError(
-            f'is not the file that its name says: its SHA-256 begins with '
-            f'{digest.hexdigest()[:8]}, and the name ends in {expected[1]}. Download it again, or '
-            'rename it if the end of the name is not a hash'
+            f'does not match the hash in its name: its SHA-256 starts with '
+            f'{digest.hexdigest()[:8]}, but the name ends in {expected[1]}. Download it again, or '
+            'rename it if the name does not end in a hash'
         )
     return is_equal
 
@@ -275,17 +275,17 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
         level = content if isinstance(content, Mapping) else {}
         if all(isinstance(level.get(name), Mapping) for name in _WRAPPINGS):
             raise ValueError(
-                f"{checkpoint} holds both a 'state_dict' and a 'model', and only one of them can "
-                'be loaded; save the one that is meant in a file of its own'
+                f"{checkpoint} contains both a 'state_dict' and a 'model', but only one of them "
+                'can be loaded; save the right one to a separate file'
             )
         if isinstance(level.get(key), Mapping):
             content = level[key]
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise ValueError(f'{checkpoint} must hold a state dict, but holds a {kind}')
+        raise ValueError(f'{checkpoint} must contain a state dict, but contains a {kind}')
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f'{checkpoint} holds no tensors')
+        raise ValueError(f'{checkpoint} contains no tensors')
     for key, value in tensors.items():
         _check_tensor(checkpoint, key, value)
     return tensors
@@ -294,13 +294,13 @@ def state_dict_of(content: Any, filename: str | None = None) -> dict[str, Tensor
 def _check_tensor(checkpoint: str, key: Any, value: Tensor) -> None:
     if not isinstance(key, str):
         raise ValueError(
-            f"{checkpoint} holds a tensor by the key '{shown(str(key))}', but the name of a tensor "
-            f'must be a str, not a {type(key).__name__}'
+            f"{checkpoint} contains a tensor with the key '{shown(str(key))}', but tensor names "
+            f'must be str, not {type(key).__name__}'
         )
     if kind := unusable(value):
         raise ValueError(
-            f"{checkpoint} cannot be loaded: tensor '{shown(key)}' is {kind}, but must be dense, "
-            'strided and hold its data. Convert it before it is saved, for example with '
+            f"{checkpoint} cannot be loaded: tensor '{shown(key)}' is {kind}, but must be a "
+            'dense strided tensor with data. Convert it before saving, for example with '
             'to_dense() or dequantize()'
         )
 

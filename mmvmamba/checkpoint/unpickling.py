@@ -156,7 +156,7 @@ def check_pickle(file: IO[bytes]) -> Pickle:
             marks.append(len(stack))
         elif opcode.name in ('BINPUT', 'LONG_BINPUT'):
             if argument > len(memo):
-                raise RefusedError('indices of the memo must be consecutive')
+                raise RefusedError('memo indices must be consecutive')
             memo[argument] = stack[-1]
         elif opcode.name in ('BINGET', 'LONG_BINGET'):
             stack.append(memo[argument])
@@ -165,7 +165,7 @@ def check_pickle(file: IO[bytes]) -> Pickle:
             if name in allowed:
                 result.allowed_by_user.add(name)
             elif name in _NOT_DENSE:
-                raise RefusedError(f'it holds {_NOT_DENSE[name]}, and tensors must be dense')
+                raise RefusedError(f'it contains {_NOT_DENSE[name]}, but tensors must be dense')
             elif not _is_known(name):
                 raise ForeignNameError(name)
             stack.append(_Value(constant=name))
@@ -262,7 +262,7 @@ def _check_call(function: _Value, arguments: _Value, keys: _Keys) -> None:
         raise RefusedError('attributes of a tensor must be strings or numbers')
     if name == _WITH_ATTRIBUTES[0]:
         if items[0].constant not in _REBUILD or items[1].constant != 'torch.Tensor':
-            raise RefusedError('it holds a subclass of Tensor, and tensors must be dense')
+            raise RefusedError('it contains a subclass of Tensor, but tensors must be dense')
     if name == _ENCODE and [item.constant for item in items[1:]] != ['latin1']:
         raise RefusedError('bytes must be encoded as latin1')
     if name in ('builtins.set', 'collections.Counter'):
@@ -314,7 +314,7 @@ class _Dtype(_State):
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         if type(code) is not str or code not in _ITEM_SIZES:
-            raise RefusedError(f'dtype {code!r:.40} of NumPy is not allowed')
+            raise RefusedError(f'NumPy dtype {code!r:.40} is not allowed')
         self.code = code
         self.state = (3, '<')
 
@@ -322,7 +322,7 @@ class _Dtype(_State):
         """Return the code with its byte order, e.g. '<f4'."""
         _, order, *fields = self.state
         if order not in ('<', '>', '|', '=') or any(fields[:3]):  # subarray, names, fields
-            raise RefusedError('dtype of NumPy with fields')
+            raise RefusedError('a NumPy dtype with fields')
         return order + self.code
 
 
@@ -333,7 +333,7 @@ class _Array(_State):
 
     def __init__(self, kind: Any, shape: Any, code: Any) -> None:
         if kind is not _ndarray:
-            raise RefusedError('an array of NumPy must be an ndarray')
+            raise RefusedError('a NumPy array must be an ndarray')
 
 
 @dataclass
@@ -469,7 +469,7 @@ class Rebuilder:
             self._spend(size)
             return copied
         if id(value) in self._parents or len(self._parents) > _MAX_DEPTH:
-            raise RefusedError('an object holds itself, or is nested too deeply')
+            raise RefusedError('an object contains itself, or is nested too deeply')
         before = self._bytes_left
         self._parents.add(id(value))
         copied = self._rebuilt(value)
@@ -528,7 +528,7 @@ class Rebuilder:
         if metadata is not None:  # the versions of modules in a state dict
             new._metadata = self.rebuild(metadata)
             if not all(type(module.get('version', 1)) is int for module in new._metadata.values()):
-                raise RefusedError('_metadata of a state dict must hold versions')
+                raise RefusedError('_metadata of a state dict must contain versions')
         return new
 
     def _tensor(self, value: Tensor) -> Tensor:
@@ -551,7 +551,7 @@ class Rebuilder:
             return state
         logs, counts = state['_log_history'], state['_count_history']
         if not logs.ndim == counts.ndim == 1 or logs.dtype.kind == 'b':
-            raise RefusedError('a HistoryBuffer must hold two rows of numbers')
+            raise RefusedError('a HistoryBuffer must contain two rows of numbers')
         return self._history_buffer(logs, counts, int(state['max_length']))
 
     def _attributes(self, value: _State) -> dict[str, Any]:
@@ -575,11 +575,11 @@ def _to_numpy(value: _Array | _Scalar | _Dtype) -> Any:
 def _array(np: Any, shape: Any, dtype: Any, data: Any, order: str = 'C') -> Any:
     """Build an array from bytes after a check of their number."""
     if type(dtype) is not _Dtype or type(data) is not bytes or type(shape) is not tuple:
-        raise RefusedError('an array of NumPy needs a dtype, a shape and bytes')
+        raise RefusedError('a NumPy array needs a dtype, a shape and bytes')
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise RefusedError(f'shape {shape!r:.40} of an array of NumPy')
+        raise RefusedError(f'shape {shape!r:.40} of a NumPy array')
     if len(data) != math.prod(shape) * _ITEM_SIZES[dtype.code]:
-        raise RefusedError(f'{len(data)} bytes for an array of NumPy of shape {shape}')
+        raise RefusedError(f'{len(data)} bytes for a NumPy array of shape {shape}')
     return (
         np.frombuffer(data, dtype.with_byte_order()).reshape(shape, order=order).copy(order=order)
     )

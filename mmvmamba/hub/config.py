@@ -138,7 +138,7 @@ def _naming(filename: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f'{os.fspath(filename)!r} is not the config of a VMamba: {error}'
+            f'{os.fspath(filename)!r} is not a VMamba config: {error}'
         ) from None
 
 

@@ -98,7 +98,7 @@ def _check_sizes(config: NetworkConfig, tensors: Mapping[str, Tensor], filename:
         with torch.device('meta'):
             net = VMambaNet(config.arch, **config.arguments)
     except (RuntimeError, TypeError) as error:  # of torch, for sizes that overflow
-        raise ValueError(f'the sizes in {CONFIG} beside {file} are too large') from error
+        raise ValueError(f'the sizes in {CONFIG} next to {file} are too large') from error
     with naming_file(file):
         is_backbone = net.out_indices is not None
         given = convert_state_dict(tensors) if is_backbone else split_state_dict(tensors)[0]
@@ -152,7 +152,7 @@ def check_network(net: VMambaNet) -> None:
     state = net.state_dict()
     for key, value in state.items():
         if kind := unusable(value):
-            raise ValueError(f'tensor {key!r} must be dense and hold its data, but is {kind}')
+            raise ValueError(f'tensor {key!r} must be dense and have data, but is {kind}')
     with torch.device('meta'):
         network = VMambaNet(net.settings, net.in_channels, net.num_classes, net.out_indices)
     built = network.state_dict()
@@ -160,6 +160,6 @@ def check_network(net: VMambaNet) -> None:
     names |= {k for k in built.keys() & state.keys() if built[k].shape != state[k].shape}
     if names:
         raise ValueError(
-            'the network must have the layers that it was built with, but it was changed '
-            f'afterwards: {sorted(names)[:4]}'
+            'the layers of the network must not change after it is built, but these did: '
+            f'{sorted(names)[:4]}'
         )

@@ -122,12 +122,12 @@ def _facts_of(released: str, accuracy: str) -> dict[str, str]:
     """Return what is known about released weights, marked as others' results where it is."""
     reported = REPORTED[released]
     return {
-        'multiply-adds at 224 x 224': f'{reported.gflops} G, of the classifier',
+        'multiply-adds at 224 x 224': f'{reported.gflops} G (classifier)',
         f'top-1 {accuracy} on ImageNet-1k': (
-            f'{reported.top1:.2f} %, reported by the paper and its authors, not measured here'
+            f'{reported.top1:.2f}%, as reported by the paper and its authors (not measured here)'
         ),
-        'weights': f'by the authors, converted from [their file]({RELEASED_URLS[released]})',
-        'license': f"that of the [authors' repository]({_REPOSITORY}), MIT",
+        'weights': f'converted from the [authors\' file]({RELEASED_URLS[released]})',
+        'license': f"MIT, as in the [authors' repository]({_REPOSITORY})",
     }
 
 

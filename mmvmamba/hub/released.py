@@ -65,7 +65,7 @@ def arch_of(tensors: Mapping[str, Tensor]) -> Arch:
             return resized
     raise ValueError(
         f'the tensors {sorted(tensors)[:4]}, ... must have the names and shapes of a released '
-        f'architecture ({", ".join(REPORTED)}), perhaps with other channels and numbers of blocks'
+        f'architecture ({", ".join(REPORTED)}), optionally with other widths and depths'
     )
 
 

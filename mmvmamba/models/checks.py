@@ -13,7 +13,7 @@ def check_init_cfg(init_cfg: Any) -> None:
     for cfg in init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg or {}]:
         if not isinstance(cfg, Mapping):
             got = redacted(repr(init_cfg))
-            raise TypeError(f'init_cfg must be a dict or a list of dict, but got {got}')
+            raise TypeError(f'init_cfg must be a dict or a list of dicts, but got {got}')
         got = redacted(str(cfg))
         if cfg and not cfg.get('type'):
             raise ValueError(f"init_cfg must have a type, e.g. 'Pretrained', but got {got}")

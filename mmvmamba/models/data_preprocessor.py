@@ -49,8 +49,8 @@ def multispectral_preprocessor(
     for name in _REVERSALS:
         if kwargs.get(name) and len(mean) != 3:
             raise ValueError(
-                f'{name} must be False for images with {len(mean)} channels: only three channels '
-                'have an order of colors'
+                f'{name} must be False for images with {len(mean)} channels: only images with three '
+                'channels have a color order'
             )
     built = ROOT_MODELS.build(dict(kwargs, type=base, mean=[0.0], std=[1.0]))
     for name, values in (('mean', mean), ('std', std)):
@@ -66,5 +66,5 @@ def _check_channels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         if image.shape[0] != len(module.mean):
             raise ValueError(
                 f'images must have {len(module.mean)} channels, one for each value of mean, but '
-                f'one has {image.shape[0]} (shape {tuple(image.shape)})'
+                f'got {image.shape[0]} (shape {tuple(image.shape)})'
             )

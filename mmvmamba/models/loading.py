@@ -84,7 +84,7 @@ def local_path(filename: str | PathLike) -> str | None:
     if not any(re.match(pattern, filename) for pattern in CEPH):
         name = redacted_url(filename)
         raise ValueError(
-            f'checkpoint {name!r} must be a path or begin with http://, https://, s3:// or petrel://'
+            f'checkpoint {name!r} must be a path or start with http://, https://, s3:// or petrel://'
         )
     return None
 
@@ -139,7 +139,7 @@ def read_pretrained(
         start = prefix.rstrip('.') + '.'
         tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         if not tensors:
-            raise ValueError(f'checkpoint {filename!r} holds nothing with the prefix {prefix!r}')
+            raise ValueError(f'checkpoint {filename!r} has no keys with the prefix {prefix!r}')
     tensors, matching = checked_tensors(model, tensors, filename)
     MMLogger.get_current_instance().info(f'{filename}: {matching}')
     return tensors
@@ -223,7 +223,7 @@ def check_backbone(
     if not tensors:
         raise ValueError(
             f'the state dict does not match {name}: no key has the prefix of this backbone; '
-            'tools/model_converters/convert_vmamba.py gives a file the names of a whole model'
+            'use tools/model_converters/convert_vmamba.py to convert it to the names of a whole model'
         )
     matching = match_tensors(own, tensors, assign)
     matching.check('the state dict', name, allow_missing=STAGE_NORMS)
@@ -247,8 +247,8 @@ def rename_for_image_classifier(
     missing = missing_in_classifier(tensors)
     if missing:
         raise ValueError(
-            f'the state dict is that of a backbone and lacks {", ".join(missing)}; to train a new '
-            "head, name the file in the backbone's init_cfg"
+            f'the state dict is from a backbone and lacks {", ".join(missing)}; to train a new '
+            "head, set the file in the backbone's init_cfg"
         )
     for key in inside:
         del state_dict[prefix + key]

@@ -153,7 +153,7 @@ class MM_VSSM(VMamba):  # noqa: N801
             warnings.warn(f'MM_VSSM ignores {", ".join(sorted(ignored))}{hint}', stacklevel=2)
         if None not in (with_cp, use_checkpoint) and with_cp != use_checkpoint:
             raise ValueError(
-                f'with_cp and use_checkpoint are the same and must be equal, but got {with_cp} '
+                f'with_cp and use_checkpoint are aliases and must be equal, but got {with_cp} '
                 f'(perhaps inherited from another config) and {use_checkpoint}'
             )
         depths = as_tuple('depths', depths)

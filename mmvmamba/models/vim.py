@@ -155,7 +155,7 @@ class Vim(BaseModule):
         self.out_type, self.with_cp, self.patch_size = out_type, with_cp, patch_size
         sides = to_2tuple(img_size)
         if not all(isinstance(side, int) for side in sides):
-            raise TypeError(f'img_size must be an int or a pair of int, but got {img_size!r}')
+            raise TypeError(f'img_size must be an int or a pair of ints, but got {img_size!r}')
         if len(sides) != 2 or min(sides) < patch_size:
             raise ValueError(
                 f'img_size must be one or two sides of at least patch_size {patch_size}, but got '

@@ -29,7 +29,7 @@ FIRST = int(os.environ.get('FUZZ_FIRST', '0'))
 #: Seconds for a file.
 PATIENCE = 20
 #: Refusals by the first check of a pickle: an instruction or a name that is not allowed.
-FIRST_CHECK = re.compile('is not loaded from files|must be dense|opcode')
+FIRST_CHECK = re.compile('may not be loaded from a file|must be dense|opcode')
 
 
 class Worker:

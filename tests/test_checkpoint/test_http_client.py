@@ -135,7 +135,7 @@ def test_a_silent_server(monkeypatch):
             release.wait(20)
 
         with serve(answer) as server:
-            fails(f'http://{server.address}/x.pth', 'no answer for 0.1 seconds|timed out')
+            fails(f'http://{server.address}/x.pth', 'no response for 0.1 seconds|timed out')
     release.set()
 
 

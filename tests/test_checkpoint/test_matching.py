@@ -264,7 +264,7 @@ def test_values_that_are_not_finite_change_nothing(value, model, new_head, keys)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     file = file_of(broken(value, *keys), **model)
     listed = ', '.join(f'{key} (1 of {file[key].numel()} values)' for key in keys)
-    words = re.escape(f' holds NaN or Inf for VMambaNet: {listed}. {DIVERGED}')
+    words = re.escape(f' contains NaN or Inf for VMambaNet: {listed}. {DIVERGED}')
     with pytest.raises(ValueError, match=f"^checkpoint 'x.pth'{words}"):
         load_tensors(net, file, 'x.pth', new_head)
     with pytest.raises(ValueError, match=f'^the state dict{words}'):
@@ -314,7 +314,7 @@ def test_values_that_overflow_in_the_model():
             lambda state: {**state, 'patch_embed.proj.bias': torch.zeros(4)},
             False,
             ValueError,
-            "'patch_embed.0.bias' and 'patch_embed.proj.bias' are both",
+            "'patch_embed.0.bias' and 'patch_embed.proj.bias' both map to",
         ),
     ],
     ids=['missing', 'unexpected', 'shape', 'shape, not strict', 'two names'],
@@ -353,7 +353,7 @@ def test_models_on_the_meta_device():
 def test_two_names_of_one_tensor():
     file = file_of(**CLASSIFIER)
     file['head.bias'] = file['classifier.head.bias']
-    words = "'x.pth' cannot be loaded: the tensors 'classifier.head.bias' and 'head.bias' are both"
+    words = "'x.pth' cannot be loaded: tensors 'classifier.head.bias' and 'head.bias' both map to"
     with pytest.raises(ValueError, match=words):
         load_tensors(net_of(2, **CLASSIFIER), file, 'x.pth')
 

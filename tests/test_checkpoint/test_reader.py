@@ -93,7 +93,7 @@ def test_truncated_file(tmp_path, share):
 
 def test_a_web_page(tmp_path):
     (tmp_path / 'x.pth').write_text('\n<!DOCTYPE html><title>Log in</title>')
-    words = r"x.pth' cannot be read: it is not a checkpoint but an HTML page, perhaps a login page$"
+    words = r"x.pth' cannot be read: it is an HTML page, such as a login page, not a checkpoint$"
     with pytest.raises(ValueError, match=words):
         read_local_checkpoint(str(tmp_path / 'x.pth'))
 
@@ -241,7 +241,7 @@ def test_the_hash_in_a_name_is_verified(tmp_path, caplog, save_as):
     assert not caplog.records
     flipped(path, path.name, NEEDLE)
     with pytest.raises(
-        ValueError, match=r'is not the file that its name says: its SHA-256 begins with .*rename'
+        ValueError, match=r'does not match the hash in its name: its SHA-256 starts with .*rename'
     ):
         read_local_checkpoint(path)
 
@@ -355,9 +355,9 @@ def test_tensors_of_each_wrapping(wrap):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ([1, 2], "'x.pth' must hold a state dict, but holds a list"),
-        ({'model': {'a': 1}}, "'x.pth' holds no tensors"),
-        ({}, "'x.pth' holds no tensors"),
+        ([1, 2], "'x.pth' must contain a state dict, but contains a list"),
+        ({'model': {'a': 1}}, "'x.pth' contains no tensors"),
+        ({}, "'x.pth' contains no tensors"),
     ],
 )
 def test_no_state_dict(content, words):
@@ -370,15 +370,15 @@ def test_no_state_dict(content, words):
 @pytest.mark.parametrize('words', [words for words in UNUSABLE if words != 'a list'])
 def test_tensors_without_plain_data(words):
     content = {'model': {**STATE, 'odd': UNUSABLE[words]}}
-    sentence = f"tensor 'odd' is {words}, but must be dense, strided and hold its data. Convert it"
+    sentence = f"tensor 'odd' is {words}, but must be a dense strided tensor with data. Convert it"
     with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' .*{re.escape(sentence)}"):
         state_dict_of(content, 'x.pth')
 
 
 @pytest.mark.parametrize('key', [0, None, b'a', ('a', 'b')])
 def test_names_are_text(key):
-    words = rf'by the key .*, but the name of a tensor must be a str, not a {type(key).__name__}'
-    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' holds a tensor {words}"):
+    words = rf'with the key .*, but tensor names must be str, not {type(key).__name__}'
+    with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' contains a tensor {words}"):
         state_dict_of({**STATE, key: torch.zeros(1)}, 'x.pth')
     assert state_dict_of({**STATE, key: 'no tensor'}, 'x.pth') == STATE
 
@@ -386,7 +386,7 @@ def test_names_are_text(key):
 @pytest.mark.parametrize('wrap', [dict, lambda content: {'state_dict': content}])
 def test_two_state_dicts_on_one_level(wrap):
     content = wrap({'state_dict': STATE, 'model': STATE})
-    with pytest.raises(ValueError, match="x.pth' holds both a 'state_dict' and a 'model'"):
+    with pytest.raises(ValueError, match="x.pth' contains both a 'state_dict' and a 'model'"):
         state_dict_of(content, 'x.pth')
     assert state_dict_of({'state_dict': STATE, 'model': 'vmamba_tiny'}, 'x.pth') == STATE
 

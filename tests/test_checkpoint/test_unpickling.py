@@ -83,7 +83,7 @@ def program(*parts):
 )
 def test_names_that_are_not_on_the_list_are_refused(name):
     expected = name.replace(' ', '.').replace('__builtin__', 'builtins')
-    with pytest.raises(ValueError, match=f'needs {expected}, which is not loaded from files'):
+    with pytest.raises(ValueError, match=f'needs {expected}, which may not be loaded from a file'):
         read_pickle(program(called(name, text('id'))))
 
 
@@ -138,17 +138,17 @@ class Subclass(torch.Tensor):
     ids=['coo', 'csr', 'quantized', 'meta', 'nested'],
 )
 def test_tensors_that_are_not_dense_are_refused(content, kind):
-    with pytest.raises(ValueError, match=f'is refused: it holds .*{kind}.*must be dense'):
+    with pytest.raises(ValueError, match=f'is rejected: it contains .*{kind}.*must be dense'):
         read({'model': {'a': content}})
 
 
 def test_subclasses_of_tensor_are_refused():
     tensor = torch.ones(3).as_subclass(Subclass)
-    with pytest.raises(ValueError, match=r'needs .*\.Subclass, which is not loaded from files'):
+    with pytest.raises(ValueError, match=r'needs .*\.Subclass, which may not be loaded from a file'):
         read({'a': tensor})
     torch.serialization.add_safe_globals([Subclass])
     with pytest.raises(
-        ValueError, match='it holds a subclass of Tensor, and tensors must be dense'
+        ValueError, match='it contains a subclass of Tensor, but tensors must be dense'
     ):
         read({'a': tensor})
 
@@ -203,12 +203,12 @@ def array(shape, dtype, data):
     ('value', 'words'),
     [
         (Reduced(np.ndarray, ((1,), 'O', b'A' * 8)), r'needs a call of numpy\.ndarray'),
-        (np.array([None]), "dtype 'O8' of NumPy"),
-        (np.array(['text']), "dtype 'U4' of NumPy"),
-        (np.zeros(1, dtype=[('a', 'f4')]), "dtype 'V4' of NumPy"),
-        (array((2,), np.dtype('f4'), b'A' * 4), r'4 bytes for an array of NumPy of shape \(2,\)'),
+        (np.array([None]), "NumPy dtype 'O8'"),
+        (np.array(['text']), "NumPy dtype 'U4'"),
+        (np.zeros(1, dtype=[('a', 'f4')]), "NumPy dtype 'V4'"),
+        (array((2,), np.dtype('f4'), b'A' * 4), r'4 bytes for a NumPy array of shape \(2,\)'),
         (array((-1,), np.dtype('f4'), b''), r'shape \(-1,\) of an array'),
-        (array((1 << 62, 8), np.dtype('f4'), b''), r'0 bytes for an array of NumPy'),
+        (array((1 << 62, 8), np.dtype('f4'), b''), r'0 bytes for a NumPy array'),
         (array((1,), 'f4', b'A' * 4), r'needs a dtype, a shape and bytes'),
         (array((1,), np.dtype('f4'), [1.0]), r'needs a dtype, a shape and bytes'),
         (Reduced(np.float64(0).__reduce__()[0], (np.dtype('f8'), b'A')), '1 bytes for an array'),
@@ -259,7 +259,7 @@ def test_a_file_does_not_change_the_statistics_of_history_buffers(history_buffer
 def test_history_buffers_hold_rows_of_numbers(history_buffer, logs):
     buffer = history_buffer([1.0], [1])
     buffer._log_history = logs
-    with pytest.raises(ValueError, match='is refused|cannot be read'):
+    with pytest.raises(ValueError, match='is rejected|cannot be read'):
         read({'x': buffer}, history_buffer=history_buffer)
 
 
@@ -323,7 +323,7 @@ def test_versions_of_a_state_dict():
     state = torch.nn.BatchNorm2d(2).state_dict()
     assert read(state)._metadata == state._metadata
     state._metadata = {'': {'version': 'two'}}
-    with pytest.raises(ValueError, match='_metadata of a state dict must hold versions'):
+    with pytest.raises(ValueError, match='_metadata of a state dict must contain versions'):
         read(state)
 
 
@@ -402,11 +402,11 @@ def test_threads():
         ([b']' * 300_000, b'a' * 299_999], 'nested more than 100 levels deep'),
         ([b'}', b'K\x01\x85\x85', b'Ns'], 'keys must be strings, numbers or tuples of them'),
         ([called('builtins set', b'](', b'K\x01\x85\x85', b'e')], 'items of a set'),
-        ([b'K\x01', b'r\xff\xff\xff\x7f'], 'indices of the memo must be consecutive'),
+        ([b'K\x01', b'r\xff\xff\xff\x7f'], 'memo indices must be consecutive'),
         ([called('collections OrderedDict', b'](', b'K\x01N\x86', b'e')], 'without arguments'),
         ([called('_codecs encode', text('x'), text('punycode'))], 'encoded as latin1'),
         ([called('builtins bytes', b'J' + b'\xff\xff\xff\x7f')], 'needs a call of bytes'),
-        ([b']q\x00h\x00a'], 'an object holds itself'),
+        ([b']q\x00h\x00a'], 'an object contains itself'),
         ([b'K\x01\x85', b'K\x02\x85', b'R'], 'must have a name and a tuple'),
         ([b'ctorch\nSize\n', b']K\x02a', b'R'], 'must have a name and a tuple'),
     ],

@@ -163,5 +163,5 @@ def test_malformed(text, words, tmp_path):
         text = json.dumps({'architecture': 'vmamba_tiny', **text} if is_vmamba else text)
     path = tmp_path / 'config.json'
     path.write_bytes(text.encode('latin-1'))
-    with pytest.raises(ValueError, match=f'config.json. is not the config of a VMamba: .*{words}'):
+    with pytest.raises(ValueError, match=f'config.json. is not a VMamba config: .*{words}'):
         read_config(path)

@@ -190,7 +190,7 @@ def test_what_is_missing_or_damaged(tmp_path):
     with torch.no_grad():
         net.layers[0].blocks[0].norm.weight[0] = float('nan')
     write_folder(net, tmp_path)
-    with pytest.raises(ValueError, match=r'model.safetensors. holds NaN or Inf'):
+    with pytest.raises(ValueError, match=r'model.safetensors. contains NaN or Inf'):
         load_folder(tmp_path)
 
 
@@ -200,7 +200,7 @@ def test_what_is_missing_or_damaged(tmp_path):
         (dict(dims=[10**7] * 4), r'\(4,\) instead of \(5000000,\)'),
         (dict(depths=[10**7] * 4), 'but config.json has 40000000 blocks'),
         (dict(ssm_ratio=1e7), 'instead of'),
-        (dict(mlp_ratio=1e30), 'the sizes in config.json beside .* are too large'),
+        (dict(mlp_ratio=1e30), 'the sizes in config.json next to .* are too large'),
         (dict(pos_embed_size=10**5), 'missing: pos_embed'),
         (dict(in_chans=10**9), r'instead of \(4, 1000000000, 3, 3\)'),
         (dict(num_classes=10**10), r'instead of \(10000000000'),
@@ -233,7 +233,7 @@ def test_changed_networks_are_not_written(tmp_path):
 def test_networks_without_values_are_not_written(tmp_path):
     with torch.device('meta'):
         net = VMambaNet('tiny', **THIN)
-    with pytest.raises(ValueError, match='must be dense and hold its data, but is a meta tensor'):
+    with pytest.raises(ValueError, match='must be dense and have data, but is a meta tensor'):
         write_folder(net, tmp_path / 'new')
 
 

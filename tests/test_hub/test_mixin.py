@@ -130,7 +130,7 @@ def test_not_in_the_cache(cache):
 
 def test_malformed_config_on_the_hub(cache):
     (cache.files / 'config.json').write_text(json.dumps({'architecture': 'resnet50'}))
-    with pytest.raises(ValueError, match="config.json' is not the config of a VMamba"):
+    with pytest.raises(ValueError, match="config.json' is not a VMamba config"):
         VMambaNet.from_pretrained('owner/name', cache_dir=cache.folder)
 
 

@@ -29,7 +29,7 @@ def test_released(arch):
     metadata, text, _ = parts(model_card(net, released=arch))
     assert metadata['license'] == 'mit' and metadata['datasets'] == ['imagenet-1k']
     assert metadata['pipeline_tag'] == 'image-classification'
-    assert f'{REPORTED[arch].top1:.2f} %, reported by the paper and its authors, not mea' in text
+    assert f'{REPORTED[arch].top1:.2f}%, as reported by the paper and its authors (not mea' in text
     assert RELEASED_URLS[arch] in text
     count = float(re.search(r'\| parameters \| ([\d.]+) M \|', text)[1])
     assert count == pytest.approx(sum(p.numel() for p in net.parameters()) / 1e6, abs=0.051)

@@ -86,7 +86,7 @@ def test_a_model_of_mmseg_owns_it():
     model = copy.deepcopy(model.eval())
     (sample,) = model.test_step(dict(inputs=images(4, np.uint16, [(32, 32)])))
     assert sample.pred_sem_seg.data.shape == (1, 32, 32)
-    with pytest.raises(ValueError, match='images must have 4 channels, .* but one has 1 '):
+    with pytest.raises(ValueError, match='images must have 4 channels, .* but got 1 '):
         model.test_step(dict(inputs=images(1, np.uint16, [(32, 32)])))
 
 

@@ -218,7 +218,7 @@ def with_nan(state, key):
         ('short.pth', r'missing: layers\.2'),
         (
             'twice.pth',
-            "'norm.weight' and 'classifier.norm.weight' are both 'classifier.norm.weight'",
+            "'norm.weight' and 'classifier.norm.weight' both map to 'classifier.norm.weight'",
         ),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_failed_load_by_torch_changes_nothing_of_the_backbone():
         ),
         (
             lambda s: {**s, 'backbone.patch_embed.proj.bias': torch.zeros(4)},
-            "patch_embed.0.bias' and .*patch_embed.proj.bias' are both",
+            "patch_embed.0.bias' and .*patch_embed.proj.bias' both map to",
         ),
         (
             lambda s: {**s, 'backbone.outnorm3.bias': torch.zeros(32).to_sparse()},
@@ -398,8 +398,8 @@ def test_released_file_for_an_image_classifier(tmp_path):
             lambda s: {**s, 'norm.bias': torch.zeros(32)},
             "'classifier.norm.bias' and 'norm.bias' are",
         ),
-        (lambda s: {**s, 'module.norm.bias': torch.zeros(32)}, "' and 'norm.bias' are both"),
-        (lambda s: {**s, 'outnorm3.bias': torch.zeros(32)}, "'outnorm3.bias' are both"),
+        (lambda s: {**s, 'module.norm.bias': torch.zeros(32)}, "' and 'norm.bias' both map to"),
+        (lambda s: {**s, 'outnorm3.bias': torch.zeros(32)}, "'outnorm3.bias' both map to"),
         (
             lambda s: {**s, 'patch_embed.0.bias': torch.zeros(4, dtype=torch.int8)},
             r'patch_embed\.0\.bias int8 instead of float32',
@@ -521,7 +521,7 @@ def test_broken_files(tmp_path):
         ValueError, match=r"short.pth' cannot be read; it may be truncated or not a checkpoint"
     ):
         loaded(tmp_path / 'short.pth')
-    with pytest.raises(ValueError, match='must hold a state dict, but holds a list'):
+    with pytest.raises(ValueError, match='must contain a state dict, but contains a list'):
         loaded(save(tmp_path, [1, 2]))
 
 
@@ -638,7 +638,7 @@ class Opens:
 
 @pytest.mark.parametrize('address', ['file:///tmp/x.pth', 'gs://b/x.pth', 'htps://host/x.pth'])
 def test_unknown_addresses_are_refused(address, safe_loader):
-    words = f"'{address}' must be a path or begin with http://"
+    words = f"'{address}' must be a path or start with http://"
     for load in LOADERS:
         with pytest.raises(ValueError, match=words):
             load(address)
@@ -848,8 +848,8 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ('init_cfg', 'error', 'words'),
     [
-        ('x.pth', TypeError, "dict or a list of dict, but got 'x.pth'"),
-        ([dict(type='Pretrained', checkpoint='x.pth'), 'y.pth'], TypeError, 'or a list of dict'),
+        ('x.pth', TypeError, "dict or a list of dicts, but got 'x.pth'"),
+        ([dict(type='Pretrained', checkpoint='x.pth'), 'y.pth'], TypeError, 'or a list of dicts'),
         (dict(checkpoint='x.pth'), ValueError, "must have a type, e.g. 'Pretrained'"),
         (dict(type='Pretrained'), TypeError, 'must be a path or a URL'),
         (dict(type='Pretrained', checkpoint=None), TypeError, 'must be a path or a URL'),

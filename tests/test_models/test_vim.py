@@ -151,7 +151,7 @@ def test_autocast_keeps_the_residual_sum_in_float32():
         ),
         (dict(arch=dict(embed_dims='8', num_layers=1)), TypeError, "embed_dims must .* '8'"),
         (dict(arch=dict(embed_dims=8, num_layers=True)), TypeError, 'num_layers must .* True'),
-        (dict(img_size=None), TypeError, 'img_size must be an int or a pair of int, but got None'),
+        (dict(img_size=None), TypeError, 'img_size must be an int or a pair of ints, but got None'),
         (dict(arch=dict(embed_dims=8, num_layers=1, d_state=999)), ValueError, 'd_state'),
         (dict(arch=dict(embed_dims=8, num_layers=1, depth=1)), ValueError, "'depth': 1"),
         (dict(arch=3), TypeError, 'arch must be a str or a dict'),

@@ -220,9 +220,9 @@ def first_value(key, value):
         (first_value('classifier.head.bias', float('-inf')), r'head\.bias \(1 of 5 values\)\. The'),
         (
             lambda state: {**state, 'head.bias': torch.ones(5)},
-            "head.bias' and 'head.bias' are both",
+            "head.bias' and 'head.bias' both map to",
         ),
-        (lambda state: {**state, 'module.norm.bias': torch.ones(32)}, "and 'norm.bias' are both"),
+        (lambda state: {**state, 'module.norm.bias': torch.ones(32)}, "and 'norm.bias' both map to"),
         (
             lambda state: {**state, 'patch_embed.0.bias': torch.ones(4, dtype=torch.int8)},
             r'patch_embed\.0\.bias int8 instead of float32',
@@ -242,7 +242,7 @@ def test_values_and_names_that_do_not_fit(change, words, tmp_path):
 def test_a_model_and_a_state_dict(tmp_path):
     state = noisy_state(num_classes=5)
     path = save(tmp_path, {'model': state, 'state_dict': state})
-    with pytest.raises(ValueError, match="holds both a 'state_dict' and a 'model'"):
+    with pytest.raises(ValueError, match="contains both a 'state_dict' and a 'model'"):
         thin(pretrained=path, num_classes=5)
 
 

@@ -138,7 +138,7 @@ def with_nan(state, *keys):
 
 
 HEAD = 'classifier.head.bias'
-NON_FINITE = r'^(the checkpoint|the state dict) holds NaN or Inf for VMambaNet: '
+NON_FINITE = r'^(the checkpoint|the state dict) contains NaN or Inf for VMambaNet: '
 
 
 @pytest.mark.parametrize(

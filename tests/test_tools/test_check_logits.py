@@ -46,7 +46,7 @@ def run_tool(monkeypatch, capsys):
 
 def test_record_and_compare(weights, run_tool, tmp_path):
     code, out, _ = run_tool('vmamba_tiny', 'weights.pth', '--record')
-    assert code == 0 and f'the values of weights.pth are the reference for {NAME}' in out
+    assert code == 0 and f'recorded the values of weights.pth as the reference for {NAME}' in out
     recorded = json.loads(Path('values.json').read_text())[NAME]
     with torch.no_grad():
         logits = weights(runpy.run_path(str(TOOL))['image']())[0]
@@ -73,7 +73,7 @@ def test_other_weights(change, same, weights, run_tool):
     text = out if same else code
     assert ('logits match the reference' in out) == same
     assert same or 'logits differ from the reference: largest difference' in code
-    assert text.strip().endswith('the file has another SHA-256 than the reference')
+    assert text.strip().endswith("the file's SHA-256 differs from that of the reference")
 
 
 def test_nothing_is_recorded(weights, run_tool):
@@ -106,7 +106,7 @@ def test_picture():
     [
         (('vmamba_tin',), "argument model: invalid choice: 'vmamba_tin'"),
         (('vmamba_tiny', 'no.pth'), "checkpoint 'no.pth' does not exist"),
-        (('vmamba_tiny', 'two.pth'), 'there are 2 logits, but 1000 in the record'),
+        (('vmamba_tiny', 'two.pth'), 'the model has 2 logits, but 1000 are recorded'),
     ],
 )
 def test_mistakes(arguments, words, weights, run_tool):

@@ -61,10 +61,10 @@ def test_safetensors_are_converted_and_published(tmp_path, run_here):
 @pytest.mark.parametrize(
     ('content', 'arguments', 'words'),
     [
-        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'are not those of a VMamba'),
+        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'do not belong to a VMamba'),
         (authors_file(THIN, 'detector'), ['--for', 'classifier'], 'a classifier needs'),
         (None, [], "'a.pth' does not exist"),
-        ([1], [], 'holds a list'),
+        ([1], [], 'contains a list'),
     ],
     ids=['other', 'detector', 'none', 'list'],
 )
@@ -120,7 +120,7 @@ def test_released_file_for_the_hub(kind, tmp_path, run_here):
     assert VMambaNet.from_pretrained(tmp_path / 'tuned').class_names is None
     assert run_here(CONVERT, name, 'new', *options, '--released')[0] == 0
     card = (tmp_path / 'new' / 'README.md').read_text()
-    assert 'license: mit' in card and '82.60 %, reported by the paper' in card
+    assert 'license: mit' in card and '82.60%, as reported by the paper' in card
     net = VMambaNet.from_pretrained(tmp_path / 'new')
     if kind == 'classifier':
         assert net.class_names[:2] == ('tench', 'goldfish')
@@ -146,9 +146,9 @@ def test_class_names_for_the_hub(tmp_path, run_here):
         ('full/file', [], "dst must be a new or an empty folder, but 'full/file' is not"),
         ('new', ['--for', 'detector'], '--for must be backbone or classifier with --to hf'),
         ('new', ['--arch', 'base'], 'does not match VMambaNet'),
-        ('new', ['--to', 'authors', '--arch', 'tiny'], '--arch needs --to hf'),
-        ('new', ['--to', 'authors', '--released'], '--released needs --to hf'),
-        ('new', ['--released'], '--released needs a file with the settings of a released Image'),
+        ('new', ['--to', 'authors', '--arch', 'tiny'], '--arch requires --to hf'),
+        ('new', ['--to', 'authors', '--released'], '--released requires --to hf'),
+        ('new', ['--released'], '--released requires a file with the settings of a released Image'),
     ],
     ids=['folder', 'file', 'kind', 'arch', 'to', 'released for authors', 'not released'],
 )
@@ -167,7 +167,7 @@ def test_a_file_is_not_overwritten_by_itself(tmp_path, run_here):
     before = (tmp_path / 'a.pth').read_bytes()
     status, errors = run_here(CONVERT, 'a.pth', './a.pth')
     assert status == 2
-    assert 'dst must be another file than src' in errors
+    assert 'dst must differ from src' in errors
     assert (tmp_path / 'a.pth').read_bytes() == before
 
 

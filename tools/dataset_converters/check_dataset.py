@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
         '--sample',
         type=int,
         default=64,
-        help='number of images of each data set to decode, 0 for all (default: 64)',
+        help='number of images to decode in each dataset, 0 for all (default: 64)',
     )
     return parser.parse_args()
 

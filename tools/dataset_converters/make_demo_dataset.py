@@ -57,9 +57,9 @@ class Placed:
 
 
 def make_demo_dataset(out: Path, num_train: int, num_val: int, size: int) -> None:
-    """Make the demo data set of square images; the folder appears when it is complete."""
+    """Create the demo dataset of square images; the folder appears when it is complete."""
     if out.exists():
-        raise FileExistsError(f'{out} exists; delete it to make the data set again')
+        raise FileExistsError(f'{out} exists; delete it to create the dataset again')
     part = out.with_name(out.name + '.part')
     shutil.rmtree(part, ignore_errors=True)
     objects = cut_objects()
@@ -92,7 +92,7 @@ def write_split(root: Path, split: str, num_images: int, side: int, objects: lis
         if i % 100 == 0 or i == num_images:
             print(f'{split}: {i} of {num_images} images', flush=True)
     instances = {
-        'info': {'description': f'mmvmamba demo data, {split}', 'version': '1'},
+        'info': {'description': f'mmvmamba demo dataset, {split}', 'version': '1'},
         'images': images,
         'annotations': annotations,
         'categories': [{'id': i, 'name': name} for i, name in enumerate(THINGS, 1)],
@@ -216,13 +216,13 @@ def save_crop(image: Image.Image, box: list[int], path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Make the demo data set from the photographs inside scikit-image.',
+        description='Create the demo dataset from the photographs in scikit-image.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('out', type=Path, help='folder to make')
+    parser.add_argument('out', type=Path, help='output folder')
     parser.add_argument('--num-train', type=int, default=400, help='number of training images')
     parser.add_argument('--num-val', type=int, default=80, help='number of validation images')
-    parser.add_argument('--size', type=int, default=160, help='side of the square images')
+    parser.add_argument('--size', type=int, default=160, help='side of the square images (pixels)')
     return parser.parse_args()
 
 

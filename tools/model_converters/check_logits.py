@@ -1,7 +1,7 @@
 """Compare the logits of a classifier's weight file with recorded ones, or record them.
 
-The image is computed from integers, so that it is the same everywhere, and the network runs on the
-CPU in float32. logits.json beside this script holds the recorded values of released files. Only
+The image is computed from integers, so it is the same everywhere, and the network runs on the
+CPU in float32. logits.json next to this script contains the recorded values of released files. Only
 torch is needed.
 
 Example:
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         '--values',
         type=Path,
         default=Path(__file__).with_name('logits.json'),
-        help='file of recorded values (default: logits.json beside this script)',
+        help='file of recorded values (default: logits.json next to this script)',
     )
     return parser.parse_args()
 
@@ -75,10 +75,10 @@ def image() -> Tensor:
 
 @torch.no_grad()
 def run(model: str, file: str) -> Tensor:
-    """Return the logits of the picture."""
+    """Return the logits of the image."""
     logits = mmvmamba.create_model(model, file).eval()(image())[0]
     if not logits.isfinite().all():
-        raise ValueError(f'checkpoint {file!r} gives logits that are not finite')
+        raise ValueError(f'checkpoint {file!r} produces logits that are not finite')
     return logits
 
 
@@ -96,7 +96,7 @@ def values_of(logits: Tensor, file: str) -> dict[str, Any]:
 def difference(logits: Tensor, recorded: dict[str, Any]) -> float:
     """Return the largest difference of logits over their standard deviation."""
     if len(logits) != recorded['classes']:
-        raise ValueError(f'there are {len(logits)} logits, but {recorded["classes"]} in the record')
+        raise ValueError(f'the model has {len(logits)} logits, but {recorded["classes"]} are recorded')
     errors = [abs(float(logits[int(i)]) - v) for i, v in recorded['logits'].items()]
     return max(errors) / float(logits.std())
 
@@ -115,7 +115,7 @@ def main() -> None:
     if args.record:
         values[name] = new
         args.values.write_text(json.dumps(values, indent=1, sort_keys=True) + '\n')
-        print(f'{args.values}: the values of {file} are the reference for {name}')
+        print(f'{args.values}: recorded the values of {file} as the reference for {name}')
     elif name not in values:
         sys.exit(f'{args.values} has no reference values for {name}; run with --record to add them')
     else:
@@ -124,8 +124,8 @@ def main() -> None:
 
 def report(error: float, is_same_file: bool) -> None:
     """Print the result, and exit with status 1 if the logits differ."""
-    other = '' if is_same_file else '; the file has another SHA-256 than the reference'
-    text = f'largest difference {error:.1e} of the standard deviation{other}'
+    other = '' if is_same_file else "; the file's SHA-256 differs from that of the reference"
+    text = f'largest difference: {error:.1e} standard deviations{other}'
     if not error < TOLERANCE:
         sys.exit(f'logits differ from the reference: {text}')
     print(f'logits match the reference: {text}')

@@ -37,19 +37,18 @@ def parse_args() -> argparse.Namespace:
         '--for',
         dest='kind',
         choices=KINDS,
-        help='kind of model that the result is for (default: that of the old file); a folder has a '
-        'backbone or a classifier',
+        help='kind of model to write (default: as in src); with --to hf, backbone or classifier',
     )
     parser.add_argument(
         '--arch',
         choices=list(ARCHS),
-        help='with --to hf: architecture (default: recognized by the shapes in the file)',
+        help='with --to hf: architecture (default: inferred from the shapes in the file)',
     )
     parser.add_argument(
         '--released',
         action='store_true',
-        help='with --to hf: say that the file is an unchanged ImageNet classifier of the authors; '
-        "the folder then has the paper's accuracy, the authors' license and the class names",
+        help='with --to hf: declare the file an unchanged ImageNet classifier of the authors; '
+        "the folder then includes the paper's accuracy, the authors' license and the class names",
     )
     return parser.parse_args()
 
@@ -57,11 +56,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if os.path.realpath(args.src) == os.path.realpath(args.dst):
-        raise UserError(f'dst must be another file than src, but both are {args.src!r}')
+        raise UserError(f'dst must differ from src, but both are {args.src!r}')
     if args.arch and args.to != 'hf':
-        raise UserError(f'--arch needs --to hf, but got --to {args.to}')
+        raise UserError(f'--arch requires --to hf, but got --to {args.to}')
     if args.released and args.to != 'hf':
-        raise UserError(f'--released needs --to hf, but got --to {args.to}')
+        raise UserError(f'--released requires --to hf, but got --to {args.to}')
     if args.to == 'hf' and os.path.exists(args.dst):
         if not os.path.isdir(args.dst) or os.listdir(args.dst):
             raise UserError(f'dst must be a new or an empty folder, but {args.dst!r} is not')
@@ -113,7 +112,7 @@ def released_arch(net: VMambaNet, tensors: Any) -> str:
     found = [arch for arch in REPORTED if ARCHS[arch] == net.settings]
     if not found or net.in_channels != 3 or len(head) != IMAGENET_CLASSES:
         raise UserError(
-            '--released needs a file with the settings of a released ImageNet classifier, its '
+            '--released requires a file with the settings of a released ImageNet classifier, '
             f'{IMAGENET_CLASSES} classes and 3 image channels'
         )
     return found[0]
@@ -123,7 +122,7 @@ def notes(src: str, missing: list[str], released: str | None) -> str:
     """Return what the model card says about the origin of the weights."""
     text = '' if released else f'Converted from `{Path(redacted(src)).name}`.'
     if missing:
-        text += ' The file has no output norms; theirs are weights of 1 and biases of 0.'
+        text += ' The file has no output norms; they have weights of 1 and biases of 0.'
     return text.strip()
 
 

@@ -143,7 +143,7 @@ def test_values_that_are_not_finite(key, options):
     checkpoint = {**detector_file(), **STATE_OF_A_RUN}
     checkpoint['state_dict'][key] = torch.full_like(checkpoint['state_dict'][key], float('nan'))
     before = dict(checkpoint)
-    words = rf'holds NaN or Inf for Detector: {key} \((\d) of \1 values\)\. The run that'
+    words = rf'contains NaN or Inf for Detector: {key} \((\d) of \1 values\)\. The run that'
     with pytest.raises(ValueError, match=f"^checkpoint 'x.pth' {words}"):
         run_hook(checkpoint, **options)
     assert checkpoint == before

@@ -116,7 +116,7 @@ def match_tensors(
     # The state dict of a module with extra state holds other objects too.
     if not assign and any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError(
-            'weights cannot be loaded into a model on the meta device; '
+            'the model is on the meta device, where weights cannot be loaded; '
             "call model.to_empty(device='cpu') first"
         )
     # A backbone has no classifier.

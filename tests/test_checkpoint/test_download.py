@@ -90,7 +90,7 @@ def fails(url, folder, words):
 
 def test_failures_leave_no_file(tmp_path):
     for data, words in (
-        (response(BODY, Content_Length=len(BODY) + 1), 'ended after 1,024,000 of 1,024,001 bytes'),
+        (response(BODY, Content_Length=len(BODY) + 1), 'closed after 1,024,000 of 1,024,001 bytes'),
         (response(status='404 x'), '404 Not Found'),
     ):
         with serve(data) as server:

@@ -207,11 +207,11 @@ def array(shape, dtype, data):
         (np.array(['text']), "NumPy dtype 'U4'"),
         (np.zeros(1, dtype=[('a', 'f4')]), "NumPy dtype 'V4'"),
         (array((2,), np.dtype('f4'), b'A' * 4), r'4 bytes for a NumPy array of shape \(2,\)'),
-        (array((-1,), np.dtype('f4'), b''), r'shape \(-1,\) of an array'),
+        (array((-1,), np.dtype('f4'), b''), r'shape \(-1,\) of a NumPy array'),
         (array((1 << 62, 8), np.dtype('f4'), b''), r'0 bytes for a NumPy array'),
         (array((1,), 'f4', b'A' * 4), r'needs a dtype, a shape and bytes'),
         (array((1,), np.dtype('f4'), [1.0]), r'needs a dtype, a shape and bytes'),
-        (Reduced(np.float64(0).__reduce__()[0], (np.dtype('f8'), b'A')), '1 bytes for an array'),
+        (Reduced(np.float64(0).__reduce__()[0], (np.dtype('f8'), b'A')), '1 bytes for a NumPy array'),
     ],
 )
 def test_memory_and_dtypes_from_the_file_are_checked(value, words):
@@ -378,7 +378,7 @@ def test_classes_that_torch_allows_are_not_those_of_the_user():
     """DeviceMesh would initialize the process group of a distributed run."""
     torch.serialization.add_safe_globals([(fractions.Fraction, 'torch.distributed.DeviceMesh')])
     pickled = program(called('torch.distributed DeviceMesh', text('cpu'), b']'))
-    with pytest.raises(ValueError, match=r'needs torch.distributed.DeviceMesh, .* files$'):
+    with pytest.raises(ValueError, match=r'needs torch.distributed.DeviceMesh, .* from a file$'):
         read_pickle(pickled)
 
 

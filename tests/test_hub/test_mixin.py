@@ -75,7 +75,7 @@ def test_an_error_changes_nothing(tmp_path):
     net.save_pretrained(tmp_path)
     pruned = network()
     pruned.prune_intermediate_layers((0, 1))
-    with pytest.raises(ValueError, match='it was changed afterwards'):
+    with pytest.raises(ValueError, match='must not change after it is built'):
         pruned.save_pretrained(tmp_path)
     net.class_names = ('a', 'b')
     with pytest.raises(ValueError, match='there must be 3 class names, but got 2'):

@@ -396,7 +396,7 @@ def test_released_file_for_an_image_classifier(tmp_path):
         (lambda s: with_nan(s, 'classifier.norm.bias'), r'outnorm3\.bias \(32 of 32 values\)'),
         (
             lambda s: {**s, 'norm.bias': torch.zeros(32)},
-            "'classifier.norm.bias' and 'norm.bias' are",
+            "'classifier.norm.bias' and 'norm.bias' both map",
         ),
         (lambda s: {**s, 'module.norm.bias': torch.zeros(32)}, "' and 'norm.bias' both map to"),
         (lambda s: {**s, 'outnorm3.bias': torch.zeros(32)}, "'outnorm3.bias' both map to"),

@@ -157,14 +157,15 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report, or the progress of the compilation, to the standard output."""
     parser = argparse.ArgumentParser(
-        prog='python -m mmvmamba.info', description='Print installed versions and selected backends.'
+        prog='python -m mmvmamba.info',
+        description='Print installed versions and selected backends.',
     )
     parser.add_argument(
         '--warm-up',
         metavar='MODEL',
         nargs='?',
         const='tiny',
-        help="compile the Triton kernels of a model (default: 'tiny') for this GPU into Triton's cache",
+        help="compile the Triton kernels of a model (default: 'tiny') for this GPU and cache them",
     )
     names = [str(dtype).removeprefix('torch.') for dtype in TRITON_DTYPES]
     parser.add_argument(

@@ -151,8 +151,8 @@ def _read(
         raise ValueError('its first bytes do not match any checkpoint format')
     if warn_unverified and not is_verified and not has_checksums:
         _logger.warning(
-            'checkpoint %r has no checksums, so corruption cannot be detected. To have it verified, '
-            'append -<first 8 digits of its SHA-256> to its name',
+            'checkpoint %r has no checksums, so corruption cannot be detected. To have it '
+            'verified, append -<first 8 digits of its SHA-256> to its name',
             os.path.basename(filename),
         )
     file.seek(0)

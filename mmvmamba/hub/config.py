@@ -137,9 +137,7 @@ def _naming(filename: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f'{os.fspath(filename)!r} is not a VMamba config: {error}'
-        ) from None
+        raise ValueError(f'{os.fspath(filename)!r} is not a VMamba config: {error}') from None
 
 
 def parse_config(config: Any) -> NetworkConfig:

@@ -126,7 +126,7 @@ def _facts_of(released: str, accuracy: str) -> dict[str, str]:
         f'top-1 {accuracy} on ImageNet-1k': (
             f'{reported.top1:.2f}%, as reported by the paper and its authors (not measured here)'
         ),
-        'weights': f'converted from the [authors\' file]({RELEASED_URLS[released]})',
+        'weights': f"converted from the [authors' file]({RELEASED_URLS[released]})",
         'license': f"MIT, as in the [authors' repository]({_REPOSITORY})",
     }
 

@@ -49,8 +49,8 @@ def multispectral_preprocessor(
     for name in _REVERSALS:
         if kwargs.get(name) and len(mean) != 3:
             raise ValueError(
-                f'{name} must be False for images with {len(mean)} channels: only images with three '
-                'channels have a color order'
+                f'{name} must be False for images with {len(mean)} channels: only images with '
+                'three channels have a color order'
             )
     built = ROOT_MODELS.build(dict(kwargs, type=base, mean=[0.0], std=[1.0]))
     for name, values in (('mean', mean), ('std', std)):

@@ -223,7 +223,7 @@ def check_backbone(
     if not tensors:
         raise ValueError(
             f'the state dict does not match {name}: no key has the prefix of this backbone; '
-            'use tools/model_converters/convert_vmamba.py to convert it to the names of a whole model'
+            'to rename the tensors, use tools/model_converters/convert_vmamba.py'
         )
     matching = match_tensors(own, tensors, assign)
     matching.check('the state dict', name, allow_missing=STAGE_NORMS)

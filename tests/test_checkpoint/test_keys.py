@@ -171,7 +171,7 @@ def test_two_names_of_one_tensor(function, first, second, name):
     """Either alone is fine, and the order does not matter."""
     state = {WHOLE: torch.zeros(1), first: torch.zeros(2), second: torch.ones(2)}
     for names in ((first, second), (second, first)):
-        words = f"tensors '{names[0]}' and '{names[1]}' both map to '{name}' of the model; remove one"
+        words = f"'{names[0]}' and '{names[1]}' both map to '{name}' of the model; remove one"
         with pytest.raises(ValueError, match=re.escape(words)):
             function({WHOLE: state[WHOLE], **{key: state[key] for key in names}})
         function({key: state[key] for key in (WHOLE, names[0])})

@@ -222,7 +222,7 @@ def first_value(key, value):
             lambda state: {**state, 'head.bias': torch.ones(5)},
             "head.bias' and 'head.bias' both map to",
         ),
-        (lambda state: {**state, 'module.norm.bias': torch.ones(32)}, "and 'norm.bias' both map to"),
+        (lambda state: {**state, 'module.norm.bias': torch.ones(32)}, "and 'norm.bias' both map"),
         (
             lambda state: {**state, 'patch_embed.0.bias': torch.ones(4, dtype=torch.int8)},
             r'patch_embed\.0\.bias int8 instead of float32',

@@ -106,7 +106,7 @@ def test_picture():
     [
         (('vmamba_tin',), "argument model: invalid choice: 'vmamba_tin'"),
         (('vmamba_tiny', 'no.pth'), "checkpoint 'no.pth' does not exist"),
-        (('vmamba_tiny', 'two.pth'), 'the model has 2 logits, but 1000 are recorded'),
+        (('vmamba_tiny', 'two.pth'), 'got 2 logits, but 1000 are recorded'),
     ],
 )
 def test_mistakes(arguments, words, weights, run_tool):

@@ -96,7 +96,7 @@ def values_of(logits: Tensor, file: str) -> dict[str, Any]:
 def difference(logits: Tensor, recorded: dict[str, Any]) -> float:
     """Return the largest difference of logits over their standard deviation."""
     if len(logits) != recorded['classes']:
-        raise ValueError(f'the model has {len(logits)} logits, but {recorded["classes"]} are recorded')
+        raise ValueError(f'got {len(logits)} logits, but {recorded["classes"]} are recorded')
     errors = [abs(float(logits[int(i)]) - v) for i, v in recorded['logits'].items()]
     return max(errors) / float(logits.std())
 

@@ -1,4 +1,4 @@
-"""Reading, renaming, matching and conversion of checkpoint files. Needs torch alone."""
+"""Read, rename, match and convert checkpoint files. Requires only torch."""
 
 from .convert import convert, kind_of, strip_checkpoint
 from .keys import convert_state_dict

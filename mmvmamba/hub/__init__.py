@@ -1,6 +1,6 @@
-"""Folders of the Hugging Face Hub: `config.json` in timm's format, `model.safetensors`, a card.
+"""Hugging Face Hub folders: `config.json` in timm's format, `model.safetensors` and a model card.
 
-Reading a local folder needs only mmvmamba; writing one needs huggingface_hub.
+Reading a local folder requires only mmvmamba. Writing one requires huggingface_hub.
 """
 
 from .folder import load_folder, write_folder

@@ -1,4 +1,4 @@
-"""Backbones for OpenMMLab's configs."""
+"""Backbones for OpenMMLab configs."""
 
 from . import flop_handles as flop_handles
 from .data_preprocessor import multispectral_preprocessor

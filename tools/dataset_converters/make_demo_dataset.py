@@ -1,4 +1,4 @@
-"""Make the demo data set: real objects on real backgrounds, with exact masks.
+"""Create the demo dataset: real objects on real backgrounds, with exact masks.
 
 The objects and backgrounds come from the sample photographs inside scikit-image's wheel (see
 `demo_objects.py`), so nothing is downloaded. Layout of the result::
@@ -9,10 +9,10 @@ The objects and backgrounds come from the sample photographs inside scikit-image
       annotations/train/000001.png ...      annotations/val/...              (label maps)
       crops/train/cat/000001_1.jpg ...      crops/val/...                    (one object each)
 
-Label maps follow ADE20K: 0 means "no label" (it does not occur here), 1 to 6 are the objects in
-the order of their COCO category ids, 7 to 11 the backgrounds (brick, grass, gravel, space, wood).
-Read them with ``reduce_zero_label=True``. The crops are for classification, in a folder for each of
-the six objects. The same library versions give the same bytes.
+Label maps follow ADE20K: 0 means "no label" (not used here), 1 to 6 are the objects in the order of
+their COCO category ids, 7 to 11 the backgrounds (brick, grass, gravel, space, wood). Read them with
+``reduce_zero_label=True``. The crops are for classification, with one folder for each of the six
+objects. The same library versions produce the same bytes.
 
 Example:
     python tools/dataset_converters/make_demo_dataset.py data/demo

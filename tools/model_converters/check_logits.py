@@ -1,8 +1,8 @@
-"""Compare the logits of a classifier's weight file with recorded ones, or record them.
+"""Compare the logits of a classifier checkpoint with recorded values, or record them.
 
 The image is computed from integers, so it is the same everywhere, and the network runs on the
-CPU in float32. logits.json next to this script contains the recorded values of released files. Only
-torch is needed.
+CPU in float32. logits.json next to this script contains the recorded values of released files.
+Requires only torch.
 
 Example:
     python tools/model_converters/check_logits.py vmamba_tiny

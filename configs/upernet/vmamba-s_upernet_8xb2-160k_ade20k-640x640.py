@@ -3,7 +3,7 @@ crop_size = (640, 640)
 data_preprocessor = dict(size=crop_size)
 model = dict(data_preprocessor=data_preprocessor)
 # The pipelines of mmseg's _base_/datasets/ade20k_640x640.py, which cannot be a second base beside
-# one that has a data set already.
+# one that has a dataset already.
 sizes = dict(
     RandomResize=dict(scale=(2560, 640)),
     RandomCrop=dict(crop_size=crop_size),

@@ -213,7 +213,7 @@ def test_every_flipped_bit_of_a_tensor_is_refused(tmp_path, kind, hashed):
         data[start + bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         with pytest.raises(
-            ValueError, match=f"^checkpoint '.*{path.name}' is (damaged: |not the file )"
+            ValueError, match=f"^checkpoint '.*{path.name}' (is damaged: |does not match the hash )"
         ):
             read_local_checkpoint(path)
         data[start + bit // 8] ^= 1 << bit % 8

@@ -2,7 +2,7 @@
 # VMamba-T. It inherits from the copy of the template in the same folder.
 _base_ = './mask-rcnn_vmamba-t_custom-coco.py'
 
-# mmdet's detector with this backbone, trained on COCO with the recipe of the template's detector.
+# mmdet's detector with this backbone, trained on COCO with the same recipe.
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-t-p4-w7_fpn_1x_coco/mask_rcnn_swin-t-p4-w7_fpn_1x_coco_20210902_120937-9d6b7cfa.pth'  # noqa: E501
 
 # --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Compare training runs: metrics, time per step and memory in a Markdown table, and curves.
 
-A resumed run is read as one: its last log replaces what earlier logs have of the same steps.
+If a run was resumed, its logs are joined: a later log replaces the same steps of earlier ones.
 
 Example:
     python tools/analysis_tools/compare_runs.py work_dirs/vmamba work_dirs/swin --out curves.png
@@ -26,16 +26,11 @@ NOT_METRICS = ('step', 'time', 'data_time')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('runs', type=Path, nargs='+', help='work folders of training runs')
     parser.add_argument('--out', type=Path, help='image file for the curves')
-    parser.add_argument(
-        '--keys',
-        nargs='+',
-        help='what the curves show: keys of the log (default: loss and the main metrics)',
-    )
+    parser.add_argument('--keys', nargs='+', help='keys to plot (default: loss and main metrics)')
     return parser.parse_args()
 
 
@@ -55,15 +50,12 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read all logs of a work folder.
-
-    Raises:
-        UserError: If the folder has no log or a log is damaged.
-    """
+    """Read all logs of a work folder."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         try:
-            new = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+            lines = path.read_text(encoding='utf-8').splitlines()
+            new = [json.loads(line) for line in lines if line.endswith('}')]  # complete lines
         except ValueError as error:
             raise UserError(f'{path} is not a log of a training run: {error}') from None
         start = next((row['step'] for row in new if 'lr' in row), math.inf)
@@ -71,11 +63,8 @@ def read_run(folder: Path) -> Run:
         rows = rows[: next(repeated, len(rows))] + new
     if not rows:
         raise UserError(f'{folder} has no log (*/vis_data/scalars.json) of a training run')
-    return Run(
-        str(folder),
-        {row['step']: row for row in rows if 'lr' in row},
-        {row['step']: row for row in rows if 'lr' not in row},
-    )
+    train = {row['step']: row for row in rows if 'lr' in row}
+    return Run(str(folder), train, {row['step']: row for row in rows if 'lr' not in row})
 
 
 def metrics_of(runs: Sequence[Run]) -> list[str]:
@@ -86,27 +75,26 @@ def metrics_of(runs: Sequence[Run]) -> list[str]:
 
 def describe(run: Run, key: str) -> str:
     """Return the last value of a metric, and the best one with its step."""
-    points = run.curve(key)
-    if not points:
+    if not (points := run.curve(key)):
         return '-'
-    sign = -1 if 'loss' in key else 1
-    step, best = max(points, key=lambda point: sign * point[1])
+    step, best = max(points, key=lambda point: point[1])
     return f'{points[-1][1]:.4g} ({best:.4g} at {step})'
 
 
 def table(runs: Sequence[Run]) -> str:
     """Return a Markdown table with a column for each run."""
-    rows = [[f'{key}: last (best)', *(describe(run, key) for run in runs)] for key in metrics_of(runs)]
+    lines = [['', *(run.name for run in runs)], ['---'] * (len(runs) + 1)]
+    for key in metrics_of(runs):
+        lines.append([f'{key}: last (best)', *(describe(run, key) for run in runs)])
     for name, key, reduce in (
         ('training loss: last', 'loss', lambda values: values[-1]),
         ('time per step (s): median', 'time', statistics.median),
         ('GPU memory (MiB): maximum', 'memory', max),
+        ('training steps', 'step', max),
     ):
         values = [[row[key] for row in run.train.values() if key in row] for run in runs]
         if any(values):
-            rows.append([name, *(f'{reduce(v):.4g}' if v else '-' for v in values)])
-    rows.append(['training steps', *(str(max(run.train, default=0)) for run in runs)])
-    lines = [['', *(run.name for run in runs)], ['---'] * (len(runs) + 1), *rows]
+            lines.append([name, *(f'{reduce(v):.6g}' if v else '-' for v in values)])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -126,12 +114,11 @@ def draw(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
 def main() -> None:
     args = parse_args()
     runs = [read_run(folder) for folder in args.runs]
-    known = ['loss', *metrics_of(runs)]
-    known += [k for run in runs for row in run.train.values() for k in row if k not in known]
-    keys = args.keys or [key for key in known if key == 'loss' or key.endswith(MAIN_METRICS)]
-    for key in keys:
-        if not any(run.curve(key) for run in runs):
-            raise UserError(f'no run has {key!r}{did_you_mean(key, known)}')
+    rows = [row for run in runs for row in (*run.train.values(), *run.val.values())]
+    known = set().union(*rows)
+    keys = args.keys or ['loss', *(key for key in metrics_of(runs) if key.endswith(MAIN_METRICS))]
+    if unknown := [key for key in keys if key not in known]:
+        raise UserError(f'no run has {unknown[0]!r}{did_you_mean(unknown[0], known)}')
     print(table(runs))
     if args.out:
         draw(runs, keys).savefig(args.out)

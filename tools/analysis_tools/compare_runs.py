@@ -26,8 +26,9 @@ NOT_METRICS = ('step', 'time', 'data_time')
 
 
 def parse_args() -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('runs', type=Path, nargs='+', help='work folders of training runs')
     parser.add_argument('--out', type=Path, help='image file for the curves')
     parser.add_argument('--keys', nargs='+', help='keys to plot (default: loss and main metrics)')
@@ -67,6 +68,10 @@ def read_run(folder: Path) -> Run:
     return Run(str(folder), train, {row['step']: row for row in rows if 'lr' not in row})
 
 
+def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    return [row for run in runs for row in (*run.train.values(), *run.val.values())]
+
+
 def metrics_of(runs: Sequence[Run]) -> list[str]:
     """Return the keys of the validation, in the order of the logs."""
     keys = dict.fromkeys(key for run in runs for row in run.val.values() for key in row)
@@ -104,8 +109,10 @@ def draw(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
     for ax, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for i, run in enumerate(runs):
             if points := run.curve(key):
-                ax.plot(*zip(*points, strict=True), f'C{i % 10}o-', markersize=3, label=run.name)
-        ax.set(title=key, xlabel='step')
+                marker = '.' if len(points) <= 50 else ''
+                ax.plot(*zip(*points, strict=True), f'C{i % 10}{marker}-', label=run.name)
+        by_epoch = key in metrics_of(runs) and any('epoch' in row for row in rows_of(runs))
+        ax.set(title=key, xlabel='epoch' if by_epoch else 'iteration')
         ax.grid(alpha=0.3)
         ax.legend(fontsize='small')
     return figure
@@ -114,8 +121,7 @@ def draw(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
 def main() -> None:
     args = parse_args()
     runs = [read_run(folder) for folder in args.runs]
-    rows = [row for run in runs for row in (*run.train.values(), *run.val.values())]
-    known = set().union(*rows)
+    known = {key for row in rows_of(runs) for key in row}
     keys = args.keys or ['loss', *(key for key in metrics_of(runs) if key.endswith(MAIN_METRICS))]
     if unknown := [key for key in keys if key not in known]:
         raise UserError(f'no run has {unknown[0]!r}{did_you_mean(unknown[0], known)}')

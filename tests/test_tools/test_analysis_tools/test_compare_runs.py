@@ -14,7 +14,7 @@ tool = load('compare_runs')
 
 
 def train_row(step, loss, **others):
-    return dict(lr=0.1, loss=loss, time=0.5, step=step, **others)
+    return dict(lr=0.1, loss=loss, time=0.5, epoch=1, step=step, **others)
 
 
 def val_row(step, ap, **others):
@@ -69,6 +69,7 @@ def test_curves_of_joined_logs(runs):
     assert run.curve('coco/segm_mAP') == [(1, 0.4), (2, 0.3)]
     figure = tool.draw([run, tool.read_run(runs[1])], ['loss', 'coco/segm_mAP'])
     assert [len(ax.lines) for ax in figure.axes] == [2, 2]
+    assert [ax.get_xlabel() for ax in figure.axes] == ['iteration', 'epoch']
 
 
 def test_a_new_run_in_the_same_folder(tmp_path):

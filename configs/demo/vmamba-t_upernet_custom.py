@@ -1,5 +1,5 @@
-# A template: fine-tunes a published UperNet on your own segmentation data set, on one GPU.
-# Copy it, and change what stands above the line; docs/custom_data.md walks through it.
+# Fine-tune a published UperNet on your own segmentation dataset, on one GPU.
+# Copy this file and edit the settings above the line. docs/custom_data.md explains each of them.
 _base_ = 'mmvmamba::upernet/vmamba-t_upernet_8xb2-160k_ade20k-512x512.py'
 
 classes = (
@@ -15,7 +15,7 @@ classes = (
     'space',
     'wood',
 )
-# A color (RGB) for each class, to draw it.
+# An RGB color for each class, used in visualizations.
 palette = [
     [255, 140, 40],
     [250, 220, 60],
@@ -33,23 +33,26 @@ data_root = 'data/demo/'
 train_images, train_labels = 'images/train', 'annotations/train'
 val_images, val_labels = 'images/val', 'annotations/val'
 img_suffix, seg_map_suffix = '.jpg', '.png'
-# True: in a label map 0 means "no label" and 1 the first class. False: 0 is the first class, 255 no
-# label.
+# True: in label maps, 0 means "no label" and 1 is the first class.
+# False: 0 is the first class and 255 means "no label".
 reduce_zero_label = True
-crop_size = (160, 160)  # (H, W) of what is trained on; 512 and more for larger photographs
-scale = (640, 160)  # the longest and the shortest side to which images are resized
-batch_size = 4  # what the GPU's memory holds
+# Images are resized to this shortest side, in training and in testing. Training crops are squares
+# of this side. The published model was trained with 512.
+image_size = 160
+batch_size = 4  # per GPU
 max_iters = 4000
-# An ADE20K model of the same backbone: a file, or a URL that is downloaded once.
+# A segmentor with the same backbone, trained on ADE20K: a file, or a URL that is downloaded once.
 load_from = 'https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth'  # noqa: E501
 
 # --------------------------------------------------------------------------------------------------
 
 num_classes = len(classes)
+crop_size = (image_size, image_size)
+scale = (4 * image_size, image_size)  # the longest side is limited too
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(init_cfg=None),  # its weights are in load_from
-    # The last layers have other sizes than ADE20K's, and start from random weights.
+    backbone=dict(init_cfg=None),  # load_from has its weights
+    # The last layers have a different shape than those for ADE20K and start from random weights.
     decode_head=dict(num_classes=num_classes),
     auxiliary_head=dict(num_classes=num_classes),
 )
@@ -89,14 +92,14 @@ test_dataloader = val_dataloader
 
 val_interval = max(1, max_iters // 10)
 train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
-# The rate of the recipe, 6e-5, is for 16 images a step; it is scaled to the batch of this run.
+# The learning rate of the recipe, 6e-5, is for 16 images per step. Scale it to this run's batch.
 auto_scale_lr = dict(enable=True, base_batch_size=16)
-warmup_iters = min(100, max(2, max_iters // 10), max_iters - 1)  # LinearLR needs two steps
+warmup_iters = min(100, max(2, max_iters // 10), max_iters - 1)  # LinearLR needs 2 steps
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=warmup_iters, end=max_iters, by_epoch=False),
 ]
-# The best model on the validation data is kept beside the last two.
+# Keep the last two checkpoints and the best one on the validation data.
 default_hooks = dict(
     checkpoint=dict(interval=val_interval, max_keep_ckpts=2, save_best='mIoU', rule='greater'),
     logger=dict(interval=10),

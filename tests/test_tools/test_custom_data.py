@@ -20,6 +20,10 @@ pytest.importorskip('skimage')
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'configs/demo/mask-rcnn_vmamba-t_custom-coco.py'
 SEGMENTOR = 'configs/demo/vmamba-t_upernet_custom.py'
+TWINS = {
+    DETECTOR: 'configs/demo/mask-rcnn_swin-t_custom-coco.py',
+    SEGMENTOR: 'configs/demo/swin-t_upernet_custom.py',
+}
 THIN = 'model.backbone.depths=[1,1,1,1]'
 LOADERS = [
     option
@@ -59,11 +63,16 @@ def commands():
     """The lines of the page's shell blocks."""
     text = (ROOT / 'docs' / 'custom_data.md').read_text()
     blocks = re.findall(r'```bash\n(.*?)```', text, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
-def own_commands(config):
-    return [shlex.split(line) for line in commands() if config in line and 'dist' not in line]
+def commands_with(word):
+    """The commands of the page with a word, without `python`."""
+    return [words[1:] for words in commands() if word in words and words[0] == 'python']
+
+
+def value_of(option, words):
+    return words[words.index(option) + 1]
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +81,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('clone')
     for name in ('configs', 'tools', 'demo'):
         (folder / name).symlink_to(ROOT / name)
-    python, script, out = shlex.split(commands()[0])
+    python, script, out = commands()[0]
     assert python == 'python'
     sizes = ['--num-train', '4', '--num-val', '2', '--size', '96']
     with pytest.MonkeyPatch.context() as patch:
@@ -107,19 +116,22 @@ def published_weights(config, path):
 
 
 @pytest.mark.parametrize(
-    ('config', 'last', 'heads'),
+    ('config', 'last', 'heads', 'per_class'),
     [
-        (DETECTOR, 'epoch_1.pth', ('fc_cls', 'fc_reg', 'conv_logits')),
-        pytest.param(SEGMENTOR, 'iter_2.pth', ('conv_seg',), marks=pytest.mark.slow),
+        (DETECTOR, 'epoch_1.pth', ('fc_cls', 'fc_reg', 'conv_logits'), '| category   | mAP'),
+        pytest.param(
+            SEGMENTOR, 'iter_2.pth', ('conv_seg',), '|   Class    |  IoU', marks=pytest.mark.slow
+        ),
     ],
 )
-def test_the_walk(folder, config, last, heads, monkeypatch, tmp_path):
+def test_the_walk(config, last, heads, per_class, folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(folder)
     published = published_weights(config, tmp_path / 'published.pth')
-    train, test, predict = own_commands(config)
-    work_dir = Path(train[train.index('--work-dir') + 1])
+    check, train, test, predict = commands_with(config)
+    work_dir = Path(value_of('--work-dir', train))
     options = SMALL[config]
-    run(monkeypatch, [*train[1:], '--cfg-options', *options, f'load_from={tmp_path}/published.pth'])
+    run(monkeypatch, check)
+    run(monkeypatch, [*train, '--cfg-options', *options, f'load_from={tmp_path}/published.pth'])
 
     log = next(work_dir.glob('*/*.log')).read_text()
     (fit,) = (line for line in log.splitlines() if 'published.pth: ' in line)
@@ -127,6 +139,7 @@ def test_the_walk(folder, config, last, heads, monkeypatch, tmp_path):
     # One image of 16 of the recipe's: 2 or 4 in a batch.
     batch = Config.fromfile(ROOT / config).batch_size
     assert f'LR is set based on batch size of 16 and the current batch size is {batch}.' in log
+    assert per_class in log
     trained = torch.load(work_dir / last, weights_only=False)['state_dict']
     assert trained.keys() == published.keys()
     differing = {k for k in trained if trained[k].shape != published[k].shape}
@@ -141,20 +154,80 @@ def test_the_walk(folder, config, last, heads, monkeypatch, tmp_path):
     assert same > 0.999  # what was published, and a few small steps
 
     # The page names the checkpoint of a whole training.
-    assert re.fullmatch(r'(epoch|iter)_\d+\.pth', Path(test[3]).name)
-    assert Path(test[3]).parent == Path(predict[4]).parent == work_dir
+    assert re.fullmatch(r'(epoch|iter)_\d+\.pth', Path(test[2]).name)
+    assert Path(test[2]).parent == Path(predict[3]).parent == work_dir
     checkpoint = str(work_dir / last)
-    run(monkeypatch, [*test[1:3], checkpoint, *test[4:], '--cfg-options', *options])
-    shown = Path(test[test.index('--show-dir') + 1]).rglob('*')
+    run(monkeypatch, [*test[:2], checkpoint, *test[3:], '--cfg-options', *options])
+    shown = Path(value_of('--show-dir', test)).rglob('*')
     assert len([path for path in shown if path.suffix in ('.jpg', '.png')]) == 2
-    predict[4] = checkpoint
-    run(monkeypatch, [*predict[1:], '--cfg-options', *options])
-    out_dir = Path(predict[predict.index('--out-dir') + 1])
+    predict[3] = checkpoint
+    run(monkeypatch, [*predict, '--cfg-options', *options])
+    out_dir = Path(value_of('--out-dir', predict))
     pictures = sorted((out_dir / 'vis').iterdir())
     photographs = sorted((folder / 'data/demo/images/val').iterdir())
     assert [p.name for p in pictures] == [p.name for p in photographs]
     for picture, photograph in zip(pictures, photographs, strict=True):
         assert Image.open(picture).size == Image.open(photograph).size == (96, 96)
+
+    curves, *compare = (c for c in commands_with(str(work_dir)) if 'compare_runs.py' in c[0])
+    run(monkeypatch, curves)
+    assert Image.open(value_of('--out', curves)).size[0] > 300
+    if config == DETECTOR:
+        (train,), (compare,) = commands_with(TWINS[config]), compare
+        run(monkeypatch, [*train, '--cfg-options', *options, 'load_from=None'])
+        capsys.readouterr()
+        run(monkeypatch, compare)
+        table = capsys.readouterr().out
+        runs = [str(work_dir), value_of('--work-dir', train)]
+        assert compare[1:3] == runs and f'|  | {runs[0]} | {runs[1]} |' in table
+        assert '| coco/cat_precision: last (best) |' in table
+        assert Image.open(value_of('--out', compare)).size[0] > 300
+
+
+@pytest.mark.parametrize('config', [DETECTOR, pytest.param(SEGMENTOR, marks=pytest.mark.slow)])
+def test_cpu_variant(config, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    (train,) = commands_with(config.replace('.py', '-cpu.py'))
+    train[train.index('--work-dir') + 1] = str(tmp_path)
+    small = [option for option in SMALL[config] if 'train_cfg' not in option]
+    small += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'load_from=None']
+    run(monkeypatch, [*train, '--cfg-options', *small, 'default_hooks.checkpoint.interval=2'])
+    assert (tmp_path / 'iter_2.pth').is_file()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'Iter(val) [2/2]' in log and 'LR is set based on' not in log
+
+
+@pytest.mark.parametrize('config', TWINS)
+def test_the_twin_differs_in_its_backbone(config):
+    ours, twin = (Config.fromfile(ROOT / path).to_dict() for path in (config, TWINS[config]))
+    assert ours['model'].pop('backbone')['type'] == 'mmvmamba.VMamba'
+    assert twin['model'].pop('backbone')['type'] == 'SwinTransformer'
+    file = twin.pop('load_from').rpartition('/')[2]
+    assert file != ours.pop('load_from').rpartition('/')[2]
+    assert ours == twin
+    package = {DETECTOR: 'mmdet', SEGMENTOR: 'mmseg'}[config]
+    metafiles = Path(pytest.importorskip(package).__file__).parent / '.mim/configs/swin'
+    assert any(file in path.read_text() for path in metafiles.glob('metafile.y*ml'))
+
+
+@pytest.mark.parametrize('config', TWINS)
+def test_the_image_size_reaches_the_pipelines(config, tmp_path):
+    """One setting at the top of a template, for training and testing."""
+    size = {DETECTOR: '(320, 192)', SEGMENTOR: '64'}[config]
+    text, found = re.subn(
+        r'^image_size = .*$', f'image_size = {size}', (ROOT / config).read_text(), flags=re.M
+    )
+    assert found == 1
+    (tmp_path / 'config.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    scale = {DETECTOR: (320, 192), SEGMENTOR: (256, 64)}[config]
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        scales = [step.scale for step in loader.dataset.pipeline if 'scale' in step]
+        assert scales == [scale]
+    if config == SEGMENTOR:
+        assert cfg.model.data_preprocessor.size == (64, 64)
+        crops = [s.crop_size for s in cfg.train_dataloader.dataset.pipeline if 'crop_size' in s]
+        assert crops == [(64, 64)]
 
 
 def test_the_page_names_every_setting():
@@ -167,3 +240,9 @@ def test_the_page_names_every_setting():
         assert names <= set(cfg)
         for name in names:
             assert f'`{name}`' in text, name
+
+
+def test_the_page_links_the_weights():
+    text = (ROOT / 'docs' / 'custom_data.md').read_text()
+    for config in (*TWINS, *TWINS.values()):
+        assert f']({Config.fromfile(ROOT / config).load_from})' in text

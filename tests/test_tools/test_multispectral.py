@@ -39,8 +39,7 @@ TEMPLATE = {
     'img_suffix, seg_map_suffix': "'.tif', '.png'",
     'classes': "('water', 'field')",
     'palette': '[[0, 0, 255], [255, 160, 0]]',
-    'crop_size': '(48, 48)',
-    'scale': '(64, 48)',
+    'image_size': '48',
     'max_iters': '2',
     'load_from': "'published.pth'",
 }

@@ -260,7 +260,7 @@ def test_weights_that_are_not_finite_are_not_saved(server, configs, finish, tmp_
     options = ('--cfg-options', 'optim_wrapper.clip_grad=None')
     faults = dict(poison=(6, 6, True))
     assert server.run(configs['segmentation'], work_dir, *options, faults=faults) == 2
-    assert re.search(r'iteration 6: \d+ tensors are not finite', output(work_dir))
+    assert re.search(r'iteration 6: \d+ tensor\(s\) are not finite', output(work_dir))
     assert last_checkpoint(work_dir).name == 'iter_3.pth'
     finish('segmentation', work_dir)
 

@@ -410,7 +410,7 @@ def test_wrong_option(run_here, detection_config, option, words):
         ),
         ('val_cfg.foo=1', "ValLoop.* cannot be built: .*unexpected keyword argument 'foo'"),
         ('train_cfg.max_iters=2.5', r'cannot be built: `max_iters` should be .* 2\.5'),
-        ('val_cfg=None', r"val_evaluator must all be set .*\['val_cfg'\] are None; --no-validate"),
+        ('val_cfg=None', r"val_evaluator must all be set .*\['val_cfg'\] are None; use --no"),
         ('train_cfg.val_interval=0', 'train_cfg.val_interval must be at least 1, but got 0'),
         (
             'model.backbone.arch=dict(dims=(8,8))',
@@ -468,8 +468,8 @@ def test_option_without_a_value(run_here, detection_config):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ('{', 'is not JSON'),
-        ('[1, 2]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists"),
+        ('{', 'is not valid JSON'),
+        ('[1, 2]', r"not in COCO format: \['images', 'annotations', 'categories'\] must be lists"),
         ('{"a": 1}', r"must be lists of objects, but the file has the keys \['a'\]"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',

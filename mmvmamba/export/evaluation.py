@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 #: Groups of images of the jackknife.
 GROUPS = 20
-#: The 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom.
+#: The 97.5% quantile of Student's t with GROUPS - 1 degrees of freedom.
 QUANTILE = 2.093
 
 
 class Difference(NamedTuple):
-    """A metric of two models; ``other - reference`` is within ``margin`` with 95 % confidence."""
+    """A metric of two models; ``other - reference`` is within ``margin`` with 95% confidence."""
 
     reference: float
     other: float

@@ -1,6 +1,6 @@
 """INT8 inference on a CPU: integer matrix products, everything else in float32.
 
-The ranges of the inputs of each product are calibrated on images, weights have a scale for each
+The ranges of the inputs of each product are calibrated on images, and weights have a scale for each
 output channel. Scans with the projections of their parameters, norms, activations and softmax stay
 in float32.
 
@@ -62,7 +62,7 @@ def quantize(
     for images in batches:
         if min(images.shape[2:]) < MIN_SIDE:
             raise ValueError(
-                f'images must have sides of at least {MIN_SIDE} pixels, but got a batch of shape '
+                f'images must have at least {MIN_SIDE} pixels per side, but got a batch of shape '
                 f'{tuple(images.shape)}'
             )
         if prepared is None:
@@ -71,7 +71,7 @@ def quantize(
             prepared = prepare_pt2e(_module(_export(model, example, dynamic)), quantizer)
         prepared(images)
     if prepared is None:
-        raise ValueError('batches must hold at least one batch of images')
+        raise ValueError('batches must contain at least one batch of images')
     return _export(convert_pt2e(prepared), example, dynamic)
 
 

@@ -63,7 +63,7 @@ def translations(custom_op: bool = False) -> dict[Callable, Callable]:
 def _check_extension() -> None:
     reason = extension_error()
     if reason is not None:
-        raise RuntimeError(f'the export to ONNX needs the native extension: {reason}')
+        raise RuntimeError(f'ONNX export needs the native extension: {reason}')
 
 
 @functools.cache
@@ -343,7 +343,7 @@ def _check_orders(model: nn.Module) -> None:
         names = [] if scan == CASCADE else [o for o in resolve_pattern(scan) if type(o) is str]
         if names:
             raise ValueError(
-                f'scan order {names[0]!r} can only be exported to ONNX for a fixed image size; set '
+                f'scan order {names[0]!r} can only be exported with a fixed image size; set '
                 'dynamic=False'
             )
 

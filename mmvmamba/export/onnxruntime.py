@@ -22,12 +22,12 @@ def register_custom_ops(options: Any) -> None:
     """
     reason = extension_error()
     if reason is not None:
-        raise RuntimeError(f'the custom op is part of the native extension: {reason}')
+        raise RuntimeError(f'the custom op needs the native extension: {reason}')
     options.register_custom_ops_library(str(library_path('_C')))
 
 
 def open_session(path: str | Path, custom_op: bool = False) -> Any:
-    """Open a file on the CPU, with as many threads as PyTorch has, to run beside PyTorch.
+    """Open a file on the CPU, with as many threads as PyTorch, to compare it with PyTorch.
 
     Args:
         path (str | Path): The ONNX file.
@@ -37,7 +37,7 @@ def open_session(path: str | Path, custom_op: bool = False) -> Any:
         onnxruntime.InferenceSession: The session.
 
     Raises:
-        RuntimeError: If the custom op is asked for and the native extension is not loaded.
+        RuntimeError: If the custom op is requested and the native extension is not loaded.
     """
     import onnxruntime
 

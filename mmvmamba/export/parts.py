@@ -1,6 +1,6 @@
-"""Parts of models that take images alone, to be exported.
+"""Parts of models that can be exported, with images as their only input.
 
-Networks by name need torch alone, configs OpenMMLab.
+Networks by name only need torch; configs need OpenMMLab.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what to export: config, checkpoint and ``--part``."""
+    """Add the arguments that select the exported model: config, checkpoint and ``--part``."""
     if find_spec('mmengine') is None:
-        parser.add_argument('config', help='name of a network; a config file needs OpenMMLab')
+        parser.add_argument('config', help='model name (config files need OpenMMLab)')
     else:
         from mmvmamba.engine import cli
 
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--part',
         choices=('whole', 'neck', 'backbone'),
-        help='whole: classifier or segmentor; neck: backbone and neck; backbone (default: neck for '
-        'detection, else whole)',
+        help='part to export: whole (classifiers, segmentors), neck (backbone and neck) or '
+        'backbone (default: neck for detection, otherwise whole)',
     )
 
 
@@ -47,7 +47,7 @@ class ExportedModel(nn.Module):
         self.part = part
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps, or the scores or logits alone."""
+        """Return the maps, or a tuple of the scores or logits."""
         if isinstance(self.model, VMambaNet):
             out = self.model(images)
             return out if self.part == 'backbone' else (out,)

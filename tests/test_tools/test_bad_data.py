@@ -15,11 +15,11 @@ from .test_faults import start_ranks
 DETECTION_FAULTS = {
     '1.png': r"bad sample '.*/1\.png': '.*1\.png' is truncated",
     '2.png': r"bad sample '.*/2\.png': FileNotFoundError: ",
-    '3.png': r"images without annotations: '3\.png'\. ",
+    '3.png': r"image has no annotations: '3\.png'\. ",
     '4.png': r"`bbox` is entirely outside the image: annotation \d+ of '4\.png'",
     '5.png': r"bad sample '.*/5\.png': ",
     '6.png': r"`category_id` is not the `id` of any category: annotation \d+ of '6\.png'",
-    '7.png': r'bad sample .*7\.png.*the image is 48 x 64 but its annotation says 64 x 64',
+    '7.png': r'bad sample .*7\.png.*the image is 48 x 64, but its annotation is for 64 x 64',
     '8.jpg': r"bad sample '.*/8\.jpg': '.*8\.jpg' is truncated",
 }
 SEGMENTATION_FAULTS = {
@@ -95,8 +95,8 @@ def test_bad_detection_data_is_skipped(server, detection, tmp_path):
     log = output(work_dir)
     for name, words in DETECTION_FAULTS.items():
         assert re.search(words, log), (name, log)
-    count = len(re.findall(r'skipped at iteration \d+: ', log))
-    assert f'{count} bad samples were skipped in this run' in log
+    count = len(re.findall(r'iteration \d+: skipped ', log))
+    assert f'skipped {count} bad samples in this run' in log
     assert 'nan' not in ''.join(str(entries) for entries in losses(work_dir).values())
 
 
@@ -116,16 +116,18 @@ def test_bad_segmentation_data_is_skipped(server, segmentation, more, tmp_path):
 def test_too_many_are_skipped(server, segmentation, tmp_path):
     options = ('--cfg-options', 'default_hooks.bad_data.max_skipped=2', WARN)
     assert server.run(segmentation, tmp_path / 'run', *options) == 2
-    words = r'error: \d+ bad samples were skipped, more than max_skipped=2; the last is bad'
+    words = r'error: skipped \d+ bad samples, more than max_skipped=2; the last one is bad'
     assert re.search(words, output(tmp_path / 'run'))
 
 
 def test_errors_in_the_data_end_a_run_before_its_first_step(server, detection, tmp_path):
     assert server.run(detection, tmp_path / 'run') == 2
     log = output(tmp_path / 'run')
-    words = r'instances\.json: `segmentation` is RLE of another size.*: annotation \d+ of '
+    words = r'instances\.json: `segmentation` is RLE with a different size.*: annotation \d+ of '
     assert re.search(rf"ERROR - .*{words}'5\.png'", log)
-    assert re.search(rf'error: .*{words}.*\(default_hooks.bad_data.check=warn trains', log)
+    assert re.search(
+        rf'error: .*{words}.*\(to train anyway, set default_hooks.bad_data.check=warn', log
+    )
     assert 'Epoch(train)' not in log
 
 

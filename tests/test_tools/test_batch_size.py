@@ -17,7 +17,7 @@ from mmvmamba.models import VMamba
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TASKS = ('detection', 'segmentation')
-WARNING = 'data holds images of the sizes'
+WARNING = 'batch contains images of different sizes'
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def test_a_batch_of_different_sizes_draws_a_warning(
         _, log = predictions(run_here, detection_config, weights, tmp_path, batch_size, *options)
         lines = [line for line in log.splitlines() if WARNING in line]
         assert len(lines) == number
-    assert re.search(r'WARNING.* the sizes 64x48, 64x64: .*test_dataloader.batch_size=1', lines[0])
+    assert re.search(
+        r'WARNING.* different sizes \(64x48, 64x64\).*test_dataloader.batch_size=1', lines[0]
+    )
 
 
 HEADS = [
@@ -147,7 +149,7 @@ def test_segmentors_of_a_batch_with_different_sizes_say_so(
     with pytest.raises(AssertionError, match='same'):
         run_here(*arguments)
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert len(re.findall(r'WARNING.* the sizes .*test_dataloader.batch_size=1', log)) == 1
+    assert len(re.findall(r'WARNING.* different sizes .*test_dataloader.batch_size=1', log)) == 1
 
 
 def test_a_larger_image_in_the_batch_changes_a_prediction():

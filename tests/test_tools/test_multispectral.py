@@ -247,7 +247,10 @@ def test_a_mean_of_other_channels(data, run):
     config = "_base_ = 'my_bands.py'\nmodel = dict(backbone=dict(in_channels=4))\n"
     (data / 'four.py').write_text(config)
     out = run('tools/train.py', 'four.py', '--work-dir', 'work_dirs/four', code=2)
-    assert 'model.backbone.in_channels is 4, but mean of the data preprocessor has 12 values' in out
+    assert (
+        'model.backbone.in_channels is 4, but the mean of the data preprocessor has 12 values'
+        in out
+    )
     flexible = ['runner_type=FlexibleRunner', 'strategy.type=SingleDeviceStrategy']
     out = run(
         'tools/train.py',
@@ -259,9 +262,12 @@ def test_a_mean_of_other_channels(data, run):
         'default_hooks.bad_data.check=None',
         code=2,
     )
-    assert 'model.backbone.in_channels is 4, but mean of the data preprocessor has 12 values' in out
+    assert (
+        'model.backbone.in_channels is 4, but the mean of the data preprocessor has 12 values'
+        in out
+    )
     out = run('tools/dataset_converters/check_dataset.py', 'four.py', code=2)
-    assert 'image loads with 12 channels, but the model takes 4 (4 times)' in out
+    assert 'image is loaded with 12 channels, but the model takes 4 (4 times)' in out
 
 
 def with_bands(cfg, package, preprocessor, visualizer, data_root):

@@ -117,7 +117,7 @@ def test_check_and_evaluation(task, backend, run_tool):
     [
         (('--calibration-images', 0), 'must be at least 1, but got 0 and None'),
         (('--shape', 0, 5), 'must be at least 1, but got 2 and [0, 5]'),
-        (('--cfg-options', 'train_dataloader=None'), 'must have a train_dataloader'),
+        (('--cfg-options', 'train_dataloader=None'), 'calibration needs a train_dataloader'),
         (('--custom-op',), '--custom-op needs --backend onnx'),
         (('--part', 'neck', '--cfg-options', 'model.neck=None'), 'ImageClassifier has no neck'),
     ],
@@ -136,4 +136,4 @@ def test_a_missing_package(run_tool, monkeypatch):
         lambda name, *a: None if name == 'torchao' else find_spec(name, *a),
     )
     code, err = run_tool('classification')
-    assert code == 2 and 'needs torchao; pip install "mmvmamba[int8]" installs it' in err
+    assert code == 2 and 'needs torchao; install it with pip install "mmvmamba[int8]"' in err

@@ -101,7 +101,7 @@ def test_resume_from_a_file_without_state(detection_run, detection_config, run_h
     torch.save({'state_dict': state}, tmp_path / 'weights.pth')
     code, err = run_here('train.py', detection_config, '--resume', 'weights.pth')
     assert code == 2
-    assert "'weights.pth' holds weights, but not the state of a run" in err
+    assert "'weights.pth' contains weights but no training state" in err
 
 
 def test_resume_from_a_file_of_part_of_the_model(
@@ -143,7 +143,7 @@ def test_test_detector_from_safetensors(detection_run, detection_config, run_her
     assert run_here('test.py', detection_config, 'x.safetensors')[0] == 0
     code, err = run_here('train.py', detection_config, '--resume', 'x.safetensors')
     assert code == 2
-    assert 'holds weights, but not the state of a run' in err
+    assert 'contains weights but no training state' in err
 
 
 def test_test_segmentor_with_tta(segmentation_run, segmentation_config, run_fork, tmp_path):
@@ -383,7 +383,10 @@ def test_broken_config(run_here, tmp_path):
         ('model.backbone.arch=huge', 'VMamba cannot be built: arch must be one of.*huge'),
         ('model.backbone.architecture=tiny', 'VMamba cannot be built.*architecture'),
         ('model.backbone.out_indice=[1]', r"\['out_indice'\]; did you mean out_indices"),
-        ('model.backbone.out_indices=[0,1,2]', 'gives 3 maps of .*, but model.neck.in_channels is'),
+        (
+            'model.backbone.out_indices=[0,1,2]',
+            r'returns 3 map\(s\) with .*, but model.neck.in_channels is',
+        ),
         ('train_dataloader.batchsize=3', "DataLoader.*'batchsize'"),
         ('model.type=MaskRNN', 'MaskRNN.*registry'),
         ('model.neck.in_chanels=3', 'FPN cannot be built.*in_chanels'),
@@ -407,7 +410,7 @@ def test_wrong_option(run_here, detection_config, option, words):
         ),
         ('val_cfg.foo=1', "ValLoop.* cannot be built: .*unexpected keyword argument 'foo'"),
         ('train_cfg.max_iters=2.5', r'cannot be built: `max_iters` should be .* 2\.5'),
-        ('val_cfg=None', r"val_evaluator must all be set .*\['val_cfg'\] are None; --no-validate"),
+        ('val_cfg=None', r"val_evaluator must all be set .*\['val_cfg'\] are None; use --no"),
         ('train_cfg.val_interval=0', 'train_cfg.val_interval must be at least 1, but got 0'),
         (
             'model.backbone.arch=dict(dims=(8,8))',
@@ -425,8 +428,8 @@ def test_wrong_option_of_a_segmentor(run_here, segmentation_config, option, word
 @pytest.mark.parametrize(
     ('runner_type', 'words'),
     [
-        ('Runner', r'decode_head\.\S+ is a BatchNorm .* the last of 3 images is a batch by itself'),
-        ('FlexibleRunner', 'BatchNorm cannot normalize one pixel of a batch of one image'),
+        ('Runner', r'decode_head\.\S+ is a BatchNorm .* the last of the 3 images forms its own'),
+        ('FlexibleRunner', 'BatchNorm cannot normalize a single pixel of a single image'),
     ],
 )
 def test_a_last_batch_of_one_image(run_here, segmentation_config, runner_type, words, tmp_path):
@@ -465,9 +468,9 @@ def test_option_without_a_value(run_here, detection_config):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ('{', 'is not JSON'),
-        ('[1, 2]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists"),
-        ('{"a": 1}', r"must be lists of objects; the file has the keys \['a'\]"),
+        ('{', 'is not valid JSON'),
+        ('[1, 2]', r"not in COCO format: \['images', 'annotations', 'categories'\] must be lists"),
+        ('{"a": 1}', r"must be lists of objects, but the file has the keys \['a'\]"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',
             '`annotations` is empty. There is nothing to learn',

@@ -1,12 +1,12 @@
 """Export a classifier, a segmentor, or a detector's backbone and neck to ONNX.
 
-The graph has only ONNX's standard ops, of opset 20, and with --custom-op our own for the scan. The
-input is a batch of images (N, C, H, W) as the model's data preprocessor returns them: normalized
-and padded. The outputs are a classifier's scores before softmax, a segmentor's logits at the size
-of the input, or a detector's maps.
+The graph uses the standard ops of opset 20, plus our op for the scan with --custom-op. The input is
+a batch of images (N, C, H, W), normalized and padded as by the model's data preprocessor. The
+outputs are a classifier's scores before softmax, a segmentor's logits at the size of the input, or
+a detector's feature maps.
 
-In place of the config, a name of mmvmamba.list_models(), such as vmamba_tiny, exports a classifier,
-or with --part backbone a backbone. That needs torch, onnx and onnxscript alone.
+Instead of a config, pass a name from mmvmamba.list_models(), such as vmamba_tiny, to export a
+classifier, or a backbone with --part backbone. This only needs torch, onnx and onnxscript.
 
 Example:
     python tools/deployment/export_onnx.py configs/vmamba/vmamba-t_8xb128_in1k.py \
@@ -26,7 +26,7 @@ try:
     import onnx  # noqa: F401
     import onnxscript  # noqa: F401
 except ImportError as error:
-    raise SystemExit(f'error: {error}; pip install "mmvmamba[onnx]" installs it') from None
+    raise SystemExit(f'error: {error}; install it with pip install "mmvmamba[onnx]"') from None
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument('out', type=Path, help='file to write, OUT.onnx')
+    parser.add_argument('out', type=Path, help='output file, OUT.onnx')
     parser.add_argument(
         '--shape',
         type=int,
@@ -57,25 +57,25 @@ def parse_args() -> argparse.Namespace:
         help='image size (default: 224 224 for classification, 800 1344 for detection, 512 512 for '
         'segmentation)',
     )
-    parser.add_argument('--batch', type=int, default=1, help='images in a batch (default: 1)')
+    parser.add_argument('--batch', type=int, default=1, help='batch size (default: 1)')
     parser.add_argument(
-        '--dynamic', action='store_true', help='accept batches and images of any size'
+        '--dynamic', action='store_true', help='accept any batch size and image size'
     )
     parser.add_argument(
         '--fp16',
         action='store_true',
-        help='matrix products and convolutions in float16, all else in float32',
+        help='run matrix products and convolutions in float16, everything else in float32',
     )
     parser.add_argument(
         '--custom-op',
         action='store_true',
-        help='write each scan as one node of our own op, which needs our kernels in ONNX Runtime, '
-        'see docs/deployment.md',
+        help='use our op for each scan, which needs our kernels in ONNX Runtime (see '
+        'docs/deployment.md)',
     )
     parser.add_argument(
         '--check',
         action='store_true',
-        help='run the file in ONNX Runtime on the CPU and compare results and times with PyTorch',
+        help='compare results and times of the file in ONNX Runtime with PyTorch, on the CPU',
     )
     return parser.parse_args()
 
@@ -90,8 +90,8 @@ def load(args: argparse.Namespace) -> tuple[ExportedModel, tuple[int, int]]:
         from mmvmamba.engine import cli
     except ImportError as error:
         raise ValueError(
-            f'config {args.config!r} needs OpenMMLab ({error}); pip install "mmvmamba[onedl]" '
-            'installs it'
+            f'config {args.config!r} needs OpenMMLab ({error}); install it with pip install '
+            '"mmvmamba[onedl]"'
         ) from error
     cfg = cli.load_config(args)
     return load_part(cfg, args.checkpoint, args.part), SHAPES[cli.task_of(cfg)]
@@ -106,7 +106,7 @@ def compare(model: nn.Module, images: Tensor, path: Path, custom_op: bool) -> No
     ):
         error = float((torch.from_numpy(got) - want).abs().max())
         if not math.isfinite(error):
-            raise ValueError(f'{path}: {value.name} has values that are not finite')
+            raise ValueError(f'{path}: output {value.name} has non-finite values')
         relative = error / float(want.std())
         print(f'{value.name} {got.shape}: largest error {error:.2e}, normalized {relative:.2e}')
     calls = {'onnxruntime': lambda: session.run(None, inputs), 'torch': lambda: model(images)}
@@ -126,7 +126,7 @@ def main() -> None:
             f'--batch and --shape must be at least 1, but got {args.batch} and {args.shape}'
         )
     if args.check and find_spec('onnxruntime') is None:
-        raise ValueError('--check needs onnxruntime; pip install "mmvmamba[onnx]" installs it')
+        raise ValueError('--check needs onnxruntime; install it with pip install "mmvmamba[onnx]"')
     model, shape = load(args)
     channels = getattr(getattr(model.model, 'backbone', model.model), 'in_channels', 3)
     images = torch.randn(args.batch, channels, *(args.shape or shape))
@@ -150,7 +150,7 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         from mmvmamba.engine import errors
-    except ImportError:  # torch alone
+    except ImportError:  # only torch is installed
         try:
             main()
         except (OSError, TypeError, ValueError) as error:

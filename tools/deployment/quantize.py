@@ -1,8 +1,8 @@
 """Quantize a classifier, a segmentor, or a detector's backbone and neck to INT8 for a CPU.
 
-The ranges are calibrated on training images, which go through the pipeline of the test. The file
-takes batches of images of any size, normalized and padded as by the model's data preprocessor.
-`mmvmamba.export.int8.load` runs a program (OUT.pt2), ONNX Runtime and OpenVINO run an ONNX file.
+Ranges are calibrated on training images, loaded with the test pipeline. The file accepts batches of
+images of any size, normalized and padded as by the model's data preprocessor. Run a program
+(OUT.pt2) with `mmvmamba.export.int8.load`, and an ONNX file with ONNX Runtime or OpenVINO.
 
 Example:
     python tools/deployment/quantize.py configs/vmamba/vmamba-t_8xb128_in1k.py \
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument('out', type=Path, help='file to write, OUT.pt2 or OUT.onnx')
+    parser.add_argument('out', type=Path, help='output file, OUT.pt2 or OUT.onnx')
     parser.add_argument(
         '--backend',
         choices=tuple(NEEDED),
@@ -55,27 +55,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--custom-op',
         action='store_true',
-        help='onnx: write each scan as one node of our own op, for ONNX Runtime alone',
+        help='onnx: use our op for each scan (ONNX Runtime only)',
     )
     parser.add_argument(
-        '--calibration-images', type=int, default=64, help='number of images (default: 64)'
+        '--calibration-images',
+        type=int,
+        default=64,
+        help='number of calibration images (default: 64)',
     )
     parser.add_argument(
         '--check',
         action='store_true',
-        help='compare results and times with float32, on one training image',
+        help='compare results and times with float32 on one training image',
     )
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='size to which --check resizes its image (default: that of the pipeline)',
+        help='image size for --check (default: the size from the pipeline)',
     )
     parser.add_argument(
         '--evaluate',
         action='store_true',
-        help="run the config's test in float32 and in INT8, with the interval of the difference",
+        help="evaluate the config's test metrics in float32 and INT8, with the interval of their "
+        'difference',
     )
     return parser.parse_args()
 
@@ -85,8 +89,8 @@ def check_packages(backend: str) -> None:
     for name in NEEDED[backend]:
         if importlib.util.find_spec(name) is None:
             raise UserError(
-                f'--backend {backend} needs {name}; pip install "mmvmamba[{EXTRA[backend]}]" '
-                'installs it'
+                f'--backend {backend} needs {name}; install it with pip install '
+                f'"mmvmamba[{EXTRA[backend]}]"'
             )
 
 
@@ -188,7 +192,7 @@ def main() -> None:
     cfg = cli.load_config(args)
     for name in ('train_dataloader', 'test_dataloader'):
         if not cfg.get(name):
-            raise UserError(f'the config must have a {name} for the calibration')
+            raise UserError(f'calibration needs a {name} in the config')
     check_data(cfg, 'train', 'test')
     if 'data_preprocessor' in cfg:  # MMEngine's runner passes it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

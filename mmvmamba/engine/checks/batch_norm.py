@@ -31,8 +31,8 @@ _LOSSES = {
 _HEADS = ('decode_head', 'auxiliary_head', 'head', 'bbox_head', 'rpn_head')
 _IMAGE_SIZE = (512, 512)  # of a model whose preprocessor does not say
 _REMEDY = (
-    'set train_dataloader.batch_size to 2 or more (and drop_last=True, so that the last batch of '
-    'an epoch is complete), or a norm_cfg without batches, such as dict(type="GN", num_groups=32)'
+    'set train_dataloader.batch_size to 2 or more (and drop_last=True to skip an incomplete last '
+    'batch), or use a norm_cfg without batch statistics, such as dict(type="GN", num_groups=32)'
 )
 
 
@@ -48,7 +48,7 @@ def named_batch_norm() -> Iterator[None]:
         if _ONE_VALUE not in str(error):
             raise
         raise UserError(
-            f'BatchNorm cannot normalize one pixel of a batch of one image: {error}; {_REMEDY}'
+            f'BatchNorm cannot normalize a single pixel of a single image: {error}; {_REMEDY}'
         ) from error
 
 
@@ -107,7 +107,7 @@ def _batch_of_one(loader: DataLoader) -> str:
     if not size or getattr(batches, 'drop_last', False) or is_endless(sampler):
         return ''
     count = len(sampler) if hasattr(sampler, '__len__') else 0
-    return f'the last of {count} images is a batch by itself' if count % size == 1 else ''
+    return f'the last of the {count} images forms its own batch' if count % size == 1 else ''
 
 
 def _output(name: str, module: nn.Module, maps: Any, batch: str) -> Any:

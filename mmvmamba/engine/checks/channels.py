@@ -58,8 +58,8 @@ def check_color_transforms(leaf: Mapping[str, Any], report: Report, channels: in
     for step in leaf.get('pipeline') or ():
         name = type_name(step)
         if name in _COLOR_TRANSFORMS:
-            kind = f'`{name}` takes three channels, but the model takes {channels}'
-            hint = 'Leave it out of the pipeline (docs/multispectral.md)'
+            kind = f'`{name}` needs three channels, but the model takes {channels}'
+            hint = 'Remove it from the pipeline (see docs/multispectral.md)'
             report.add('error', f'{leaf.get("type")}.pipeline', kind, hint=hint)
 
 
@@ -79,13 +79,13 @@ def check_image_channels(model: nn.Module, bands: Any = None) -> None:
         return
     if len(mean) not in (1, backbone.in_channels):
         raise UserError(
-            f'model.backbone.in_channels is {backbone.in_channels}, but mean of the data '
-            f'preprocessor has {len(mean)} values (docs/multispectral.md)'
+            f'model.backbone.in_channels is {backbone.in_channels}, but the mean of the data '
+            f'preprocessor has {len(mean)} values (see docs/multispectral.md)'
         )
     if isinstance(bands, list | tuple) and bands and max(bands) >= backbone.in_channels:
         raise UserError(
-            f'visualizer.bands must be below model.backbone.in_channels, {backbone.in_channels}, '
-            f'but got {bands}'
+            f'visualizer.bands must be less than model.backbone.in_channels '
+            f'({backbone.in_channels}), but got {bands}'
         )
 
 
@@ -103,7 +103,7 @@ def check_feature_maps(cfg: Mapping[str, Any], model: nn.Module) -> None:
         return
     channels = [backbone.settings.dims[i] for i in backbone.out_indices]
     given = (
-        f'model.backbone gives {len(channels)} maps of {channels} channels '
+        f'model.backbone returns {len(channels)} map(s) with {channels} channels '
         f'(out_indices {backbone.out_indices})'
     )
     neck = getattr(model, 'neck', None)

@@ -89,7 +89,7 @@ def _check_list(
         for i, line in enumerate(lines):
             name, _, label = line.rpartition(' ')
             if not name or not re.fullmatch(r'[+-]?\d+', label):
-                hint = 'Write the path of the image, a space and the index of the class'
+                hint = 'Each line must be an image path, a space and a class index'
                 report.add('error', path, 'line has no label', f'line {i + 1}: {line!r}', hint)
                 continue
             names.append(name)
@@ -97,16 +97,16 @@ def _check_list(
             if number < 0 or (classes is not None and number >= len(classes)):
                 kind = 'label is negative'
                 if number >= 0:
-                    kind = f'label is not below the number of classes, {len(classes or ())}'
+                    kind = f'label is out of range for {len(classes or ())} classes'
                 report.add('error', path, kind, f'{item} has {number}', 'Labels start at 0')
             expected = positions.get(_plain(name.split('/')[0])) if '/' in name else None
             if expected not in (None, number):
-                kind = 'label is that of another class than the folder'
-                item = f'{item} has {number}, and the class is number {expected}'
-                report.add('error', path, kind, item, 'Labels count `classes` from 0')
+                kind = 'label does not match the class folder'
+                item = f'{item} has {number}, but the index of its folder is {expected}'
+                report.add('error', path, kind, item, 'Labels are indices into `classes`')
     if not lines:
-        report.add('error', path, 'the file has no line, so the data set is empty')
-    hint = f'Add the files, or remove the lines from {path!r}'
+        report.add('error', path, 'the file has no lines, so the dataset is empty')
+    hint = f'Add the files or remove the lines from {path!r}'
     missing = report_missing(report, folder, 'image', names, hint)
     return [name for name in names if name not in missing]
 
@@ -123,8 +123,8 @@ def _check_folders(
     for name in files:
         suffix = os.path.splitext(name)[1]
         if suffix.lower() in IMAGE_SUFFIXES and not name.lower().endswith(suffixes):
-            kind = f'image with suffix {suffix!r} is left out'
-            hint = f'Convert the images, or set `extensions`, which is {suffixes}'
+            kind = f'image with suffix {suffix!r} is ignored'
+            hint = f'Convert the images or add the suffix to `extensions`, now {suffixes}'
             report.add('warning', folder.path, kind, repr(name), hint)
     if has_labels:
         folders = folder.entries().folders
@@ -134,11 +134,11 @@ def _check_folders(
         _report_names(leaf, report, folder.path, visible)
         for name in [n for n in images if os.sep not in n]:
             hint = 'Move it to the folder of its class'
-            report.add('warning', folder.path, 'image is in no class folder', repr(name), hint)
+            report.add('warning', folder.path, 'image is not in a class folder', repr(name), hint)
         images = [name for name in images if os.sep in name]
     if not images:
-        kind = 'the folder has no image in a class folder' if has_labels else 'there is no image'
-        hint = f'`data_root` or `data_prefix` is probably wrong; the suffixes are {suffixes}'
+        kind = 'no images in class folders' if has_labels else 'no images in the folder'
+        hint = f'`data_root` or `data_prefix` may be wrong; image suffixes are {suffixes}'
         report.add('error', folder.path, kind, hint=hint)
     return images
 
@@ -158,8 +158,8 @@ def _report_hidden(
     """Report hidden folders, such as those of Jupyter, which mmpretrain does not leave out."""
     for name in folders:
         if name.startswith('.'):
-            kind = 'hidden folder counts as a class'
-            hint = 'mmpretrain gives it label 0 and shifts the labels of all classes: remove it'
+            kind = 'hidden folder is treated as a class'
+            hint = 'Remove it: mmpretrain gives it label 0 and shifts all other labels'
             report.add('error', folder.path, kind, repr(name), hint)
     report_hidden_images(report, folder.path, [n for n in images if not n.startswith('.')])
 
@@ -170,11 +170,11 @@ def _report_empty(
     used = {name.split(os.sep)[0] for name in images}
     for name in folders:
         if name not in used and not name.startswith('.'):
-            kind = 'class folder has no image'
-            hint = 'It counts as a class without images: add images, or remove the folder'
+            kind = 'class folder has no images'
+            hint = 'It still counts as a class. Add images or remove the folder'
             report.add('warning', folder.path, kind, repr(name), hint)
     if folders and {name.lower() for name in folders} <= _SPLITS:
-        kind = f'the class folders are {list(folders)}, which are parts of a data set'
+        kind = f'the class folders are {list(folders)}, which look like dataset splits'
         hint = 'Set `data_prefix` to one of them; its subfolders are the classes'
         report.add('error', folder.path, kind, hint=hint)
 
@@ -192,7 +192,7 @@ def _report_names(
         lacking = [n for n, p in zip(classes, names, strict=True) if p not in common][:8]
         other = [n for n, p in zip(folders, plain, strict=True) if p not in common][:8]
         kind = f'there are {len(folders)} class folders, but {len(classes)} classes'
-        hint = f'Folders that are no class: {other}. Classes without a folder: {lacking}'
+        hint = f'Folders without a class: {other}. Classes without a folder: {lacking}'
         report.add('error', path, kind, hint=hint if common else '')
         return
     wrong = [
@@ -202,20 +202,20 @@ def _report_names(
     ]
     swapped = [i for i, name in enumerate(plain) if name in common and names[i] != name]
     if swapped:
-        hint = 'mmpretrain numbers the folders in sorted order: write `classes` in that order'
+        hint = 'mmpretrain numbers folders in sorted order. List `classes` in that order'
         for text in wrong:
-            report.add('error', path, '`classes` has another order than the folders', text, hint)
+            report.add('error', path, '`classes` and folders are in different order', text, hint)
     elif common:
         for text in wrong:
-            kind = 'name of a class is not that of its folder'
-            report.add('warning', path, kind, text, 'Check `classes` for typing mistakes')
+            kind = 'class name differs from its folder'
+            report.add('warning', path, kind, text, 'Check `classes` for typos')
     elif all(name.isdecimal() for name in folders) and folders != sorted(folders, key=int):
-        kind = 'folders are numbers, which mmpretrain sorts as text'
-        hint = "10 comes before 2: write `classes` in that order, or name the folders '02' and '10'"
+        kind = 'folder names are numbers, which mmpretrain sorts as text'
+        hint = "10 sorts before 2. List `classes` in that order, or name the folders '02' and '10'"
         report.add('warning', path, kind, ', '.join(wrong[:3]), hint)
     elif leaf.get('classes') or leaf.get('metainfo'):  # ImageNet's own differ altogether
         for text in wrong:
-            report.add('note', path, 'name of a class is not that of its folder', text)
+            report.add('note', path, 'class name differs from its folder', text)
 
 
 def _plain(name: str) -> str:

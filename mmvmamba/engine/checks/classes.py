@@ -53,8 +53,8 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
             continue
         if isinstance(classes, str):
             raise UserError(
-                f'metainfo.classes of {dataset_type.__name__} is the string {classes!r}; write a '
-                f'tuple of one name as ({classes!r},)'
+                f'metainfo.classes of {dataset_type.__name__} must be a tuple, but got '
+                f'{classes!r}; for a single class, write ({classes!r},)'
             )
         names = list(read_coco(path).categories)
         found = f'the categories of annotation file {path!r} are {names[:40]}'
@@ -64,8 +64,8 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
         if [name for name in names if name in classes] != list(classes):
             raise UserError(
                 f'metainfo.classes is {list(classes)[:40]}, but {found}: '
-                f'{dataset_type.__name__} numbers the classes in the order of the file, so write '
-                'them in that order'
+                f'{dataset_type.__name__} numbers classes in the order of the file, so use the '
+                'same order'
             )
 
 
@@ -76,13 +76,15 @@ def describe_empty(cfg: Mapping[str, Any]) -> str:
         if classes is None:
             classes = getattr(dataset_class(leaf), 'METAINFO', {}).get('classes', ())
         return (
-            f'{leaf.get("type")} has no image to use: annotation file {path!r} has the categories '
-            f'{list(read_coco(path).categories[:12])}, the data set has the classes '
+            f'{leaf.get("type")} has no usable images: annotation file {path!r} has the categories '
+            f'{list(read_coco(path).categories[:12])}, but the dataset has the classes '
             f'{list(classes)[:12]}'
         )
     leaves = list(leaf_datasets(cfg))
     names = ' and '.join(str(leaf.get('type')) for leaf in leaves)
-    return f'{names} has no image in {[path for leaf in leaves for _, path in local_paths(leaf)]}'
+    return (
+        f'{names} found no images in {[path for leaf in leaves for _, path in local_paths(leaf)]}'
+    )
 
 
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
@@ -100,7 +102,7 @@ def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
         classes = head.get('num_classes')
         if not isinstance(classes, int) or classes == count or head.get('class_agnostic'):
             continue
-        message = f'the training data set has {count} classes, but {name}.num_classes is {classes}'
+        message = f'the training dataset has {count} classes, but {name}.num_classes is {classes}'
         if classes < count and name.split('.')[-1].startswith(_DETECTION_HEADS):
             raise UserError(message)
         warnings.append(message)

@@ -116,8 +116,8 @@ def _report_all(
     if file.is_panoptic:
         return
     if lacks_masks:
-        task = 'the model learns masks' if stage == 'train' else 'the evaluation compares masks'
-        hint = f'To learn boxes alone, inherit from a config without masks, such as {_BOXES_ONLY}'
+        task = 'the model predicts masks' if stage == 'train' else 'the metric compares masks'
+        hint = f'To train on boxes only, inherit from a config without masks, such as {_BOXES_ONLY}'
         report.add('error', path, f'no annotation has a `segmentation`, but {task}', '', hint)
     if not file.annotations:
         _report_no_annotation(report, path, stage)
@@ -160,9 +160,9 @@ def _check_classes(
 ) -> None:
     """Name the classes without any object that training or evaluation can use."""
     used = _classes(leaf)
-    objects = 'object to find'  # evaluation counts boxes that training leaves out
+    objects = 'objects to detect'  # evaluation counts boxes that training leaves out
     if stage == 'train':
-        objects = 'object with a valid mask' if masks else 'valid box'
+        objects = 'objects with a valid mask' if masks else 'valid boxes'
     lacking = Problem()
     total = 0
     for name, counts in zip(file.categories, file.classes, strict=True):
@@ -172,13 +172,13 @@ def _check_classes(
                 lacking.count += 1
                 lacking.items.append(f'{name!r} ({_cause(counts, masks)})')
     if not total:
-        hint = f'The file has {list(file.categories[:12])}, the config {list(used or ())[:12]}'
-        report.add('error', path, '`categories` has none of the classes', '', hint)
+        hint = f'The file has {list(file.categories[:12])}, the config has {list(used or ())[:12]}'
+        report.add('error', path, '`categories` contains none of the classes', '', hint)
     elif lacking.count == total:
         hint = 'There is nothing to learn' if stage == 'train' else 'All metrics would be -1'
-        _add(report, 'error', path, f'no class has a single {objects}', lacking, hint)
+        _add(report, 'error', path, f'no class has any {objects}', lacking, hint)
     elif lacking.count:
-        _add(report, 'warning', path, f'classes without a single {objects}', lacking)
+        _add(report, 'warning', path, f'class has no {objects}', lacking)
 
 
 def _usable(counts: ClassCounts, stage: str, masks: bool) -> int:
@@ -191,7 +191,7 @@ def _report_no_annotation(report: Report, path: str, stage: str) -> None:
     hint = {
         'train': 'There is nothing to learn',
         'val': 'All metrics would be -1, and the first checkpoint would remain the best',
-        'test': 'All metrics would be -1; use `format_only=True` of the evaluator for test images',
+        'test': 'All metrics would be -1. For test images, set `format_only=True` in the evaluator',
     }[stage]
     severity = 'warning' if stage == 'test' else 'error'
     report.add(severity, path, '`annotations` is empty', '', hint)
@@ -199,8 +199,8 @@ def _report_no_annotation(report: Report, path: str, stage: str) -> None:
 
 def _cause(counts: ClassCounts, masks: bool) -> str:
     if not counts.annotations:
-        return 'no annotation'
-    number = f'{counts.annotations} annotations'
+        return 'no annotations'
+    number = f'{counts.annotations} annotation{"s" * (counts.annotations > 1)}'
     if counts.crowd == counts.annotations:
         return f'{number}, all with `iscrowd: 1`'
     return f'{number}, none with a valid {"mask" if masks and counts.boxes else "box"}'
@@ -220,11 +220,11 @@ def _report_empty(
         return
     hint = ''
     if stage == 'train':
-        hint = 'They are trained as background'
+        hint = 'Training uses them as background'
     if settings.get('filter_empty_gt'):
-        remedy = 'set `filter_cfg.filter_empty_gt=False` to train them as background'
-        hint = f'Training leaves them out; {remedy}'
-    _add(report, 'note', path, 'images without annotations', file.empty, hint)
+        remedy = 'Set `filter_cfg.filter_empty_gt=False` to use them as background'
+        hint = f'Training skips them. {remedy}'
+    _add(report, 'note', path, 'image has no annotations', file.empty, hint)
 
 
 def _report_small(file: CocoFile, report: Report, path: str, min_size: int) -> None:
@@ -232,8 +232,8 @@ def _report_small(file: CocoFile, report: Report, path: str, min_size: int) -> N
     small = [image for image in file.images if image.size and min(image.size) < min_size]
     if small:
         problem = Problem(len(small), [repr(image.file_name) for image in small[:_SHOWN]])
-        kind = f'images smaller than `filter_cfg.min_size={min_size}`'
-        _add(report, 'note', path, kind, problem, 'Training leaves them out')
+        kind = f'image is smaller than `filter_cfg.min_size={min_size}`'
+        _add(report, 'note', path, kind, problem, 'Training skips it')
 
 
 def read_coco(path: str) -> CocoFile:
@@ -254,7 +254,7 @@ def read_coco(path: str) -> CocoFile:
 def _read(path: str, modified: int, size: int) -> CocoFile:
     large, start = size > _LARGE, time.monotonic()
     if large:
-        print_log(f'reading annotation file {path!r} of {size / 2**20:.0f} MB ...', 'current')
+        print_log(f'reading annotation file {path!r} ({size / 2**20:.0f} MB) ...', 'current')
     with _without_garbage_collection():
         summary = _summarize(_load(path))
     if large:
@@ -281,7 +281,7 @@ def _load(path: str) -> dict[str, list[Any]]:
         with open(path, encoding='utf-8') as file:
             content = _parse(file.read())
     except (ValueError, RecursionError) as error:
-        raise UserError(f'annotation file {path!r} is not JSON: {error}') from error
+        raise UserError(f'annotation file {path!r} is not valid JSON: {error}') from error
     except OSError as error:
         raise UserError(f'annotation file {path!r} cannot be read: {error.strerror}') from error
     # The files of test images have no annotations.
@@ -289,8 +289,8 @@ def _load(path: str) -> dict[str, list[Any]]:
     wrong = [name for name in _LISTS if not isinstance(lists.get(name), list)]
     if wrong:
         raise UserError(
-            f'annotation file {path!r} is not COCO: {wrong} must be lists of objects; the file has '
-            f'the keys {sorted(content)[:12] if lists else []}'
+            f'annotation file {path!r} is not in COCO format: {wrong} must be lists of objects, '
+            f'but the file has the keys {sorted(content)[:12] if lists else []}'
         )
     return {name: lists[name] for name in _LISTS}
 

@@ -79,7 +79,7 @@ def check_stages(cfg: Config) -> None:
         names = (f'{stage}_dataloader', f'{stage}_cfg', last)
         missing = [name for name in names if cfg.get(name) is None]
         if missing and len(missing) < len(names):
-            hint = '; --no-validate turns validation off' if stage == 'val' else ''
+            hint = '; use --no-validate to disable validation' if stage == 'val' else ''
             raise UserError(
                 f'{", ".join(names)} must all be set or all be None, but {missing} are None{hint}'
             )
@@ -97,7 +97,7 @@ def _check_number(name: str, value: Any, least: int | None) -> None:
 def _comma(value: Any) -> str:
     """Describe the likely cause of a tuple of one item."""
     is_single = isinstance(value, tuple) and len(value) == 1
-    return ', a tuple; remove the comma after the value' if is_single else ''
+    return ', a tuple; remove the trailing comma' if is_single else ''
 
 
 def _setting(cfg: Mapping[str, Any], name: str) -> Any:

@@ -10,7 +10,7 @@ from .report import Report
 IMAGE_SUFFIXES = frozenset(
     '.bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()  # in lower case
 )
-_CASE_HINT = 'Names are case-sensitive: rename the files, or correct the names in the data set'
+_CASE_HINT = 'Names are case-sensitive. Rename the files or correct the names in the dataset'
 
 
 class Entries(NamedTuple):
@@ -130,13 +130,13 @@ def report_missing(
     similar = next(((n, other) for n in missing if (other := folder.similar(n))), None)
     if similar:
         name, other = similar
-        hint = f'Instead of {name!r} there is {other!r}. ' + (
+        hint = f'Found {other!r} instead of {name!r}. ' + (
             _CASE_HINT
             if name.lower() == other.lower()
-            else 'Correct the suffix in the config or the annotation file, or convert the files'
+            else 'Correct the suffix in the config or annotation file, or convert the files'
         )
     elif missing and len(missing) == len(names):
-        hint = 'None of the files exists, so `data_root` or `data_prefix` is probably wrong'
+        hint = 'None of the files exist, so `data_root` or `data_prefix` is probably wrong'
     single = len(missing) < len(names)
     for name in missing:
         report.add('error', folder.path, f'{kind} does not exist', repr(name), hint, single=single)
@@ -147,7 +147,7 @@ def report_unreadable(report: Report, folder: Folder) -> None:
     """Report the subfolders that were listed in vain, once."""
     for name, reason in folder.unreadable.items():
         path = os.path.join(folder.path, name) if name else folder.path
-        hint = 'Give this user the permission to read and enter the folder'
+        hint = 'Give this user permission to read and enter the folder'
         report.add('error', path, f'the folder cannot be read ({reason})', hint=hint)
     folder.unreadable.clear()
 
@@ -156,6 +156,6 @@ def report_hidden_images(report: Report, path: str, names: Iterable[str]) -> Non
     """Report images in hidden folders, which MMEngine lists like all others."""
     for name in names:
         if any(part.startswith('.') for part in os.path.dirname(name).split(os.sep)):
-            kind = 'image in a hidden folder is used as well'
-            hint = 'Jupyter, for example, makes such copies of images: remove the folder'
+            kind = 'image in a hidden folder is also used'
+            hint = 'Remove the folder. Jupyter, for example, creates such copies'
             report.add('warning', path, kind, repr(name), hint)

@@ -23,16 +23,16 @@ R = TypeVar('R')
 _COMMON = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _TIFF = (b'II', b'MM')
 _PNG = b'\x89PNG\r\n\x1a\n'
-_NEEDS_TIFFFILE = 'can be decoded only by tifffile'
-_LACKS_TIFFFILE = 'cannot be decoded, because tifffile is not installed'
+_NEEDS_TIFFFILE = 'can only be decoded by tifffile'
+_LACKS_TIFFFILE = 'cannot be decoded because tifffile is not installed'
 _SETTINGS_HINTS = {
     _NEEDS_TIFFFILE: "Set `imdecode_backend='tifffile'` in `LoadImageFromFile` "
-    '(docs/multispectral.md)',
-    _LACKS_TIFFFILE: '`pip install tifffile imagecodecs`',
+    '(see docs/multispectral.md)',
+    _LACKS_TIFFFILE: 'Run `pip install tifffile imagecodecs`',
 }
 _EXIF_HINT = (
-    "Loading turns the image as the tag says: set `color_type='color_ignore_orientation'` in "
-    '`LoadImageFromFile`, or turn the pixels, remove the tag and annotate the result'
+    "Loading applies the EXIF rotation. Set `color_type='color_ignore_orientation'` in "
+    '`LoadImageFromFile`, or rotate the pixels, remove the tag and annotate the result'
 )
 
 
@@ -144,7 +144,7 @@ def _read_with_mmcv(path: str, content: bytes, loader: Loader, error: Exception)
     if not loader.is_stock or not content.startswith(_TIFF):
         return problem
     if not _has_tifffile():
-        detail = f'{loader.backend} cannot read it; tifffile, which may, is not installed'
+        detail = f'{loader.backend} cannot read it, and tifffile is not installed'
         return problem._replace(detail=detail)
     if _loads(content, loader._replace(backend='tifffile')):
         return ImageFile(path, problem=_NEEDS_TIFFFILE)
@@ -175,7 +175,9 @@ def _loads(content: bytes, loader: Loader) -> bool:
 def _load(content: bytes, loader: Loader) -> np.ndarray:
     array: Any = mmcv.imfrombytes(content, flag=loader.flag, backend=loader.backend)
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
-        raise ValueError(f'not an image but of shape {getattr(array, "shape", None)}')
+        raise ValueError(
+            f'expected an image, but got an array of shape {getattr(array, "shape", None)}'
+        )
     return array
 
 
@@ -197,7 +199,7 @@ def report_images(
         elif loader.is_stock or image.problem != 'cannot be decoded':
             report_problem(report, folder, 'image', image)
         else:
-            kind = f'image is not checked, because `{loader.name}` loads it'
+            kind = f'image is not checked because `{loader.name}` loads it'
             report.add('note', folder, kind, item)
     if loader.is_stock:
         _report_formats(report, folder, usable, loader)
@@ -207,9 +209,9 @@ def report_images(
 def report_problem(report: Report, folder: str, kind: str, image: ImageFile) -> None:
     """Report a file that cannot be used."""
     item = item_name(image.path, folder) + (f' ({image.detail})' if image.detail else '')
-    hint = 'Copy the file from its source again, or remove it from the data set'
+    hint = 'Copy the file again or remove it from the dataset'
     if image.problem == 'cannot be read':
-        hint = 'Give this user the permission to read the file'
+        hint = 'Give this user permission to read the file'
     is_single = image.problem not in _SETTINGS_HINTS
     hint = _SETTINGS_HINTS.get(image.problem, hint)
     report.add('error', folder, f'{kind} {image.problem}', item, hint, single=is_single)
@@ -227,10 +229,10 @@ def _report_formats(
     counts = sorted({image.channels for image in images})
     if loader.keeps_channels and len(counts) > 1:
         kind = f"images have {counts} channels, and `color_type='unchanged'` keeps them"
-        hint = "A batch needs images of equal channels: convert them, or set `color_type='color'`"
+        hint = "All images of a batch must match. Convert them, or set `color_type='color'`"
         if loader.backend == 'tifffile':
             kind = f"images have {counts} channels, and `imdecode_backend='tifffile'` keeps them"
-            hint = 'A batch needs images of equal channels: convert them'
+            hint = 'All images of a batch must match. Convert them'
         report.add('error', folder, kind, hint=hint)
     for image in images:
         _report_channels(report, folder, image, loader)
@@ -238,19 +240,21 @@ def _report_formats(
         item = item_name(image.path, folder)
         if loader.flag.startswith('color') and not loader.keeps_channels:
             if image.bits > 8:
-                kind = f'image has {image.bits} bits a channel, of which loading keeps 8'
+                kind = f'image has {image.bits} bits per channel, but only 8 are loaded'
                 hint = (
                     'Images that do not use all bits become dark. Scale them to 8 bits, or set '
-                    "`color_type='unchanged'` and `mean` and `std` of their range"
+                    "`color_type='unchanged'` with a matching `mean` and `std`"
                 )
                 report.add('warning', folder, kind, item, hint)
             if image.alpha:
-                hint = 'Transparent pixels show the color that is stored below'
+                hint = 'Transparent pixels get the color stored in them'
                 report.add(
-                    'note', folder, 'image has transparency, which loading drops', item, hint
+                    'note', folder, 'image has an alpha channel, which is ignored', item, hint
                 )
             elif image.channels == 1:
-                report.add('note', folder, 'image is gray, and loads as three equal channels', item)
+                report.add(
+                    'note', folder, 'grayscale image is loaded as three equal channels', item
+                )
 
 
 def _report_channels(report: Report, folder: str, image: ImageFile, loader: Loader) -> None:
@@ -262,20 +266,20 @@ def _report_channels(report: Report, folder: str, image: ImageFile, loader: Load
     if loader.channels in (None, loaded) or (loaded, loader.channels) == (1, 3):
         return
     hint = (
-        'Set `in_channels` of the backbone, and `mean` and `std` of the data preprocessor, to the '
-        'channels of the images (docs/multispectral.md)'
+        'Set `in_channels` of the backbone, and `mean` and `std` of the data preprocessor, to '
+        'match the images (see docs/multispectral.md)'
     )
     if not loader.keeps_channels:
         hint = (
-            f'`color_type={loader.flag!r}` changes the channels: set `imdecode_backend='
+            f'`color_type={loader.flag!r}` changes the channels. Set `imdecode_backend='
             "'tifffile'` for TIFF files, or `color_type='unchanged'`"
         )
     elif image.height == loader.channels:
         hint = (
-            'The file has its channels first; store them last, for example with `gdal_translate '
+            'The file stores channels first. Store them last, for example with `gdal_translate '
             '-co INTERLEAVE=PIXEL`'
         )
-    kind = f'image loads with {loaded} channels, but the model takes {loader.channels}'
+    kind = f'image is loaded with {loaded} channels, but the model takes {loader.channels}'
     report.add('error', folder, kind, item_name(image.path, folder), hint)
 
 
@@ -301,21 +305,21 @@ def report_sizes(
         item = item_name(image.path, folder)
         tag = f'EXIF orientation {image.orientation}'
         if loaded == size and raw == size and image.orientation != 1 and loader.rotates:
-            kind = f'image is turned by its EXIF orientation, and the {other} may not be'
+            kind = f'image is rotated by its EXIF orientation, but the {other} may not be'
             report.add('warning', folder, kind, f'{item} ({tag})', _EXIF_HINT)
         elif loaded == size or (not loader.is_stock and size in (raw, raw[::-1])):
             continue
         elif image.orientation >= 5:
-            kind = f'image has an EXIF orientation that does not agree with the {other}'
+            kind = f'EXIF orientation of the image does not match the {other}'
             hint = _EXIF_HINT
             if not loader.rotates:
-                hint = f"`color_type={loader.flag!r}` ignores the tag: set `color_type='color'`"
+                hint = f"`color_type={loader.flag!r}` ignores the tag. Set `color_type='color'`"
             report.add('error', folder, kind, f'{item} ({tag})', hint, single=True)
         else:
             kind = f'image and {other} differ in size'
             detail = f'{loaded[0]} x {loaded[1]} and {size[0]} x {size[1]}'
             hint = (
-                'One of them was resized or belongs to another image, so its labels would be at '
-                'wrong places'
+                'One of them was resized or belongs to another image, so the labels would be in '
+                'the wrong places'
             )
             report.add('error', folder, kind, f'{item} ({detail})', hint, single=True)

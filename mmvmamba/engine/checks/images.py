@@ -72,14 +72,14 @@ def _check_coco(
         except UserError:  # the check of the annotations reports it
             return
         if folder is None:
-            kind = 'the data set does not say where its images are'
-            report.add('error', path, kind, hint='Set `data_prefix.img` to their folder')
+            kind = 'the image folder is not set'
+            report.add('error', path, kind, hint='Set `data_prefix.img`')
             return
         check_listed_images(images, folder, report, sample, image_loader(leaf, channels))
         maps = data_folder(leaf, 'seg')
         if maps and (leaf.get('data_prefix') or {}).get('seg'):
             names = [_map_name(leaf, n, parsing) for n, *_ in images if isinstance(n, str)]
-            hint = 'Add the label maps, or remove `data_prefix.seg`'
+            hint = 'Add the label maps or remove `data_prefix.seg`'
             report_missing(report, Folder(maps), 'label map', names, hint)
 
 
@@ -107,7 +107,7 @@ def check_listed_images(
         loader (Loader): How the pipeline loads images.
     """
     sizes = {name: (width, height) for name, width, height in images if isinstance(name, str)}
-    hint = 'Add the files, or remove the images from the annotation file'
+    hint = 'Add the files or remove the images from the annotation file'
     missing = report_missing(report, Folder(path), 'image', sizes, hint)
     present = [name for name in sizes if name not in missing]
     names = {os.path.join(path, name): name for name in spread(present, sample)}

@@ -133,7 +133,7 @@ def report_labels(
             if unknown:
                 wrong[item] = unknown
     for item, unknown in wrong.items():
-        kind = f'label that none of the {len(labels.classes or ())} classes has'
+        kind = f'label is not one of the {len(labels.classes or ())} classes'
         hint = _wrong_labels_hint(raw, labels, readable[0].file.path)
         report.add('error', folder, kind, f'{item} has {_list(unknown)}', hint, single=True)
     if raw and not wrong:
@@ -153,16 +153,16 @@ def report_head(
         final -= labels.ignored | {head.ignore_index}
         wrong = [label for label in final if label >= head.num_classes]
         if wrong:
-            kind = f'label is a class of the data set, but {head.name}.num_classes is '
+            kind = f'label is a class of the dataset, but {head.name}.num_classes is '
             kind += f'{head.num_classes}'
             item = f'{item_name(label_map.file.path, folder)} has class {_list(wrong)}'
             report.add('error', folder, kind, item, f'Set {head.name}.num_classes')
 
 
 def _report_channels(report: Report, folder: str, item: str, are_equal: bool) -> None:
-    hint = 'Replace each color by the index of its class, and save that as a gray or palette image'
+    hint = 'Replace each color by its class index and save a grayscale or palette image'
     if are_equal:
-        hint = 'Its channels are equal: save one of them'
+        hint = 'All channels are equal. Save one of them'
     report.add('error', folder, 'label map has several channels', item, hint)
 
 
@@ -174,12 +174,12 @@ def _are_bytes(report: Report, folder: str, item: str, counts: Mapping[Any, int]
         return True
     value = wrong[0]
     if _is_whole(value):
-        kind = 'label is outside 0 to 255 and wraps around, because mmseg reads 8 bits'
+        kind = 'label is outside 0 to 255 and wraps around because mmseg reads 8 bits'
         item = f'{item} has {value}, which is read as {int(value) & 255}'
-        hint = 'Save the indices of the classes, with 255 for pixels without a class'
+        hint = 'Save class indices, with 255 for pixels without a class'
     else:
-        kind, item = 'label is not a whole number', f'{item} has {value}'
-        hint = 'Save the indices of the classes as 8-bit integers'
+        kind, item = 'label is not an integer', f'{item} has {value}'
+        hint = 'Save class indices as 8-bit integers'
     report.add('error', folder, kind, item, hint)
     return False
 
@@ -193,20 +193,20 @@ def _wrong_labels_hint(raw: Counter, labels: Labels, path: str) -> str:
     count = len(labels.classes or ())
     used = [v for v in raw if int(labels.final[v]) not in labels.ignored]
     if os.path.splitext(path)[1].lower() in ('.jpg', '.jpeg'):
-        return 'JPEG changes labels: save label maps as PNG'
+        return 'JPEG compression changes labels. Save label maps as PNG'
     if not labels.reduces_zero and min(used) >= 1 and max(used) == count:
         return (
-            'The labels seem to start at 1: subtract 1, or set `reduce_zero_label=True`, which '
+            'The labels seem to start at 1. Subtract 1, or set `reduce_zero_label=True`, which '
             'ignores 0'
         )
     if not labels.reduces_zero and max(used) == count and 0 in used:
         return (
-            'There is one label more than classes: add the class of 0 (the background) to '
+            'There is one more label than classes. Add the class of label 0 (the background) to '
             '`metainfo.classes`, or set `reduce_zero_label=True`, which ignores 0'
         )
     return (
-        'Add the classes to `metainfo.classes` and `num_classes`, or set these pixels to 255, '
-        'which is ignored'
+        'Add the classes to `metainfo.classes` and `num_classes`, or set these pixels to 255 to '
+        'ignore them'
     )
 
 
@@ -219,7 +219,7 @@ def _report_classes(
         pixels[int(labels.final[value])] += count
     found = [index for index in pixels if index not in labels.ignored]
     if not found:
-        hint = 'Pixels with 255 are ignored; the label of the foreground must be the index of it'
+        hint = '255 means ignore. Label foreground pixels with their class index'
         if labels.reduces_zero:
             hint = '`reduce_zero_label=True` ignores 0 and subtracts 1 from the other labels'
         kind = f'every pixel is ignored: the labels are {_list(raw)}'
@@ -229,19 +229,19 @@ def _report_classes(
         return
     if found == [0] and 255 in raw and len(labels.classes) == 2 and not labels.reduces_zero:
         kind = f'class {labels.classes[1]!r} never occurs: the labels are 0 and 255'
-        hint = 'The foreground is 255, which is ignored; make it 1'
+        hint = '255 means ignore. Label foreground pixels with 1'
         report.add('error', folder, kind, hint=hint)
         return
     where = '' if is_complete else ' in the sample'
     if len(found) == 1:
         kind = f'all pixels{where} belong to class {labels.classes[found[0]]!r}'
-        hint = f'The labels are {_list(raw)}, of which 255 is ignored; check how they were made'
+        hint = f'The labels are {_list(raw)}, and 255 is ignored. Check the label maps'
         report.add('warning', folder, kind, hint=hint)
         return
     absent = [name for i, name in enumerate(labels.classes) if i not in pixels]
     if absent:
         kind = f'{len(absent)} of {len(labels.classes)} classes never occur{where}'
-        hint = f'They are {_list(absent)}; the labels are {_list(raw)}'
+        hint = f'Missing classes: {_list(absent)}. Labels: {_list(raw)}'
         report.add('warning' if is_complete else 'note', folder, kind, hint=hint)
 
 

@@ -33,7 +33,7 @@ def check_top_k(cfg: Mapping[str, Any]) -> None:
                 raise UserError(f'{name}.topk must be positive integers, but got {top!r}')
             if isinstance(classes, int) and max(values) > classes:
                 raise UserError(
-                    f'{name}.topk is {top}, but model.head.num_classes is {classes}; set it to (1,)'
+                    f'{name}.topk is {top}, but model.head.num_classes is {classes}; set topk=(1,)'
                 )
 
 

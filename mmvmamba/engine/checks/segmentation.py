@@ -39,7 +39,7 @@ def check_segmentation(
     map_suffix = setting(leaf, 'seg_map_suffix', '.png')
     if path is None or not isinstance(suffix, str) or not isinstance(map_suffix, str):
         hint = '`data_prefix.img_path`, `img_suffix` and `seg_map_suffix` must be strings'
-        report.add('error', str(path), 'the data set does not say where its images are', hint=hint)
+        report.add('error', str(path), 'the images cannot be listed', hint=hint)
         return
     images = Folder(path)
     map_path = data_folder(leaf, 'seg_map_path')
@@ -55,13 +55,13 @@ def check_segmentation(
             return
     else:
         names = listed
-        hint = f'Add the files, or remove the lines from {join_root(leaf, leaf.get("ann_file"))!r}'
+        hint = f'Add the files or remove the lines from {join_root(leaf, leaf.get("ann_file"))!r}'
         if any(name.endswith(suffix) for name in names):
-            hint = f'The suffix {suffix!r} is added to each line, so the lines must not have it'
+            hint = f'Remove the suffix {suffix!r} from the lines: it is added to each of them'
         missing = report_missing(report, images, 'image', [n + suffix for n in names], hint)
     missing_maps = set()
     if maps is not None:
-        hint = 'Add the label maps, or remove the images'
+        hint = 'Add the label maps or remove the images'
         expected = [n + map_suffix for n in names]
         missing_maps = report_missing(report, maps, 'label map', expected, hint)
         if listed is None:
@@ -78,10 +78,10 @@ def _listed_names(leaf: Mapping[str, Any], report: Report) -> list[str] | None:
         return None
     lines = read_lines(path, report)
     if '' in lines:
-        hint = 'Remove the empty lines, which are read as names of images'
+        hint = 'Remove empty lines: they are read as image names'
         report.add('error', path, 'line is empty', f'line {lines.index("") + 1}', hint)
     if not lines:
-        report.add('error', path, 'the file has no line, so the data set is empty')
+        report.add('error', path, 'the file has no lines, so the dataset is empty')
     return [line for line in lines if line]
 
 
@@ -114,22 +114,22 @@ def _report_other_images(
         if other.lower() in IMAGE_SUFFIXES and other != extension and not is_label_map:
             others.setdefault(other, []).append(name)
     for other, names in sorted(others.items()):
-        hint = f'Rename or convert them, or set `img_suffix={other!r}`; a data set has one suffix'
+        hint = f'Rename or convert them, or set `img_suffix={other!r}`. A dataset has one suffix'
         if other.lower() == extension.lower():
-            hint = f'`img_suffix` is case-sensitive: rename them to {extension!r}'
-        kind = f'image with suffix {other!r} is left out, because `img_suffix` is {suffix!r}'
+            hint = f'`img_suffix` is case-sensitive. Rename them to {extension!r}'
+        kind = f'image with suffix {other!r} is ignored because `img_suffix` is {suffix!r}'
         for name in names:
             report.add('warning' if used else 'error', images.path, kind, repr(name), hint)
     if not used and not others:
         hint = '`data_root`, `data_prefix.img_path` or `img_suffix` is probably wrong'
-        kind = f'the folder has no file that ends in {suffix!r}, so the data set is empty'
+        kind = f'no files in the folder end in {suffix!r}, so the dataset is empty'
         report.add('error', images.path, kind, hint=hint)
 
 
 def _report_lone_maps(report: Report, maps: Folder, suffix: str, names: set[str]) -> None:
     files = [n for n in maps.files() if n.endswith(suffix)]
     report_unreadable(report, maps)
-    hint = 'Its image may have another suffix or name, and is then not used'
+    hint = 'If its image has a different suffix or name, that image is not used'
     for name in files:
         if name[: -len(suffix) or None] not in names:
             report.add('warning', maps.path, 'label map has no image', repr(name), hint)
@@ -155,7 +155,7 @@ def _check_sample(
         return
     map_loader = label_map_loader(leaf)
     if not map_loader.is_stock:
-        kind = f'labels are not checked, because `{map_loader.name}` loads them'
+        kind = f'labels are not checked because `{map_loader.name}` loads them'
         report.add('note', maps.path, kind)
         return
     map_paths = [os.path.join(maps.path, name + map_suffix) for name in chosen]

@@ -56,7 +56,7 @@ class CheckSample(BaseTransform):
         annotated = results.get('height'), results.get('width')
         if None not in annotated and annotated != size:
             hint = _EXIF_HINT if annotated == size[::-1] else ''
-            yield f'the image is {_text(size)} but its annotation says {_text(annotated)}{hint}'
+            yield f'the image is {_text(size)}, but its annotation is for {_text(annotated)}{hint}'
         yield from self._label_map_mistakes(results.get('gt_seg_map'), size)
         masks = results.get('gt_masks')
         if masks is not None and (masks.height, masks.width) != size:

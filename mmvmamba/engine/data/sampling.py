@@ -228,7 +228,7 @@ def _describe(dataset: Any, index: int, error: Exception) -> str:
     """Name the image and label map of a sample, or its number, and the error."""
     info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
     paths = [os.fspath(info[k]) for k in ('img_path', 'seg_map_path') if info.get(k)]
-    name = ', '.join(map(repr, paths)) or f'number {index}'
+    name = ', '.join(map(repr, paths)) or f'at index {index}'
     if isinstance(error, UserError):
         return f'bad sample {name}: {error}'
     truncated = [repr(path) for path in paths if _is_known_to_be_truncated(path)]

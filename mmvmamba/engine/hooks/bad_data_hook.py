@@ -87,9 +87,9 @@ class BadDataHook(Hook):
             errors = [[str(group) for group in report.groups('error')]]
         broadcast_object_list(errors)
         if self.check == 'stop' and errors[0]:
-            others = f'; the log lists all {len(errors[0])} errors' if errors[0][1:] else ''
+            others = f'; see the log for all {len(errors[0])} errors' if errors[0][1:] else ''
             raise UserError(
-                f'{errors[0][0]}{others} (default_hooks.bad_data.check=warn trains nevertheless)'
+                f'{errors[0][0]}{others} (to train anyway, set default_hooks.bad_data.check=warn)'
             )
 
     def before_train(self, runner: Any) -> None:
@@ -111,17 +111,17 @@ class BadDataHook(Hook):
         runner.message_hub.update_info('bad_samples', count)
         for text in messages:
             # The loggers of the other ranks show errors only.
-            runner.logger.error(f'skipped at iteration {runner.iter + 1}: {text}')
+            runner.logger.error(f'iteration {runner.iter + 1}: skipped {text}')
         if count > self.max_skipped:
             raise UserError(
-                f'{count} bad samples were skipped, more than max_skipped={self.max_skipped}; the '
-                f'last is {messages[-1]}'
+                f'skipped {count} bad samples, more than max_skipped={self.max_skipped}; the last '
+                f'one is {messages[-1]}'
             )
 
     def after_train(self, runner: Any) -> None:
         count = runner.message_hub.runtime_info.get('bad_samples', 0)
         if count:
-            runner.logger.error(f'{count} bad samples were skipped in this run')
+            runner.logger.error(f'skipped {count} bad samples in this run')
 
 
 def check_loaded_samples(dataset: Any) -> None:

@@ -45,8 +45,8 @@ class CheckpointMatchingHook(Hook):
         tensors = state_dict_of(checkpoint, filename)
         if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise ValueError(
-                f'checkpoint {filename!r} holds weights, but not the state of a run; to start '
-                'from these weights, use --cfg-options load_from=...'
+                f'checkpoint {filename!r} contains weights but no training state; to start from '
+                'these weights, use --cfg-options load_from=...'
             )
         model = unwrapped(runner.model)
         tensors = adapt_state_dict(model, tensors, filename)

@@ -33,8 +33,8 @@ class MixedSizesHook(Hook):
             return
         self.warned = True
         runner.logger.warning(
-            f'a batch of the {mode} data holds images of the sizes '
-            f'{", ".join(f"{h}x{w}" for h, w in sorted(sizes))}: they are padded to one size, the '
-            'scan reads the padding, and the result depends on the batch. Use '
+            f'a {mode} batch contains images of different sizes '
+            f'({", ".join(f"{h}x{w}" for h, w in sorted(sizes))}). They are padded to one size, '
+            'and the scan reads the padding, so results depend on the batch. Set '
             f'{mode}_dataloader.batch_size=1'
         )

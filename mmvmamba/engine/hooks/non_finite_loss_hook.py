@@ -54,14 +54,14 @@ class NonFiniteLossHook(Hook):
         bad = _bad_losses(outputs or {})
         if bad:
             raise UserError(
-                f'iteration {runner.iter + 1}: the losses {bad} are not finite, images '
+                f'iteration {runner.iter + 1}: losses {bad} are not finite for images '
                 f'{_image_names(data_batch)}; {_advice(runner)}'
             )
         self._count_skipped(runner)
         if self._skipped > self.max_skipped_steps:
             raise UserError(
                 f'iteration {runner.iter + 1}: the gradient scaler skipped {self._skipped} steps '
-                f'in a row, the last with images {_image_names(data_batch)}; {_advice(runner)}'
+                f'in a row, the last one for images {_image_names(data_batch)}; {_advice(runner)}'
             )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -70,8 +70,8 @@ class NonFiniteLossHook(Hook):
         bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if bad:
             raise UserError(
-                f'iteration {checkpoint["meta"]["iter"]}: {len(bad)} tensors are not finite, the '
-                f'first is {bad[0]}; {_advice(runner)}'
+                f'iteration {checkpoint["meta"]["iter"]}: {len(bad)} tensor(s) are not finite '
+                f'(the first is {bad[0]}); {_advice(runner)}'
             )
 
     def _count_skipped(self, runner: Any) -> None:
@@ -106,11 +106,11 @@ def _image_names(data_batch: Any) -> list[str]:
 def _advice(runner: Any) -> str:
     try:
         last = read_last_checkpoint(runner.work_dir)
-        kept = f'the last good checkpoint is {last}' if last else 'no checkpoint was saved yet'
+        kept = f'the last good checkpoint is {last}' if last else 'no checkpoint has been saved yet'
     except ValueError as error:
         kept = str(error)
     lower = 'optim_wrapper.optimizer.lr=LR default_hooks.resume.override=lr'
     return (
-        f'{kept}; inspect the data, clip gradients, or continue with a lower learning rate by '
+        f'{kept}; inspect the data, clip gradients, or continue with a lower learning rate: '
         f'--resume --cfg-options {lower}'
     )

@@ -44,7 +44,7 @@ class PreemptionHook(Hook):
         allowed = signal.Signals.__members__.keys() - {'SIGKILL', 'SIGSTOP'}
         if isinstance(signals, str) or not allowed.issuperset(signals):
             raise ValueError(
-                "signals must be names of signals that can be handled, such as ('SIGTERM', "
+                "signals must be names of signals that can be caught, such as ('SIGTERM', "
                 f"'SIGUSR1'), but got {signals!r}"
             )
         if interval < 1:
@@ -61,11 +61,10 @@ class PreemptionHook(Hook):
         """Install the signal handlers and shield the data-loading workers."""
         if not any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks):
             raise UserError(
-                'PreemptionHook needs AtomicCheckpointHook, but default_hooks.checkpoint.type is '
-                'another hook'
+                'PreemptionHook needs default_hooks.checkpoint.type to be AtomicCheckpointHook'
             )
         if threading.current_thread() is not threading.main_thread():
-            runner.logger.warning('signals can be handled only in the main thread')
+            runner.logger.warning('signals can only be handled in the main thread')
             return
         for number in self.signals:
             self._handlers_before[number] = signal.signal(number, self._on_signal)
@@ -73,8 +72,8 @@ class PreemptionHook(Hook):
             loader = getattr(loop, 'dataloader', None)
             if isinstance(loader, DataLoader) and not shield_workers(loader, self.signals):
                 runner.logger.warning(
-                    'a signal that reaches data-loading processes ends this run: they can be '
-                    'shielded only on Linux, with the start methods fork and spawn'
+                    'a signal that reaches data-loading workers ends this run: workers can only be '
+                    'shielded on Linux, with the start methods fork and spawn'
                 )
         restart_workers(runner.train_loop)
 
@@ -124,7 +123,7 @@ class PreemptionHook(Hook):
     def _save_and_exit(self, runner: Any, meta: dict[str, int]) -> None:
         hook = next(h for h in runner.hooks if isinstance(h, AtomicCheckpointHook))
         path = hook.save_interrupted(runner, meta)
-        name = self._received or 'a signal to another process'
+        name = self._received or 'signal to another process'
         runner.logger.warning(
             f'{name}: saved {path} after iteration {meta["iter"]} and stopped; continue with '
             '--resume'

@@ -63,7 +63,9 @@ class ResumeHook(Hook):
     def __init__(self, load_from: str | None = None, override: str | Sequence[str] = ()) -> None:
         names = (override,) if isinstance(override, str) else tuple(override)
         if not set(names) <= OVERRIDES.keys():
-            raise ValueError(f'override must be among {list(OVERRIDES)}, but got {override!r}')
+            raise ValueError(
+                f'override must be one or more of {list(OVERRIDES)}, but got {override!r}'
+            )
         self.load_from = load_from
         self.override = names
         # Identifies the run in its checkpoints. A run from a checkpoint that the user names is
@@ -95,7 +97,7 @@ class ResumeHook(Hook):
         if failure is not None:  # on all ranks, which would otherwise wait for the first one
             raise UserError(failure)
         for reason in skipped:
-            runner.logger.warning(f'skipped in the search for a checkpoint: {reason}')
+            runner.logger.warning(f'skipped while looking for a checkpoint: {reason}')
         if runner._load_from is None:
             runner._resume = False
             runner._load_from = self.load_from
@@ -141,8 +143,8 @@ class ResumeHook(Hook):
         seeds = meta.get('seed'), (runner.cfg.get('randomness') or {}).get('seed')
         if None not in seeds and seeds[0] != seeds[1]:
             runner.logger.warning(
-                f'the seed is {seeds[0]} in the checkpoint and {seeds[1]} in the config; a run '
-                'keeps its seed. To use another one, start a new run'
+                f'the seed is {seeds[0]} in the checkpoint and {seeds[1]} in the config; the '
+                "checkpoint's is used. To use a different seed, start a new run"
             )
 
     def before_train(self, runner: Any) -> None:
@@ -153,8 +155,8 @@ class ResumeHook(Hook):
         loader = loop.dataloader
         if not can_be_positioned(loader):
             runner.logger.warning(
-                f'{type(loader.dataset).__name__} does not yield batches of indices: a resumed run '
-                'will use different data from an uninterrupted one'
+                f'the data loader of {type(loader.dataset).__name__} does not yield batches of '
+                'indices: a resumed run will see different data than an uninterrupted one'
             )
             return
         self._find_position(runner)
@@ -188,23 +190,24 @@ class ResumeHook(Hook):
         before = saved['world_size'], saved['batch_size']
         now = get_world_size(), _batch_size(runner)
         if now != before:
-            order = 'continues in the same order of samples'
+            order = 'with the same sample order'
             if math.prod(now) != math.prod(before):
-                order = 'continues at the same sample'
+                order = 'from the same sample'
                 _check_accumulation(runner)
             runner.logger.warning(
-                f'the checkpoint was saved with {before[0]} process(es) and batches of {before[1]},'
-                f' this run has {now[0]} and {now[1]}: training {order}, but not bit for bit'
+                f'the checkpoint was saved with {before[0]} process(es) and a batch size of '
+                f'{before[1]}, but this run has {now[0]} and {now[1]}: training continues {order}, '
+                'but is not bit-exact'
             )
         samples = _length(runner.train_dataloader.dataset)
         if saved.get('samples', samples) != samples:
             done = sum(progress.samples for progress in self._done(runner))
             left = max(-(-(samples - done) // math.prod(now)), 0)
             runner.logger.warning(
-                f'the training data set had {saved["samples"]} samples and now has {samples}: '
-                f'{left} batches are left of epoch {self._epoch + 1}, and later epochs have all '
-                'samples. To count epochs anew, start a new run from the weights with '
-                '--cfg-options load_from=CHECKPOINT without --resume'
+                f'the training dataset had {saved["samples"]} samples and now has {samples}: '
+                f'{left} batches remain in epoch {self._epoch + 1}, and later epochs use all '
+                'samples. To restart the epoch count, start a new run from these weights with '
+                '--cfg-options load_from=CHECKPOINT and without --resume'
             )
 
     def _done(self, runner: Any) -> list[Progress]:
@@ -276,9 +279,9 @@ def _check_accumulation(runner: Any) -> None:
     counts = [getattr(w, '_accumulative_counts', 1) for w in optim_wrappers(runner.optim_wrapper)]
     if max(counts) > 1 and not isinstance(runner.train_loop, IterBasedTrainLoop):
         raise UserError(
-            'a run that counts epochs and accumulates gradients can only be resumed with the same '
-            'batch size of all processes together; set optim_wrapper.accumulative_counts=1, or '
-            'resume with the batch size and the number of processes of the checkpoint'
+            'an epoch-based run that accumulates gradients can only be resumed with the same total '
+            'batch size; set optim_wrapper.accumulative_counts=1, or resume with the batch size '
+            'and number of processes of the checkpoint'
         )
 
 

@@ -43,9 +43,9 @@ def check_optimizers(wrapper: OptimWrapper | OptimWrapperDict, saved: Mapping[st
         before = {name: _saved_kind(wrapper, name, groups[name]) for name in groups} or now
     if before != now:
         raise UserError(
-            f'the checkpoint was saved with {_listed(before)}, and the config has {_listed(now)}; '
-            'a run keeps its optimizer. To start a new run from these weights, use --cfg-options '
-            'load_from=CHECKPOINT without --resume'
+            f'the checkpoint was saved with {_listed(before)}, but the config has {_listed(now)}; '
+            'a run cannot change its optimizer. To start a new run from these weights, use '
+            '--cfg-options load_from=CHECKPOINT and omit --resume'
         )
 
 
@@ -55,9 +55,9 @@ def _saved_kind(
     """Return the config's class if the parameter groups of a checkpoint can be of that class."""
     own = _optimizers(wrapper).get(name)
     if own is None:
-        return 'another optimizer'
+        return 'a different optimizer'
     keys = [set(g[0]) & _DISTINCTIVE for g in (own.param_groups, groups) if g]
-    return 'another optimizer' if len(keys) == 2 and keys[0] != keys[1] else type(own).__name__
+    return 'a different optimizer' if len(keys) == 2 and keys[0] != keys[1] else type(own).__name__
 
 
 def _listed(kinds: Mapping[str, str]) -> str:

@@ -109,7 +109,9 @@ def test_the_last_batch_of_an_epoch(settings, is_wrong):
     model = build(segmentor())
     if not is_wrong:
         return check_batch_norm(model, loader(**settings))
-    words = 'the last of 5 images is a batch by itself' if settings['batch_size'] > 1 else ' is 1;'
+    words = (
+        'the last of the 5 images forms its own batch' if settings['batch_size'] > 1 else ' is 1;'
+    )
     with pytest.raises(UserError, match=words):
         check_batch_norm(model, loader(**settings))
 
@@ -193,7 +195,7 @@ def test_other_models_are_left_to_pytorch(model):
 
 
 def test_the_error_of_pytorch():
-    with pytest.raises(UserError, match=r'one image: .*\[1, 2, 1, 1\]\); set train_dataloader'):
+    with pytest.raises(UserError, match=r'single image: .*\[1, 2, 1, 1\]\); set train_dataloader'):
         with named_batch_norm():
             nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))
     with pytest.raises(ValueError, match='another'), named_batch_norm():

@@ -65,14 +65,14 @@ def test_the_list_of_a_split(tmp_path):
 def test_another_order(leaf, key):
     classes = ('dog', 'cat')
     settings = {key: dict(classes=classes) if key == 'metainfo' else classes}
-    group = only(check(leaf, **settings), 'error', '`classes` has another order than the folders')
+    group = only(check(leaf, **settings), 'error', '`classes` and folders are in different order')
     assert group.items[0] == "folder 'cat' is class 'dog'" and group.count == 2
 
 
 def test_other_names(leaf, tmp_path):
     group = only(check(leaf, classes=['cat', 'doge']), 'warning', "folder 'dog' is class 'doge'")
-    assert 'typing mistakes' in group.hint
-    assert only(check(leaf, classes=['felis', 'canis']), 'note', 'name of a class').count == 2
+    assert 'typos' in group.hint
+    assert only(check(leaf, classes=['felis', 'canis']), 'note', 'class name differs').count == 2
     for number in ('2', '10', '1'):
         picture(tmp_path / 'numbers' / number / '1.jpg')
     group = only(
@@ -91,7 +91,7 @@ def test_another_number_of_classes(leaf):
 @pytest.mark.parametrize('classes', [None, ['cat', 'dog']])
 def test_hidden_class_folder(leaf, tmp_path, classes):
     (tmp_path / 'train' / '.ipynb_checkpoints').mkdir()
-    group = only(check(leaf, classes=classes), 'error', 'hidden folder counts as a class')
+    group = only(check(leaf, classes=classes), 'error', 'hidden folder is treated as a class')
     assert group.items == ["'.ipynb_checkpoints'"] and 'label 0' in group.hint
     if classes is None:  # The labels of mmpretrain are wrong indeed.
         samples = CustomDataset(data_root=str(tmp_path), data_prefix='train')
@@ -101,32 +101,32 @@ def test_hidden_class_folder(leaf, tmp_path, classes):
 
 def test_hidden_folder_in_a_class(leaf, tmp_path):
     picture(tmp_path / 'train' / 'cat' / '.ipynb_checkpoints' / '1-checkpoint.jpg')
-    group = only(check(leaf), 'warning', 'image in a hidden folder is used as well')
+    group = only(check(leaf), 'warning', 'image in a hidden folder is also used')
     assert group.items == ["'cat/.ipynb_checkpoints/1-checkpoint.jpg'"]
 
 
 def test_empty_and_lone(leaf, tmp_path):
     (tmp_path / 'train' / 'empty').mkdir()
-    only(check(leaf), 'warning', "class folder has no image: 'empty'")
+    only(check(leaf), 'warning', "class folder has no images: 'empty'")
     picture(tmp_path / 'train' / 'empty' / 'a.webp')
     picture(tmp_path / 'train' / 'lone.jpg')
     kinds = [(g.severity, g.kind) for g in check(leaf)]
     assert kinds == [
-        ('warning', "image with suffix '.webp' is left out"),
-        ('warning', 'class folder has no image'),
-        ('warning', 'image is in no class folder'),
+        ('warning', "image with suffix '.webp' is ignored"),
+        ('warning', 'class folder has no images'),
+        ('warning', 'image is not in a class folder'),
     ]
     assert check(leaf, extensions=['.webp', '.jpg', '.png', '.jpeg'])[0].items == ["'lone.jpg'"]
 
 
 def test_no_image(leaf, tmp_path):
-    only(check(leaf, data_prefix='no'), 'error', 'the folder has no image in a class folder')
-    only(check(leaf, data_prefix='no', with_label=False), 'error', 'there is no image')
+    only(check(leaf, data_prefix='no'), 'error', 'no images in class folders')
+    only(check(leaf, data_prefix='no', with_label=False), 'error', 'no images in the folder')
 
 
 def test_folders_of_splits(leaf, tmp_path):
     picture(tmp_path / 'val' / 'cat' / '1.jpg')
-    only(check(leaf, data_prefix=''), 'error', "['train', 'val'], which are parts of a data set")
+    only(check(leaf, data_prefix=''), 'error', "['train', 'val'], which look like dataset splits")
 
 
 def test_sample(leaf, tmp_path):
@@ -154,8 +154,8 @@ def test_list_without_problems(leaf, tmp_path):
         ('cat/1.jpg 1.0', "line has no label: line 2: 'cat/1.jpg 1.0'"),
         ('', "line has no label: line 2: ''"),
         ('cat/1.jpg -1', "label is negative: 'cat/1.jpg' has -1"),
-        ('bird/1.jpg 2', "label is not below the number of classes, 2: 'bird/1.jpg' has 2"),
-        ('cat/1.jpg 1', "'cat/1.jpg' has 1, and the class is number 0"),
+        ('bird/1.jpg 2', "label is out of range for 2 classes: 'bird/1.jpg' has 2"),
+        ('cat/1.jpg 1', "'cat/1.jpg' has 1, but the index of its folder is 0"),
     ],
 )
 def test_faults_of_lists(leaf, tmp_path, line, words):

@@ -66,7 +66,7 @@ def test_others_are_told(model, count):
     ((name, head),) = model.items()
     (message,) = check_head_classes(model, count)
     assert message == (
-        f'the training data set has {count} classes, but model.{name}.num_classes is '
+        f'the training dataset has {count} classes, but model.{name}.num_classes is '
         f'{head["num_classes"]}'
     )
 
@@ -142,12 +142,12 @@ def test_json_of_another_form_is_not_blamed(tmp_path, wrap):
 def test_an_empty_set_of_another_form_is_told_with_its_file(tmp_path, content):
     (tmp_path / 'list.json').write_text(json.dumps(content))
     dataset = dict(type='EmptyDataset', data_root=str(tmp_path), ann_file='list.json')
-    with pytest.raises(UserError, match=r'EmptyDataset has no image in .*list\.json'):
+    with pytest.raises(UserError, match=r'EmptyDataset found no images in .*list\.json'):
         build(dataset)
 
 
 def test_an_empty_list_of_mmengine_is_told_with_its_file(tmp_path):
-    with pytest.raises(UserError, match=r'MultiLabelDataset has no image in .*list\.json'):
+    with pytest.raises(UserError, match=r'MultiLabelDataset found no images in .*list\.json'):
         build(multi_label(tmp_path, dict(OURS, data_list=[])))
 
 
@@ -172,7 +172,7 @@ def classed(folder, classes, names=('green', 'blue', 'red'), kind='mmdet.CocoDat
     [
         (('green', 'bleu'), r"has \['bleu'\], but .* are \['green', 'blue', 'red'\]"),
         (('blue', 'green'), 'in the order of the file'),
-        ('blue', r"the string 'blue'; .* \('blue',\)"),
+        ('blue', r"must be a tuple, but got 'blue'; .* \('blue',\)"),
     ],
     ids=['typo', 'order', 'string'],
 )

@@ -206,8 +206,8 @@ def changed(**settings):
         (changed(iscrowd=1), "'cat' (2 annotations, all with `iscrowd: 1`)", True),
         (changed(ignore=1), "'cat' (2 annotations, none with a valid box)", False),
         (changed(area=0), "'cat' (2 annotations, none with a valid box)", False),
-        (changed(category_id=9), "'cat' (no annotation)", True),
-        (changed(image_id=9), "'cat' (no annotation)", True),
+        (changed(category_id=9), "'cat' (no annotations)", True),
+        (changed(image_id=9), "'cat' (no annotations)", True),
         (changed(segmentation=[[1, 1]]), "'cat' (2 annotations, none with a valid mask)", False),
     ],
 )
@@ -227,8 +227,7 @@ def test_one_class_without_objects(tmp_path):
     content['annotations'][0]['iscrowd'] = content['annotations'][2]['iscrowd'] = 1
     (group,) = groups(tmp_path, content)
     assert str(group).endswith(
-        "classes without a single object with a valid mask: 'dog' (2 annotations, all with "
-        '`iscrowd: 1`)'
+        "class has no objects with a valid mask: 'dog' (2 annotations, all with `iscrowd: 1`)"
     )
     assert group.severity == 'warning'
     assert groups(tmp_path, content, metainfo=dict(classes=('cat',))) == []
@@ -241,8 +240,8 @@ def test_a_polygon_that_is_left_out_beside_a_valid_one(tmp_path):
 
 def test_classes_of_another_file(tmp_path):
     (group,) = groups(tmp_path, valid(), metainfo=dict(classes=('person',)))
-    assert (group.severity, group.kind) == ('error', '`categories` has none of the classes')
-    assert group.hint == "The file has ['cat', 'dog'], the config ['person']"
+    assert (group.severity, group.kind) == ('error', '`categories` contains none of the classes')
+    assert group.hint == "The file has ['cat', 'dog'], the config has ['person']"
 
 
 @pytest.mark.parametrize(
@@ -292,9 +291,9 @@ def test_masks_that_are_not_used(tmp_path):
 @pytest.mark.parametrize(
     ('stage', 'filter_cfg', 'hint'),
     [
-        ('train', None, 'They are trained as background'),
-        ('train', dict(filter_empty_gt=False), 'They are trained as background'),
-        ('train', dict(filter_empty_gt=True), 'Training leaves them out; set `filter_cfg.filter_'),
+        ('train', None, 'Training uses them as background'),
+        ('train', dict(filter_empty_gt=False), 'Training uses them as background'),
+        ('train', dict(filter_empty_gt=True), 'Training skips them. Set `filter_cfg.filter_'),
         ('val', dict(filter_empty_gt=True), ''),
     ],
 )
@@ -388,9 +387,12 @@ def test_no_json_value_raises_anything_else(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ('{', 'is not JSON: Expecting'),
-        ('[' * 100000, 'is not JSON: '),
-        ('[1]', r"is not COCO: \['images', 'annotations', 'categories'\] must be lists of objects"),
+        ('{', 'is not valid JSON: Expecting'),
+        ('[' * 100000, 'is not valid JSON: '),
+        (
+            '[1]',
+            r"not in COCO format: \['images', 'annotations', 'categories'\] must be lists of",
+        ),
         (
             '{"images": [], "a": 1}',
             r"\['categories'\] must .* keys \['a', 'images'\]",
@@ -459,7 +461,7 @@ def test_large_files_are_announced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('wrap', [dict, wrapped], ids=['plain', 'repeated'])
 def test_a_data_set_of_another_file(tmp_path, wrap):
-    with pytest.raises(UserError, match=r"is not COCO: \['categories'\] must be lists"):
+    with pytest.raises(UserError, match=r"is not in COCO format: \['categories'\] must be lists"):
         build(wrap(coco_dataset(tmp_path, dict(images=[], annotations=[]))))
     other = dict(images=[dict(id=0, file_name='0.png', width=9, height=9)], annotations=[])
     with pytest.raises(UserError, match=r"the categories \['chair leg'\], .*classes \['person'"):

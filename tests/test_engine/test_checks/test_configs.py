@@ -195,7 +195,7 @@ def test_complete_stages(names):
 @pytest.mark.parametrize('missing', ['val_dataloader', 'val_cfg', 'val_evaluator'])
 def test_incomplete_stages(missing):
     names = {'val_dataloader', 'val_cfg', 'val_evaluator'} - {missing}
-    words = rf"must all be set or all be None, but \['{missing}'\] are None; --no-validate turns"
+    words = rf"must all be set or all be None, but \['{missing}'\] are None; use --no-validate"
     with pytest.raises(UserError, match=words):
         check_stages(Config({name: {} for name in names}))
     for stage, last in (('train', 'optim_wrapper'), ('test', 'test_evaluator')):

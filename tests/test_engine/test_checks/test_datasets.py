@@ -84,7 +84,7 @@ def test_each_data_set_is_read_once(cfg, monkeypatch):
 def test_images_with_other_channels_than_the_model(cfg):
     cfg.model = dict(backbone=dict(type='mmvmamba.VMamba', in_channels=12))
     found = kinds(check_datasets(cfg, skip=True))
-    kind = 'image loads with 3 channels, but the model takes 12'
+    kind = 'image is loaded with 3 channels, but the model takes 12'
     assert found == [('error', 'train', kind), ('error', 'val', kind)]
     cfg.model.backbone.type = 'mmdet.AnotherBackbone'
     assert kinds(check_datasets(cfg)) == []

@@ -80,9 +80,9 @@ def test_files_that_do_not_exist(root, name):
 
 def test_the_likely_cause(root):
     group = only(missing(Folder(str(root)), ['b.jpg', 'a.jpg']), 'error', "'b.jpg'")
-    assert "Instead of 'b.jpg' there is 'b.JPG'. Names are case-sensitive" in group.hint
+    assert "Found 'b.JPG' instead of 'b.jpg'. Names are case-sensitive" in group.hint
     group = only(missing(Folder(str(root)), ['x.jpg', 'sub/c.jpg']), 'error', '(2 times)')
-    assert "Instead of 'sub/c.jpg' there is 'sub/c.png'. Correct the suffix" in group.hint
+    assert "Found 'sub/c.png' instead of 'sub/c.jpg'. Correct the suffix" in group.hint
     assert 'Add it' in only(missing(Folder(str(root)), ['x.jpg', 'a.jpg']), 'error', 'x.jpg').hint
     group = only(missing(Folder(str(root / 'no')), ['x.jpg', 'a.jpg']), 'error', 'x.jpg')
     assert '`data_prefix` is probably wrong' in group.hint

@@ -60,7 +60,7 @@ def test_other_content(tmp_path, content, problem):
 def test_images_of_another_loader_are_not_judged(tmp_path):
     path = tmp_path / 'a.npy'
     path.write_bytes(b'\x93NUMPY')
-    only(read([path], OTHER), 'note', 'not checked, because `LoadOtherImage` loads it')
+    only(read([path], OTHER), 'note', 'not checked because `LoadOtherImage` loads it')
     path.write_bytes(b'')
     only(read([path], OTHER), 'error', 'is an empty file')
 
@@ -125,9 +125,9 @@ def test_missing_files(tmp_path, name):
     [
         ('L', 'note', 'gray'),
         ('1', 'note', 'gray'),
-        ('RGBA', 'note', 'transparency'),
-        ('LA', 'note', 'transparency'),
-        ('I;16', 'warning', '16 bits a channel'),
+        ('RGBA', 'note', 'alpha channel'),
+        ('LA', 'note', 'alpha channel'),
+        ('I;16', 'warning', '16 bits per channel'),
     ],
 )
 def test_formats(tmp_path, mode, severity, words):
@@ -143,7 +143,7 @@ def test_16_bit_colors(tmp_path):
 
     path = tmp_path / 'a.png'
     cv2.imwrite(str(path), np.zeros((6, 8, 3), np.uint16))
-    only(read([path]), 'warning', 'image has 16 bits a channel, of which loading keeps 8')
+    only(read([path]), 'warning', 'image has 16 bits per channel, but only 8 are loaded')
 
 
 def test_different_channels_in_a_batch(tmp_path):
@@ -189,7 +189,7 @@ def test_bands_that_another_reader_does_not_know(tmp_path):
     path = tiff(tmp_path / 'a.tif')
     for backend in ('cv2', 'pillow'):
         found = read([path], COLOR._replace(backend=backend))
-        group = only(found, 'error', "image can be decoded only by tifffile: 'a.tif'")
+        group = only(found, 'error', "image can only be decoded by tifffile: 'a.tif'")
         assert "Set `imdecode_backend='tifffile'`" in group.hint and not group.single
     only(read([path], OTHER), 'note', 'image is not checked')
 
@@ -198,9 +198,9 @@ def test_bands_that_another_reader_does_not_know(tmp_path):
     ('shape', 'loader', 'channels', 'hint'),
     [
         ((6, 8, 4), BANDS, 4, 'Set `in_channels` of the backbone'),
-        ((12, 6, 8), BANDS, 8, 'has its channels first; store them last'),
+        ((12, 6, 8), BANDS, 8, 'stores channels first. Store them last'),
         ((6, 8), BANDS, 1, 'Set `in_channels`'),
-        ((6, 8, 3), COLOR._replace(channels=12), 3, "set `imdecode_backend='tifffile'`"),
+        ((6, 8, 3), COLOR._replace(channels=12), 3, "Set `imdecode_backend='tifffile'`"),
         ((6, 8, 3), UNCHANGED._replace(channels=12), 3, 'Set `in_channels`'),
         ((6, 8, 3), COLOR._replace(channels=1), 3, "`color_type='color'` changes the channels"),
     ],
@@ -209,7 +209,7 @@ def test_channels_that_the_model_does_not_take(tmp_path, shape, loader, channels
     options = dict(planarconfig='separate') if shape[0] == 12 else {}
     options |= dict(planarconfig=None) if len(shape) == 2 else {}
     path = tiff(tmp_path / 'a.tif', shape, np.uint8, photometric=None, **options)
-    words = f'image loads with {channels} channels, but the model takes {loader.channels}: '
+    words = f'image is loaded with {channels} channels, but the model takes {loader.channels}: '
     assert hint in only(read([path], loader), 'error', f"{words}'a.tif'").hint
 
 
@@ -226,7 +226,7 @@ def test_bands_of_different_numbers(tmp_path):
     paths = [tiff(tmp_path / f'{n}.tif', (6, 8, n)) for n in (4, 12)]
     kinds = [group.kind for group in read(paths, BANDS)]
     assert kinds[0] == "images have [4, 12] channels, and `imdecode_backend='tifffile'` keeps them"
-    assert kinds[1:] == ['image loads with 4 channels, but the model takes 12']
+    assert kinds[1:] == ['image is loaded with 4 channels, but the model takes 12']
 
 
 def test_bands_without_tifffile(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_bands_without_tifffile(tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     group = only(read([path], BANDS), 'error', 'because tifffile is not installed')
     assert 'pip install tifffile' in group.hint and not group.single
-    only(read([path], COLOR), 'error', 'tifffile, which may, is not installed')
+    only(read([path], COLOR), 'error', 'and tifffile is not installed')
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,9 @@ def test_orientation(tmp_path, orientation, flag):
     else:
         assert found == []
     if orientation >= 5:
-        group = only(compare(path, loaded[::-1], loader), 'error', 'EXIF orientation that')
+        group = only(
+            compare(path, loaded[::-1], loader), 'error', 'EXIF orientation of the image does'
+        )
         assert group.items == [f"'a.jpg' (EXIF orientation {orientation})"]
         expected = 'color_ignore_orientation' if flag == 'color' else 'ignores the tag'
         assert expected in group.hint

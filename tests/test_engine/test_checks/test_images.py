@@ -122,9 +122,9 @@ def test_other_data_sets(kind):
 
 def test_segmentation_and_classification(tmp_path):
     leaf = dict(type='mmseg.BaseSegDataset', data_root=str(tmp_path))
-    only(check(leaf), 'error', 'the data set is empty')
+    only(check(leaf), 'error', 'the dataset is empty')
     leaf = dict(type='mmpretrain.CustomDataset', data_root=str(tmp_path))
-    only(check(leaf), 'error', 'no image in a class folder')
+    only(check(leaf), 'error', 'no images in class folders')
 
 
 def test_classes_in_place_of_names(coco, tmp_path):

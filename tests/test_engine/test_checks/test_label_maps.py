@@ -86,7 +86,7 @@ def test_final_labels_are_those_of_mmseg(tmp_path, leaf):
     [
         (data_set(11), [0, 40], "'a.png' has 40", 'Add the classes'),
         (data_set(3), [1, 2, 3], "'a.png' has 3", 'start at 1'),
-        (data_set(3), [0, 1, 2, 3], "'a.png' has 3", 'one label more than classes'),
+        (data_set(3), [0, 1, 2, 3], "'a.png' has 3", 'one more label than classes'),
         (data_set(3), [0, 76, 150, 254], 'has 76, 150, 254', 'Add the classes'),
         (data_set(3, reduce_zero_label=True), [0, 1, 4], 'has 4', 'Add the classes'),
         (data_set(3, reduce_zero_label=True), [1, 254], 'has 254', 'Add the classes'),
@@ -94,7 +94,7 @@ def test_final_labels_are_those_of_mmseg(tmp_path, leaf):
         (
             dict(type='mmseg.ADE20KDataset', metainfo=dict(classes=['sky', 'tree'])),
             [0, 3, 200],
-            'none of the 2 classes has',
+            'not one of the 2 classes',
             'Add the classes',
         ),
     ],
@@ -102,13 +102,16 @@ def test_final_labels_are_those_of_mmseg(tmp_path, leaf):
 def test_labels_of_no_class(tmp_path, leaf, labels, words, hint):
     path = label_map(tmp_path / 'a.png', *labels, size=(40, 30))
     group = only(check(leaf, path), 'error', words)
-    assert group.kind.startswith('label that none of the') and hint in group.hint
+    assert group.kind.startswith('label is not one of the') and hint in group.hint
 
 
 def test_jpeg(tmp_path):
     noise = np.random.default_rng(0).integers(0, 3, (30, 40)).astype(np.uint8) * 100
     Image.fromarray(noise).save(tmp_path / 'a.jpg')
-    assert 'JPEG changes labels' in only(check(data_set(2), tmp_path / 'a.jpg'), 'error', '').hint
+    assert (
+        'JPEG compression changes labels'
+        in only(check(data_set(2), tmp_path / 'a.jpg'), 'error', '').hint
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,8 +122,8 @@ def test_jpeg(tmp_path):
         (np.int32, 'tif', [0, 70000], 'has 70000, which is read as 112'),
         (np.int32, 'tif', [0, -2], 'has -2, which is read as 254'),
         (np.float32, 'tif', [0, 0.5], 'has 0.5'),
-        (np.float32, 'tif', [0, float('nan')], 'label is not a whole number'),
-        (np.float32, 'tif', [0, float('inf')], 'label is not a whole number'),
+        (np.float32, 'tif', [0, float('nan')], 'label is not an integer'),
+        (np.float32, 'tif', [0, float('inf')], 'label is not an integer'),
         (np.float32, 'tif', [0, 300], 'has 300.0, which is read as 44'),
     ],
 )
@@ -153,7 +156,7 @@ def test_palettes_and_bits(tmp_path):
 def test_several_channels(tmp_path, mode):
     path = picture(tmp_path / 'a.png', mode=mode)
     group = only(check(data_set(), path), 'error', "label map has several channels: 'a.png'")
-    assert 'save one of them' in group.hint
+    assert 'Save one of them' in group.hint
     if mode != 'LA':
         Image.new(mode, (8, 6), (1, 2, 3)).save(path)
         assert 'Replace each color' in only(check(data_set(), path), 'error', '').hint
@@ -165,15 +168,15 @@ def test_several_channels(tmp_path, mode):
 def test_foreground_255(tmp_path):
     paths = [label_map(tmp_path / '0.png', 0), label_map(tmp_path / '1.png', 0, 255)]
     group = only(check(data_set(2), *paths, is_complete=False), 'error', "'c1' never occurs")
-    assert group.hint == 'The foreground is 255, which is ignored; make it 1'
+    assert group.hint == '255 means ignore. Label foreground pixels with 1'
 
 
 @pytest.mark.parametrize(
     ('leaf', 'labels', 'hint'),
     [
-        (data_set(3), [255], 'must be the index'),
+        (data_set(3), [255], 'with their class index'),
         (data_set(2, reduce_zero_label=True), [0, 255], 'subtracts 1'),
-        (data_set(2, ignore_index=0), [0], 'must be the index'),
+        (data_set(2, ignore_index=0), [0], 'with their class index'),
     ],
 )
 def test_every_pixel_is_ignored(tmp_path, leaf, labels, hint):
@@ -190,7 +193,7 @@ def test_one_class(tmp_path):
 def test_absent_classes(tmp_path):
     path = label_map(tmp_path / 'a.png', 0, 2)
     group = only(check(data_set(4), path), 'warning', '2 of 4 classes never occur')
-    assert group.hint == 'They are c1, c3; the labels are 0, 2'
+    assert group.hint == 'Missing classes: c1, c3. Labels: 0, 2'
     only(check(data_set(4), path, is_complete=False), 'note', 'never occur in the sample')
 
 

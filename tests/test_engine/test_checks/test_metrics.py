@@ -55,7 +55,7 @@ def test_top_k_that_can_be_evaluated(metric):
 @pytest.mark.parametrize(
     ('top', 'words'),
     [
-        ((1, 5), r'is \(1, 5\), but model.head.num_classes is 3; set it to \(1,\)'),
+        ((1, 5), r'is \(1, 5\), but model.head.num_classes is 3; set topk=\(1,\)'),
         (5, 'is 5, but model.head.num_classes is 3'),
         ('x', "must be positive integers, but got 'x'"),
         ((), r'must be positive integers, but got \(\)'),

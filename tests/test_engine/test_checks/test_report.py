@@ -12,12 +12,12 @@ def test_problems_are_grouped_and_counted():
             'warning', 'a.json', '`bbox` has no area', f'annotation {i}', hint='It is left out'
         )
     report.add('error', 'a.json', 'no annotation of class cat')
-    report.add('note', 'b.json', 'images without annotations', 'x.jpg', count=3)
+    report.add('note', 'b.json', 'image has no annotations', 'x.jpg', count=3)
     assert [str(group) for group in report.groups()] == [
         'a.json: no annotation of class cat',
         'a.json: `bbox` has no area (7 times): annotation 0, annotation 1, annotation 2, '
         'annotation 3, annotation 4 and 2 more. It is left out',
-        'b.json: images without annotations (3 times): x.jpg and 2 more',
+        'b.json: image has no annotations (3 times): x.jpg and 2 more',
     ]
     assert [group.path for group in report.groups('note', 'error')] == ['b.json', 'a.json']
 

@@ -70,7 +70,9 @@ def test_missing_label_map(leaf, tmp_path):
     group = only(check(leaf), 'error', "label map does not exist: 'sub/c.png'. Add the label maps")
     assert group.path == str(tmp_path / 'maps')
     (tmp_path / 'maps' / 'sub' / 'c.tif').touch()
-    assert "there is 'sub/c.tif'" in only(check(leaf), 'error', 'label map does not exist').hint
+    assert (
+        "Found 'sub/c.tif' instead" in only(check(leaf), 'error', 'label map does not exist').hint
+    )
 
 
 def test_missing_images_of_a_list(leaf, tmp_path):
@@ -99,9 +101,9 @@ def test_mixed_suffixes(leaf, tmp_path):
 
 
 def test_no_image_with_the_suffix(leaf):
-    group = only(check(leaf, img_suffix='.png'), 'error', "image with suffix '.jpg' is left out")
+    group = only(check(leaf, img_suffix='.png'), 'error', "image with suffix '.jpg' is ignored")
     assert group.count == 3 and "set `img_suffix='.jpg'`" in group.hint
-    words = "no file that ends in '.jpg', so the data set is empty"
+    words = "no files in the folder end in '.jpg', so the dataset is empty"
     only(check(leaf, data_prefix=dict(img_path='no')), 'error', words)
     only(check(leaf, data_root='/nowhere'), 'error', words)
 
@@ -140,7 +142,7 @@ def test_the_sample_may_miss_classes(leaf, tmp_path):
 def test_label_maps_of_another_loader(leaf, tmp_path):
     label_map(tmp_path / 'maps' / 'a.png', 99)
     found = check(leaf, pipeline=[dict(type='LoadBiomedicalAnnotation')])
-    only(found, 'note', 'not checked, because `LoadBiomedicalAnnotation` loads them')
+    only(found, 'note', 'not checked because `LoadBiomedicalAnnotation` loads them')
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_label_maps_of_another_loader(leaf, tmp_path):
     ],
 )
 def test_settings_of_a_wrong_type(leaf, settings):
-    only(check(leaf, **settings), 'error', 'does not say where its images are')
+    only(check(leaf, **settings), 'error', 'the images cannot be listed')
 
 
 @pytest.mark.parametrize('suffix', ['', '.', 'jpg', '/', '\0'])

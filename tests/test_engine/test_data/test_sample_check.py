@@ -37,8 +37,11 @@ class Masks:
 @pytest.mark.parametrize(
     ('extra', 'words'),
     [
-        (dict(height=40, width=30), '30 x 40 but its annotation says 40 x 30; .* EXIF orientation'),
-        (dict(height=40, width=40), 'image is 30 x 40 but its annotation says 40 x 40$'),
+        (
+            dict(height=40, width=30),
+            '30 x 40, but its annotation is for 40 x 30; .* EXIF orientation',
+        ),
+        (dict(height=40, width=40), 'image is 30 x 40, but its annotation is for 40 x 40$'),
         (
             dict(gt_seg_map=np.zeros((30, 20), np.uint8)),
             'label map is 30 x 20, but the image is 30 x 40',

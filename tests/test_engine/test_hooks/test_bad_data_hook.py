@@ -94,7 +94,7 @@ MESSAGES = [
 
 def test_errors_in_the_data_stop_a_run_before_its_first_step(checked):
     runner, messages = runner_of()
-    words = r'a\.json: an error; the log lists all 2 errors \(default_hooks.bad_data.check=warn'
+    words = r'a\.json: an error; see the log for all 2 errors \(to train anyway, set .*check=warn'
     with pytest.raises(UserError, match=words):
         BadDataHook(sample=None).before_train(runner)
     assert messages == MESSAGES
@@ -128,7 +128,7 @@ def test_images_without_annotations_are_no_errors(tmp_path):
     BadDataHook().before_train(runner)
     ((level, text),) = messages
     assert level == 'INFO'
-    assert "images without annotations: '2.jpg'" in text
+    assert "image has no annotations: '2.jpg'" in text
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_as_many_as_max_skipped_are_skipped(max_skipped):
     for _ in range(max_skipped):
         hook.before_train_iter(runner, 0, batch_of('bad'))
     hook.before_train_iter(runner, 0, batch_of())
-    assert messages == [('ERROR', 'skipped at iteration 1: bad')] * max_skipped
-    words = f'{max_skipped + 1} bad samples were skipped, more than max_skipped={max_skipped}'
+    assert messages == [('ERROR', 'iteration 1: skipped bad')] * max_skipped
+    words = f'skipped {max_skipped + 1} bad samples, more than max_skipped={max_skipped}'
     with pytest.raises(UserError, match=words):
         hook.before_train_iter(runner, 0, batch_of('bad'))
 
@@ -165,4 +165,4 @@ def test_the_number_of_skipped_samples_is_logged():
     assert not messages
     hook.before_train_iter(runner, 0, batch_of('a', 'b'))
     hook.after_train(runner)
-    assert messages[-1] == ('ERROR', '2 bad samples were skipped in this run')
+    assert messages[-1] == ('ERROR', 'skipped 2 bad samples in this run')

@@ -121,7 +121,7 @@ def test_another_network_must_have_something_in_common():
 def test_weights_alone_are_not_resumed():
     for given in ({}, dict(meta={}), dict(message_hub={})):
         checkpoint = {'state_dict': Detector().state_dict(), **given}
-        with pytest.raises(ValueError, match=r'x.pth. holds weights, but not the state of a run'):
+        with pytest.raises(ValueError, match=r'x.pth. contains weights but no training state'):
             run_hook(checkpoint, resume=True)
     assert len(run_hook({**checkpoint, **STATE_OF_A_RUN}, resume=True)) == 1
 

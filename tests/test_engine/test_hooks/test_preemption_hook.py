@@ -149,4 +149,4 @@ def test_other_contexts_are_left_alone_with_a_warning(context, caplog):
     hook.before_train(runner)
     hook.after_train(runner)
     assert loader.multiprocessing_context is before
-    assert 'a signal that reaches data-loading processes ends this run' in caplog.text
+    assert 'a signal that reaches data-loading workers ends this run' in caplog.text

@@ -262,16 +262,16 @@ def test_other_processes_and_batches(train, monkeypatch):
     """The same number of samples in a step is not enough for the same run."""
     train(stop=dict(train=3))
     same = train(stop=dict(train=3))
-    assert 'bit for bit' not in same.said.getvalue()
+    assert 'bit-exact' not in same.said.getvalue()
     options = {'train_dataloader.batch_size': 1}
     monkeypatch.setattr(resume_hook, 'get_world_size', lambda: 2)
     words = (
-        'saved with 1 process(es) and batches of 2, this run has 2 and 1: training continues in '
-        'the same order of samples, but not bit for bit'
+        'saved with 1 process(es) and a batch size of 2, but this run has 2 and 1: training '
+        'continues with the same sample order, but is not bit-exact'
     )
     assert words in train(options, stop=dict(train=3)).said.getvalue()
     monkeypatch.undo()
-    words = 'this run has 1 and 1: training continues at the same sample, but not bit for bit'
+    words = 'this run has 1 and 1: training continues from the same sample, but is not bit-exact'
     assert words in train(options, stop=dict(train=3)).said.getvalue()
 
 
@@ -280,7 +280,7 @@ def test_other_batches_with_accumulated_gradients(runner, train):
     """MMEngine would scale the last gradients by another number of iterations, or fail."""
     options = {'optim_wrapper.accumulative_counts': 2}
     train(runner, options, stop=dict(train=3))
-    with pytest.raises(UserError, match='only be resumed with the same batch size of all'):
+    with pytest.raises(UserError, match='only be resumed with the same total batch size'):
         train(runner, options, {'train_dataloader.batch_size': 1})
 
 
@@ -333,7 +333,7 @@ def test_the_schedule_goes_on_from_the_new_learning_rate(runner, override, train
 
 def test_unknown_overrides_are_refused():
     with pytest.raises(
-        ValueError, match=r"override must be among \['lr', 'weight_decay'\], but got"
+        ValueError, match=r"override must be one or more of \['lr', 'weight_decay'\], but got"
     ):
         resume_hook.ResumeHook(override=['lr', 'betas'])
 
@@ -347,8 +347,8 @@ def test_another_optimizer_is_refused(runner, is_old, train, tmp_path):
         saved = content(path)
         del saved['meta']['optimizers']
         torch.save(saved, path)
-    name = 'another optimizer' if is_old else 'AdamW'
-    with pytest.raises(UserError, match=f'was saved with {name}, and the config has SGD; .*load_'):
+    name = 'a different optimizer' if is_old else 'AdamW'
+    with pytest.raises(UserError, match=f'was saved with {name}, but the config has SGD; .*load_'):
         train(runner)
 
 
@@ -356,7 +356,7 @@ def test_another_optimizer_is_refused(runner, is_old, train, tmp_path):
 def test_another_seed_is_said(runner, train):
     train(runner, dict(randomness=dict(seed=3)), stop=dict(train=3))
     other = train(runner, dict(randomness=dict(seed=4)), stop=dict(train=3))
-    words = 'the seed is 3 in the checkpoint and 4 in the config; a run keeps its seed'
+    words = "the seed is 3 in the checkpoint and 4 in the config; the checkpoint's is used"
     assert words in other.said.getvalue()
     same = train(runner, dict(randomness=dict(seed=3)), stop=dict(train=3))
     assert 'the seed is' not in same.said.getvalue()
@@ -384,7 +384,7 @@ def test_another_number_of_samples_is_said(runner, train, monkeypatch):
     options = {'default_hooks.checkpoint': dict(BY_ITERATION_HOOK)}
     train(runner, options, stop=dict(train=1))
     monkeypatch.setattr(ResumedNumbers, '__len__', lambda self: 2)
-    words = 'had 4 samples and now has 2: 0 batches are left of epoch 1, and later epochs have all'
+    words = 'had 4 samples and now has 2: 0 batches remain in epoch 1, and later epochs use all'
     assert words in train(runner, options, stop=dict(train=2)).said.getvalue()
 
 
@@ -501,7 +501,7 @@ def test_a_run_from_a_named_checkpoint_is_another_run(runner, train, tmp_path):
     (folder / 'foreign.pth').write_text('no checkpoint')
     again = train(runner, stop=dict(train=4))
     assert again._load_from == str(folder / 'epoch_2.pth')
-    assert "skipped in the search for a checkpoint: checkpoint '" in again.said.getvalue()
+    assert "skipped while looking for a checkpoint: checkpoint '" in again.said.getvalue()
     assert 'foreign.pth' in again.said.getvalue()
 
 

@@ -69,7 +69,7 @@ def test_optimizers_are_compared_by_name(kinds):
         sgd_and_adamw(c=adamw()),
         wrapper([1.0]),
     ):
-        with pytest.raises(UserError, match='the checkpoint was saved with .*, and the config has'):
+        with pytest.raises(UserError, match='the checkpoint was saved with .*, but the config has'):
             check_optimizers(other, saved)
 
 
@@ -77,7 +77,7 @@ def test_the_number_of_optimizers_without_their_state():
     check_optimizers(wrapper([1.0]), dict(meta=dict(optimizers=['SGD'])))
     check_optimizers(wrapper([1.0]), dict(meta={}))
     for kinds in ([], ['SGD', 'SGD'], ['AdamW']):
-        with pytest.raises(UserError, match=r'was saved with .*, and the config has SGD;'):
+        with pytest.raises(UserError, match=r'was saved with .*, but the config has SGD;'):
             check_optimizers(wrapper([1.0]), dict(meta=dict(optimizers=kinds)))
 
 

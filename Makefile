@@ -3,6 +3,7 @@
 # MMCV=compiled: with mmcv's own compiled ops; by default mmvmamba stands in for them.
 # WHEEL=path: with that wheel of mmvmamba; by default its extension is compiled.
 #   make demo      train and test a small detector and a small segmentor on the demo data
+#   make web       open a page to try models in the browser (WEB_ARGS="FOLDER --port 8000")
 #   make test      the fast tests            make test-all   all tests
 #   make lint      style, types and schemas  make bench      quick benchmarks (DEVICE=cpu|cuda)
 #   make coverage  the fast tests, and the lines that they run (htmlcov/index.html)
@@ -38,6 +39,7 @@ FUZZ_SEED ?= 0
 FUZZ_FIRST ?= 0
 SANITIZERS ?= address thread
 WORK_DIR ?= work_dirs/demo
+WEB_ARGS ?=
 BENCH_DIR ?= work_dirs/benchmarks
 DOCS_DIR ?= build/docs
 OUT ?=
@@ -79,17 +81,20 @@ say = @echo "==> [$$(date +%H:%M:%S)] $(1)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all coverage chaos fuzz lint format bench docs linkcheck sanitize \
+.PHONY: help setup demo web test test-all coverage chaos fuzz lint format bench docs linkcheck sanitize \
 	sanitize-address sanitize-thread gpu-check sanitize-cuda wheel clean
 
 help:
-	@sed -n '2,18s/^# *//p' Makefile
+	@sed -n '2,19s/^# *//p' Makefile
 
 setup: $(READY)
 	$(call say,$(VENV) is ready)
 
 demo: $(READY)
 	$(BIN)/python demo/run_demo.py --work-dir $(WORK_DIR)
+
+web: $(READY)
+	$(BIN)/python demo/web.py $(WEB_ARGS)
 
 # A file's tests share what they build, so they stay in one process. Each process computes on one
 # thread, except where a test asks for more: several multi-threaded processes would oversubscribe
@@ -268,7 +273,7 @@ $(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.tx
 
 # The constraint keeps the torch and the NumPy that all the others were compiled for. opencv-python
 # needs libGL; on a machine without it the headless build of the same version serves.
-$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt $(TEST_REQUIREMENTS) $(STAMPS)/mmcv-$(MMCV)
+$(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt requirements/web.txt $(TEST_REQUIREMENTS) $(STAMPS)/mmcv-$(MMCV)
 	$(call say,4/5 mmdet mmseg mmpretrain and the test tools)
 	$(INSTALL) -r $< -r $(TEST_REQUIREMENTS) -c requirements/torch.txt
 	@$(BIN)/python -c "import cv2" >/dev/null 2>&1 || { \

@@ -28,8 +28,8 @@ BLUE, RED, MARK = (33, 102, 172), (178, 24, 43), (60, 220, 60)
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
 footer { display: none !important; }
-#upload .image-frame { width: 100%; }
-#upload img { width: 100%; height: auto; max-height: 60vh; object-fit: contain; }
+#upload .upload-container, #upload .image-frame { width: 100% !important; }
+#upload img { width: 100%; height: auto; max-height: 50vh; object-fit: contain; }
 .vm img { display: block; width: 100%; border-radius: 8px; }
 .vm .picture { max-height: 70vh; width: auto; max-width: 100%; margin: 0 auto; }
 .vm p { margin: 0.5em 0; color: var(--body-text-color); }

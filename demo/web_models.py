@@ -142,9 +142,9 @@ class Model:
 
     @property
     def classes(self) -> Sequence[str]:
-        if self.scope == 'mmpretrain':
-            return self.inferencer.classes
-        return self.net.dataset_meta['classes']
+        if self.scope != 'mmpretrain':
+            return self.net.dataset_meta['classes']
+        return self.inferencer.classes or [str(i) for i in range(self.net.head.num_classes)]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """Run the config's test pipeline on a BGR image."""

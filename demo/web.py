@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when gradio is imported
@@ -41,7 +42,7 @@ from web_models import (
 
 from mmvmamba.checkpoint.redaction import redacted
 from mmvmamba.engine import errors
-from mmvmamba.engine.errors import UserError, as_user_error, explain
+from mmvmamba.engine.errors import UserError, explain
 
 MAX_MEGABYTES = 20
 #: Folders of the demo data whose images are examples.
@@ -130,7 +131,7 @@ class Page:
     def predict_unless_remote(self, picture: Any, *inputs: Any) -> tuple[Any, Any]:
         """Predict, but leave it to the user to start a download."""
         if picture is not None and '://' in inputs[1]:
-            return None, drawing.empty('Press Run to download the weights, and to predict.')
+            return None, drawing.empty('Press Run to download the weights and predict.')
         return self.predict(picture, *inputs)
 
     def predict(
@@ -166,78 +167,87 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Build the page."""
-        trained = [s for s in self.sources.values() if not s.is_published]
-        task = next(
-            (t for t, p in TASKS.items() if trained and p == trained[0].package), 'Detection'
-        )
-        names = self.names(task)
-        first = self.sources.get(names[0]) if names else None
-        has_examples = Path(EXAMPLES['Detection']).is_dir()
+        is_trained = any(not source.is_published for source in self.sources.values())
         with gr.Blocks(title='VMamba', analytics_enabled=False, delete_cache=(60, 600)) as page:
-            picture, prediction, point = gr.State(), gr.State(), gr.State()
-            gr.Markdown(INTRODUCTION if trained else f'{INTRODUCTION}\n\n{NO_MODELS}')
+            gr.Markdown(INTRODUCTION if is_trained else f'{INTRODUCTION}\n\n{NO_MODELS}')
             with gr.Row():
                 with gr.Column(scale=4, min_width=320):
-                    task = gr.Radio(list(TASKS), value=task, label='Task')
-                    model = gr.Dropdown(names, value=first and first.name, label='Model')
-                    weights = gr.Textbox(
-                        first.checkpoint if first and first.is_published else '',
-                        visible=bool(first and first.is_published),
-                        label='Weights',
-                        info='A path, or a URL, which is downloaded when you press Run.',
-                    )
-                    upload = gr.Image(
-                        label='Image',
-                        sources=['upload', 'clipboard'],
-                        buttons=[],
-                        format='png',
-                        elem_id='upload',
-                    )
-                    with gr.Row():
-                        example = gr.Button('Example', min_width=80, visible=has_examples)
-                        run = gr.Button('Run', variant='primary', min_width=80)
-                    threshold = gr.Slider(
-                        0,
-                        1,
-                        0.3,
-                        step=0.05,
-                        label='Lowest score',
-                        visible=task.value == 'Detection',
-                    )
-                with (
-                    gr.Column(scale=5, min_width=320),
-                    gr.Tabs(selected='predictions', elem_id='results') as tabs,
-                ):
-                    with gr.Tab('Predictions', id='predictions'):
-                        result = gr.HTML(drawing.empty(HINT), elem_id='result')
-                    with gr.Tab('Inside the network', id='inside'):
-                        stage = gr.Radio([1, 2, 3, 4], value=3, label='Stage of the backbone')
-                        inside = gr.HTML(drawing.empty(HINT_INSIDE), elem_id='inside')
-
-            # One event at a time: they share the model and the visualizer.
-            one = dict(concurrency_id='model', concurrency_limit=1, api_visibility='private')
-            choice, shown = [model, weights, threshold], [prediction, result]
-            task.change(self.choose_task, task, [model, threshold], **one)
-            model.change(self.choose_model, model, weights, **one).then(
-                self.predict_unless_remote, [picture, *choice], shown, **one
-            )
-            # Gradio would decode an uploaded image before any check.
-            raw = dict(one, preprocess=False)
-            for event in (upload.upload, example.click(self.example, task, upload, **one).then):
-                received = [upload, picture, *shown, inside]
-                event(self.receive, [upload, *choice], received, **raw).then(
-                    lambda payload: delete(path_of(payload)), upload, **raw
-                ).then(None, js=SCROLL)
-            upload.clear(self.clear, None, [picture, *shown, inside], **one)
-            for event in (run.click, weights.submit):
-                event(self.predict, [picture, *choice], shown, **one)
-            threshold.release(self.redraw, [prediction, threshold], result, **one)
-            clicked = [picture, model, weights, stage, point]
-            upload.select(point_of, picture, [point, tabs], **one).then(
-                self.look_inside, clicked, inside, **one
-            ).then(None, js=SCROLL)
-            stage.change(self.look_inside, clicked, inside, **one)
+                    inputs = self.add_inputs()
+                with gr.Column(scale=5, min_width=320):
+                    outputs = self.add_outputs()
+            self.connect(inputs, outputs)
         return page
+
+    def add_inputs(self) -> SimpleNamespace:
+        """Add what the user sets."""
+        first = next(iter(self.sources.values()), None)  # a trained one, if there is one
+        package = first.package if first else 'mmdet'
+        task = next(name for name in TASKS if TASKS[name] == package)
+        return SimpleNamespace(
+            task=gr.Radio(list(TASKS), value=task, label='Task'),
+            model=gr.Dropdown(self.names(task), value=first and first.name, label='Model'),
+            weights=gr.Textbox(
+                first.checkpoint if first and first.is_published else '',
+                visible=bool(first and first.is_published),
+                label='Weights',
+                info='A path, or a URL, which is downloaded when you press Run.',
+            ),
+            upload=gr.Image(
+                label='Image',
+                sources=['upload', 'clipboard'],
+                buttons=[],
+                format='png',
+                elem_id='upload',
+            ),
+            **self.add_buttons(),
+            threshold=gr.Slider(
+                0, 1, 0.3, step=0.05, label='Lowest score', visible=task == 'Detection'
+            ),
+        )
+
+    def add_buttons(self) -> dict[str, Any]:
+        with gr.Row():
+            has_examples = Path(EXAMPLES['Detection']).is_dir()
+            example = gr.Button('Example', min_width=80, visible=has_examples)
+            return dict(example=example, run=gr.Button('Run', variant='primary', min_width=80))
+
+    def add_outputs(self) -> SimpleNamespace:
+        """Add the results, and the states of a visit."""
+        with gr.Tabs(selected='predictions', elem_id='results') as tabs:
+            with gr.Tab('Predictions', id='predictions'):
+                result = gr.HTML(drawing.empty(HINT), elem_id='result')
+            with gr.Tab('Inside the network', id='inside'):
+                stage = gr.Radio([1, 2, 3, 4], value=3, label='Stage of the backbone')
+                inside = gr.HTML(drawing.empty(HINT_INSIDE), elem_id='inside')
+        states = dict(picture=gr.State(), prediction=gr.State(), point=gr.State())
+        return SimpleNamespace(tabs=tabs, result=result, stage=stage, inside=inside, **states)
+
+    def connect(self, put: SimpleNamespace, out: SimpleNamespace) -> None:
+        """Connect the events with the components."""
+        # One event at a time: they share the model and the visualizer.
+        one = dict(concurrency_id='model', concurrency_limit=1, api_visibility='private')
+        # Gradio would decode an uploaded image before any check.
+        raw = dict(one, preprocess=False)
+        choice, shown = [put.model, put.weights, put.threshold], [out.prediction, out.result]
+        put.task.change(self.choose_task, put.task, [put.model, put.threshold], **one)
+        put.model.change(self.choose_model, put.model, put.weights, **one).then(
+            self.predict_unless_remote, [out.picture, *choice], shown, **one
+        )
+        example = put.example.click(self.example, put.task, put.upload, **one)
+        for event in (put.upload.upload, example.then):
+            received = [put.upload, out.picture, *shown, out.inside]
+            event(self.receive, [put.upload, *choice], received, **raw).then(
+                lambda payload: delete(path_of(payload)), put.upload, **raw
+            ).then(None, js=SCROLL)
+        put.upload.clear(self.clear, None, [out.picture, *shown, out.inside], **one)
+        for event in (put.run.click, put.weights.submit):
+            event(self.predict, [out.picture, *choice], shown, **one)
+        put.threshold.release(self.redraw, [out.prediction, put.threshold], out.result, **one)
+        clicked = [out.picture, put.model, put.weights, out.stage, out.point]
+        put.upload.select(point_of, out.picture, [out.point, out.tabs], **one).then(
+            self.look_inside, clicked, out.inside, **one
+        ).then(None, js=SCROLL)
+        out.stage.change(self.look_inside, clicked, out.inside, **one)
 
 
 def path_of(payload: dict[str, Any] | None) -> Path | None:
@@ -271,13 +281,14 @@ def describe(error: Exception) -> str:
     return drawing.error(redacted(message))
 
 
-def launch(page: gr.Blocks, host: str, port: int, **options: Any) -> None:
-    """Serve the page until Ctrl-C."""
+def launch(page: gr.Blocks, host: str, port: int) -> None:
+    """Start to serve the page."""
     fonts = [gr.themes.Font(name) for name in ('system-ui', 'sans-serif')]
     mono = [gr.themes.Font(name) for name in ('ui-monospace', 'monospace')]
     page.launch(
         server_name=host,
         server_port=port,
+        prevent_thread_lock=True,
         share=False,
         ssr_mode=False,
         pwa=False,
@@ -286,7 +297,6 @@ def launch(page: gr.Blocks, host: str, port: int, **options: Any) -> None:
         max_file_size=f'{MAX_MEGABYTES}mb',
         theme=gr.themes.Default(primary_hue='indigo', font=fonts, font_mono=mono),
         css=drawing.CSS,
-        **options,
     )
 
 
@@ -305,9 +315,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix='mmvmamba-web-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = Page(sources, args.device).build()
-        print(f'The page is at http://{args.host}:{args.port} (Ctrl-C to stop)', flush=True)
-        with as_user_error(OSError):
+        try:
             launch(page, args.host, args.port)
+        except OSError as error:
+            raise UserError(f'the page cannot use port {args.port} of {args.host}') from error
+        print(f'The page is at http://{args.host}:{args.port} (Ctrl-C to stop)', flush=True)
+        page.block_thread()
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from matplotlib import colormaps
-from mmengine.infer import BaseInferencer
+from mmengine.visualization import Visualizer
 
 from mmvmamba.analysis.activation_map import ScanMaps
 from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED, Order
@@ -85,22 +85,21 @@ def image_tag(image: np.ndarray, alt: str, name: str = '') -> str:
 
 
 def draw_prediction(
-    inferencer: BaseInferencer,
+    visualizer: Visualizer,
     classes: Sequence[str],
     sample: Any,
     image: np.ndarray,
-    notes: Sequence[str],
+    sentences: Sequence[str],
     threshold: float,
 ) -> str:
     """Draw a prediction on an RGB image with the visualizer of its package, and list it."""
-    visualizer = inferencer.visualizer
     if 'pred_label' in sample:
-        visualizer.visualize_cls(image, sample, classes=inferencer.classes, draw_gt=False)
+        visualizer.visualize_cls(image, sample, classes=classes, draw_gt=False)
     else:
         options = {'pred_score_thr': threshold} if 'pred_instances' in sample else {}
         visualizer.add_datasample('', image, sample, draw_gt=False, **options)
     picture = image_tag(visualizer.get_image(), 'the predictions', 'picture')
-    return block(picture, facts(*notes), list_classes(sample, classes, threshold))
+    return block(picture, facts(*sentences), list_classes(sample, classes, threshold))
 
 
 def list_classes(sample: Any, classes: Sequence[str], threshold: float) -> str:

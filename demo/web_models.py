@@ -98,9 +98,9 @@ def find_published() -> list[Source]:
 
 
 class Prediction(NamedTuple):
-    """A predicted sample, the RGB image to draw it on, and where it comes from."""
+    """A predicted sample, the RGB image to draw it on, and sentences about it."""
 
-    inferencer: Any
+    visualizer: Any
     classes: Sequence[str]
     sample: Any
     image: np.ndarray
@@ -117,7 +117,6 @@ class Model:
     """
 
     def __init__(self, config: str, checkpoint: str, device: str | None) -> None:
-        start = time.perf_counter()
         options = dict(cfg_options={}, work_dir=None, launcher='none', local_rank=0)
         cfg = cli.load_config(argparse.Namespace(config=config, **options))
         self.scope = cfg.default_scope
@@ -138,7 +137,6 @@ class Model:
         self.side = min(cfg.crop_size) if is_whole and not resizes and 'crop_size' in cfg else None
         parameters = sum(p.numel() for p in self.net.parameters()) / 1e6
         self.name = f'{Path(config).stem}, {parameters:.1f} million parameters.'
-        self.seconds = time.perf_counter() - start
 
     @property
     def classes(self) -> Sequence[str]:
@@ -167,12 +165,11 @@ class Model:
             scale = (width / drawn.shape[1], height / drawn.shape[0])
             sample.set_metainfo(dict(ori_shape=drawn.shape[:2], scale_factor=scale))
         with DefaultScope.overwrite_default_scope(self.scope):
-            (sample,) = self.net.test_step(pseudo_collate([data]))
+            sample = self.net.test_step(pseudo_collate([data]))[0].cpu()
         seconds, device = time.perf_counter() - start, next(self.net.parameters()).device.type
-        took = f'{seconds:.2f} seconds on the {device.upper() if device == "cpu" else "GPU"}.'
-        return Prediction(
-            self.inferencer, self.classes, sample.cpu(), drawn[..., ::-1], (took, self.name)
-        )
+        facts = (f'{seconds:.2f} seconds on the {"CPU" if device == "cpu" else "GPU"}.', self.name)
+        visualizer = self.inferencer.visualizer
+        return Prediction(visualizer, self.classes, sample, drawn[..., ::-1], facts)
 
     @torch.no_grad()
     def look_inside(self, image: np.ndarray, point: tuple[float, float], stage: int) -> str:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_a_visit(web, make_work_dir, upload, tmp_path, task):
     # The prediction is that of the package's inferencer, at another size.
     path = tmp_path / 'image.png'
     Image.fromarray(noise(48, 64)).save(path)
-    (expected,) = as_list(prediction.inferencer(str(path), return_datasamples=True))
+    (expected,) = as_list(page.load(task, '').inferencer(str(path), return_datasamples=True))
     if task == 'detection':
         boxes = prediction.sample.pred_instances.bboxes / 10
         torch.testing.assert_close(boxes, expected.pred_instances.bboxes, atol=1e-3, rtol=1e-3)
@@ -239,7 +240,7 @@ def serve(web, monkeypatch):
     def launch(sources):
         pages.append(web.Page(sources, 'cpu').build())
         port = free_port()
-        web.launch(pages[-1], '127.0.0.1', port, prevent_thread_lock=True)
+        web.launch(pages[-1], '127.0.0.1', port)
         return f'http://127.0.0.1:{port}'
 
     yield launch
@@ -266,13 +267,30 @@ def test_weights_can_be_entered_on_this_computer_only(
 ):
     folder = make_work_dir('detection')
     seen = {}
+
+    def build(page):
+        seen['names'] = list(page.sources)
+        return SimpleNamespace(block_thread=lambda: None)
+
     monkeypatch.setattr(sys, 'argv', ['web.py', str(folder), '--device', 'cpu', *arguments])
     monkeypatch.setattr(web.signal, 'signal', lambda *_: None)
     monkeypatch.setattr(web, 'launch', lambda page, host, port: seen.update(host=host, port=port))
-    monkeypatch.setattr(web.Page, 'build', lambda page: seen.update(names=list(page.sources)))
+    monkeypatch.setattr(web.Page, 'build', build)
     web.main()
     assert seen['host'] == (arguments[1] if arguments else '127.0.0.1') and seen['port'] == 7860
     assert seen['names'][0] == 'detection' and (len(seen['names']) > 1) is published
+
+
+def test_a_port_that_is_in_use(web, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(web.signal, 'signal', lambda *_: None)
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        sock.listen()
+        port = str(sock.getsockname()[1])
+        monkeypatch.setattr(sys, 'argv', ['web.py', '--port', port])
+        with pytest.raises(UserError, match=f'cannot use port {port} of 127.0.0.1'):
+            web.main()
 
 
 def test_a_folder_without_models(web, monkeypatch, tmp_path):

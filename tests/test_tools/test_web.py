@@ -248,9 +248,12 @@ def serve(web, monkeypatch):
         page.close(verbose=False)
 
 
-def test_server(serve):
+def test_server(serve, monkeypatch):
+    """Nothing comes from elsewhere, the server asks nobody, and large files are refused."""
     import httpx
 
+    hosts, find = set(), socket.getaddrinfo
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda h, *a, **k: hosts.add(h) or find(h, *a, **k))
     url = serve([])
     text = httpx.get(url).text
     assert 'No trained models were found' in text and 'fonts.googleapis' not in text
@@ -259,6 +262,7 @@ def test_server(serve):
     assert not config.get('is_space') and config['max_file_size'] == 2**20
     large = httpx.post(f'{url}/gradio_api/upload', files={'files': ('a.png', bytes(2**21))})
     assert large.status_code == 413
+    assert {str(getattr(h, 'decode', lambda h=h: h)()) for h in hosts} <= {'127.0.0.1', 'localhost'}
 
 
 @pytest.mark.parametrize(('arguments', 'published'), [((), True), (('--host', '0.0.0.0'), False)])

@@ -54,9 +54,9 @@ EXAMPLES = {
 INTRODUCTION = """# Try VMamba
 Drop an image to see what a model finds in it. Then click a point of the image to see which
 positions the network's scans relate to it. Everything runs on this computer. No image is kept."""
-NO_MODELS = """**No trained models were found.** Run `make demo` to train two small ones in about
-ten minutes on a CPU, or restart the page with the folder of your own model: `python demo/web.py
-FOLDER`. You can also select a published model and enter the path of its weights."""
+NO_MODELS = """**No trained models were found.** Run `make demo` to train two small ones, in about
+ten minutes on two CPU cores, or restart the page with the folder of your own model: `python
+demo/web.py FOLDER`. You can also select a published model and enter the path of its weights."""
 HINT = 'Drop an image to begin.'
 HINT_INSIDE = 'Click a point of the image.'
 #: On a phone, the results are below the screen.

@@ -66,6 +66,7 @@ def empty(text: str) -> str:
 
 
 def error(text: str) -> str:
+    text = text[:1].upper() + text[1:]
     return block(f'<p class="error" role="alert">{html.escape(text)}</p>')
 
 

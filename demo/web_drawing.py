@@ -11,10 +11,13 @@ from matplotlib import colormaps
 from mmengine.visualization import Visualizer
 
 from mmvmamba.analysis.activation_map import ScanMaps
+from mmvmamba.engine.drawing import enlargement
 from mmvmamba.ops.scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED, Order
 
 #: Longer side of a figure in pixels.
 FIGURE_SIDE = 480
+#: Ratio of the longer side of an image to the font size of its labels.
+SIDE_PER_FONT = 28
 #: Rows of the longest table.
 MAX_ROWS = 20
 ORDER_NAMES = {
@@ -94,6 +97,8 @@ def draw_prediction(
     threshold: float,
 ) -> str:
     """Draw a prediction on an RGB image with the visualizer of its package, and list it."""
+    # Larger than by default, for the width of a phone.
+    visualizer.font_size = round(max(image.shape[:2]) * enlargement(image.shape) / SIDE_PER_FONT)
     if 'pred_label' in sample:
         visualizer.visualize_cls(image, sample, classes=classes, draw_gt=False)
     else:

@@ -149,7 +149,7 @@ class Model:
         if self.side:
             image = resize(image, self.side / min(image.shape[:2]))
         shape = image.shape[:2]
-        data = dict(img=image, img_shape=shape, ori_shape=shape, img_path='', img_id=0)
+        data = dict(img=image, img_shape=shape, ori_shape=shape, img_path=None, img_id=0)
         with DefaultScope.overwrite_default_scope(self.scope):
             return self.steps(data)
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmvmamba.checkpoint.redaction import redact_record, redacted
+from mmvmamba.engine import console
 from mmvmamba.engine.checks.batch_norm import check_batch_norm, named_batch_norm
 from mmvmamba.engine.checks.channels import check_feature_maps, check_image_channels
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
@@ -28,6 +29,7 @@ from mmvmamba.engine.errors import UserError, as_user_error, named_build
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
+from mmvmamba.engine.run_summary import environment, layout
 
 from .distributed import (
     cpu_model_wrapper,
@@ -71,13 +73,18 @@ class CommonMixin:
     """Additions of the tools to all runners of MMEngine."""
 
     def _log_env(self, *args: Any) -> None:
-        """Keep the passwords and tokens in the URLs of a config out of the log."""
+        """Keep the passwords and tokens in the URLs of a config out of the log.
+
+        Of the environment, the console has a summary.
+        """
         self.logger.addFilter(redact_record)
         # Handlers outlive the runner, so they must not refer to it.
         self._log_errors = _LogErrors()
         for handler in self.logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = partial(self._log_errors.handle, handler)
+        console.attach(self.logger)
+        console.log_plain(self.logger, layout([environment(self.cfg, runs_on_cpu())]))
         super()._log_env(*args)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:

@@ -1,8 +1,11 @@
 """Progress lines of long tasks."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mmvmamba import progress
+from mmvmamba.checkpoint import download
 from mmvmamba.progress import Progress
 
 
@@ -49,3 +52,18 @@ def test_a_slow_task_has_a_line_every_minute(clock):
 
 def test_a_task_without_steps(clock):
     assert run(clock, 0, 1) == []
+
+
+def test_a_download(clock, monkeypatch, tmp_path):
+    def read_body(response):
+        for _ in range(5):
+            clock.now += 20
+            yield bytes(200)
+
+    response = SimpleNamespace(length=1000, close=lambda: None)
+    monkeypatch.setattr(download, 'open_url', lambda url: response)
+    monkeypatch.setattr(download, 'read_body', read_body)
+    lines = []
+    download.download('https://host/x.pth', str(tmp_path), lines.append)
+    assert lines[1] == 'downloading https://host/x.pth: 20%, eta: 0:01:20'
+    assert len(lines) == 6

@@ -24,8 +24,9 @@ from .work_dir import is_first_process
 
 #: Packages whose notes, prints and Python warnings go to the log file only.
 _QUIET = frozenset(PACKAGES) | {'mmrotate', 'pycocotools'}
-#: Their modules with progress, checkpoints and results.
+#: Their modules with progress, checkpoints and results, and notes that explain a wait.
 _SHOWN = re.compile(r'\.(hooks|evaluation)\.')
+_SHOWN_NOTES = re.compile(r'has been "compiled"')
 #: Messages that need no action from the user.
 _NOISE = re.compile(
     r'deprecated|upcoming release|is the alias of|prefix is not set in metric class'
@@ -209,8 +210,10 @@ def _is_shown(record: logging.LogRecord) -> bool:
 def _is_quiet(module: str, level: int, text: str) -> bool:
     if level >= logging.ERROR:
         return False
-    is_note = level < logging.WARNING and _package(module) in _QUIET
-    return _NOISE.search(text) is not None or (is_note and not _SHOWN.search(module))
+    if _NOISE.search(text):
+        return True
+    is_shown = _SHOWN.search(module) or _SHOWN_NOTES.search(text)
+    return level < logging.WARNING and _package(module) in _QUIET and not is_shown
 
 
 def _emitter(between: tuple[str, ...] = _REPORTERS) -> str:

@@ -59,6 +59,7 @@ def run(tmp_path, capsys):
     [
         ('mmengine.runner.runner', logging.INFO, 'Config: 1000 lines', False),
         ('mmengine.optim.x', logging.INFO, 'paramwise_options -- a:lr=1', False),
+        ('mmengine.runner.runner', logging.INFO, 'Model has been "compiled".', True),
         ('mmengine.hooks.logger_hook', logging.INFO, 'Epoch(train) [1][1/2]', True),
         ('mmengine.hooks.logger_hook', logging.INFO, 'Exp name: x', False),
         ('mmseg.evaluation.metrics.iou_metric', logging.INFO, 'per class results:', True),

@@ -21,7 +21,7 @@ from mmvmamba.engine import console
 from mmvmamba.engine.checks.batch_norm import check_batch_norm, named_batch_norm
 from mmvmamba.engine.checks.channels import check_feature_maps, check_image_channels
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
-from mmvmamba.engine.checks.coco import coco_files, read_coco
+from mmvmamba.engine.checks.coco import coco_files, log_large_file, read_coco
 from mmvmamba.engine.checks.configs import check_stages
 from mmvmamba.engine.checks.metrics import check_metrics
 from mmvmamba.engine.data.sampling import is_endless
@@ -30,6 +30,7 @@ from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
 from mmvmamba.engine.run_summary import environment, layout
+from mmvmamba.engine.work_dir import read_last_checkpoint
 
 from .distributed import (
     cpu_model_wrapper,
@@ -97,7 +98,20 @@ class CommonMixin:
         """Train after a check of all data, before MMEngine builds the data sets."""
         with hanging_ranks_named(), named_batch_norm(), unused_parameters_named(self):
             self._check_data('train', 'val', 'test')
-            return super().train()
+            with self._interrupt_explained():
+                return super().train()
+
+    @contextlib.contextmanager
+    def _interrupt_explained(self) -> Iterator[None]:
+        """Log after Ctrl-C how to continue."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            with contextlib.suppress(ValueError):
+                last = read_last_checkpoint(self.work_dir)
+                after = f'{last} is the last checkpoint; continue with --resume'
+                self.logger.warning(f'interrupted: {after if last else "no checkpoint was saved"}')
+            raise
 
     def test(self) -> dict[str, float]:
         """Test after a check of the data."""
@@ -165,6 +179,8 @@ class ToolRunnerMixin(CommonMixin):
         if isinstance(dataloader, DataLoader):
             return dataloader
         dataset = dataloader.get('dataset')
+        for _, path in coco_files(dataset):
+            log_large_file(path, 'indexing')
         try:
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:

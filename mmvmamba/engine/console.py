@@ -31,7 +31,7 @@ _SHOWN_NOTES = re.compile(r'has been "compiled"')
 _NOISE = re.compile(
     r'deprecated|upcoming release|is the alias of|prefix is not set in metric class'
     r'|Failed to search registry|Calling register_constant|^Exp name: |^Loads checkpoint by '
-    r'|^Checkpoints will be saved'
+    r'|^Checkpoints will be saved|_mAP_copypaste: '
 )
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 #: Modules between the code that prints and this one, and between the code that logs or warns.
@@ -84,6 +84,7 @@ class _Console:
         self._add(self._logger.filters, redact_record)
         if not is_first:
             for handler in self._logger.handlers:
+                stack.callback(handler.setLevel, handler.level)
                 handler.setLevel(logging.ERROR)
         self._add(self._logger.handlers, _Handler(self._keep))
         # Python's own loggers, of which that of torch has a handler itself.

@@ -143,19 +143,35 @@ def _weights(runner: Any) -> str:
         )
     if source:
         return f'from {redacted(str(source))}'
-    settings = _backbone(runner.cfg).get('init_cfg')
-    for init in settings if isinstance(settings, list | tuple) else [settings]:
-        if isinstance(init, Mapping) and init.get('checkpoint'):
-            return f'backbone from {redacted(str(init["checkpoint"]))}, the rest random'
+    if found := _pretrained(_model(runner.cfg)):
+        return f'from {found}'
+    if found := _pretrained(_backbone(runner.cfg)):
+        return f'backbone from {found}, the rest random'
     return 'random'
 
 
-def _backbone(cfg: Config) -> Mapping[str, Any]:
-    """Return the settings of the backbone, also within test-time augmentation."""
+def _pretrained(settings: Mapping[str, Any]) -> str | None:
+    """Return the checkpoint that initializes a model or a backbone."""
+    inits = settings.get('init_cfg')
+    for init in inits if isinstance(inits, list | tuple) else [inits]:
+        if isinstance(init, Mapping) and init.get('checkpoint'):
+            return redacted(str(init['checkpoint']))
+    source = settings.get('pretrained')
+    if isinstance(source, str):
+        return redacted(source)
+    return 'its pretrained weights' if source else None
+
+
+def _model(cfg: Config) -> Mapping[str, Any]:
+    """Return the settings of the model, also within test-time augmentation."""
     settings = cfg.get('model')
     while isinstance(settings, Mapping) and isinstance(settings.get('module'), Mapping):
         settings = settings['module']
-    backbone = settings.get('backbone') if isinstance(settings, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def _backbone(cfg: Config) -> Mapping[str, Any]:
+    backbone = _model(cfg).get('backbone')
     return backbone if isinstance(backbone, Mapping) else {}
 
 

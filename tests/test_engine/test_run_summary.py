@@ -41,6 +41,16 @@ def test_environment():
     assert 'scan: reference, as ' in lines(run_summary.environment(tta, on_cpu=True))[3]
 
 
+def test_environment_of_several_gpus(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.current_device', lambda: 1)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda index: f'GPU {index}')
+    monkeypatch.setattr(run_summary, 'get_world_size', lambda: 8)
+    monkeypatch.setattr(run_summary.info, 'backends', lambda: {'cpu': 'a', 'cuda:1': 'b'})
+    texts = lines(run_summary.environment(Config(dict(model=dict())), on_cpu=False))
+    assert texts[2:] == ['device: 8 processes, the first on GPU 1', 'scan: b']
+
+
 class Dataset(list):
     metainfo = dict(classes=tuple('abcdefghijkl'))
     ann_file = 'a.json'
@@ -89,6 +99,8 @@ def test_model_and_its_weights():
     cases = (
         (runner_of(model), 'random'),
         (runner_of(model, backbone=pretrained), 'backbone from http://host/a.pth, the rest'),
+        (runner_of(model, init_cfg=[dict(type='A'), dict(checkpoint='d.pth')]), 'from d.pth'),
+        (runner_of(model, backbone=dict(pretrained=True)), 'backbone from its pretrained weights,'),
         (runner_of(model, load_from='b.pth', backbone=pretrained), 'from b.pth'),
         (runner_of(model, load_from='c.pth', resume=True), 'resumed from c.pth at epoch 3, iter'),
     )

@@ -31,7 +31,7 @@ _SHOWN_NOTES = re.compile(r'has been "compiled"')
 _NOISE = re.compile(
     r'deprecated|upcoming release|is the alias of|prefix is not set in metric class'
     r'|Failed to search registry|Calling register_constant|^Exp name: |^Loads checkpoint by '
-    r'|^Checkpoints will be saved|_mAP_copypaste: '
+    r'|^Checkpoints will be saved|_mAP_copypaste: |Grad strides do not match'
 )
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 #: Modules between the code that prints and this one, and between the code that logs or warns.

@@ -298,14 +298,13 @@ def results(runner: Any, metrics: Mapping[str, Any], seconds: float) -> list[Sec
     checkpoint = found.best or found.last
     best = [f'{found.score}: {short_path(found.best)}'] if found.best else []
     last = [short_path(found.last)] if found.last else []
-    values = ', '.join(f'{k} {v:.4f}' for k, v in _numbers(metrics).items())
-    after = [f'last validation: {values}'] if values and not found.best else []
-    if after and found.last:
-        after.append('to keep the best checkpoint, set default_hooks.checkpoint.save_best=auto')
+    table = [] if found.best else metric_table(metrics)
+    if table and found.last:
+        table.append('to keep the best checkpoint, set default_hooks.checkpoint.save_best=auto')
     return [
         ('Finished', [f'{_done(runner)} in {duration(seconds)}']),
         ('Best', best),
-        ('Metrics', after),
+        ('Validation', table),
         ('Last', last),
         ('Log', [log_file(runner)]),
         ('Next', next_commands(dumped_config(runner), checkpoint)),

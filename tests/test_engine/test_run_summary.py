@@ -159,6 +159,12 @@ def test_checkpoints_of_a_run(save_best, tmp_path):
     best, score, last = run_summary.trained(runner)
     assert last == 'last.pth'
     assert (best, score) == (('best.pth', 'a 0.5000') if save_best else (None, ''))
+    runner.__dict__.update(iter=12, epoch=3, train_loop=None, logger=None, cfg=Config(dict(a=1)))
+    found = dict(run_summary.results(runner, dict(a=0.25), 61))
+    assert found['Finished'] == ['3 epochs, 12 iterations in 0:01:01']
+    assert found['Best'] == (['a 0.5000: best.pth'] if save_best else [])
+    assert found['Last'] == ['last.pth']
+    assert [line.split()[0] for line in found['Validation']] == ([] if save_best else ['a', 'to'])
 
 
 def test_next_commands(monkeypatch, tmp_path):

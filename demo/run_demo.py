@@ -40,7 +40,9 @@ from mmvmamba.registry import MODELS
 
 REPO = Path(__file__).resolve().parent.parent
 #: The lines of a tool's output that are shown; all of them go to a log file.
-PROGRESS = re.compile(r'\b(Epoch|Iter)\((train|val|test)\)|^[|+].*[|+]$|\d+ of \d+ images')
+PROGRESS = re.compile(
+    r'\b(Epoch|Iter)\((train|val|test)\)|^[|+].*[|+]$|\d+ of \d+ images|^(Data|Schedule|Finished) '
+)
 LOG_PREFIX = re.compile(r'^.*? - mmengine - \w+ - ')
 
 

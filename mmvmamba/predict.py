@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .checkpoint.released import IMAGENET_CLASSES, IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from .nn import create_model, list_models
+from .progress import Progress
 
 _logger = logging.getLogger(__name__)
 #: Longest over shortest side of an image. The resized image of a longer one would fill the memory.
@@ -26,6 +27,7 @@ _MAX_ASPECT = 100
 
 Image = str | os.PathLike[str] | Tensor | Any  # or a PIL.Image.Image
 Predictions = list[tuple[str, float]]
+Row = tuple[str, Predictions, str]  # a file with its classes or an error message
 
 
 def classify(
@@ -248,7 +250,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
 def predict_files(
     model: nn.Module, files: Sequence[str], topk: int = 5, size: int = 224, batch_size: int = 16
-) -> Iterator[tuple[str, Predictions, str]]:
+) -> Iterator[Row]:
     """Yield each file with the most probable classes of its image, or with an error message.
 
     The arguments are those of :func:`mmvmamba.classify`. Threads read the images of a batch.
@@ -270,7 +272,7 @@ def predict_files(
                 yield (file, [], image) if isinstance(image, str) else (file, next(found), '')
 
 
-def write_csv(path: str, rows: Iterator[tuple[str, Predictions, str]], topk: int) -> list[str]:
+def write_csv(path: str, rows: Iterator[Row], topk: int) -> list[str]:
     """Write a row for each file: names and probabilities, or an error; return the errors."""
     errors = []
     with open(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
@@ -328,7 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = find_images(args.images)
         model = create_model(args.model, args.pretrained)
         rows = predict_files(_to(model, args.device), files, args.topk, args.size, args.batch_size)
-        errors = write_csv(args.out, rows, args.topk)
+        progress = Progress(f'classifying {len(files):,} images', len(files), _logger.info)
+        errors = write_csv(args.out, _counted(rows, progress), args.topk)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     for error in errors:
@@ -337,6 +340,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     plural = '' if len(files) == 1 else 's'
     sys.stdout.write(f'{args.out}: {len(files)} image{plural}{unread}\n')
     return 1 if errors else 0
+
+
+def _counted(rows: Iterator[Row], progress: Progress) -> Iterator[Row]:
+    for row in rows:
+        progress.step()
+        yield row
 
 
 def _to(model: nn.Module, device: str | None) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import mmvmamba
-from mmvmamba import predict
+from mmvmamba import predict, progress
 from mmvmamba.nn import ARCHS, Arch, factory
 
 PIL = pytest.importorskip('PIL.Image')
@@ -228,7 +228,8 @@ def rows(path='predictions.csv'):
         return list(csv.DictReader(file))
 
 
-def test_command(weights, tmp_path, capsys):
+def test_command(weights, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(progress, '_SHORT', 0.0)
     folder = tmp_path / 'photos' / 'sub folder'
     folder.mkdir(parents=True)
     images = {f'photos/{name}.png': photo(seed=i) for i, name in enumerate('ba')}
@@ -240,6 +241,8 @@ def test_command(weights, tmp_path, capsys):
     options = ('--topk', '2', '--batch-size', '2', '--size', '64')
     assert predict.main(['photos', *weights, *options]) == 0
     assert capsys.readouterr().out == 'predictions.csv: 3 images\n'
+    progress_lines = [text for text in caplog.messages if text.startswith('classifying 3 images')]
+    assert [line.split()[3] for line in progress_lines] == ['33%,', '67%,']
     found = rows()
     assert [row['file'] for row in found] == sorted(images)
     assert [*found[0]] == ['file', 'label1', 'probability1', 'label2', 'probability2', 'error']
@@ -331,7 +334,7 @@ import sys
 sys.modules['torchvision'] = None
 import mmvmamba
 from mmvmamba import *
-from mmvmamba import predict
+from mmvmamba import predict, progress
 for call in (lambda: classify(mmvmamba.create_model('vmamba_tiny'), 'x.jpg'),
              lambda: predict.main(['x.jpg'])):
     try:

@@ -5,7 +5,7 @@ import os
 
 from mmengine.config import Config, ConfigDict
 
-from mmvmamba.engine import cli, errors
+from mmvmamba.engine import cli, console, errors
 from mmvmamba.engine.checks.configs import check_data, leaf_datasets
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
@@ -101,17 +101,21 @@ def metrics(cfg: Config) -> list[ConfigDict]:
 
 def main() -> None:
     args = parse_args()
-    cfg = cli.load_config(args)
-    cfg.load_from = args.checkpoint
-    if args.show or args.show_dir:
-        draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
-    if args.tta:
-        use_tta(cfg)
-    if args.out:
-        save_predictions(cfg, args.out)
-    check_data(cfg, 'test')
-    cli.check_checkpoint(cfg, whole=True)
-    build_runner(cfg).test()
+    with console.concise(args.launcher):
+        cfg = cli.load_config(args)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        if args.show or args.show_dir:
+            draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+        if args.tta:
+            use_tta(cfg)
+        if args.out:
+            save_predictions(cfg, args.out)
+        check_data(cfg, 'test')
+        cli.check_checkpoint(cfg, whole=True)
+        written = {'predictions': args.out, 'images': args.show_dir}
+        outputs = {kind: path for kind, path in written.items() if path}
+        cli.add_hook(cfg, type='mmvmamba.RunSummaryHook', outputs=outputs)
+        build_runner(cfg).test()
 
 
 if __name__ == '__main__':

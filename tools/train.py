@@ -4,7 +4,7 @@ import argparse
 
 from mmengine.config import Config
 
-from mmvmamba.engine import cli, errors
+from mmvmamba.engine import cli, console, errors
 from mmvmamba.engine.checks.configs import check_data
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.runner import build_runner
@@ -53,12 +53,14 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg = cli.load_config(args)
-    with locked(cfg.work_dir, cfg.launcher):
-        apply_args(cfg, args)
-        check_data(cfg, 'train', *([] if args.no_validate else ['val']))
-        cli.check_checkpoint(cfg, whole=False)
-        build_runner(cfg).train()
+    with console.concise(args.launcher):
+        cfg = cli.load_config(args)
+        with locked(cfg.work_dir, cfg.launcher):
+            apply_args(cfg, args)
+            check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+            cli.check_checkpoint(cfg, whole=False)
+            cli.add_hook(cfg, type='mmvmamba.RunSummaryHook')
+            build_runner(cfg).train()
 
 
 if __name__ == '__main__':

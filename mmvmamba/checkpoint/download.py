@@ -11,6 +11,8 @@ from urllib.parse import unquote, urldefrag
 
 import torch
 
+from mmvmamba.progress import Progress
+
 from .http_client import RequestError, open_url, read_body, split_url
 from .redaction import redacted_url
 
@@ -39,8 +41,8 @@ def download(
     Args:
         url (str): An http or https URL. It may hold a user and a password, percent-encoded.
         folder (str, optional): The cache. Defaults to ``checkpoints/mmvmamba`` in torch.hub's.
-        log (Callable): Called with one line before the download and one after it. Defaults to the
-            ``info`` of this module's logger.
+        log (Callable): Called with a line before the download, during a long one, and after it.
+            Defaults to the ``info`` of this module's logger.
 
     Raises:
         ValueError: If the URL is malformed, the file cannot be downloaded completely, or the cache
@@ -103,8 +105,11 @@ def _fetch(url: str, path: str, name: str, log: Callable[[str], object]) -> None
         with contextlib.closing(open_url(url)) as response, open(part, 'xb') as file:
             size = response.length
             log(f'downloading {name} ({"unknown size" if size is None else f"{size:,} bytes"})')
+            progress = None if size is None else Progress(f'downloading {name}', size, log)
             for data in read_body(response):
                 file.write(data)
+                if progress is not None:
+                    progress.step(len(data))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -112,7 +112,7 @@ def load_config(args: argparse.Namespace) -> Config:
     hooks = cfg.get('default_hooks') or {}
     for key in [k for k, hook in hooks.items() if hook is None and k not in _RUNNER_HOOKS]:
         del hooks[key]
-    _add_hook(cfg, dict(type='mmvmamba.MixedSizesHook'))
+    add_hook(cfg, type='mmvmamba.MixedSizesHook')
     return cfg
 
 
@@ -133,7 +133,7 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
             path = local_path(path)
         if path is not None and not os.path.isfile(os.path.expanduser(path)):
             raise UserError(f'checkpoint {redacted(path)!r} does not exist')
-    _add_hook(cfg, dict(type='mmvmamba.CheckpointMatchingHook', whole=whole))
+    add_hook(cfg, type='mmvmamba.CheckpointMatchingHook', whole=whole)
 
 
 def _first_weights(cfg: Config) -> str | None:
@@ -177,6 +177,12 @@ def use_amp(cfg: Config) -> None:
         wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def add_hook(cfg: Config, **hook: Any) -> None:
+    """Add a hook to a config, which may be that of an earlier run and have one of this type."""
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [h for h in hooks if h.get('type') != hook['type']] + [hook]
+
+
 def _add_resume_hook(cfg: Config) -> ConfigDict:
     """Return the settings of the hook that resumes runs; turn it on if it is not."""
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
@@ -184,10 +190,6 @@ def _add_resume_hook(cfg: Config) -> ConfigDict:
         cfg.default_hooks.resume = ConfigDict()
     cfg.default_hooks.resume.setdefault('type', 'mmvmamba.ResumeHook')
     return cfg.default_hooks.resume
-
-
-def _add_hook(cfg: Config, hook: dict[str, Any]) -> None:
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:

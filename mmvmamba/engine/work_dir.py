@@ -31,6 +31,11 @@ _MAX_POINTER = 4096  # bytes, the longest path of Linux
 _RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
+def is_first_process(launcher: str) -> bool:
+    """Return True in the first process of a run, also before its process group exists."""
+    return os.environ.get(_RANK_VARIABLES.get(launcher, ''), '0') == '0'
+
+
 @contextlib.contextmanager
 def locked(folder: str, launcher: str = 'none') -> Iterator[None]:
     """Lock the folder of a run; the lock ends with the process, however that ends.
@@ -43,7 +48,7 @@ def locked(folder: str, launcher: str = 'none') -> Iterator[None]:
         UserError: If another run uses the folder, it cannot be created, or its ``run.lock`` is not
             the file of a lock.
     """
-    if os.environ.get(_RANK_VARIABLES.get(launcher, ''), '0') != '0' or fcntl is None:
+    if not is_first_process(launcher) or fcntl is None:
         yield
         return
     try:

@@ -481,7 +481,7 @@ def test_fsdp_from_a_file_to_a_test(start, detection_config, tmp_path):
     load = ('--work-dir', 'sharded', '--resume', '--cfg-options', 'load_from=plain/epoch_1.pth')
     (text,) = finish(start('dist_train.sh', sharded, 2, *load))
     assert 'no checkpoint to resume from' in text
-    assert 'Load checkpoint from plain/epoch_1.pth' in text
+    assert 'weights: from plain/epoch_1.pth' in text
     assert iterations(tmp_path / 'sharded' / 'epoch_1.pth') == 1
     resume = ('--work-dir', 'sharded', '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
     finish(start('dist_train.sh', sharded, 2, *resume))

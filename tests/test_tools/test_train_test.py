@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,18 +60,61 @@ def test_a_second_run_in_a_work_folder_is_refused(detection_config, run_here, tm
     assert os.listdir(tmp_path / 'run') == ['run.lock']
 
 
-def test_train_detector(detection_run):
+def assert_readable(result, work_dir):
+    """Check that the console is short up to the first step and the log file has everything."""
+    before, *_ = re.split(r'(Epoch|Iter)\(train\)', result.stdout, maxsplit=1)
+    assert not result.stderr
+    assert len(before.splitlines()) <= 60
+    titles = [line.split()[0] for line in before.splitlines() if line[:1].isupper()]
+    assert titles == ['Environment', 'Data', 'Model', 'Schedule', 'Output']
+    log = next(work_dir.glob('*/*.log')).read_text()
+    hidden = 'System environment:', 'Config:', 'Hooks will be executed', 'FileClient'
+    for text in (*hidden, 'Checkpoints will be saved'):
+        assert text in log and text not in result.stdout
+    for line in result.stdout.splitlines():
+        assert line.rpartition(' - ')[2] in log
+    assert log.index('Environment  ') < log.index('System environment:')
+
+
+def assert_next_commands(result, cwd, monkeypatch):
+    """Check that the last lines are complete commands with files that exist."""
+    commands = re.findall(r'python (.*(?:test|inference)\.py .*)$', result.stdout, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        script, *arguments = shlex.split(command)
+        monkeypatch.setattr(sys, 'argv', [script, *arguments])
+        args = runpy.run_path(script)['parse_args']()
+        assert (cwd / args.config).is_file() and (cwd / args.checkpoint).is_file()
+
+
+def test_train_detector(detection_run, monkeypatch):
     work_dir, result = detection_run
     assert (work_dir / 'epoch_1.pth').is_file()
-    assert re.search(r'coco/bbox_mAP: .*coco/segm_mAP: ', result.stdout + result.stderr)
+    assert re.search(r'coco/bbox_mAP: .*coco/segm_mAP: ', result.stdout)
+    assert_readable(result, work_dir)
+    assert 'creating index' in next(work_dir.glob('*/*.log')).read_text()
+    for words in (
+        'train: 4 images, CocoDataset',
+        '2 classes: box, bar',
+        'MaskRCNN with VMamba',
+        'weights: random',
+        '! .* learning rate 0.0001, which is for 16 images',
+        'Last +work_dirs/detection/epoch_1.pth',
+    ):
+        assert re.search(words, result.stdout), words
+    assert_next_commands(result, work_dir.parents[1], monkeypatch)
 
 
 def test_train_segmentor_with_amp_and_scaled_lr(segmentation_run):
     work_dir, result = segmentation_run
     assert (work_dir / 'iter_2.pth').is_file()
-    log = result.stdout + result.stderr
+    log = result.stdout
     assert 'mIoU' in log
     assert 'CPUAmpOptimWrapper' in log
+    assert re.search('! .* learning rate 6e-05 -> 7.5e-06: ', log)
+    assert_readable(result, work_dir)
+    for text in ('paramwise_options', 'avg_non_ignore', 'reduce_zero_label'):
+        assert text in next(work_dir.glob('*/*.log')).read_text() and text not in log
     # 2 images instead of the recipe's 16.
     groups = torch.load(work_dir / 'iter_2.pth', weights_only=False)['optimizer']['param_groups']
     assert [group['initial_lr'] for group in groups] == pytest.approx([6e-5 / 8] * len(groups))
@@ -89,7 +134,7 @@ def test_resume(detection_run, detection_config, run_fork):
         'val_evaluator=None',
         cwd=work_dir.parents[1],
     )
-    assert 'resumed epoch: 1' in log
+    assert re.search(r'weights: resumed from \S+epoch_1\.pth at epoch 1, iteration ', log)
     assert 'Epoch(train) [2]' in log
     assert 'Epoch(train) [1]' not in log
     after = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
@@ -126,7 +171,17 @@ def test_test_detector(detection_run, detection_config, run_script, tmp_path):
         *('--work-dir', 'out', '--show-dir', 'shown', '--out', 'predictions.pkl'),
         cwd=tmp_path,
     )
-    assert 'coco/segm_mAP' in result.stdout + result.stderr
+    assert 'coco/segm_mAP' in result.stdout and not result.stderr
+    before, _, after = result.stdout.partition('Epoch(test)')
+    assert len(before.splitlines()) <= 30 and f'weights: from {checkpoint}' in before
+    for words in (
+        'bbox +\\d',
+        'segm +\\d',
+        'predictions: predictions.pkl',
+        'images: shown',
+        'log: out',
+    ):
+        assert re.search(words, after), words
     shown = sorted(path.name for path in (tmp_path / 'shown').glob('*.png'))
     assert shown == ['0.png', '1.png', '2.png', '3.png']
     with open(tmp_path / 'predictions.pkl', 'rb') as file:
@@ -260,7 +315,8 @@ def test_train_and_test_a_classifier(run_script, run_fork, tmp_path):
                 tmp_path / 'data' / name / f'{name}{i}.png'
             )
     (tmp_path / 'cls.py').write_text(CLASSIFIER.format(root=str(tmp_path / 'data')))
-    run_script(TRAIN, 'cls.py', '--work-dir', 'out', cwd=tmp_path)
+    result = run_script(TRAIN, 'cls.py', '--work-dir', 'out', cwd=tmp_path)
+    assert_readable(result, tmp_path / 'out')
     log = run_fork(
         'test.py',
         'cls.py',

@@ -252,15 +252,22 @@ def read_coco(path: str) -> CocoFile:
 
 @functools.lru_cache(maxsize=16)
 def _read(path: str, modified: int, size: int) -> CocoFile:
-    large, start = size > _LARGE, time.monotonic()
-    if large:
-        print_log(f'reading annotation file {path!r} ({size / 2**20:.0f} MB) ...', 'current')
+    start = time.monotonic()
+    large = log_large_file(path, 'reading')
     with _without_garbage_collection():
         summary = _summarize(_load(path))
     if large:
         seconds = time.monotonic() - start
         print_log(f'read and checked {path!r} in {seconds:.0f} seconds', 'current')
     return summary
+
+
+def log_large_file(path: str, action: str) -> bool:
+    """Log what is about to be done with an annotation file, and return True, if it is large."""
+    size = os.path.getsize(path)
+    if size > _LARGE:
+        print_log(f'{action} annotation file {path!r} ({size / 2**20:.0f} MB) ...', 'current')
+    return size > _LARGE
 
 
 @contextmanager

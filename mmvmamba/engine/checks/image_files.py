@@ -1,6 +1,7 @@
 """Checks of image files: whether they decode, and what loading makes of them."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import mmcv
 import numpy as np
+from mmengine.logging import print_log
 from PIL import ExifTags, Image
 
 from mmvmamba.engine.data.sample_check import is_truncated
+from mmvmamba.progress import Progress
 
 from .report import Report
 from .settings import Loader
@@ -76,8 +79,13 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
 
 def read_all(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Apply a function that reads a file to each item, with a few threads."""
+    items = list(items)
+    log = functools.partial(print_log, logger='current')
+    progress = Progress(f'checking {len(items):,} files', len(items), log)
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        yield from pool.map(function, items)
+        for result in pool.map(function, items):
+            progress.step()
+            yield result
 
 
 def read_image(path: str, loader: Loader) -> ImageFile:

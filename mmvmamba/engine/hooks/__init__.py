@@ -9,6 +9,7 @@ from .non_finite_loss_hook import NonFiniteLossHook
 from .preemption_hook import PreemptionHook
 from .repeat_validation_hook import RepeatValidationHook
 from .resume_hook import ResumeHook
+from .run_summary_hook import RunSummaryHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -20,4 +21,5 @@ __all__ = [
     'PreemptionHook',
     'RepeatValidationHook',
     'ResumeHook',
+    'RunSummaryHook',
 ]

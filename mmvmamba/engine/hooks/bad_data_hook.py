@@ -77,6 +77,7 @@ class BadDataHook(Hook):
         self._is_checked = True
         errors: list[Any] = [[]]
         if is_main_process():
+            runner.logger.info('checking the data')
             # Training goes on without test data.
             warn_only = ('test',) if 'train' in stages else ()
             report = check_datasets(

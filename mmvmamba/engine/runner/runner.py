@@ -17,10 +17,11 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmvmamba.checkpoint.redaction import redact_record, redacted
+from mmvmamba.engine import console
 from mmvmamba.engine.checks.batch_norm import check_batch_norm, named_batch_norm
 from mmvmamba.engine.checks.channels import check_feature_maps, check_image_channels
 from mmvmamba.engine.checks.classes import check_dataset_classes, check_head_classes, describe_empty
-from mmvmamba.engine.checks.coco import coco_files, read_coco
+from mmvmamba.engine.checks.coco import coco_files, log_large_file, read_coco
 from mmvmamba.engine.checks.configs import check_stages
 from mmvmamba.engine.checks.metrics import check_metrics
 from mmvmamba.engine.data.sampling import is_endless
@@ -28,6 +29,8 @@ from mmvmamba.engine.errors import UserError, as_user_error, named_build
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
 from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
+from mmvmamba.engine.run_summary import environment, layout
+from mmvmamba.engine.work_dir import read_last_checkpoint
 
 from .distributed import (
     cpu_model_wrapper,
@@ -71,13 +74,18 @@ class CommonMixin:
     """Additions of the tools to all runners of MMEngine."""
 
     def _log_env(self, *args: Any) -> None:
-        """Keep the passwords and tokens in the URLs of a config out of the log."""
+        """Keep the passwords and tokens in the URLs of a config out of the log.
+
+        Of the environment, the console has a summary.
+        """
         self.logger.addFilter(redact_record)
         # Handlers outlive the runner, so they must not refer to it.
         self._log_errors = _LogErrors()
         for handler in self.logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = partial(self._log_errors.handle, handler)
+        console.attach(self.logger)
+        console.log_plain(self.logger, layout([environment(self.cfg, runs_on_cpu())]))
         super()._log_env(*args)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
@@ -90,7 +98,20 @@ class CommonMixin:
         """Train after a check of all data, before MMEngine builds the data sets."""
         with hanging_ranks_named(), named_batch_norm(), unused_parameters_named(self):
             self._check_data('train', 'val', 'test')
-            return super().train()
+            with self._interrupt_explained():
+                return super().train()
+
+    @contextlib.contextmanager
+    def _interrupt_explained(self) -> Iterator[None]:
+        """Log after Ctrl-C how to continue."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            with contextlib.suppress(ValueError):
+                last = read_last_checkpoint(self.work_dir)
+                after = f'{last} is the last checkpoint; continue with --resume'
+                self.logger.warning(f'interrupted: {after if last else "no checkpoint was saved"}')
+            raise
 
     def test(self) -> dict[str, float]:
         """Test after a check of the data."""
@@ -158,6 +179,8 @@ class ToolRunnerMixin(CommonMixin):
         if isinstance(dataloader, DataLoader):
             return dataloader
         dataset = dataloader.get('dataset')
+        for _, path in coco_files(dataset):
+            log_large_file(path, 'indexing')
         try:
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except Exception as error:

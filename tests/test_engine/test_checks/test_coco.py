@@ -455,7 +455,8 @@ def test_large_files_are_announced(tmp_path, monkeypatch):
     path = str(tmp_path / 'coco.json')
     monkeypatch.setattr(checks, '_LARGE', 1)
     read_coco(path)
-    assert [line.split()[0] for line in lines] == ['reading', 'read']
+    assert checks.log_large_file(path, 'indexing')
+    assert [line.split()[0] for line in lines] == ['reading', 'read', 'indexing']
     assert all(repr(path) in line for line in lines)
 
 

@@ -224,3 +224,17 @@ def test_drop_last_that_leaves_no_batch(drop_last, sampler, monkeypatch):
         UserError, match='leaves no batch: a process has 3 samples, and batch_size is 4'
     ):
         Mixed().build_train_loop(dict())
+
+
+@pytest.mark.parametrize(
+    ('last', 'words'),
+    [('a.pth', 'a.pth is the last checkpoint; continue with --resume'), (None, 'no checkpoint')],
+)
+def test_ctrl_c(last, words, tmp_path, caplog):
+    mixed = Mixed()
+    mixed.work_dir = str(tmp_path)
+    if last:
+        (tmp_path / 'last_checkpoint').write_text(last)
+    with pytest.raises(KeyboardInterrupt), mixed._interrupt_explained():
+        raise KeyboardInterrupt
+    assert f'interrupted: {words}' in caplog.text

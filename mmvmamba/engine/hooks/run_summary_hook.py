@@ -1,0 +1,68 @@
+"""Summaries before the first step and after the last one."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from mmvmamba.engine import run_summary
+from mmvmamba.engine.console import log_plain
+from mmvmamba.registry import HOOKS
+
+
+@HOOKS.register_module()
+class RunSummaryHook(Hook):
+    """Log data, model, schedule and outputs before the first step, and the results at the end.
+
+    Args:
+        outputs (Mapping[str, str], optional): Further files and folders that a test writes, by the
+            kind of their content. Defaults to None.
+    """
+
+    priority = 'LOWEST'  # after hooks that load, resume and save
+
+    def __init__(self, outputs: Mapping[str, str] | None = None) -> None:
+        self.outputs = dict(outputs or {})
+        self._start = time.monotonic()
+        self._metrics: Mapping[str, Any] = {}
+        self._stage = ''
+
+    def before_train(self, runner: Any) -> None:
+        self._stage = 'train'
+        self._log(
+            runner,
+            run_summary.data(runner, 'train', 'val'),
+            run_summary.model(runner),
+            run_summary.schedule(runner),
+            run_summary.outputs(runner),
+        )
+
+    def before_test(self, runner: Any) -> None:
+        self._stage = 'test'
+        sections = run_summary.data(runner, 'test'), run_summary.model(runner)
+        self._log(runner, *sections, run_summary.outputs(runner, checkpoints=False))
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._metrics = metrics or {}
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._metrics = metrics or {}
+
+    def after_run(self, runner: Any) -> None:
+        """Log the results."""
+        seconds = time.monotonic() - self._start
+        if self._stage == 'train':
+            self._log(runner, *run_summary.results(runner, self._metrics, seconds))
+            return
+        done = run_summary.count(len(runner.test_loop.dataloader.dataset), 'image')
+        written = [f'{kind}: {run_summary.short_path(path)}' for kind, path in self.outputs.items()]
+        self._log(
+            runner,
+            ('Finished', [f'{done} in {run_summary.duration(seconds)}']),
+            ('Metrics', run_summary.metric_table(self._metrics)),
+            ('Written', [*written, f'log: {run_summary.log_file(runner)}']),
+        )
+
+    def _log(self, runner: Any, *sections: run_summary.Section) -> None:
+        log_plain(runner.logger, run_summary.layout(sections) + '\n')

@@ -67,16 +67,17 @@ def main() -> None:
     args = parse_args()
     figures.set_up(args)
     settings = throughput.read_settings(args, args.size)
-    rows, groups = [], []
+    tables = {}
     for name, table in find_tables(args.models).items():
         measured = throughput.compare([row.model for row in table], settings, args.modes)
         part = [dict(table=name) | asdict(row) | measured[row.model] for row in table]
         text = throughput.format_table(part, COLUMNS)
         MMLogger.get_current_instance().info(f'{name}\n{text}')
-        rows += part
-        groups += tradeoff.groups_of(f'{name}: {settings.text}', part)
+        tables[name] = part
+    rows = [row for part in tables.values() for row in part]
     results = dict(tool='compare_throughput', settings=settings.asdict(), results=rows)
-    figures.write(args, results, tradeoff.draw(groups))
+    pictures = tradeoff.draw(tables, figures.machine_text(args.device), settings.short)
+    figures.write(args, results, pictures)
     with args.out.with_suffix('.csv').open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -11,6 +11,7 @@ Example:
 
 import argparse
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ import torch
 from analysis_model import load_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Circle
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
+from paper import display_name
 from PIL import Image, ImageOps
 
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
@@ -127,24 +131,37 @@ def draw(models: Sequence[Sequence[Panel]]) -> Figure:
     lines = math.ceil(len(models) / MAX_COLUMNS)
     columns = math.ceil(len(models) / lines)
     height = max(map(len, models))
-    figure = Figure(figsize=(2.4 * columns, 3.1 * lines * height), layout='constrained')
-    no_ticks = dict(xticks=[], yticks=[])
-    axes = figure.subplots(lines * height, columns, squeeze=False, subplot_kw=no_ticks)
+    side = 7.6 / max(columns, 3)
+    figure = Figure(figsize=(columns * side, lines * height * (side + 0.5) + 0.9))
+    axes = figure.subplots(lines * height, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for i, panels in enumerate(models):
         for panel, ax in zip(panels, axes[i // columns * height :, i % columns], strict=False):
-            draw_panel(ax, panel)
+            image = draw_panel(ax, panel)
+    bar = figure.colorbar(image, ax=axes, location='bottom', aspect=50, shrink=0.7, pad=0.02)
+    bar.set_label(
+        'gradient relative to its maximum, to the power 0.2\n'
+        'Dashed circle: radius (px) that holds 50% of the gradient'
+    )
     return figure
 
 
-def draw_panel(ax: Axes, panel: Panel) -> None:
-    """Draw a panel above the radii of shares of its mass."""
+def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
+    """Draw a panel with a circle that holds half of its mass, and the radius below."""
     ax.set_axis_on()
-    ax.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
-    ax.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
-    radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
-    ax.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    image = ax.imshow(panel.field.picture().numpy(), vmin=0, vmax=1)
+    name = textwrap.fill(display_name(panel.model), 22)
+    ax.set_title(f'{name}\n{panel.state}', fontsize=8.5, loc='center', pad=3)
+    radius = panel.field.radius_of(0.5)
+    y, x = panel.field.centre
+    for style in (dict(color='black', linewidth=2), dict(color='white', linewidth=1.2)):
+        ax.add_patch(Circle((x, y), radius, fill=False, linestyle=(0, (3, 2)), **style))
+    ax.set_xlabel(f'50% within {radius:.0f} px', fontsize=9, labelpad=3)
+    return image
 
 
 def main() -> None:

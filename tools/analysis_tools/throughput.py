@@ -44,6 +44,13 @@ class Settings:
             'optimizer; medians of interleaved rounds'
         )
 
+    @property
+    def short(self) -> str:
+        """The size, the batch and the precision, for plots."""
+        run = ', compiled' if self.compile else ''
+        precision = 'AMP' if self.amp else 'float32'
+        return f'{size_text(*self.size)} px, batch {self.batch_size}, {precision}{run}'
+
     def move(self, value: AnalysisModel | torch.Tensor) -> Any:
         """Return a model or images on the device and in the memory format."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
-from matplotlib import font_manager, rcParams
+from matplotlib import font_manager, patheffects, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -132,9 +132,10 @@ def _sample(ax: Axes, line: Line2D) -> np.ndarray:
 
 def _write(ax: Axes, label: Label, offset: tuple[float, float], align: str) -> Annotation:
     x, y, text, color = label
+    halo = patheffects.withStroke(linewidth=2.5, foreground='white')
     return ax.annotate(
         text, (x, y), offset, textcoords='offset points', ha=align, va='center',
-        fontsize=_label_size(), color=color, annotation_clip=False,
+        fontsize=_label_size(), color=color, annotation_clip=False, path_effects=[halo],
     )  # fmt: skip
 
 

@@ -31,9 +31,9 @@ COLUMNS = dict(
     flops='GFLOPs',
     top1='paper: top-1',
     inference_images_per_s='inference (images/s)',
-    paper_inference='paper: A100',
+    paper_inference='paper: A100 inference',
     train_images_per_s='training (images/s)',
-    paper_train='paper: A100',
+    paper_train='paper: A100 training',
     box_ap='paper: box AP',
     miou='paper: mIoU',
 )

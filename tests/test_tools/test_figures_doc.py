@@ -1,4 +1,4 @@
-"""docs/figures.md: its commands name known models and tables, and its plots show the paper's numbers."""
+"""docs/figures.md: its commands name known models, and its plots show the paper's numbers."""
 
 import json
 import re

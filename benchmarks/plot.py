@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     rows, machines = read_rows(args.files)
     if not rows:
-        raise SystemExit('the files hold no results')
+        raise SystemExit('the files have no results')
     plotting.use_style()
     if args.speed_over:
         figure = draw_speed(rows, machines, args.speed_over)

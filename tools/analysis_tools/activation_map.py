@@ -62,12 +62,12 @@ class QueriedPatch:
 def parse_args() -> argparse.Namespace:
     parser = figures.make_parser(__doc__, 'work_dirs/activation_map.png')
     add = parser.add_argument
-    add('image', type=Path, help='a photograph')
+    add('image', type=Path, help='input image')
     add('config', help=figures.MODEL_HELP)
     add('checkpoint', help=f"{figures.CHECKPOINT_HELP}; 'none' for random weights")
-    add('--query', type=int, nargs=2, required=True, metavar=('Y', 'X'), help='pixel of the photo')
-    add('--stage', type=int, default=2, help='the stage, from 0 (default: 2)')
-    add('--block', type=int, default=-1, help='the block in the stage (default: -1, the last)')
+    add('--query', type=int, nargs=2, required=True, metavar=('Y', 'X'), help='pixel of the image')
+    add('--stage', type=int, default=2, help='stage, from 0 (default: 2)')
+    add('--block', type=int, default=-1, help='block in the stage (default: -1, the last)')
     add(
         '--size',
         type=parse_size,
@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     add(
         '--no-rollout',
         action='store_true',
-        help='leave out the rollout, whose time and memory grow with the square of the patches',
+        help='skip the rollout, whose cost grows with the square of the number of patches',
     )
     add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
     add('--compare-checkpoint', default='none', help='its weights (default: none)')
@@ -153,7 +153,7 @@ def draw_frame(ax: Axes, x: float, y: float, width: float, height: float) -> Non
 
 
 def draw_image(ax: Axes, image: Image.Image, patch: QueriedPatch) -> None:
-    """Draw the photograph with a frame around the query's patch."""
+    """Draw the image with a frame around the query's patch."""
     rows, columns = patch.maps.shape
     height, width = image.height / rows, image.width / columns
     ax.imshow(image)
@@ -176,7 +176,7 @@ def draw_summary(axes: np.ndarray, patch: QueriedPatch, pictures: dict[str, Any]
 
 
 def draw(image: Image.Image, results: list[tuple[QueriedPatch, dict[str, Any]]]) -> Figure:
-    """Draw for each model a row with the photograph and its maps, then a row for each form."""
+    """Draw for each model a row with the image and its maps, then a row for each form."""
     rows = sum(1 + len(patch.maps.forms) * bool(patch.maps.paths) for patch, _ in results)
     side = 7.6 / COLUMNS
     height = (side * max(image.height / image.width, 0.4) + 0.3) * rows + 0.9

@@ -1,7 +1,7 @@
 """Draw the effective receptive fields of several models side by side.
 
-A model with a checkpoint has two pictures: before and after training. The numbers beside them are
-the share of the gradient's mass within each distance of the centre.
+A model with a checkpoint is drawn before and after training. A circle shows the radius in pixels
+that holds 50% of the gradient; the JSON file has the share within other radii.
 
 Example:
     python tools/analysis_tools/erf.py resnet50_8xb32_in1k swin-tiny_16xb64_in1k tiny --size 512
@@ -37,7 +37,7 @@ from mmvmamba.engine.errors import UserError
 SHARES = (0.5, 0.9, 0.99)
 MAX_COLUMNS = 5
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-#: Photographs in the wheel of scikit-image, used without a folder of images.
+#: Images in the wheel of scikit-image, used if no folder is given.
 PHOTOGRAPHS = (
     *(f'{name}.png' for name in 'astronaut brick camera chelsea coffee coins grass gravel'.split()),
     *('hubble_deep_field.jpg', 'motorcycle_left.png', 'rocket.jpg'),
@@ -46,7 +46,7 @@ PHOTOGRAPHS = (
 
 @dataclass
 class Panel:
-    """One picture: a model with the weights of its initialization or of its checkpoint."""
+    """One field: a model with its initial weights or those of its checkpoint."""
 
     model: str
     state: str
@@ -58,17 +58,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('models', nargs='+', metavar='CONFIG_OR_ARCH', help=figures.MODEL_HELP)
     figures.add_checkpoints(parser)
-    add('--labels', nargs='+', help='name of each model in the picture')
-    add('--trained', help="name of the checkpoints' weights (default: that of the file)")
+    add('--labels', nargs='+', help='name of each model in the plot')
+    add('--trained', help='label of the trained weights (default: the file name)')
     add(
         '--images',
         type=Path,
         metavar='DIR',
-        help="folder of photographs, sampled evenly (default: scikit-image's samples)",
+        help="folder of images, sampled evenly (default: scikit-image's samples)",
     )
-    add('--num-images', type=figures.positive, default=50, help='image limit (default: 50)')
+    add(
+        '--num-images',
+        type=figures.positive,
+        default=50,
+        help='maximum number of images (default: 50)',
+    )
     figures.add_size(parser, 1024)
-    add('--batch-size', type=figures.positive, default=1, help='images at a time (default: 1)')
+    add('--batch-size', type=figures.positive, default=1, help='batch size (default: 1)')
     return parser.parse_args()
 
 
@@ -87,7 +92,7 @@ def find_images(folder: Path | None, count: int) -> list[Path]:
 
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
-    """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
+    """Read the center of each image at the size, as RGB (N, 3, H, W), uint8."""
     images = map(figures.read_image, find_images(args.images, args.num_images))
     images = [ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC) for image in images]
     return torch.cat([figures.to_tensor(image) for image in images])
@@ -113,14 +118,14 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
 
 
 def numbers(panel: Panel) -> dict[str, Any]:
-    """Return the entry of a picture in the JSON file."""
+    """Return the entry of a panel in the JSON file."""
     corner = math.hypot(*panel.field.gradient.shape) / 2
     radii = [2**i for i in range(2, math.ceil(math.log2(corner)) + 1)]
     shares = panel.field.share_within(radii)
     return dict(
         model=panel.model,
         state=panel.state,
-        centre=[round(pixel, 2) for pixel in panel.field.centre],
+        center=[round(pixel, 2) for pixel in panel.field.center],
         share_within={str(r): round(share, 6) for r, share in zip(radii, shares, strict=True)},
         radius_of_share={str(s): round(panel.field.radius_of(s), 2) for s in SHARES},
     )
@@ -157,7 +162,7 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     name = textwrap.fill(display_name(panel.model), 22)
     ax.set_title(f'{name}\n{panel.state}', fontsize=8.5, loc='center', pad=3)
     radius = panel.field.radius_of(0.5)
-    y, x = panel.field.centre
+    y, x = panel.field.center
     for style in (dict(color='black', linewidth=2), dict(color='white', linewidth=1.2)):
         ax.add_patch(Circle((x, y), radius, fill=False, linestyle=(0, (3, 2)), **style))
     ax.set_xlabel(f'50% within {radius:.0f} px', fontsize=9, labelpad=3)

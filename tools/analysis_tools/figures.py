@@ -1,4 +1,4 @@
-"""Shared by the tools in this folder: options, images, and pictures saved with their numbers."""
+"""Shared by the tools in this folder: options, images, and plots saved with their numbers."""
 
 import argparse
 import json
@@ -41,7 +41,9 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
         help=f'output image; the numbers go to a JSON file next to it (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='random seed of the weights (default: 0)'
+    )
     return parser
 
 
@@ -76,7 +78,7 @@ def check_one_for_each(option: str, values: Sequence | None, models: Sequence[st
     """Check that an option has one value for each model."""
     if values is not None and len(values) != len(models):
         raise UserError(
-            f'{option} must have a value for each of {len(models)} models, but has {len(values)}'
+            f'{option} must have a value for each of {len(models)} models, but got {len(values)}'
         )
 
 
@@ -110,9 +112,9 @@ def set_up(args: argparse.Namespace) -> None:
 def write(
     args: argparse.Namespace, results: Mapping[str, Any], pictures: Figure | Mapping[str, Figure]
 ) -> None:
-    """Write pictures, and a JSON file of the numbers, the machine and the versions.
+    """Write plots, and a JSON file of the numbers, the machine and the versions.
 
-    Several pictures are given by the suffix that the name in ``--out`` gets.
+    The key of each of several plots is added to the name in ``--out``.
     """
     if isinstance(pictures, Figure):
         pictures = {'': pictures}

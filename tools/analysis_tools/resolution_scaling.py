@@ -1,7 +1,7 @@
 """Measure how models scale with the size of their images, and draw it.
 
 Parameters, multiply-adds, inference, training and peak memory over the size, with the exponent p of
-what grows as pixels^p; with a data set and checkpoints the accuracy too, without fine-tuning.
+what grows as pixels^p; with a dataset and checkpoints the accuracy too, without fine-tuning.
 The models of a size run in turn, in one process; a training step is forward and backward.
 
 Example:
@@ -40,7 +40,7 @@ from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
-#: Panels of the picture: key of a row, title, unit, and the key whose growth is fitted.
+#: Panels of the plot: key of a row, title, unit, and the key whose growth is fitted.
 PANELS = (
     ('flops', 'multiply-adds (G)', 1e9, 'flops'),
     ('inference_ms', 'inference (ms per image)', 1, 'inference_ms'),
@@ -58,14 +58,14 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
     figures.add_checkpoints(parser)
-    add('--dataset', help='folder of class folders on which the checkpoints are tested')
+    add('--dataset', help='folder with one subfolder of images per class, to test the checkpoints')
     add(
         '--sizes',
         type=parse_size,
         nargs='+',
         metavar='SIZE',
         default=[(side, side) for side in SIZES],
-        help=f'such as 800x1333 (default: {" ".join(map(str, SIZES))})',
+        help=f'image sizes, such as 800x1333 (default: {" ".join(map(str, SIZES))})',
     )
     throughput.add_arguments(parser)
     return parser.parse_args()

@@ -139,11 +139,13 @@ def _write(ax: Axes, label: Label, offset: tuple[float, float], align: str) -> A
     )  # fmt: skip
 
 
-def save(figure: Figure, path: Path, colors: int = 256) -> None:
-    """Write a figure as a PNG of few colors, which a page loads fast."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of at most 160 colors, which a page loads fast."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png')
     with Image.open(buffer) as image:
-        small = image.convert('RGB').quantize(colors, dither=Image.Dither.NONE)
+        # The other methods give a rare color, as of the end of a color bar, to its neighbors.
+        options = dict(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small = image.convert('RGB').quantize(160, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     small.save(path, optimize=True)

@@ -147,7 +147,7 @@ def draw(models: Sequence[Sequence[Panel]]) -> Figure:
     bar = figure.colorbar(image, ax=axes, location='bottom', aspect=50, shrink=0.7, pad=0.02)
     bar.set_label(
         'gradient relative to its maximum, to the power 0.2\n'
-        'Dashed circle: radius (px) that holds 50% of the gradient'
+        'Circle: radius (px) that holds 50% of the gradient'
     )
     return figure
 
@@ -163,8 +163,8 @@ def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
     ax.set_title(f'{name}\n{panel.state}', fontsize=8.5, loc='center', pad=3)
     radius = panel.field.radius_of(0.5)
     y, x = panel.field.center
-    for style in (dict(color='black', linewidth=2), dict(color='white', linewidth=1.2)):
-        ax.add_patch(Circle((x, y), radius, fill=False, linestyle=(0, (3, 2)), **style))
+    for color, width in (('black', 2.2), ('white', 1.1)):
+        ax.add_patch(Circle((x, y), radius, fill=False, color=color, linewidth=width))
     ax.set_xlabel(f'50% within {radius:.0f} px', fontsize=9, labelpad=3)
     return image
 

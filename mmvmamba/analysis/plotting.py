@@ -45,6 +45,8 @@ _WORDS = {
     'resnet': 'ResNet',
     'vim': 'Vim',
 }
+#: Most bytes of a file with 256 colors.
+LARGE = 200_000
 #: Sides of a point on which its label may be, the best first.
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 SIDES += tuple((x, 1.9 * y) for x, y in SIDES[2:])
@@ -140,12 +142,13 @@ def _write(ax: Axes, label: Label, offset: tuple[float, float], align: str) -> A
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG of at most 160 colors, which a page loads fast."""
+    """Write a figure as a PNG of at most 256 colors, or fewer if the file is large for a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png')
     with Image.open(buffer) as image:
-        # The other methods give a rare color, as of the end of a color bar, to its neighbors.
-        options = dict(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        small = image.convert('RGB').quantize(160, **options)
+        image = image.convert('RGB')
     path.parent.mkdir(parents=True, exist_ok=True)
-    small.save(path, optimize=True)
+    for colors, method in ((256, Image.Quantize.MEDIANCUT), (128, Image.Quantize.MAXCOVERAGE)):
+        image.quantize(colors, method=method, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= LARGE:
+            break

@@ -78,9 +78,12 @@ def test_a_label_at_the_edge_stays_inside():
     assert right <= ax.bbox.x1 + 1
 
 
-def test_a_picture_has_few_colors(tmp_path):
+@pytest.mark.parametrize('large', [0, 10**9])
+def test_a_large_picture_gets_few_colors(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(plotting, 'LARGE', large)
     ax = panel([0, 1], [0, 1])
     ax.imshow(np.random.default_rng(0).random((50, 50)))
     plotting.save(ax.figure, tmp_path / 'new' / 'plot.png')
     with Image.open(tmp_path / 'new' / 'plot.png') as image:
-        assert image.size == (800, 600) and len(image.convert('RGB').getcolors()) <= 256
+        colors = image.convert('RGB').getcolors(2**24)
+        assert image.size == (800, 600) and len(colors) <= (256 if large else 128)

@@ -32,6 +32,7 @@ COLORS = {
     'S4ND': '#4A4A4A',
     'ResNet': '#6B7F99',
 }
+OTHER_COLORS = ('#8C564B', '#17A2B8', '#7F7F7F', '#A6A21B', '#5B8DEF')
 #: Words in the name of a network that tell its family; the first match counts.
 _WORDS = {
     'vanilla': 'Vanilla-VMamba',
@@ -64,9 +65,9 @@ def family_of(name: str) -> str | None:
 
 
 def colors_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the color of each network: that of its family, or one of the style's cycle."""
-    cycle = itertools.cycle(rcParams['axes.prop_cycle'].by_key()['color'])
-    return {name: COLORS.get(family_of(name) or '') or next(cycle) for name in names}
+    """Return the color of each network: that of its family, or one that no family has."""
+    others = itertools.cycle(OTHER_COLORS)
+    return {name: COLORS.get(family_of(name) or '') or next(others) for name in names}
 
 
 def label_line_ends(ax: Axes, labels: Sequence[Label]) -> None:

@@ -89,7 +89,8 @@ def test_weights_of_the_demo_training_fit_the_picture(command, word, monkeypatch
 def test_every_tool_has_a_command():
     scripts = (ROOT / 'tools/analysis_tools').glob('*.py')
     tools = {path.name for path in scripts if "__name__ == '__main__'" in path.read_text()}
-    assert {Path(command.split()[1]).name for command in COMMANDS} == tools
+    documented = {Path(command.split()[1]).name for command in COMMANDS}
+    assert documented == tools - {'compare_runs.py'}  # of one's own runs, in docs/tools.md
 
 
 @pytest.mark.parametrize('name', ['throughput', 'ablations'])

@@ -6,6 +6,8 @@ pytest.importorskip('matplotlib')
 
 from dataclasses import asdict  # noqa: E402
 
+import matplotlib  # noqa: E402
+
 from ...analysis_tools import load  # noqa: E402
 
 paper, tradeoff = load('paper'), load('tradeoff')
@@ -16,6 +18,13 @@ ROWS = [
     dict(name='Vim-S', top1=81.0, flops=3e9, inference_images_per_s=None, paper_inference=300),
 ]
 IMAGENET = [asdict(row) for row in paper.TABLES['imagenet']]
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with matplotlib.rc_context():
+        tradeoff.plotting.use_style()
+        yield
 
 
 def points(figure):
@@ -30,7 +39,7 @@ def texts(ax):
 def test_accuracy_over_each_throughput():
     figure = tradeoff.draw_throughput(ROWS, 'Some CPU', '64 px')
     published, measured = figure.axes
-    assert 'Published' in published.get_title() and 'Measured' in measured.get_title()
+    assert 'Published' in published.get_title('left') and 'Measured' in measured.get_title('left')
     assert 'Some CPU' in measured.get_xlabel() and '64 px' in measured.get_xlabel()
     assert points(figure) == [[[[100, 82.5]], [[300, 81.0]]], [[[10.0, 82.5]]]]
     assert texts(published) == ['Swin-T', 'Vim-S']

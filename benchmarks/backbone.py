@@ -1,4 +1,4 @@
-"""Speed and memory of VMamba beside Swin, ConvNeXt and DeiT.
+"""Speed and memory of VMamba compared with Swin, ConvNeXt and DeiT.
 
 Each model returns the normalized features of its last stage. Inference runs without gradients;
 a training step is forward, and backward from random gradients, without an optimizer. AMP is
@@ -124,7 +124,7 @@ def build_peer(family: str, scale: str, size: tuple[int, int], source: str) -> n
         ValueError: If the package has no such model, or it does not take images of this size.
     """
     if family == 'deit' and (size[0] % 16 or size[1] % 16):
-        raise ValueError('its patches of 16 pixels do not fill the image')
+        raise ValueError('the image size is not a multiple of its patch size of 16')
     return PEERS[source](family, SCALES[scale], size, DROP_PATH[scale])
 
 
@@ -464,21 +464,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=10)
     add = parser.add_argument
     names = model_names()
-    add('--models', nargs='+', choices=names, metavar='MODEL', help=f'of {", ".join(names)}')
-    add('--sizes', nargs='+', type=measure.parse_size, help='e.g. 224 800x1333')
-    add('--batch-sizes', nargs='+', type=int, help='images at a time')
+    add('--models', nargs='+', choices=names, metavar='MODEL', help=f'models: {", ".join(names)}')
+    add('--sizes', nargs='+', type=measure.parse_size, help='image sizes, such as 224 800x1333')
+    add('--batch-sizes', nargs='+', type=int, help='batch sizes')
     add('--modes', nargs='+', choices=('inference', 'train'))
     add('--precisions', nargs='+', choices=('fp32', 'amp'))
     add('--runs', nargs='+', choices=('eager', 'compiled', 'frozen'))
-    add('--peers', choices=PEERS, help='package of the peers; defaults to the first installed')
-    add('--channels-last', action='store_true', help='weights and images in channels-last memory')
-    add('--tf32', action='store_true', help='TF32 in float32 products and convolutions on a GPU')
+    add(
+        '--peers',
+        choices=PEERS,
+        help='package of the compared models (default: the first one installed)',
+    )
+    add(
+        '--channels-last',
+        action='store_true',
+        help='use channels-last memory for weights and images',
+    )
+    add(
+        '--tf32',
+        action='store_true',
+        help='use TF32 for float32 products and convolutions on a GPU',
+    )
     add(
         '--cpu',
         action='store_true',
-        help='the settings of docs/benchmarks.md on a CPU, INT8 and ONNX Runtime included',
+        help='run the CPU settings of docs/benchmarks.md, including INT8 and ONNX Runtime',
     )
-    add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
+    add('--no-memory', action='store_true', help='do not measure memory, which saves one run each')
     args = parser.parse_args(argv)
     given = (args.sizes, args.batch_sizes, args.modes, args.precisions, args.runs)
     if args.cpu and (args.device != 'cpu' or any(value is not None for value in given)):

@@ -1,6 +1,6 @@
 """Options, tables and JSON files of the benchmarks.
 
-Needs torch and ``mmvmamba`` alone.
+Requires only torch and ``mmvmamba``.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def set_up(args: argparse.Namespace) -> torch.device:
     for name in ('onnx_ir', 'onnxscript'):  # a line for each change of a graph
         logging.getLogger(name).setLevel('WARNING')
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise SystemExit('--device cuda: PyTorch sees no GPU here')
+        raise SystemExit('--device cuda: PyTorch does not find a GPU')
     if args.out is not None and args.out.suffix != '.json':
         raise SystemExit(f'--out must end in .json, but got {args.out}')
     if args.threads:

@@ -1,4 +1,4 @@
-"""Mask R-CNN with VMamba-T beside Mask R-CNN with Swin-T: mmdet's stock configs, random weights.
+"""Mask R-CNN with VMamba-T compared with Swin-T: mmdet's stock configs, random weights.
 
 Inference is ``model.predict`` with its post-processing on one image; a training step is the loss
 of an image with eight objects and its backward, without an optimizer. The classifier of both is
@@ -141,10 +141,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=60)
     add = parser.add_argument
     add('--models', nargs='+', choices=CONFIGS, default=list(CONFIGS))
-    add('--size', type=measure.parse_size, help='of the image, 800x1333 if not --quick: 320x512')
+    add(
+        '--size',
+        type=measure.parse_size,
+        help='image size (default: 800x1333, with --quick 320x512)',
+    )
     add('--batch-size', type=int, default=1)
     add('--modes', nargs='+', choices=('inference', 'train'), default=['inference', 'train'])
-    add('--no-memory', action='store_true', help='leave the memory out, which saves a run each')
+    add('--no-memory', action='store_true', help='do not measure memory, which saves one run each')
     args = parser.parse_args(argv)
     if args.size is None:
         args.size = (320, 512) if args.quick else (800, 1333)

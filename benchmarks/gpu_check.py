@@ -451,7 +451,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.split('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add('--out', type=Path, required=True, help='the folder of the results')
+    add('--out', type=Path, required=True, help='folder for the results')
     add(
         '--device',
         choices=('cuda', 'cpu'),
@@ -459,7 +459,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='cpu: small sizes, without the CUDA kernels',
     )
     add('--minutes', type=parse_minutes, default=8.0, help='time limit of the run')
-    add('--steps', type=parse_steps, default='1-7', help='which steps, such as 1-7 or 3,5-6')
+    add('--steps', type=parse_steps, default='1-7', help='steps to run, such as 1-7 or 3,5-6')
     return parser.parse_args(argv)
 
 

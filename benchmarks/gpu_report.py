@@ -495,7 +495,7 @@ def replace_tables(text: str, new: str) -> str:
     """
     pattern = re.escape(BEGIN) + r'.*?' + re.escape(END)
     if not re.search(pattern, text, re.DOTALL):
-        raise ValueError(f'the page lacks the markers {BEGIN} and {END}')
+        raise ValueError(f'the page does not have the markers {BEGIN} and {END}')
     whole = f'{BEGIN}\n\n{new}\n{END}'
     return re.sub(pattern, lambda _: whole, text, flags=re.DOTALL)
 
@@ -504,8 +504,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     add = parser.add_argument
-    add('out', nargs='?', type=Path, help='the folder of a run; if omitted, state that none exists')
-    add('--write', type=Path, metavar='PAGE.md', help='put the tables into a page')
+    add('out', nargs='?', type=Path, help='folder of a run (default: state that none exists)')
+    add('--write', type=Path, metavar='PAGE.md', help='page to write the tables to')
     return parser.parse_args(argv)
 
 
@@ -520,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not isinstance(results, dict) or results.get('benchmark') != 'gpu_check':
                 raise ValueError(f'{path} is not a results file of gpu_check.sh')
         if args.write is not None and results.get('device') == 'cpu':
-            raise ValueError(f'{args.out} holds a rehearsal on a CPU, not a run on a GPU')
+            raise ValueError(f'{args.out} is a rehearsal on a CPU, not a run on a GPU')
         if args.write is None:
             sys.stdout.write(tables(results))
         else:

@@ -267,9 +267,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
     add('--modes', nargs='+', choices=MODES, default=list(MODES))
-    add('--kinds', action='store_true', help='list instructions by kind, too')
+    add('--kinds', action='store_true', help='also list instructions by kind')
     add('--markdown', action='store_true', help='write the table in Markdown')
-    add('--out', type=Path, metavar='FILE.json', help='write the results there')
+    add('--out', type=Path, metavar='FILE.json', help='file for the results')
     add(
         '--check',
         action='store_true',

@@ -336,11 +336,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; ``--quick`` sets the options that were not given."""
     parser = common.base_parser(__doc__.split('\n\n')[0], seconds=4)
     add = parser.add_argument
-    add('--arch', default='tiny', choices=sorted(ARCHS), help='whose stages')
-    add('--sizes', nargs='+', type=measure.parse_size, help='of the image, e.g. 224 800x1333')
+    add(
+        '--arch',
+        default='tiny',
+        choices=sorted(ARCHS),
+        help='architecture whose stages are measured',
+    )
+    add('--sizes', nargs='+', type=measure.parse_size, help='image sizes, such as 224 800x1333')
     add('--batch-sizes', nargs='+', type=int, default=[1])
     add('--stages', nargs='+', type=int, default=[0, 1, 2, 3], choices=range(4))
-    add('--precisions', nargs='+', choices=DTYPES, default=['fp32'], help='bf16, fp16: autocast')
+    add(
+        '--precisions',
+        nargs='+',
+        choices=DTYPES,
+        default=['fp32'],
+        help='bf16 and fp16 use autocast',
+    )
     add('--candidates', nargs='+', choices=CANDIDATES, default=CANDIDATES)
     args = parser.parse_args(argv)
     if args.sizes is None:

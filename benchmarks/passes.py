@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--batch-size', type=int, default=1)
     add('--modes', nargs='+', choices=('inference', 'train'), default=['inference', 'train'])
     add('--precision', choices=('fp32', 'amp'), default='fp32')
-    add('--detail', action='store_true', help='each operator, not only the kinds')
+    add('--detail', action='store_true', help='list each operator, not only the kinds')
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,6 @@
 """Where the time of a model goes, by kind of operator, with PyTorch's profiler.
 
-Needs torch and ``mmvmamba`` alone.
+Requires only torch and ``mmvmamba``.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Ten calls of the ops, forward and backward, to be run under compute-sanitizer.
 
 Small sizes that reach each path: all dtypes, one and many states, blocks that are not full,
-sequences of many segments, groups, gates and constant B and C. Needs torch alone.
+sequences of many segments, groups, gates and constant B and C. Requires only torch.
 
 Each tensor is an allocation of its own, so that memcheck also sees overruns within what would be a
 cached block. ``benchmarks/gpu_check.sh`` (step 4) runs this under each tool.
@@ -44,8 +44,10 @@ def calls(device: torch.device, backend: str) -> Iterator[tuple[Callable, Inputs
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda', help='where to run')
-    parser.add_argument('--backend', default='native', help='of the ops')
+    parser.add_argument(
+        '--device', choices=('cpu', 'cuda'), default='cuda', help='device to run on'
+    )
+    parser.add_argument('--backend', default='native', help='backend of the ops')
     return parser.parse_args(argv)
 
 

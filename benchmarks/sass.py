@@ -183,11 +183,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
     add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
     add('--modes', nargs='+', choices=MODES, default=list(MODES))
-    add('--targets', nargs='+', default=[BASELINE_TARGET], help='such as sm_80 or gfx942')
-    add('--library', nargs='+', type=Path, metavar='FILE.so', help='default: our CUDA kernels')
+    add(
+        '--targets',
+        nargs='+',
+        default=[BASELINE_TARGET],
+        help='GPU architectures, such as sm_80 or gfx942',
+    )
+    add(
+        '--library',
+        nargs='+',
+        type=Path,
+        metavar='FILE.so',
+        help='libraries to count (default: the CUDA kernels of mmvmamba)',
+    )
     add('--depth', type=int, default=2, help='list loops of the CUDA kernels to this nesting')
     add('--markdown', action='store_true', help='write the tables in Markdown')
-    add('--out', type=Path, metavar='FILE.json', help='write the results there')
+    add('--out', type=Path, metavar='FILE.json', help='file for the results')
     add(
         '--check',
         action='store_true',

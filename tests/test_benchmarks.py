@@ -114,6 +114,19 @@ def test_backbone_and_plot(tmp_path):
     done = run_script('plot', out, '--out', picture)
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b'\x89PNG')
+    speed = ('--speed-over', 'swin-t', '--out', tmp_path / 'speed.png')
+    done = run_script('plot', out, *speed)
+    assert done.returncode == 1 and 'no results of swin-t' in done.stderr
+
+
+def test_plot_of_the_recorded_speed():
+    """The numbers behind docs/images/speed.png."""
+    plot = load('plot')
+    rows, machines = plot.read_rows([BENCHMARKS.parent / 'docs/images/cpu_latency.json'])
+    figure = plot.draw_speed(rows, machines, 'swin-t')
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:2] == ['1.45x', '60.5 ms'] and len(figure.axes[0].patches) == 15
+    assert '1.45 to 1.81 times as fast as Swin-T' in figure.get_suptitle()
 
 
 class NotExportable(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Step 7: time the op alone over rank, directions, states and warps, with each backend."""
+"""Step 7: time only the op over rank, directions, states and warps, with each backend."""
 
 import contextlib
 import functools

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class ReceptiveField:
-    """Dependence of the centre of a network's last map on each pixel of the image.
+    """Dependence of the center of a network's last map on each pixel of the image.
 
     Args:
         gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, not negative.
@@ -18,7 +18,7 @@ class ReceptiveField:
     gradient: Tensor
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """Mean row and column, weighted by the squared gradient, in pixels.
 
         It differs between networks: the field of a patch lies around its middle, that of a strided
@@ -31,18 +31,18 @@ class ReceptiveField:
         )
 
     def distances(self) -> Tensor:
-        """Return the distance (H, W) of the middle of each pixel from the centre, in pixels."""
+        """Return the distance (H, W) of each pixel from the center, in pixels."""
         H, W = self.gradient.shape
-        y, x = (torch.arange(n) - c for n, c in zip((H, W), self.centre, strict=True))
+        y, x = (torch.arange(n) - c for n, c in zip((H, W), self.center, strict=True))
         return (y.square()[:, None] + x.square()).sqrt()
 
     def share_within(self, radii: Sequence[float]) -> list[float]:
-        """Return the share of the gradient's mass within each distance of the centre, in pixels."""
+        """Return the share of the gradient's mass within each distance of the center, in pixels."""
         distances, total = self.distances(), self.gradient.sum()
         return [float(self.gradient[distances <= r].sum() / total) for r in radii]
 
     def radius_of(self, share: float) -> float:
-        """Return the least distance from the centre, in pixels, that holds a share of the mass.
+        """Return the smallest radius around the center, in pixels, that holds a share of the mass.
 
         Raises:
             ValueError: If ``share`` is not in (0, 1].
@@ -66,7 +66,7 @@ def receptive_field(
 ) -> ReceptiveField:
     """Compute an effective receptive field.
 
-    For each image, this is the gradient of the sum of the positive features at the centre of the
+    For each image, this is the gradient of the sum of the positive features at the center of the
     last map. Its positive part is summed over the image's channels and averaged over images.
 
     Args:
@@ -92,7 +92,7 @@ def receptive_field(
     if total is None:
         raise ValueError('images must have at least one batch, but got none')
     if not total.sum() > 0:
-        raise ValueError('the centre of the last map has no positive gradient in any image')
+        raise ValueError('the center of the last map has no positive gradient in any image')
     return ReceptiveField(total / count)
 
 

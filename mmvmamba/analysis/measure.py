@@ -1,6 +1,6 @@
 """Time and memory of calls in a fair comparison.
 
-Needs torch alone.
+Requires only torch.
 
 - Time: all candidates of a comparison run in one process and in turn (A B C, A B C, ...), so that
   a slow phase of the machine affects all of them. The result is the median, and the spread the

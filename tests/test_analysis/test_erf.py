@@ -81,27 +81,27 @@ def test_a_patch_is_all_that_a_patch_embedding_sees():
     assert field.share_within([100])[0] == 1
 
 
-def test_centre_is_where_the_network_looks():
+def test_center_is_where_the_network_looks():
     """The middle of a patch; the corner of one for convolutions with padding."""
     image = [torch.rand(1, 3, 32, 64, dtype=torch.float64)]
     patches = receptive_field(nn.AvgPool2d(4), image)
-    assert patches.centre == pytest.approx((17.5, 33.5))
+    assert patches.center == pytest.approx((17.5, 33.5))
     assert patches.share_within([0.7, 0.8, 1.6, 2.2]) == pytest.approx([0, 0.25, 0.75, 1])
     image = [torch.rand(1, 1, 32, 64, dtype=torch.float64)]
     field = receptive_field(convolutions((3, 2), (3, 2)), image)
-    assert field.centre == pytest.approx((16, 32))
+    assert field.center == pytest.approx((16, 32))
 
 
-def test_wide_background_does_not_move_the_centre():
+def test_wide_background_does_not_move_the_center():
     gradient = torch.full((100, 100), 1e-4, dtype=torch.float64)
     gradient[40:44, 60:64] = 1 / 16
-    assert ReceptiveField(gradient).centre == pytest.approx((41.5, 61.5), abs=0.05)
+    assert ReceptiveField(gradient).center == pytest.approx((41.5, 61.5), abs=0.05)
 
 
 def test_shares_and_radii_of_a_disc():
     field = ReceptiveField(torch.ones(101, 101, dtype=torch.float64))
     field.gradient[field.distances() > 40] = 0
-    assert field.centre == pytest.approx((50, 50))
+    assert field.center == pytest.approx((50, 50))
     shares = field.share_within([0, 20, 40, 100])
     # A disc of half the radius has a quarter of the area, up to the pixels on its rim.
     assert shares == pytest.approx([1 / (math.pi * 1600), 0.25, 1, 1], abs=5e-3)

@@ -1,9 +1,9 @@
 """Draw the activation map of a patch of an image in a block of VMamba.
 
-The scan is written as attention: QK^T without and with the decay, for each scanning path, in the
-order of the path and of the image, and summed; then the rollout over the blocks of the stage. The
-attention of a DeiT is drawn for comparison. Red is positive, blue negative; maps that cannot be
-negative are drawn from dark to bright.
+The scan is written as attention: QK^T without and with the decay, for each scanning path and
+summed, and the rollout over the blocks of the stage. The attention of a DeiT is drawn for
+comparison. Red is positive and blue is negative; maps that cannot be negative are drawn from dark
+to bright. The JSON file also has the maps in the order of each path.
 
 Example:
     python tools/analysis_tools/activation_map.py photo.jpg CONFIG epoch_300.pth --query 120 200
@@ -12,6 +12,7 @@ Example:
 """
 
 import argparse
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ import numpy as np
 import torch
 from analysis_model import load_model
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
+from paper import display_name
 from PIL import Image
 
 from mmvmamba.analysis.activation_map import Maps, rollout
@@ -35,14 +39,16 @@ from mmvmamba.engine.errors import UserError
 
 SHORT_SIDE, DIVISOR = 224, 32
 COLUMNS = 5
-TITLES = dict(qk='$QK^T$', decay='decayed', softmax='softmax')
+TITLES = dict(qk='QKᵀ', decay='with decay', softmax='softmax')
+SIGNED, POSITIVE = 'RdBu_r', 'magma'
 
 
 @dataclass
 class QueriedPatch:
     """The maps of a model's blocks, and the queried patch in those of one ``block``."""
 
-    name: str
+    model: str
+    weights: str
     blocks: list[Maps]
     block: int
     y: int
@@ -56,12 +62,12 @@ class QueriedPatch:
 def parse_args() -> argparse.Namespace:
     parser = figures.make_parser(__doc__, 'work_dirs/activation_map.png')
     add = parser.add_argument
-    add('image', type=Path, help='a photograph')
+    add('image', type=Path, help='input image')
     add('config', help=figures.MODEL_HELP)
     add('checkpoint', help=f"{figures.CHECKPOINT_HELP}; 'none' for random weights")
-    add('--query', type=int, nargs=2, required=True, metavar=('Y', 'X'), help='pixel of the photo')
-    add('--stage', type=int, default=2, help='the stage, from 0 (default: 2)')
-    add('--block', type=int, default=-1, help='the block in the stage (default: -1, the last)')
+    add('--query', type=int, nargs=2, required=True, metavar=('Y', 'X'), help='pixel of the image')
+    add('--stage', type=int, default=2, help='stage, from 0 (default: 2)')
+    add('--block', type=int, default=-1, help='block in the stage (default: -1, the last)')
     add(
         '--size',
         type=parse_size,
@@ -70,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     add(
         '--no-rollout',
         action='store_true',
-        help='leave out the rollout, whose time and memory grow with the square of the patches',
+        help='skip the rollout, whose cost grows with the square of the number of patches',
     )
     add('--compare', metavar='MODEL', help='a DeiT, e.g. deit-small_4xb256_in1k')
     add('--compare-checkpoint', default='none', help='its weights (default: none)')
@@ -99,12 +105,13 @@ def record_maps(
     count = len(blocks)
     if not -count <= block < count:
         raise UserError(f'--block must be in [{-count}, {count - 1}], but got {block}')
-    name = f'{model.name}, {model.weights}'
     rows, columns = blocks[block].shape
-    MMLogger.get_current_instance().info(f'{name}: a map of {size_text(rows, columns)}')
+    MMLogger.get_current_instance().info(
+        f'{model.name}, {model.weights}: a map of {size_text(rows, columns)}'
+    )
     y, x = (q + 0.5 for q in args.query)
     y, x = int(y / image.height * rows), int(x / image.width * columns)
-    return QueriedPatch(name, blocks, block % count, y, x)
+    return QueriedPatch(model.name, model.weights, blocks, block % count, y, x)
 
 
 def compute(patch: QueriedPatch, with_rollout: bool) -> dict[str, Any]:
@@ -123,81 +130,86 @@ def compute(patch: QueriedPatch, with_rollout: bool) -> dict[str, Any]:
 
 
 def draw_map(
-    ax: Axes,
-    values: torch.Tensor,
-    title: str,
-    patch: QueriedPatch | None = None,
-    positive: bool = False,
+    ax: Axes, values: torch.Tensor, title: str, patch: QueriedPatch, positive: bool = False
 ) -> None:
-    """Draw a map, with a frame around the patch, from blue to red, or from dark to bright.
+    """Draw a map on the scale of its own largest weight, with a frame around the patch.
 
-    The latter is for maps that cannot be negative; the patch's own value is not on its scale.
+    A map that cannot be negative goes from dark to bright. The patch's own value is not on its
+    scale, because it would darken the others.
     """
     values = values.cpu().numpy()
     if positive:
         others = np.delete(values, patch.query) if values.size > 1 else values
-        ax.imshow(values, cmap='magma', vmin=others.min(), vmax=others.max())
+        ax.imshow(values, cmap=POSITIVE, vmin=others.min(), vmax=others.max())
     else:
         limit = np.abs(values).max() or 1.0
-        ax.imshow(values, cmap='RdBu_r', vmin=-limit, vmax=limit)
-    ax.set_title(title, fontsize=8)
-    if patch is not None:
-        draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
+        ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+    ax.set_title(title, fontsize=9, loc='center', pad=3)
+    draw_frame(ax, patch.x - 0.5, patch.y - 0.5, 1, 1)
 
 
 def draw_frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
-    ax.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.2))
+    ax.add_patch(Rectangle((x, y), width, height, fill=False, color='lime', linewidth=1.5))
 
 
 def draw_image(ax: Axes, image: Image.Image, patch: QueriedPatch) -> None:
-    """Draw the photograph with a frame around the query's patch."""
+    """Draw the image with a frame around the query's patch."""
     rows, columns = patch.maps.shape
     height, width = image.height / rows, image.width / columns
     ax.imshow(image)
-    ax.set_title(f'patch {patch.y}, {patch.x} of {size_text(rows, columns)}', fontsize=8)
-    ax.set_xlabel(patch.name.replace(', ', '\n', 1), fontsize=7)
+    name = textwrap.fill(display_name(patch.model), 22)
+    ax.set_title(f'{name}, block {patch.block}', fontsize=9, loc='center', pad=3)
+    ax.set_xlabel(textwrap.fill(patch.weights, 26), fontsize=8)
     draw_frame(ax, patch.x * width - 0.5, patch.y * height - 0.5, width, height)
-
-
-def draw_paths(axes: np.ndarray, patch: QueriedPatch, form: str, found: dict[str, Any]) -> None:
-    """Draw the paths in path order and, below, in image order and summed."""
-    title = TITLES[form]
-    for k in range(COLUMNS - 1):
-        draw_map(axes[0, k], found['path_order'][k], f'{title}, path {k + 1}, path order')
-        draw_map(axes[1, k], found['image_order'][k], f'{title}, path {k + 1}', patch)
-    axes[0, -1].set_axis_off()
-    draw_map(axes[1, -1], found['summed'], f'{title}, sum of the paths', patch)
 
 
 def draw_summary(axes: np.ndarray, patch: QueriedPatch, pictures: dict[str, Any]) -> None:
     """Draw, for each form, the map of the block and the rollout over the stage."""
     unused = iter(axes)
+    of_paths = ', all paths' if patch.maps.paths else ''
     for form in patch.maps.forms:
-        title = f'{TITLES[form]}, block {patch.block}'
+        title = f'{TITLES[form]}{of_paths}'
         draw_map(next(unused), pictures[form]['summed'], title, patch, form == 'softmax')
         if 'rollout' in pictures[form]:
             title = f'{TITLES[form]}, rollout'
             draw_map(next(unused), pictures[form]['rollout'], title, patch, positive=True)
-    for ax in unused:
-        ax.set_axis_off()
 
 
 def draw(image: Image.Image, results: list[tuple[QueriedPatch, dict[str, Any]]]) -> Figure:
-    """Draw for each model a row with the photograph and the summed maps, then its paths."""
-    rows = sum(1 if not patch.maps.paths else 2 * len(patch.maps.forms) + 1 for patch, _ in results)
-    ratio = image.height / image.width
-    size = 2.3 * COLUMNS, (2.3 * max(ratio, 0.8) + 0.35) * rows
-    figure = Figure(figsize=size, layout='constrained')
-    axes = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=dict(xticks=[], yticks=[]))
+    """Draw for each model a row with the image and its maps, then a row for each form."""
+    rows = sum(1 + len(patch.maps.forms) * bool(patch.maps.paths) for patch, _ in results)
+    side = 7.6 / COLUMNS
+    height = (side * max(image.height / image.width, 0.4) + 0.3) * rows + 0.9
+    figure = Figure(figsize=(7.6, height))
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
     row = 0
     for patch, pictures in results:
         draw_image(axes[row, 0], image, patch)
         draw_summary(axes[row, 1:], patch, pictures)
         row += 1
         for form in patch.maps.forms if patch.maps.paths else ():
-            draw_paths(axes[row : row + 2], patch, form, pictures[form])
-            row += 2
+            axes[row, 0].text(0.5, 0.5, f'{TITLES[form]}\nby path', ha='center', va='center')
+            for k, values in enumerate(pictures[form]['image_order'], 1):
+                draw_map(axes[row, k], values, f'path {k}', patch)
+            row += 1
+    add_color_bars(figure, axes)
     return figure
+
+
+def add_color_bars(figure: Figure, axes: np.ndarray) -> None:
+    """Add the two scales of the maps, each relative to its map."""
+    signed = ScalarMappable(Normalize(-1, 1), SIGNED)
+    positive = ScalarMappable(Normalize(0, 1), POSITIVE)
+    options = dict(location='bottom', aspect=28, fraction=0.04, pad=0.02)
+    bar = figure.colorbar(signed, ax=axes[:, :3], ticks=[-1, 0, 1], **options)
+    bar.set_label('weight, relative to the largest in its map')
+    bar = figure.colorbar(positive, ax=axes[:, 3:], ticks=[0, 1], **options)
+    bar.set_ticklabels(['least', 'most'])
+    bar.set_label('rollout and softmax')
 
 
 def as_lists(value: Any) -> Any:
@@ -229,7 +241,7 @@ def main() -> None:
         stage=args.stage,
         results=[
             dict(
-                model=patch.name,
+                model=f'{patch.model}, {patch.weights}',
                 block=patch.block,
                 shape=patch.maps.shape,
                 query=[patch.y, patch.x],

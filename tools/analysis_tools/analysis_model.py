@@ -36,7 +36,7 @@ class AnalysisModel(nn.Module):
 
     The output is that of ``part``, the network or its backbone, or with ``to_map`` its last map.
     ``mean`` and ``std`` are those of R, G and B in 0 ... 255, or with ``bgr`` of B, G and R, the
-    order of the network's channels. ``weights`` is the origin of the weights, in pictures.
+    order of the network's channels. ``weights`` is the origin of the weights, for plots.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ def _build_callable(target: str, options: dict[str, Any], size: Sequence[int] | 
         build = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f'model {target!r} cannot be imported: {error}; the folder of a module of your own '
-            'must be on PYTHONPATH'
+            f'model {target!r} cannot be imported: {error}; add the folder of the module '
+            'to PYTHONPATH'
         ) from error
     if size is not None and 'img_size' in inspect.signature(build).parameters:
         options = dict(img_size=tuple(size)) | options

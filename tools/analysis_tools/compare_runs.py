@@ -17,6 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mmvmamba.analysis import plotting
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.nn.settings import did_you_mean
@@ -105,15 +106,14 @@ def table(runs: Sequence[Run]) -> str:
 
 def draw(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
     """Draw a panel for each key with a line for each run."""
-    figure = Figure(figsize=(4.5 * len(keys), 3.5), layout='constrained')
+    figure = Figure(figsize=(4.5 * len(keys), 3.5))
     for ax, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for i, run in enumerate(runs):
             if points := run.curve(key):
                 marker = '.' if len(points) <= 50 else ''
-                ax.plot(*zip(*points, strict=True), f'C{i % 10}{marker}-', label=run.name)
+                ax.plot(*zip(*points, strict=True), f'C{i % 8}{marker}-', label=run.name)
         by_epoch = key in metrics_of(runs) and any('epoch' in row for row in rows_of(runs))
         ax.set(title=key, xlabel='epoch' if by_epoch else 'iteration')
-        ax.grid(alpha=0.3)
         ax.legend(fontsize='small')
     return figure
 
@@ -127,6 +127,7 @@ def main() -> None:
         raise UserError(f'no run has {unknown[0]!r}{did_you_mean(unknown[0], known)}')
     print(table(runs))
     if args.out:
+        plotting.use_style()
         draw(runs, keys).savefig(args.out)
         print(f'\nThe curves are in {args.out}')
 

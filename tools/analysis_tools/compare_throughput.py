@@ -1,9 +1,9 @@
 """Measure the tables of the paper on this machine, next to the paper's numbers.
 
-Parameters, FLOPs, and the throughput of inference and of training (forward and backward, without
-an optimizer). The models of a table run in turn; rows that share a model show the same numbers. The
-paper's throughputs are of one A100, so only ratios of two models can be compared. The picture has
-the paper's accuracy over the throughput and its results on COCO and ADE20K over its accuracy.
+Parameters, FLOPs, and the throughput of inference and of training (forward and backward pass, no
+optimizer). The models of a table run in turn; rows that share a model show the same numbers. The
+published throughputs are those of one A100, so compare only ratios between models. The plots show
+the published accuracy over the throughput, and the published results on COCO and ADE20K.
 
 Example:
     python tools/analysis_tools/compare_throughput.py --batch-size 128
@@ -31,9 +31,9 @@ COLUMNS = dict(
     flops='GFLOPs',
     top1='paper: top-1',
     inference_images_per_s='inference (images/s)',
-    paper_inference='paper: A100',
+    paper_inference='paper: A100 inference',
     train_images_per_s='training (images/s)',
-    paper_train='paper: A100',
+    paper_train='paper: A100 training',
     box_ap='paper: box AP',
     miou='paper: mIoU',
 )
@@ -67,16 +67,17 @@ def main() -> None:
     args = parse_args()
     figures.set_up(args)
     settings = throughput.read_settings(args, args.size)
-    rows, groups = [], []
+    tables = {}
     for name, table in find_tables(args.models).items():
         measured = throughput.compare([row.model for row in table], settings, args.modes)
         part = [dict(table=name) | asdict(row) | measured[row.model] for row in table]
         text = throughput.format_table(part, COLUMNS)
         MMLogger.get_current_instance().info(f'{name}\n{text}')
-        rows += part
-        groups += tradeoff.groups_of(f'{name}: {settings.text}', part)
+        tables[name] = part
+    rows = [row for part in tables.values() for row in part]
     results = dict(tool='compare_throughput', settings=settings.asdict(), results=rows)
-    figures.write(args, results, tradeoff.draw(groups))
+    pictures = tradeoff.draw(tables, figures.machine_text(args.device), settings.short)
+    figures.write(args, results, pictures)
     with args.out.with_suffix('.csv').open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

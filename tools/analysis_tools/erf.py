@@ -1,7 +1,7 @@
 """Draw the effective receptive fields of several models side by side.
 
-A model with a checkpoint has two pictures: before and after training. The numbers beside them are
-the share of the gradient's mass within each distance of the centre.
+A model with a checkpoint is drawn before and after training. A circle shows the radius in pixels
+that holds 50% of the gradient; the JSON file has the share within other radii.
 
 Example:
     python tools/analysis_tools/erf.py resnet50_8xb32_in1k swin-tiny_16xb64_in1k tiny --size 512
@@ -11,6 +11,7 @@ Example:
 
 import argparse
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ import torch
 from analysis_model import load_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Circle
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
+from paper import display_name
 from PIL import Image, ImageOps
 
 from mmvmamba.analysis.erf import ReceptiveField, receptive_field
@@ -33,7 +37,7 @@ from mmvmamba.engine.errors import UserError
 SHARES = (0.5, 0.9, 0.99)
 MAX_COLUMNS = 5
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-#: Photographs in the wheel of scikit-image, used without a folder of images.
+#: Images in the wheel of scikit-image, used if no folder is given.
 PHOTOGRAPHS = (
     *(f'{name}.png' for name in 'astronaut brick camera chelsea coffee coins grass gravel'.split()),
     *('hubble_deep_field.jpg', 'motorcycle_left.png', 'rocket.jpg'),
@@ -42,7 +46,7 @@ PHOTOGRAPHS = (
 
 @dataclass
 class Panel:
-    """One picture: a model with the weights of its initialization or of its checkpoint."""
+    """One field: a model with its initial weights or those of its checkpoint."""
 
     model: str
     state: str
@@ -54,17 +58,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('models', nargs='+', metavar='CONFIG_OR_ARCH', help=figures.MODEL_HELP)
     figures.add_checkpoints(parser)
-    add('--labels', nargs='+', help='name of each model in the picture')
-    add('--trained', help="name of the checkpoints' weights (default: that of the file)")
+    add('--labels', nargs='+', help='name of each model in the plot')
+    add('--trained', help='label of the trained weights (default: the file name)')
     add(
         '--images',
         type=Path,
         metavar='DIR',
-        help="folder of photographs, sampled evenly (default: scikit-image's samples)",
+        help="folder of images, sampled evenly (default: scikit-image's samples)",
     )
-    add('--num-images', type=figures.positive, default=50, help='image limit (default: 50)')
+    add(
+        '--num-images',
+        type=figures.positive,
+        default=50,
+        help='maximum number of images (default: 50)',
+    )
     figures.add_size(parser, 1024)
-    add('--batch-size', type=figures.positive, default=1, help='images at a time (default: 1)')
+    add('--batch-size', type=figures.positive, default=1, help='batch size (default: 1)')
     return parser.parse_args()
 
 
@@ -83,7 +92,7 @@ def find_images(folder: Path | None, count: int) -> list[Path]:
 
 
 def read_images(args: argparse.Namespace) -> torch.Tensor:
-    """Read the middle of each photograph at the size, as RGB (N, 3, H, W), uint8."""
+    """Read the center of each image at the size, as RGB (N, 3, H, W), uint8."""
     images = map(figures.read_image, find_images(args.images, args.num_images))
     images = [ImageOps.fit(image, args.size[::-1], Image.Resampling.BICUBIC) for image in images]
     return torch.cat([figures.to_tensor(image) for image in images])
@@ -109,14 +118,14 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
 
 
 def numbers(panel: Panel) -> dict[str, Any]:
-    """Return the entry of a picture in the JSON file."""
+    """Return the entry of a panel in the JSON file."""
     corner = math.hypot(*panel.field.gradient.shape) / 2
     radii = [2**i for i in range(2, math.ceil(math.log2(corner)) + 1)]
     shares = panel.field.share_within(radii)
     return dict(
         model=panel.model,
         state=panel.state,
-        centre=[round(pixel, 2) for pixel in panel.field.centre],
+        center=[round(pixel, 2) for pixel in panel.field.center],
         share_within={str(r): round(share, 6) for r, share in zip(radii, shares, strict=True)},
         radius_of_share={str(s): round(panel.field.radius_of(s), 2) for s in SHARES},
     )
@@ -127,24 +136,37 @@ def draw(models: Sequence[Sequence[Panel]]) -> Figure:
     lines = math.ceil(len(models) / MAX_COLUMNS)
     columns = math.ceil(len(models) / lines)
     height = max(map(len, models))
-    figure = Figure(figsize=(2.4 * columns, 3.1 * lines * height), layout='constrained')
-    no_ticks = dict(xticks=[], yticks=[])
-    axes = figure.subplots(lines * height, columns, squeeze=False, subplot_kw=no_ticks)
+    side = 7.6 / max(columns, 3)
+    figure = Figure(figsize=(columns * side, lines * height * (side + 0.5) + 0.9))
+    axes = figure.subplots(lines * height, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for i, panels in enumerate(models):
         for panel, ax in zip(panels, axes[i // columns * height :, i % columns], strict=False):
-            draw_panel(ax, panel)
+            image = draw_panel(ax, panel)
+    bar = figure.colorbar(image, ax=axes, location='bottom', aspect=50, shrink=0.7, pad=0.02)
+    bar.set_label(
+        'gradient relative to its maximum, to the power 0.2\n'
+        'Circle: radius (px) that holds 50% of the gradient'
+    )
     return figure
 
 
-def draw_panel(ax: Axes, panel: Panel) -> None:
-    """Draw a panel above the radii of shares of its mass."""
+def draw_panel(ax: Axes, panel: Panel) -> AxesImage:
+    """Draw a panel with a circle that holds half of its mass, and the radius below."""
     ax.set_axis_on()
-    ax.imshow(panel.field.picture().numpy(), cmap='magma', vmin=0, vmax=1)
-    ax.set_title(f'{panel.model}\n{panel.state}', fontsize=8)
-    radii = ', '.join(f'{100 * s:g} %: {panel.field.radius_of(s):.0f}' for s in SHARES)
-    ax.set_xlabel(f'mass within pixels\n{radii}', fontsize=7)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    image = ax.imshow(panel.field.picture().numpy(), vmin=0, vmax=1)
+    name = textwrap.fill(display_name(panel.model), 22)
+    ax.set_title(f'{name}\n{panel.state}', fontsize=8.5, loc='center', pad=3)
+    radius = panel.field.radius_of(0.5)
+    y, x = panel.field.center
+    for color, width in (('black', 2.2), ('white', 1.1)):
+        ax.add_patch(Circle((x, y), radius, fill=False, color=color, linewidth=width))
+    ax.set_xlabel(f'50% within {radius:.0f} px', fontsize=9, labelpad=3)
+    return image
 
 
 def main() -> None:

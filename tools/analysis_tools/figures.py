@@ -1,4 +1,4 @@
-"""Shared by the tools in this folder: options, images, and pictures saved with their numbers."""
+"""Shared by the tools in this folder: options, images, and plots saved with their numbers."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmvmamba.analysis import plotting
 from mmvmamba.analysis.measure import parse_size
 from mmvmamba.engine.errors import UserError
-from mmvmamba.environment import describe_run
+from mmvmamba.environment import describe_machine, describe_run
 
-DPI = 110
 MODEL_HELP = (
     'an architecture of this package (tiny, vanilla_base, ...), a model name of mmpretrain, a '
     'config (a path or mmvmamba::...) or package.module:callable; +key=value after it sets an '
@@ -38,10 +38,12 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
         type=Path,
         default=Path(out),
         metavar='PNG',
-        help=f'file of the picture; its numbers are saved beside it (default: {out})',
+        help=f'output image; the numbers go to a JSON file next to it (default: {out})',
     )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: 0)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='random seed of the weights (default: 0)'
+    )
     return parser
 
 
@@ -76,7 +78,7 @@ def check_one_for_each(option: str, values: Sequence | None, models: Sequence[st
     """Check that an option has one value for each model."""
     if values is not None and len(values) != len(models):
         raise UserError(
-            f'{option} must have a value for each of {len(models)} models, but has {len(values)}'
+            f'{option} must have a value for each of {len(models)} models, but got {len(values)}'
         )
 
 
@@ -88,11 +90,12 @@ def positive(text: str) -> int:
 
 
 def set_up(args: argparse.Namespace) -> None:
-    """Start the log, seed the weights and replace the name of the device by the device."""
+    """Start the log, set the style of plots, seed the weights and look up the device."""
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     if args.out.suffix != '.png':
         raise UserError(f'--out must end in .png, but got {str(args.out)!r}')
+    plotting.use_style()
     torch.manual_seed(args.seed)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
@@ -106,14 +109,30 @@ def set_up(args: argparse.Namespace) -> None:
     args.device = device
 
 
-def write(args: argparse.Namespace, results: Mapping[str, Any], figure: Figure) -> None:
-    """Write a picture and a JSON file of its numbers, the machine and the versions."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=DPI, bbox_inches='tight')
-    text = json.dumps(dict(describe_run(args.device), **results), indent=1)
+def write(
+    args: argparse.Namespace, results: Mapping[str, Any], pictures: Figure | Mapping[str, Figure]
+) -> None:
+    """Write plots, and a JSON file of the numbers, the machine and the versions.
+
+    The key of each of several plots is added to the name in ``--out``.
+    """
+    if isinstance(pictures, Figure):
+        pictures = {'': pictures}
     numbers = args.out.with_suffix('.json')
+    files = {args.out.with_stem(args.out.stem + suffix): fig for suffix, fig in pictures.items()}
+    for path, figure in files.items():
+        plotting.save(figure, path)
+    text = json.dumps(dict(describe_run(args.device), **results), indent=1)
     numbers.write_text(text + '\n', encoding='utf-8')
-    MMLogger.get_current_instance().info(f'wrote {args.out} and {numbers}')
+    MMLogger.get_current_instance().info(f'wrote {", ".join(map(str, [*files, numbers]))}')
+
+
+def machine_text(device: torch.device) -> str:
+    """Return the GPU, or the CPU and its threads, without trademarks."""
+    machine = describe_machine(device)
+    threads = machine['threads']
+    cpu = f'{machine["cpu"]}, {threads} thread{"s" * (threads > 1)}'
+    return (machine.get('gpu') or cpu).replace('(R)', '').replace('(TM)', '')
 
 
 def read_image(path: Path) -> Image.Image:

@@ -4,7 +4,9 @@ All throughputs are of one A100, in images per second at 224x224, batch 128; tho
 without the optimizer's step. Nothing here was measured by this project.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,34 @@ class Reported:
     paper_train: int | None = None
     box_ap: float | None = None  # on COCO as the backbone of Mask R-CNN, 1x
     miou: float | None = None  # on ADE20K, of one scale, as the backbone of UperNet, 160k
+
+
+#: Names of models that are not in the tables.
+_NAMES = {
+    'resnet50_8xb32_in1k': 'ResNet-50',
+    'xcit-small-12-p16_3rdparty_in1k': 'XCiT-S12',
+    'vmamba-t_demo-64x64': 'VMamba-T',
+}
+_SIZES = dict(tiny='T', small='S', base='B')
+
+
+def display_name(model: str) -> str:
+    """Return the paper's name of a model that a command line names, with the settings behind it.
+
+    >>> display_name('swin-tiny_16xb64_in1k+window_size=scaled')
+    'Swin-T, scaled windows'
+    >>> display_name('tiny+ssm_init=zero')
+    'VMamba-T, ssm_init=zero'
+    """
+    target, *settings = re.split(r'\+(?=[A-Za-z_]\w*=)', model)
+    names = {Path(row.model.rpartition('/')[2]).stem: row.name for row in TABLES['imagenet']}
+    name = (names | _NAMES).get(Path(target).stem, target)
+    if arch := re.fullmatch(r'(vanilla_)?(tiny|small|base)(_s\dl\d+)?', target):
+        vanilla, size, variant = arch.groups()
+        name = f'{"Vanilla-" if vanilla else ""}VMamba-{_SIZES[size]}'
+        name += f' ({variant[1:]})' if variant else ''
+    settings = [text.replace('window_size=scaled', 'scaled windows') for text in settings]
+    return ', '.join([name.replace(' (s1l8)', ''), *settings])
 
 
 def _config(name: str, folder: str = 'vmamba') -> str:
@@ -34,9 +64,9 @@ VANILLA = _config('vanilla-vmamba-t')
 #: The tables, by their names in ``compare_throughput.py``.
 TABLES: dict[str, tuple[Reported, ...]] = {
     'imagenet': (
-        Reported('Swin-T', 'swin-tiny_16xb64_in1k', None, 1244, 987, 42.7, 44.4),
-        Reported('Swin-S', 'swin-small_16xb64_in1k', None, 718, 642, 44.8, 47.6),
-        Reported('Swin-B', 'swin-base_16xb64_in1k', None, 458, 496, 46.9, 48.1),
+        Reported('Swin-T', 'swin-tiny_16xb64_in1k', 81.2, 1244, 987, 42.7, 44.4),
+        Reported('Swin-S', 'swin-small_16xb64_in1k', 83.2, 718, 642, 44.8, 47.6),
+        Reported('Swin-B', 'swin-base_16xb64_in1k', 83.5, 458, 496, 46.9, 48.1),
         Reported('ConvNeXt-T', 'convnext-tiny_32xb128_in1k', None, 1198, 702),
         Reported('ConvNeXt-S', 'convnext-small_32xb128_in1k', None, 684, 445),
         Reported('ConvNeXt-B', 'convnext-base_32xb128_in1k', None, 436, 334),

@@ -1,7 +1,7 @@
 """Measure how models scale with the size of their images, and draw it.
 
 Parameters, multiply-adds, inference, training and peak memory over the size, with the exponent p of
-what grows as pixels^p; with a data set and checkpoints the accuracy too, without fine-tuning.
+what grows as pixels^p; with a dataset and checkpoints the accuracy too, without fine-tuning.
 The models of a size run in turn, in one process; a training step is forward and backward.
 
 Example:
@@ -29,28 +29,28 @@ from accuracy import top1_accuracy
 from analysis_model import AnalysisModel, load_model
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from mmengine.logging import MMLogger
+from paper import display_name
 from throughput import Settings
 
-from mmvmamba.analysis import measure
+from mmvmamba.analysis import measure, plotting
 from mmvmamba.analysis.measure import Row, parse_size, size_text
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
-from mmvmamba.environment import describe_machine
 
 SIZES = (224, 384, 512, 768, 1024, 1536)
-#: Panels of the picture: key of a row, title, unit, and the key whose growth is fitted.
+#: Panels of the plot: key of a row, title, unit, and the key whose growth is fitted.
 PANELS = (
     ('flops', 'multiply-adds (G)', 1e9, 'flops'),
-    ('inference_ms', 'inference (ms / image)', 1, 'inference_ms'),
-    ('train_ms', 'training (ms / image)', 1, 'train_ms'),
-    ('inference_mib', 'peak memory, inference (MiB)', 1, 'inference_extra_mib'),
-    ('train_mib', 'peak memory, training (MiB)', 1, 'train_extra_mib'),
+    ('inference_ms', 'inference (ms per image)', 1, 'inference_ms'),
+    ('train_ms', 'training step (ms per image)', 1, 'train_ms'),
+    ('inference_mib', 'peak memory of inference (MiB)', 1, 'inference_extra_mib'),
+    ('train_mib', 'peak memory of training (MiB)', 1, 'train_extra_mib'),
     ('top1', 'top-1 accuracy (%)', 1, None),
 )
-COLUMNS = 3
+COLUMNS = 2
+DASHES = ('-', '--', ':', '-.')  # of the models of one family
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,14 +58,14 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('models', nargs='+', metavar='MODEL', help=figures.MODEL_HELP)
     figures.add_checkpoints(parser)
-    add('--dataset', help='folder of class folders on which the checkpoints are tested')
+    add('--dataset', help='folder with one subfolder of images per class, to test the checkpoints')
     add(
         '--sizes',
         type=parse_size,
         nargs='+',
         metavar='SIZE',
         default=[(side, side) for side in SIZES],
-        help=f'such as 800x1333 (default: {" ".join(map(str, SIZES))})',
+        help=f'image sizes, such as 800x1333 (default: {" ".join(map(str, SIZES))})',
     )
     throughput.add_arguments(parser)
     return parser.parse_args()
@@ -138,23 +138,33 @@ def exponents(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 def power_text(power: Row, sizes: int) -> str:
     """Return an exponent, with the sizes of its fit unless these are all ``sizes``."""
-    fitted = '' if len(power['sizes']) == sizes else f' ({", ".join(power["sizes"])})'
-    return f'p = {power["p"]:.2f}{fitted}'
+    fitted = '' if len(power['sizes']) == sizes else f'; {", ".join(power["sizes"])}'
+    return f'({power["p"]:.2f}{fitted})'
 
 
 def draw_panel(
     ax: Axes, rows: Sequence[Row], panel: tuple, powers: dict[str, dict[str, Row]]
-) -> None:
-    """Draw a quantity over the side of a square of as many pixels, a line for each model."""
+) -> list[plotting.Label]:
+    """Draw a line for each model over the side of a square of as many pixels; return its labels."""
     key, title, unit, fitted = panel
+    names = {model: f'{display_name(model):.32}' for model in powers}
+    colors = plotting.colors_of(names.values())
     ticks = sorted({row['pixels'] ** 0.5 for row in rows})
-    sizes = len({row['size'] for row in rows})
-    for i, model in enumerate(powers):
-        own = [row for row in rows if row['model'] == model and row.get(key) is not None]
-        if own:
-            points = zip(*((row['pixels'] ** 0.5, row[key] / unit) for row in own), strict=True)
-            label = power_text(powers[model][fitted], sizes) if fitted in powers[model] else None
-            ax.plot(*points, 'o-', markersize=3, color=f'C{i}', label=label)
+    labels, drawn = [], []
+    for model, name in names.items():
+        points = [
+            (row['pixels'] ** 0.5, row[key] / unit)
+            for row in rows
+            if row['model'] == model and row.get(key) is not None
+        ]
+        if not points:
+            continue
+        style = DASHES[drawn.count(colors[name]) % len(DASHES)]
+        drawn.append(colors[name])
+        ax.plot(*zip(*points, strict=True), f'o{style}', color=colors[name], markersize=4)
+        power = powers[model].get(fitted)
+        text = f'{name} {power_text(power, len(ticks))}' if power else name
+        labels.append((*points[-1], text, colors[name]))
     ax.set_xscale('log')
     if fitted:
         ax.set_yscale('log')
@@ -162,12 +172,8 @@ def draw_panel(
     ax.set_xticks(ticks, [f'{tick:.0f}' for tick in ticks])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter('{x:g}')
-    ax.tick_params(labelsize=7)
-    ax.grid(alpha=0.3)
-    ax.set_title(title, fontsize=9)
-    ax.set_xlabel('image side (pixels)', fontsize=8)
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=6)
+    ax.set(title=title, xlabel='image side (px)')
+    return labels
 
 
 def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -> Figure:
@@ -175,15 +181,16 @@ def draw(rows: Sequence[Row], powers: dict[str, dict[str, Row]], heading: str) -
     panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.1 * lines + 0.6), layout='constrained')
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for ax in axes.flat[len(panels) :]:
+    height = max(2.6, 0.17 * len(powers) + 0.9)
+    figure = Figure(figsize=(3.8 * columns, height * lines + 0.5))
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    labels = [draw_panel(ax, rows, panel, powers) for ax, panel in zip(axes, panels, strict=False)]
+    for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        draw_panel(ax, rows, panel, powers)
-    names = [Line2D([], [], color=f'C{i}', marker='o', markersize=3) for i in range(len(powers))]
-    figure.legend(names, list(powers), loc='outside lower center', ncols=columns, fontsize=7)
-    figure.suptitle(heading, fontsize=8)
+    figure.supxlabel(heading, x=0.01, ha='left', size=9, color='#444444')
+    figure.draw_without_rendering()
+    for ax, part in zip(axes, labels, strict=False):
+        plotting.label_line_ends(ax, part)
     return figure
 
 
@@ -210,10 +217,10 @@ def main() -> None:
         exponents=powers,
         results=rows,
     )
-    machine = describe_machine(args.device)
-    heading = f'{machine.get("gpu") or machine["cpu"]}, {machine["threads"]} threads, '
-    heading += f'batch {settings.batch_size}, {"AMP" if settings.amp else "float32"}'
-    heading += '; p: the cost grows as pixels$^p$, memory without the weights'
+    heading = f'{figures.machine_text(args.device)}, batch {settings.batch_size}, '
+    heading += f'{"AMP" if settings.amp else "float32"}{", compiled" * settings.compile}\n'
+    heading += 'In parentheses: p of a cost that grows as (number of pixels) to the power p; '
+    heading += 'memory is fitted without the weights'
     figures.write(args, results, draw(rows, powers, heading))
 
 

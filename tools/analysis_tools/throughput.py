@@ -44,6 +44,13 @@ class Settings:
             'optimizer; medians of interleaved rounds'
         )
 
+    @property
+    def short(self) -> str:
+        """The size, the batch and the precision, for plots."""
+        run = ', compiled' if self.compile else ''
+        precision = 'AMP' if self.amp else 'float32'
+        return f'{size_text(*self.size)} px, batch {self.batch_size}, {precision}{run}'
+
     def move(self, value: AnalysisModel | torch.Tensor) -> Any:
         """Return a model or images on the device and in the memory format."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -59,14 +66,30 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that :func:`read_settings` reads, but for the size, and ``--modes``."""
     add, positive, on_off = parser.add_argument, figures.positive, argparse.BooleanOptionalAction
-    add('--batch-size', type=positive, help='images at a time (default: 128 on a GPU, 8 on a CPU)')
-    add('--amp', action=on_off, default=True, help='mixed precision instead of float32')
+    add('--batch-size', type=positive, help='batch size (default: 128 on a GPU, 8 on a CPU)')
+    add('--amp', action=on_off, default=True, help='use mixed precision instead of float32')
     add('--compile', action='store_true', help='compile the models with torch.compile')
-    add('--channels-last', action=on_off, default=True, help='images and weights in NHWC memory')
-    add('--tf32', action=on_off, default=True, help='round the float32 products of a GPU to TF32')
-    add('--modes', nargs='*', choices=MODES, default=MODES, help='modes, or none (default: both)')
-    add('--seconds', type=float, default=60, help='for all rounds of a mode (default: 60)')
-    add('--min-rounds', type=positive, default=5, help='the least rounds of a mode (default: 5)')
+    add(
+        '--channels-last',
+        action=on_off,
+        default=True,
+        help='use channels-last memory for images and weights',
+    )
+    add('--tf32', action=on_off, default=True, help='use TF32 for float32 products on a GPU')
+    add(
+        '--modes',
+        nargs='*',
+        choices=MODES,
+        default=MODES,
+        help='modes to time, or none (default: both)',
+    )
+    add('--seconds', type=float, default=60, help='duration of all rounds of a mode (default: 60)')
+    add(
+        '--min-rounds',
+        type=positive,
+        default=5,
+        help='minimum number of rounds of a mode (default: 5)',
+    )
     add('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
 
 

@@ -75,7 +75,7 @@ def grid_of(models):
     grid = {}
     for ax in figure.axes:
         place = ax.get_subplotspec()
-        if ax.axison:
+        if place and ax.axison:  # not the color bar
             grid[place.rowspan.start, place.colspan.start] = ax.get_title().replace('\n', ' ')
     return grid
 

@@ -151,8 +151,8 @@ def test_what_finds_no_memory_is_null(run_here, importable, tmp_path):
     assert powers[hungry]['inference_ms']['sizes'] == ['32', '64']
     assert powers[THIN]['inference_ms']['sizes'] == ['32', '64', '96']
     text = resolution_scaling.power_text
-    assert text(dict(p=1.5, sizes=['32', '64']), 3) == 'p = 1.50 (32, 64)'
-    assert text(dict(p=1.5, sizes=['32', '64']), 2) == 'p = 1.50'
+    assert text(dict(p=1.5, sizes=['32', '64']), 3) == '(1.50; 32, 64)'
+    assert text(dict(p=1.5, sizes=['32', '64']), 2) == '(1.50)'
 
 
 def test_resolution_scaling_shows_its_rounds(run_here, tmp_path, monkeypatch):

@@ -1,54 +1,83 @@
-"""Accuracies over throughput: which points and lines are drawn."""
+"""Plots of tables: which models are drawn, where, and with which values."""
 
 import pytest
 
 pytest.importorskip('matplotlib')
+
+from dataclasses import asdict  # noqa: E402
+
+import matplotlib  # noqa: E402
 
 from ...analysis_tools import load  # noqa: E402
 
 paper, tradeoff = load('paper'), load('tradeoff')
 
 ROWS = [
-    dict(name='a', top1=82.5, flops=5e9, inference_images_per_s=10.0, paper_inference=100),
-    dict(name='b', top1=None, flops=4e9, inference_images_per_s=20.0, paper_inference=None),
-    dict(name='c', top1=81.0, flops=3e9, inference_images_per_s=None, paper_inference=300),
+    dict(name='Swin-T', top1=82.5, flops=5e9, inference_images_per_s=10.0, paper_inference=100),
+    dict(name='Swin-S', top1=None, flops=4e9, inference_images_per_s=20.0, paper_inference=None),
+    dict(name='Vim-S', top1=81.0, flops=3e9, inference_images_per_s=None, paper_inference=300),
 ]
+IMAGENET = [asdict(row) for row in paper.TABLES['imagenet']]
 
 
-def drawn(group):
-    """The points of each panel, a coordinate of which is missing where it is a line."""
-    panels = []
-    for place in tradeoff.draw([group]).subfigs[0].axes:
-        points = []
-        for line in place.lines:
-            x, y = line.get_xdata(), line.get_ydata()
-            points.append((x[0] if len({*x}) == 1 else None, y[0] if len({*y}) == 1 else None))
-        panels.append(points)
-    return panels
+@pytest.fixture(autouse=True)
+def style():
+    with matplotlib.rc_context():
+        tradeoff.plotting.use_style()
+        yield
 
 
-def test_each_throughput_that_is_there():
-    (group,) = tradeoff.groups_of('title', ROWS)
-    assert group.panels == [('inference_images_per_s', 'top1'), ('paper_inference', 'top1')]
-    assert drawn(group) == [[(10.0, 82.5), (20.0, None)], [(100, 82.5), (300, 81.0)]]
+def points(figure):
+    """The points of each panel, line by line."""
+    return [[line.get_xydata().tolist() for line in ax.lines] for ax in figure.axes if ax.axison]
 
 
-def test_multiply_adds_where_nothing_was_timed():
-    rows = [dict(name=row['name'], top1=row['top1'], flops=row['flops']) for row in ROWS]
-    (group,) = tradeoff.groups_of('title', rows)
-    assert drawn(group) == [[(5.0, 82.5), (4.0, None), (3.0, 81.0)]]
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_accuracy_over_each_throughput():
+    figure = tradeoff.draw_throughput(ROWS, 'Some CPU', '64 px')
+    published, measured = figure.axes
+    assert 'Published' in published.get_title('left') and 'Measured' in measured.get_title('left')
+    assert 'Some CPU' in measured.get_xlabel() and '64 px' in measured.get_xlabel()
+    assert points(figure) == [[[[100, 82.5]], [[300, 81.0]]], [[[10.0, 82.5]]]]
+    assert texts(published) == ['Swin-T', 'Vim-S']
+    assert 'no top-1 is quoted: Swin-S.' in figure.get_supxlabel()
+
+
+def test_multiply_adds_if_nothing_was_timed():
+    rows = [{key: row[key] for key in ('name', 'top1', 'flops')} for row in ROWS]
+    assert points(tradeoff.draw_throughput(rows, '', '')) == [[[[5.0, 82.5]], [[3.0, 81.0]]]]
+
+
+def test_a_line_for_the_sizes_of_a_family():
+    figure = tradeoff.draw_throughput(IMAGENET, '', '')
+    sizes = {line.get_color(): len(line.get_xdata()) for line in figure.axes[0].lines}
+    assert len(figure.axes[0].lines) == 5 and set(sizes.values()) == {1, 3}
+    names = texts(figure.axes[0])
+    assert names[:3] == ['Swin-T', 'S', 'B'] and names.count('S') == names.count('B') == 4
+    assert {'VMamba-T (s1)', 'VMamba-T (s2)', 'Vanilla-VMamba-T', 'Vim-S'} <= {*names}
+    assert 'ConvNeXt-T' in figure.get_supxlabel()
 
 
 def test_downstream_results_are_those_that_the_paper_lists():
-    _, group = tradeoff.groups_of('title', [vars(row) for row in paper.TABLES['imagenet']])
-    assert len(group.rows) == 10
-    boxes, masks = drawn(group)
-    assert (82.60, 47.3) in boxes and (82.60, 47.9) in masks
-    assert (None, 42.7) in boxes and (None, 44.4) in masks  # Swin-T, without an accuracy
+    boxes, masks = points(tradeoff.draw_downstream(IMAGENET))
+    assert [81.2, 42.7] in boxes[0] and [81.2, 44.4] in masks[0]  # Swin-T
+    assert sum(map(len, boxes)) == sum(map(len, masks)) == 10
 
 
-def test_a_legend_for_each_line_of_panels():
-    groups = [group for name in ('first', 'second') for group in tradeoff.groups_of(name, ROWS)]
-    figure = tradeoff.draw(groups)
-    texts = [[text.get_text() for text in part.legends[0].texts] for part in figure.subfigs]
-    assert texts == [['a', 'b', 'c']] * 2
+def test_values_of_tables():
+    tables = {name: [asdict(row) for row in paper.TABLES[name]] for name in ('steps', 'init')}
+    figure = tradeoff.draw_tables(tables, '', '')
+    *steps, init = figure.axes
+    assert texts(init) == ['82.60', '82.58', '82.67'] and len(steps) == 3
+    assert [label.get_text() for label in init.get_yticklabels()] == ['mamba', 'random', 'zero']
+    assert texts(steps[1])[0] == '426' and texts(steps[2])[-1] == '571'
+    assert [text.get_text() for text in figure.texts][-1] == tradeoff.TITLES['init']
+
+
+def test_pictures_of_several_tables():
+    tables = {'imagenet': IMAGENET, 'models': ROWS}
+    assert set(tradeoff.draw(tables, '', '')) == {'', '_downstream', '_tables'}
+    assert set(tradeoff.draw({'models': ROWS}, '', '')) == {''}

@@ -115,7 +115,8 @@ def main() -> None:
     results.update(seconds=seconds, device=device, backend=backend, passed=not misses)
     results.update(versions=info.versions(), machine=info.machine())
     (work_dir / 'results.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-    show(f'{seconds / 60:.1f} minutes in total; results and pictures: {work_dir}')
+    show(f'{seconds / 60:.1f} minutes in total; results and images: {work_dir}')
+    show('`make web` opens a page to try the models on your own images')
     if misses:
         raise UserError('the demo did not reach its targets: ' + '; '.join(misses))
 

@@ -49,7 +49,7 @@ def convert(
             raise ValueError(f'{name} must be one of {allowed}, but got {value!r}')
     inside, others = split_state_dict(tensors)
     if not any(key.startswith('layers.') for key in inside):
-        raise ValueError(f'tensors {sorted(tensors)[:8]} do not belong to a VMamba')
+        raise ValueError(f'tensors {sorted(tensors)[:8]} do not belong to a VMamba model')
     if kind == 'classifier':
         missing = missing_in_classifier(inside)
         if missing:

@@ -202,7 +202,9 @@ class _Keys:
     def spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise RefusedError(f'more than {_MAX_CHOSEN_KEYS} keys that are not strings')
+            raise RefusedError(
+                f'it contains more than {_MAX_CHOSEN_KEYS} keys that are not strings'
+            )
 
 
 def _apply(
@@ -246,7 +248,7 @@ def _apply(
             value.items, value.size = operands, len(operands)
     value.depth = max([value.depth] + [1 + operand.depth for operand in operands])
     if value.depth > _MAX_DEPTH:
-        raise RefusedError(f'nested more than {_MAX_DEPTH} levels deep')
+        raise RefusedError(f'it is nested more than {_MAX_DEPTH} levels deep')
     stack.extend(value for _ in opcode.stack_after)
     return copies
 
@@ -257,7 +259,7 @@ def _check_call(function: _Value, arguments: _Value, keys: _Keys) -> None:
     if function.depth or (arguments.depth and not items):
         raise RefusedError('a call must have a name and a tuple of arguments')
     if name == 'torch.Tensor':
-        raise RefusedError('a tensor without values')
+        raise RefusedError('it contains a tensor without values')
     if name in _WITH_ATTRIBUTES and (len(items) != 4 or items[3].depth > 1 or items[3].items):
         raise RefusedError('attributes of a tensor must be strings or numbers')
     if name == _WITH_ATTRIBUTES[0]:
@@ -322,7 +324,7 @@ class _Dtype(_State):
         """Return the code with its byte order, e.g. '<f4'."""
         _, order, *fields = self.state
         if order not in ('<', '>', '|', '=') or any(fields[:3]):  # subarray, names, fields
-            raise RefusedError('a NumPy dtype with fields')
+            raise RefusedError('it contains a NumPy dtype with fields')
         return order + self.code
 
 
@@ -346,13 +348,13 @@ class _Scalar:
 
 def _ndarray(*args: Any) -> Any:
     """Stand-in for numpy.ndarray, which files name and never call."""
-    raise ForeignNameError('a call of numpy.ndarray')
+    raise ForeignNameError('a call to numpy.ndarray')
 
 
 def _bytes(*args: Any) -> bytes:
     """Stand-in for bytes, which files call for b'' alone."""
     if args:
-        raise ForeignNameError('a call of bytes')
+        raise ForeignNameError('a call to bytes')
     return b''
 
 
@@ -493,7 +495,7 @@ class Rebuilder:
             self._spend(len(value))
             # torch.Size takes integers of any length, and cannot print those beyond int64.
             if not all(abs(size) <= _MAX_SIZE for size in value):
-                raise RefusedError('torch.Size with a number out of range')
+                raise RefusedError('it contains a torch.Size with a number out of range')
             return value
         if kind is torch.device:
             return value
@@ -513,7 +515,7 @@ class Rebuilder:
                 attributes.update({key: self.rebuild(item) for key, item in attributes.items()})
             return value
         name = value.__name__ if callable(value) and hasattr(value, '__name__') else kind.__name__
-        raise RefusedError(f'{name} among the values')
+        raise RefusedError(f'it contains {name} as a value')
 
     def _dictionary(self, value: dict[Any, Any]) -> dict[Any, Any]:
         kind = self._config_dict if type(value) is _ConfigDict else type(value)
@@ -534,7 +536,7 @@ class Rebuilder:
     def _tensor(self, value: Tensor) -> Tensor:
         tensor = Tensor.detach(value)
         if tensor.is_neg() or tensor.is_conj():  # by the metadata in the file
-            raise RefusedError('a tensor that is negated or conjugated lazily')
+            raise RefusedError('it contains a lazily negated or conjugated tensor')
         # Parts of a model may share memory, which copies do not.
         self._tensor_bytes_left -= tensor.numel() * tensor.element_size()
         if self._tensor_bytes_left < 0:
@@ -577,9 +579,9 @@ def _array(np: Any, shape: Any, dtype: Any, data: Any, order: str = 'C') -> Any:
     if type(dtype) is not _Dtype or type(data) is not bytes or type(shape) is not tuple:
         raise RefusedError('a NumPy array needs a dtype, a shape and bytes')
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise RefusedError(f'shape {shape!r:.40} of a NumPy array')
+        raise RefusedError(f'it contains a NumPy array of shape {shape!r:.40}')
     if len(data) != math.prod(shape) * _ITEM_SIZES[dtype.code]:
-        raise RefusedError(f'{len(data)} bytes for a NumPy array of shape {shape}')
+        raise RefusedError(f'it has {len(data)} bytes for a NumPy array of shape {shape}')
     return (
         np.frombuffer(data, dtype.with_byte_order()).reshape(shape, order=order).copy(order=order)
     )

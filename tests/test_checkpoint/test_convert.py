@@ -80,7 +80,7 @@ def test_unknown_arguments():
 
 
 def test_tensors_of_another_network():
-    with pytest.raises(ValueError, match=r"\['conv1.weight'\] do not belong to a VMamba"):
+    with pytest.raises(ValueError, match=r"\['conv1.weight'\] do not belong to a VMamba model"):
         convert({'conv1.weight': torch.zeros(1)}, 'mmvmamba', 'backbone')
 
 

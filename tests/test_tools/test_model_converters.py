@@ -61,7 +61,7 @@ def test_safetensors_are_converted_and_published(tmp_path, run_here):
 @pytest.mark.parametrize(
     ('content', 'arguments', 'words'),
     [
-        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'do not belong to a VMamba'),
+        ({'model': {'conv1.weight': torch.zeros(1)}}, [], 'do not belong to a VMamba model'),
         (authors_file(THIN, 'detector'), ['--for', 'classifier'], 'a classifier needs'),
         (None, [], "'a.pth' does not exist"),
         ([1], [], 'contains a list'),

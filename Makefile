@@ -291,7 +291,7 @@ $(STAMPS)/package-source: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOUR
 	@touch $@
 
 $(STAMPS)/package-pure: setup.py pyproject.toml mmvmamba/version.py $(STAMPS)/torch | $(STAMPS)/packages
-	$(call say,5/5 mmvmamba in its slower PyTorch form: there is no C++ compiler ($(COMPILER)) and no WHEEL=path)
+	$(call say,5/5 mmvmamba with the slower PyTorch implementation: there is no C++ compiler ($(COMPILER)) and no WHEEL=path)
 	@rm -f $(STAMPS)/package-*
 	MMVMAMBA_BUILD_EXT=0 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@

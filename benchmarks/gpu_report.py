@@ -304,8 +304,8 @@ TEMPLATE = """{recorded}
 ### Exactness
 
 The error is the norm of the difference from float64, divided by the norm. Each row has the error of
-the output or gradient that is closest to its tolerance. The PyTorch form is not repeated, because
-its sums are not deterministic.
+the output or gradient that is closest to its tolerance. The PyTorch implementation is not
+repeated, because its sums are not deterministic.
 
 {exactness}
 ### The core and its peers

@@ -40,7 +40,7 @@ PEERS = ('mamba_ssm', 'vmamba')
 #: Candidates that read the map as it is, channels last; the others copy it into sequences.
 CHANNELS_LAST = ('native', 'triton', 'reference')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-#: The longest sequence for which the PyTorch form is run.
+#: The longest sequence for which the PyTorch implementation is run.
 REFERENCE_LENGTH = 56 * 56
 COLUMNS = dict(
     candidate='core',
@@ -77,7 +77,7 @@ def fused_core(backend: str) -> Callable[[SS2D, Tensor], Tensor]:
 
 
 def reference_core(module: SS2D, x: Tensor) -> Tensor:
-    """The same with the op's PyTorch form, in chunks."""
+    """The same with the op's PyTorch implementation, in chunks."""
     proj = F.linear(x, module.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
     A = -module.A_logs.exp().view(4, module.d_inner, -1)
     weights = (module.dt_projs_weight, module.dt_projs_bias, A, module.Ds.view(4, -1))

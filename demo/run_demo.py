@@ -128,7 +128,10 @@ def choose_device() -> tuple[str, str]:
         for backend in AUTO_ORDER[device]:
             if why_not(backend, 'ss2d_scan', torch.device(device)) is None:
                 return device, backend
-    show(f'the kernels are missing ({extension_error()}); the PyTorch form takes much longer')
+    show(
+        f'the kernels are missing ({extension_error()}); the PyTorch implementation takes much '
+        'longer'
+    )
     return devices[0], 'auto'
 
 
@@ -160,7 +163,7 @@ def run_task(
         redirect_stderr(log),
     ):
         draw_predictions(cfg, results['checkpoint'], folder, device)
-    show(f'the pictures are in {folder}')
+    show(f'the images are in {folder}')
     return results
 
 

@@ -24,7 +24,7 @@ from .version import __version__
 _FORMS = {
     'native': 'native kernels',
     'triton': 'Triton kernels',
-    None: 'the chunked PyTorch form',
+    None: 'the chunked PyTorch implementation',
 }
 #: Sides of maps that take the kernels for up to 64 positions, for up to 224, and for more.
 _MAP_SIDES = (7, 14, 20)

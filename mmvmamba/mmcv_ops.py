@@ -394,7 +394,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return the attention by mmcv's PyTorch form, which its own module calls on a CPU."""
+    """Return the attention by mmcv's PyTorch implementation, which mmcv itself calls on a CPU."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     inputs = [_at_least_float32(t) for t in (value, sampling_locations, attention_weights)]

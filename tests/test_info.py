@@ -69,8 +69,8 @@ def test_extension_that_did_not_load(monkeypatch):
         'built with torch': '2.12.1',
     }
     assert info.backends()['cpu'] == (
-        'the chunked PyTorch form for float32, float16, bfloat16, float64 (native: it was not '
-        'built (no compiler))'
+        'the chunked PyTorch implementation for float32, float16, bfloat16, float64 (native: it '
+        'was not built (no compiler))'
     )
 
 
@@ -134,11 +134,16 @@ def test_an_architecture_that_was_not_built_for(old_build):
 
 def test_backends_of_a_gpu(old_build, monkeypatch):
     text = info.backends()['cuda:0']
-    assert text.startswith('the chunked PyTorch form for float32, float16, bfloat16, float64 (')
+    assert text.startswith(
+        'the chunked PyTorch implementation for float32, float16, bfloat16, float64 ('
+    )
     assert 'triton: it is too old; native: the kernels were built for' in text
     monkeypatch.setattr(backend, 'triton_error', lambda device: None)
     text = info.backends()['cuda:0']
-    kernels = 'Triton kernels for float32, float16, bfloat16; the chunked PyTorch form for float64'
+    kernels = (
+        'Triton kernels for float32, float16, bfloat16; '
+        'the chunked PyTorch implementation for float64'
+    )
     assert text.startswith(f'{kernels} (native: the kernels were built for')
     monkeypatch.setattr(backend, 'architecture_error', lambda index: None)
     kernels = 'Triton kernels for float32, float16, bfloat16; native kernels for float64'

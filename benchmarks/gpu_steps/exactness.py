@@ -62,7 +62,7 @@ def describe(case: tuple) -> str:
 def scan_functions(
     context: Context, op: str, dtype: str, backend: str
 ) -> tuple[Callable, Callable]:
-    """Return an op with a backend, and the PyTorch form for the exact result.
+    """Return an op with a backend, and the PyTorch implementation for the exact result.
 
     Raises:
         Skip: If the backend cannot run here.

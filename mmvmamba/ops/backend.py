@@ -201,11 +201,11 @@ why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose_backend(op: str, backend: str, value: Tensor, directions: int = 1) -> str:
-    """Choose between the kernels and the PyTorch forms for an input and a number of directions.
+    """Choose kernels or a PyTorch implementation for an input and a number of directions.
 
     Returns:
         str: 'native', 'triton', 'reference' or, if 'auto' finds no kernel, 'chunked', the faster
-        PyTorch form.
+        PyTorch implementation.
 
     Raises:
         ValueError: If ``backend`` is unknown.

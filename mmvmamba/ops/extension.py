@@ -128,7 +128,7 @@ def architecture_error(index: int | None) -> str | None:
 
 @functools.cache
 def warn_no_kernel(device_type: str, reasons: tuple[tuple[str, str], ...]) -> None:
-    """Warn once that the slow PyTorch form runs, with each backend and why it cannot run."""
+    """Warn once that the slow PyTorch implementation runs, and why each backend cannot run."""
     text = '; '.join(f'no {name} kernel for {device_type}: {reason}' for name, reason in reasons)
     warnings.warn(
         f'mmvmamba: {text}. Falling back to a much slower PyTorch implementation.',

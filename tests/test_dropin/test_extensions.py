@@ -29,7 +29,7 @@ def networks():
 
 @pytest.fixture(params=['native', 'triton', 'chunked'])
 def backend(request, monkeypatch):
-    """Each backend on the CPU: 'chunked' is the PyTorch form where there are no kernels."""
+    """Each backend on the CPU: 'chunked' is the PyTorch implementation used without kernels."""
     from mmvmamba.dropin import extensions
 
     if request.param == 'native' and not has_kernel('selective_scan', 'cpu'):

@@ -11,7 +11,7 @@ from mmvmamba.ops import extension_error
 
 from .old_torch import checkpoints_random_numbers, compiles_the_convolution
 
-# Without it, the chunks of the PyTorch form depend on the size.
+# Without it, the chunks of the PyTorch implementation depend on the size.
 with_the_op = pytest.mark.skipif(extension_error() is not None, reason='the op is not there')
 
 THIN = dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1))

@@ -69,11 +69,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'folders',
         nargs='*',
-        help='folders with work folders of trained models (default: work_dirs)',
+        help='folders that contain work directories of trained models (default: work_dirs)',
     )
     parser.add_argument('--host', default='127.0.0.1', help='address (default: 127.0.0.1)')
     parser.add_argument('--port', type=int, default=7860, help='port (default: 7860)')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if available)')
     return parser.parse_args()
 
 
@@ -305,7 +305,8 @@ def main() -> None:
     trained = find_trained(args.folders or ['work_dirs'])
     if args.folders and not trained:
         raise UserError(
-            f'folders must have work folders with a config and a checkpoint, but got {args.folders}'
+            'folders must contain work directories with a config and a checkpoint, but got '
+            f'{args.folders}'
         )
     # The paths of weights are for the user of this computer only.
     is_local = args.host == 'localhost' or ipaddress.ip_address(args.host).is_loopback

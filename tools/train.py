@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='resume from this checkpoint, or from the latest in the work folder',
+        help='resume from this checkpoint, or from the latest in the work directory',
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU'

@@ -83,7 +83,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, merge ``--cfg-options`` and set launcher and work folder.
+    """Read the config, merge ``--cfg-options`` and set launcher and work directory.
 
     Raises:
         UserError: If the file does not exist or cannot be read, or an option does not match it.
@@ -137,7 +137,7 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
 
 
 def _first_weights(cfg: Config) -> str | None:
-    """Return the file that a run begins with, if it does not resume from its work folder."""
+    """Return the file that a run begins with, if it does not resume from its work directory."""
     hooks = cfg.get('default_hooks') or {}
     start = (hooks.get('resume') or {}).get('load_from')
     if cfg.get('load_from') or not start:
@@ -152,7 +152,7 @@ def _first_weights(cfg: Config) -> str | None:
 def resume_from(cfg: Config, path: str) -> None:
     """Resume a run from a checkpoint.
 
-    'auto' means the last complete one in the work folder. If there is none, training starts from
+    'auto' means the last complete one in the work directory. If there is none, training starts from
     the config's ``load_from``.
     """
     cfg.resume = True
@@ -167,7 +167,7 @@ def use_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'mmvmamba.CPUAmpOptimWrapper'):
-        raise UserError(f'--amp does not work with optim_wrapper.type {kind!r}')
+        raise UserError(f'--amp does not support optim_wrapper.type {kind!r}')
     if runs_on_cpu():
         for name in ('loss_scale', 'dtype'):
             wrapper.pop(name, None)

@@ -327,7 +327,7 @@ def picture_of_bands(image: np.ndarray, bands: Sequence[int] | None = None) -> n
         bands = [min(i, channels - 1) for i in range(3)]
     if max(bands) >= channels:
         raise ValueError(
-            f'bands must be below the number of channels, {channels}, but got {list(bands)}'
+            f'bands must be less than the number of channels ({channels}), but got {list(bands)}'
         )
     return np.stack([_to_bytes(image[..., band]) for band in bands], axis=-1)
 

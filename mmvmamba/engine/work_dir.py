@@ -87,7 +87,7 @@ def _lock(file: IO[str], folder: str) -> None:
     content = file.read(_MAX_OWNER)
     if content and not content.startswith(_OWNER):
         raise UserError(
-            f'{os.path.join(folder, _LOCK)!r} must be the file of a lock, but holds something '
+            f'{os.path.join(folder, _LOCK)!r} must be a lock file, but contains something '
             'else; remove it, or use another --work-dir'
         )
     try:
@@ -124,13 +124,13 @@ def saved_progress(path: str) -> Progress | None:
         return None
     meta: Any = content['meta'] if isinstance(content['meta'], Mapping) else {}
     if type(meta.get('iter')) is not int or type(meta.get('epoch')) is not int:
-        raise ValueError(f'checkpoint {path!r} must hold the epoch and iteration of its run')
+        raise ValueError(f'checkpoint {path!r} must contain the epoch and iteration of its run')
     run = meta.get('run')
     return Progress(meta['iter'], run if isinstance(run, str) else None)
 
 
 def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, list[str]]:
-    """Find the checkpoint in the work folder or others to resume a run from.
+    """Find the checkpoint in the work directory or others to resume a run from.
 
     Among the checkpoints of the run that ``last_checkpoint`` names, or of all runs if it names none
     that can be read, it is the one with the most iterations. A process may be killed between the
@@ -170,7 +170,7 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
             skipped.append(str(error))
     if named is not None:
         raise UserError(
-            f'no checkpoint in {folder!r} can be resumed from: {"; ".join(skipped) or named}. To '
+            f'cannot resume from any checkpoint in {folder!r}: {"; ".join(skipped) or named}. To '
             'train from the beginning, use another --work-dir'
         )
     return None, skipped
@@ -187,7 +187,7 @@ def _is_same_run(found: Mapping[str, Progress], named: str, path: str) -> bool:
 
 
 def read_last_checkpoint(folder: str) -> str | None:
-    """Return the path in the ``last_checkpoint`` of a work folder, or None if it holds none.
+    """Return the path in the ``last_checkpoint`` of a work directory, or None if it holds none.
 
     Raises:
         ValueError: If ``last_checkpoint`` is not a text file.
@@ -216,7 +216,7 @@ def _named_checkpoint(*folders: str) -> tuple[str | None, list[str]]:
     if path is None:
         return None, []
     own = [os.path.join(folder, os.path.basename(path)) for folder in folders]
-    for candidate in own:  # a copy of a work folder names the original
+    for candidate in own:  # a copy of a work directory names the original
         is_checkpoint = not os.path.isdir(candidate) or candidate.endswith('.pth')
         if os.path.lexists(candidate) and is_checkpoint:
             return candidate, []

@@ -152,7 +152,7 @@ def test_mixed_precision(kind, on_cpu, monkeypatch):
 
 def test_mixed_precision_of_another_wrapper():
     cfg = Config(dict(optim_wrapper=dict(type='Own')))
-    with pytest.raises(UserError, match="--amp does not work with optim_wrapper.type 'Own'"):
+    with pytest.raises(UserError, match="--amp does not support optim_wrapper.type 'Own'"):
         cli.use_amp(cfg)
 
 

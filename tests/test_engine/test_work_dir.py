@@ -1,4 +1,4 @@
-"""The lock of a work folder, and the checkpoint to resume from."""
+"""The lock of a work directory, and the checkpoint to resume from."""
 
 import errno
 import os
@@ -165,8 +165,8 @@ INTRUDERS = {
     'wrong bytes': (with_wrong_bytes, 'is damaged'),
     'foreign class': (with_foreign_class, r'needs fractions\.Fraction'),
     'hostile': (with_nested_keys, 'may be truncated or not a checkpoint'),
-    'no iteration': (lambda path: save(path, None), 'must hold the epoch and iteration'),
-    'text as iteration': (lambda path: save(path, '9'), 'must hold the epoch and iteration'),
+    'no iteration': (lambda path: save(path, None), 'must contain the epoch and iteration'),
+    'text as iteration': (lambda path: save(path, '9'), 'must contain the epoch and iteration'),
     'dangling link': (lambda path: path.symlink_to('nowhere'), 'does not exist'),
     'link to itself': (lambda path: path.symlink_to(path.name), 'does not exist'),
     'folder': (lambda path: path.mkdir(), 'is not a file'),
@@ -233,7 +233,7 @@ def test_training_does_not_begin_anew_if_all_checkpoints_are_refused(tmp_path):
     assert found(tmp_path) is None
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_1.pth'))
     with pytest.raises(
-        UserError, match=r'can be resumed from: .*needs fractions\.Fraction.*--work'
+        UserError, match=r'cannot resume from any checkpoint in .*needs fractions\.Fraction.*--work'
     ):
         last_complete_checkpoint(str(tmp_path))
 
@@ -336,7 +336,7 @@ def test_a_lock_that_is_not_a_file(tmp_path, kind):
 
 def test_a_lock_with_other_content(tmp_path):
     (tmp_path / 'run.lock').write_text('precious')
-    with pytest.raises(UserError, match=r"run\.lock' must be the file of a lock, but holds"):
+    with pytest.raises(UserError, match=r"run\.lock' must be a lock file, but contains"):
         with locked(str(tmp_path)):
             pass
     assert (tmp_path / 'run.lock').read_text() == 'precious'

@@ -40,7 +40,7 @@ def web(monkeypatch, tmp_path):
 
 @pytest.fixture
 def make_work_dir(request, tmp_path):
-    """Return a function that makes the work folder of a task, as a training run leaves it."""
+    """Return a function that makes the work directory of a task, as a training run leaves it."""
 
     def make(task):
         cfg = Config.fromfile(request.getfixturevalue(f'{task}_config'))
@@ -299,7 +299,9 @@ def test_a_port_that_is_in_use(web, monkeypatch, tmp_path):
 
 def test_a_folder_without_models(web, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['web.py', str(tmp_path)])
-    with pytest.raises(UserError, match='must have work folders with a config and a checkpoint'):
+    with pytest.raises(
+        UserError, match='must contain work directories with a config and a checkpoint'
+    ):
         web.main()
 
 

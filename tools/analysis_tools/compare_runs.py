@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('runs', type=Path, nargs='+', help='work folders of training runs')
+    parser.add_argument('runs', type=Path, nargs='+', help='work directories of training runs')
     parser.add_argument('--out', type=Path, help='image file for the curves')
     parser.add_argument('--keys', nargs='+', help='keys to plot (default: loss and main metrics)')
     return parser.parse_args()
@@ -52,7 +52,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read all logs of a work folder."""
+    """Read all logs of a work directory."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         try:

@@ -286,7 +286,7 @@ def _check_accumulation(runner: Any) -> None:
 
 
 def _folders(runner: Any) -> list[str]:
-    """Return the work folder and the one that CheckpointHook will make of its ``out_dir``."""
+    """Return the work directory and the one that CheckpointHook will make of its ``out_dir``."""
     name = os.path.basename(runner.work_dir.rstrip(os.sep))
     others = [h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook) and h.out_dir]
     others = [os.path.join(folder, name) for folder in others if '://' not in str(folder)]
@@ -300,7 +300,7 @@ def _named(path: str) -> Iterator[None]:
         yield
     except ValueError as error:
         name = redacted(str(path))
-        raise ValueError(f'checkpoint {name!r} cannot be resumed from: {error}') from error
+        raise ValueError(f'cannot resume from checkpoint {name!r}: {error}') from error
 
 
 def _position(meta: dict[str, Any]) -> dict[str, Any] | None:

@@ -32,8 +32,8 @@ def init_cpu_process_group(launcher: str, timeout: float | None = None) -> None:
     """
     if launcher != 'pytorch':
         raise UserError(
-            f'--launcher {launcher} needs GPUs: on CPUs start with torchrun and --launcher pytorch,'
-            ' for example as srun torchrun ...'
+            f'--launcher {launcher} needs GPUs; on CPUs, start with torchrun and --launcher '
+            'pytorch, for example as srun torchrun ...'
         )
     limit = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
     try:

@@ -263,7 +263,7 @@ def named_checkpoint(runner: Runner | FlexibleRunner) -> Iterator[None]:
             raise
         name = redacted(str(runner._load_from))
         raise UserError(
-            f'checkpoint {name!r} cannot be resumed from: {type(error).__name__}: {error}'
+            f'cannot resume from checkpoint {name!r}: {type(error).__name__}: {error}'
         ) from error
 
 
@@ -324,11 +324,11 @@ def _check_strategy(cfg: Config, distributed: bool) -> None:
     strategy = (cfg.get('strategy') or {}).get('type', '')
     if strategy.endswith('FSDPStrategy') and (cfg.get('optim_wrapper') or {}).get('clip_grad'):
         raise UserError(
-            f'{strategy} does not work with optim_wrapper.clip_grad: each process would clip by '
+            f'{strategy} does not support optim_wrapper.clip_grad: each process would clip by '
             'the norm of its own shard; set optim_wrapper.clip_grad=None'
         )
     if not distributed and strategy.endswith(('DDPStrategy', 'FSDPStrategy')):
         raise UserError(
-            f'{strategy} needs --launcher: start with tools/dist_train.sh CONFIG GPUS, also for '
+            f'{strategy} needs --launcher: start with tools/dist_train.sh CONFIG GPUS, even for '
             'one GPU'
         )

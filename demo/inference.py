@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out-dir', default='outputs', help='output folder (default: outputs)')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: a GPU if available)')
     parser.add_argument(
         '--score-thr',
         type=float,

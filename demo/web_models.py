@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
 
 def find_trained(folders: Sequence[str]) -> list[Source]:
-    """Find work folders, which have a config and a checkpoint, in the given folders."""
+    """Find work directories, which have a config and a checkpoint, in the given folders."""
     found = {}
     for folder in map(Path, folders):
         marks = [*folder.rglob('last_checkpoint'), *folder.rglob('best_*.pth')]
@@ -70,7 +70,7 @@ def newest(paths: Iterable[Path]) -> Path | None:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Return the best checkpoint of a work folder, or else the last one."""
+    """Return the best checkpoint of a work directory, or else the last one."""
     if (best := newest(folder.glob('best_*.pth'))) is not None:
         return best
     last = Path((folder / 'last_checkpoint').read_text().strip())
@@ -234,12 +234,12 @@ def read_image(path: Path) -> Picture:
         with PIL.Image.open(path) as header:  # reads no pixels
             width, height = header.size
     except PIL.Image.DecompressionBombError as error:
-        raise UserError(f'The limit is {MAX_MEGAPIXELS} megapixels.') from error
+        raise UserError(f'The image has more than {MAX_MEGAPIXELS} megapixels.') from error
     except (OSError, ValueError) as error:
-        raise UserError('This file is not an image. JPEG, PNG, WebP, BMP and TIFF work.') from error
+        raise UserError('This file is not a JPEG, PNG, WebP, BMP or TIFF image.') from error
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise UserError(
-            f'The image has {width * height / 1e6:.0f} megapixels: the limit is {MAX_MEGAPIXELS}.'
+            f'The image has {width * height / 1e6:.0f} megapixels. The limit is {MAX_MEGAPIXELS}.'
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(f'One side is more than {MAX_ASPECT} times the other ({width} x {height}).')

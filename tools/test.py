@@ -24,9 +24,9 @@ def parse_args() -> argparse.Namespace:
         help='save the predictions to a .pkl file or, for segmentation, as label maps to a folder',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--show-dir', help='folder for images of the predictions')
     parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds each picture is shown (default: 2)'
+        '--wait-time', type=float, default=2, help='seconds to show each image (default: 2)'
     )
     parser.add_argument(
         '--tta',

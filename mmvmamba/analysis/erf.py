@@ -84,7 +84,7 @@ def receptive_field(
             total = torch.zeros_like(gradient)
         if gradient.shape != total.shape:
             raise ValueError(
-                f'images must be of one size, but got {tuple(total.shape)} and '
+                f'images must have the same size, but got {tuple(total.shape)} and '
                 f'{tuple(gradient.shape)}'
             )
         total += gradient

@@ -40,7 +40,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """Parse '224' as (224, 224) and '800x1333' as (800, 1333), height first."""
     match = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
     if match is None:
-        raise argparse.ArgumentTypeError(f'a size must be 224 or 800x1333, but got {text!r}')
+        raise argparse.ArgumentTypeError(
+            f'a size must be written as 224 or 800x1333, but got {text!r}'
+        )
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -95,7 +97,7 @@ def _warm_up(calls: Mapping[Any, Call], device: torch.device, track: Track) -> d
             # OutOfMemoryError of torch; the native ops raise RuntimeError with the same words.
             if 'out of memory' not in str(error).lower():
                 raise
-            logger.warning('  %s left out: the memory of the GPU is too small', name)
+            logger.warning('  %s skipped: not enough GPU memory', name)
             torch.cuda.empty_cache()
     return estimates
 

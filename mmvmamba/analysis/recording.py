@@ -57,8 +57,8 @@ def _modules(backbone: nn.Module, stage: int) -> list[nn.Module]:
         modules = [attn for attn in attentions if hasattr(attn, 'qkv')]
     if not modules:
         raise ValueError(
-            f'{type(backbone).__name__} has neither SS2D blocks nor the attention of a Vision '
-            'Transformer of mmpretrain'
+            f'{type(backbone).__name__} has neither SS2D blocks nor the attention of an '
+            'mmpretrain Vision Transformer'
         )
     return modules
 

@@ -21,7 +21,7 @@ def test_bad_data(data_root, detection_config, run_here, tmp_path):
     config.write_text(detection_config.read_text().replace(str(data_root), str(root)))
     status, err = run_here(TOOL, config, '--stages', 'train')
     assert status == 2
-    assert 'error: the data has 2 kind(s) of errors, see above' in err
+    assert 'error: the data has 2 kind(s) of errors; see above' in err
     status, err = run_here('train.py', config)
     assert status == 2
     assert 'default_hooks.bad_data.check=warn' in err

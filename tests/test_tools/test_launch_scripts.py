@@ -499,4 +499,4 @@ def test_shards_need_a_launcher(run_here, detection_config, tmp_path):
     assert 'FSDPStrategy needs --launcher' in err
     code, err = run_here('train.py', sharded, '--cfg-options', 'optim_wrapper.clip_grad.max_norm=1')
     assert code == 2
-    assert 'FSDPStrategy does not work with optim_wrapper.clip_grad' in err
+    assert 'FSDPStrategy does not support optim_wrapper.clip_grad' in err

@@ -28,7 +28,7 @@ def top1_accuracy(
     for images, labels in _batches(folder, side, batch_size):
         scores = model(model.normalize(images.to(device)))
         if not isinstance(scores, Tensor) or scores.dim() != 2:
-            raise UserError(f'{model.name} must be a classifier to have an accuracy')
+            raise UserError(f'{model.name} must be a classifier to measure its accuracy')
         if labels.max() >= scores.shape[1]:
             raise UserError(
                 f'{model.name} has {scores.shape[1]} classes, but the data has a label '

@@ -105,7 +105,7 @@ def load_model(
         model = _build_config(spec, cfg, options, to_map, size)
     if checkpoint == 'pretrained':
         if not published:
-            raise ValueError(f'no published weights are known for {spec!r}; give a file or a URL')
+            raise ValueError(f'no published weights are known for {spec!r}; pass a file or a URL')
         checkpoint = published
     if checkpoint is not None:
         load_weights(model, checkpoint, needs_head=not to_map)

@@ -40,7 +40,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
         metavar='PNG',
         help=f'output image; the numbers go to a JSON file next to it (default: {out})',
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if available)')
     parser.add_argument(
         '--seed', type=int, default=0, help='random seed of the weights (default: 0)'
     )

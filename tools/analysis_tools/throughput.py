@@ -118,7 +118,7 @@ def compare(specs: Sequence[str], settings: Settings, modes: Sequence[str]) -> d
         if modes:
             models[spec] = settings.move(model)
     for mode in modes:
-        logger.info(f'{mode}: rounds of all models in turn')
+        logger.info(f'{mode}: timing all models in turn')
         for spec, found in measure_mode(models, settings, mode).items():
             rows[spec] |= found
     return rows

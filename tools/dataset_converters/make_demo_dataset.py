@@ -216,7 +216,7 @@ def save_crop(image: Image.Image, box: list[int], path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Create the demo dataset from the photographs in scikit-image.',
+        description='Create the demo dataset from the sample images of scikit-image.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('out', type=Path, help='output folder')

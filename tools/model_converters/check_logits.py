@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     )
     names = mmvmamba.list_models()
     parser.add_argument(
-        'model', choices=names, metavar='model', help='a name of mmvmamba.list_models()'
+        'model', choices=names, metavar='model', help='a name from mmvmamba.list_models()'
     )
     parser.add_argument(
         'file', nargs='?', help='weight file or URL (default: the released file, downloaded)'

@@ -236,7 +236,8 @@ def read_image(path: Path) -> Picture:
     except PIL.Image.DecompressionBombError as error:
         raise UserError(f'The image has more than {MAX_MEGAPIXELS} megapixels.') from error
     except (OSError, ValueError) as error:
-        raise UserError('This file is not a JPEG, PNG, WebP, BMP or TIFF image.') from error
+        formats = 'JPEG, PNG, WebP, BMP or TIFF'
+        raise UserError(f'This file is not an image in {formats} format.') from error
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise UserError(
             f'The image has {width * height / 1e6:.0f} megapixels. The limit is {MAX_MEGAPIXELS}.'

@@ -117,7 +117,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def task_of(cfg: Config) -> str | None:
-    """Return the package whose models and data sets a config uses, e.g. 'mmdet'."""
+    """Return the package whose models and datasets a config uses, e.g. 'mmdet'."""
     return cfg.get('default_scope') or cfg.model.get('_scope_')
 
 

@@ -91,7 +91,7 @@ def environment(cfg: Config, on_cpu: bool) -> Section:
 
 
 def data(runner: Any, *stages: str) -> Section:
-    """Describe the data sets of the stages 'train', 'val' or 'test' and their classes."""
+    """Describe the datasets of the stages 'train', 'val' or 'test' and their classes."""
     lines, classes = [], None
     for stage in stages:
         loader = getattr(getattr(runner, f'{stage}_loop', None), 'dataloader', None)
@@ -111,7 +111,7 @@ def data(runner: Any, *stages: str) -> Section:
 
 
 def _source(dataset: Any) -> str:
-    """Return the annotation file or the folder of a data set."""
+    """Return the annotation file or the folder of a dataset."""
     prefixes = getattr(dataset, 'data_prefix', None)
     folders = list(prefixes.values()) if isinstance(prefixes, Mapping) else []
     for path in (getattr(dataset, 'ann_file', None), *folders):

@@ -197,13 +197,13 @@ def multispectral_visualizer(
 ) -> Visualizer:
     """Build an adaptive visualizer that draws three bands of images with any number of channels.
 
-    Images are TIFF files, which are read with tifffile. It becomes mmcv's default reader in this
-    process (:func:`mmcv.use_backend`), so that stock hooks and inferencers can read them.
+    Images are TIFF files that are read with tifffile, which becomes mmcv's default reader in this
+    process (:func:`mmcv.use_backend`). Stock hooks and inferencers can then read them.
 
     Args:
         base (str): The stock class, as in :func:`adaptive_visualizer`.
-        bands (Sequence[int], optional): The channels that are drawn as red, green and blue, from
-            0. Defaults to None, the first three.
+        bands (Sequence[int], optional): Zero-based indices of the channels to draw as red, green
+            and blue. Defaults to None, the first three.
         **kwargs: Other arguments of :func:`adaptive_visualizer`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Checks of configs and data sets before a run, one module for each kind of mistake."""
+"""Checks of configs and datasets before a run, one module for each kind of mistake."""

@@ -52,7 +52,7 @@ def model_channels(cfg: Mapping[str, Any]) -> int | None:
 
 
 def check_color_transforms(leaf: Mapping[str, Any], report: Report, channels: int | None) -> None:
-    """Report transforms of colors in the pipeline of a data set for other than three channels."""
+    """Report transforms of colors in the pipeline of a dataset for other than three channels."""
     if channels in (None, 3):
         return
     for step in leaf.get('pipeline') or ():

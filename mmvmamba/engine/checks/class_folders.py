@@ -1,4 +1,4 @@
-"""Checks of the folders and files of mmpretrain's data sets."""
+"""Checks of the folders and files of mmpretrain's datasets."""
 
 import os
 import re
@@ -29,10 +29,10 @@ def check_classification(
     channels: int | None = None,
     head: Head | None = None,
 ) -> None:
-    """Check the folders, or the list, of a data set that is read as ``CustomDataset`` reads it.
+    """Check the folders, or the list, of a dataset that is read as ``CustomDataset`` reads it.
 
     Args:
-        leaf (Mapping[str, Any]): The config of the data set.
+        leaf (Mapping[str, Any]): The config of the dataset.
         report (Report): Gets the problems.
         sample (int, optional): The number of images to decode; None for all.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
@@ -56,7 +56,7 @@ def check_classification(
 
 
 def class_folders(leaf: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the folders that a data set numbers as its classes, or None if it has a list."""
+    """Return the folders that a dataset numbers as its classes, or None if it has a list."""
     path, list_path = _paths(leaf)
     if path is None or list_path or not setting(leaf, 'with_label', True):
         return None
@@ -114,7 +114,7 @@ def _check_list(
 def _check_folders(
     leaf: Mapping[str, Any], report: Report, folder: Folder, has_labels: bool
 ) -> list[str]:
-    """Check the folders of the classes, and return the images that the data set uses."""
+    """Check the folders of the classes, and return the images that the dataset uses."""
     given = setting(leaf, 'extensions', _SUFFIXES)
     suffixes = tuple(str(s).lower() for s in given) if isinstance(given, list | tuple) else ()
     files = folder.files()

@@ -1,4 +1,4 @@
-"""Checks that a data set, its annotation file and the heads of a model have the same classes."""
+"""Checks that a dataset, its annotation file and the heads of a model have the same classes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from .configs import (
     registered_class,
 )
 
-#: Heads whose ``num_classes`` is that of the data set. Others, such as that of RPN, only detect
+#: Heads whose ``num_classes`` is that of the dataset. Others, such as that of RPN, only detect
 #: objects; an auxiliary head may detect boundaries, as that of STDC.
 _DETECTION_HEADS = ('bbox_head', 'mask_head')
 _AUXILIARY_HEAD = 'auxiliary_head'
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 
 
 def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
-    """Check the classes that a config gives COCO data sets of mmdet against their files.
+    """Check the classes that a config gives COCO datasets of mmdet against their files.
 
     mmdet silently ignores the annotations of categories that are not among the classes, and numbers
     the others in the order of the file. A typo shifts the labels of the classes after it, and
@@ -45,7 +45,7 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
     for leaf, path in coco_files(cfg):
         dataset_type = dataset_class(leaf)
         classes = (leaf.get('metainfo') or {}).get('classes')
-        # Other data sets with the API of COCO number their classes in their own way.
+        # Other datasets with the API of COCO number their classes in their own way.
         load = dataset_type.load_data_list.__qualname__
         if classes is None or load != 'CocoDataset.load_data_list':
             continue
@@ -70,7 +70,7 @@ def check_dataset_classes(cfg: Mapping[str, Any]) -> None:
 
 
 def describe_empty(cfg: Mapping[str, Any]) -> str:
-    """Explain why a data set may have no images, with its classes and its file's categories."""
+    """Explain why a dataset may have no images, with its classes and its file's categories."""
     for leaf, path in coco_files(cfg):
         classes = (leaf.get('metainfo') or {}).get('classes')
         if classes is None:
@@ -88,14 +88,14 @@ def describe_empty(cfg: Mapping[str, Any]) -> str:
 
 
 def check_head_classes(cfg: Mapping[str, Any], count: int) -> list[str]:
-    """Compare the number of classes of a model's heads with that of a data set.
+    """Compare the number of classes of a model's heads with that of a dataset.
 
     A detection head for fewer classes fails at the first label beyond them, or takes that class
-    for the background. A segmentation head may leave out a background that its data set names, so
+    for the background. A segmentation head may leave out a background that its dataset names, so
     other differences are returned as warnings.
 
     Raises:
-        UserError: If a detection head has fewer classes than the data set.
+        UserError: If a detection head has fewer classes than the dataset.
     """
     warnings = []
     for name, head in _heads(cfg, 'model'):

@@ -31,7 +31,7 @@ STAGES = ('train', 'val', 'test')
 _LISTS = ('images', 'annotations', 'categories')
 _LARGE = 50 * 2**20  # bytes of a file that takes long enough to say so
 _SHOWN = 5  # images that a note names
-#: Fields that the data sets of mmdet with a reader of their own, such as LVIS, do not need.
+#: Fields that the datasets of mmdet with a reader of their own, such as LVIS, do not need.
 _OF_COCO_ALONE = ('image.file_name', 'iscrowd.missing')
 _BOXES_ONLY = 'configs/retinanet/retinanet_vmamba-t_fpn_1x_coco.py'
 
@@ -61,11 +61,11 @@ class CocoFile(NamedTuple):
 
 
 def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield each data set that mmdet reads with the API of COCO, and its annotation file."""
+    """Yield each dataset that mmdet reads with the API of COCO, and its annotation file."""
     for leaf in leaf_datasets(cfg):
         path = annotation_file(leaf)
         if path and os.path.isfile(path) and hasattr(dataset_class(leaf), 'COCOAPI'):
-            # Other data sets, such as those of mmpretrain, have a JSON format of their own, and a
+            # Other datasets, such as those of mmpretrain, have a JSON format of their own, and a
             # subclass may read other files.
             if path.endswith('.json') or _is_numbered_by_coco(leaf):
                 yield leaf, path
@@ -74,14 +74,14 @@ def coco_files(cfg: Mapping[str, Any] | None) -> Iterator[tuple[Mapping[str, Any
 def check_coco(
     leaf: Mapping[str, Any], report: Report, stage: str, needs_masks: bool = False
 ) -> None:
-    """Check the annotation file of a data set that mmdet reads with the API of COCO.
+    """Check the annotation file of a dataset that mmdet reads with the API of COCO.
 
     Args:
-        leaf (Mapping): The config of the data set.
+        leaf (Mapping): The config of the dataset.
         report (Report): The problems are added to it.
         stage (str): One of ``STAGES``.
         needs_masks (bool): True if the model learns masks or the evaluation compares them. Masks
-            that the data set's pipeline loads are checked in any case. Defaults to False.
+            that the dataset's pipeline loads are checked in any case. Defaults to False.
 
     Raises:
         UserError: If the file cannot be read or is not COCO.

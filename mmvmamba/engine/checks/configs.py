@@ -128,7 +128,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets, or their configs, inside wrappers such as ConcatDataset."""
+    """Yield the datasets, or their configs, inside wrappers such as ConcatDataset."""
     if dataset is None or isinstance(dataset, str):
         return
     parts = dataset if isinstance(dataset, Mapping) else vars(dataset)
@@ -156,7 +156,7 @@ def registered_class(registry: Registry, cfg: Mapping[str, Any]) -> type | None:
 
 
 def dataset_class(cfg: Mapping[str, Any]) -> type | None:
-    """Return the class of a data set in the scope of the run."""
+    """Return the class of a dataset in the scope of the run."""
     return registered_class(DATASETS, cfg)
 
 
@@ -169,12 +169,12 @@ def type_name(cfg: Any) -> str | None:
 
 
 def annotation_file(cfg: Mapping[str, Any]) -> str | None:
-    """Return the path of a data set's annotation file, joined as MMEngine joins it."""
+    """Return the path of a dataset's annotation file, joined as MMEngine joins it."""
     return _join(cfg.get('data_root'), cfg.get('ann_file'))
 
 
 def local_paths(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the names and paths of a data set's local files and folders.
+    """Yield the names and paths of a dataset's local files and folders.
 
     Raises:
         UserError: If ``data_prefix`` is neither a folder nor a dict of folders.

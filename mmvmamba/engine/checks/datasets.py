@@ -25,12 +25,12 @@ def check_datasets(
 ) -> Report:
     """Check the annotations, images, label maps and classes of data loaders and evaluators.
 
-    No data set is built, and one that several stages share is checked once.
+    No dataset is built, and one that several stages share is checked once.
 
     Args:
         cfg (Config): The config of a run.
         stages (tuple[str]): 'train', 'val' and 'test', in any selection.
-        sample (int, optional): The number of images of each data set to decode; None for all.
+        sample (int, optional): The number of images of each dataset to decode; None for all.
             Defaults to 64.
         warn_only (tuple[str]): Stages whose errors are reported as warnings. Defaults to ().
         skip (bool): Whether training replaces samples that cannot be used, so that these are
@@ -62,7 +62,7 @@ def check_datasets(
 
 
 def _is_new(done: set[str], leaf: Mapping[str, Any], is_training: bool) -> bool:
-    """Return True for a data set that has not been checked for training or for evaluation."""
+    """Return True for a dataset that has not been checked for training or for evaluation."""
     # Its transforms differ between stages and are not checked.
     settings = {key: value for key, value in leaf.items() if key != 'pipeline'}
     key = json.dumps([is_training, settings], sort_keys=True, default=str)

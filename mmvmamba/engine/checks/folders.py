@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .report import Report
 
-#: Suffixes of files that are images, whether or not a data set reads them.
+#: Suffixes of files that are images, whether or not a dataset reads them.
 IMAGE_SUFFIXES = frozenset(
     '.bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()  # in lower case
 )

@@ -1,4 +1,4 @@
-"""Checks of the files of a data set, before anything is built from them."""
+"""Checks of the files of a dataset, before anything is built from them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -28,13 +28,13 @@ def check_images(
 ) -> None:
     """Check that images and label maps exist, and decode some of them.
 
-    Data sets of mmdet with COCO files, those of mmseg, and those of mmpretrain that read folders
+    Datasets of mmdet with COCO files, those of mmseg, and those of mmpretrain that read folders
     of classes or a list are checked; others have formats of their own.
 
     Args:
-        leaf (Mapping[str, Any]): The config of a data set, without wrappers around it.
+        leaf (Mapping[str, Any]): The config of a dataset, without wrappers around it.
         report (Report): Gets the problems.
-        sample (int, optional): The number of images to decode, spread over the data set; None for
+        sample (int, optional): The number of images to decode, spread over the dataset; None for
             all. Defaults to 64.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
         head (Head, optional): The head of a segmentor or classifier that is trained with the

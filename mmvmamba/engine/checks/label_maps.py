@@ -36,7 +36,7 @@ class LabelMap(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """How a data set of mmseg numbers the labels of a file.
+    """How a dataset of mmseg numbers the labels of a file.
 
     Attributes:
         classes (Sequence[str] | None): Names, if known.
@@ -57,11 +57,11 @@ class Labels(NamedTuple):
 
 
 def labels_of(leaf: Mapping[str, Any]) -> Labels:
-    """Return the labels of a data set, with the arithmetic of mmseg's ``LoadAnnotations``."""
+    """Return the labels of a dataset, with the arithmetic of mmseg's ``LoadAnnotations``."""
     classes = class_names(leaf)
     try:
         mapping = dataset_class(leaf).get_label_map(classes)  # of a part of the classes
-    except ValueError:  # other classes; the data set refuses them
+    except ValueError:  # other classes; the dataset refuses them
         mapping = None
     final = np.arange(256, dtype=np.uint8)
     reduces_zero = bool(setting(leaf, 'reduce_zero_label', False))
@@ -114,7 +114,7 @@ def report_labels(
         report (Report): Gets the problems.
         folder (str): The folder of the label maps.
         maps (Iterable[LabelMap]): The label maps of the sample.
-        labels (Labels): The labels of the data set.
+        labels (Labels): The labels of the dataset.
         is_complete (bool): True if the sample has all label maps.
     """
     readable, raw = [], Counter()
@@ -144,7 +144,7 @@ def report_labels(
 def report_head(
     report: Report, folder: str, maps: Iterable[LabelMap], labels: Labels, head: Head
 ) -> None:
-    """Report labels that are classes of the data set but not of a head."""
+    """Report labels that are classes of the dataset but not of a head."""
     for label_map in maps:
         values = [
             v for v in label_map.counts or () if _is_whole(v) and labels.is_known(int(v) & 255)

@@ -1,4 +1,4 @@
-"""Problems of data sets, grouped and counted."""
+"""Problems of datasets, grouped and counted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Checks of the files of mmseg's data sets."""
+"""Checks of the files of mmseg's datasets."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ def check_segmentation(
     channels: int | None = None,
     head: Head | None = None,
 ) -> None:
-    """Check images and label maps of a data set whose files ``BaseSegDataset`` lists.
+    """Check images and label maps of a dataset whose files ``BaseSegDataset`` lists.
 
     Args:
-        leaf (Mapping[str, Any]): The config of the data set.
+        leaf (Mapping[str, Any]): The config of the dataset.
         report (Report): Gets the problems.
         sample (int, optional): The number of images and label maps to decode; None for all.
         channels (int, optional): Number of image channels of the model. Defaults to None, unknown.
@@ -72,7 +72,7 @@ def check_segmentation(
 
 
 def _listed_names(leaf: Mapping[str, Any], report: Report) -> list[str] | None:
-    """Return the lines of the annotation file, or None if the data set lists the folder."""
+    """Return the lines of the annotation file, or None if the dataset lists the folder."""
     path = join_root(leaf, leaf.get('ann_file'))
     if not leaf.get('ann_file') or path is None or os.path.isdir(path):
         return None

@@ -1,4 +1,4 @@
-"""Settings of data sets as their classes complete them."""
+"""Settings of datasets as their classes complete them."""
 
 import inspect
 import os
@@ -44,7 +44,7 @@ class Loader(NamedTuple):
 
 
 def setting(leaf: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """Return a setting of a data set, or the default value that its class has for it."""
+    """Return a setting of a dataset, or the default value that its class has for it."""
     if name in leaf:
         return leaf[name]
     for cls in getattr(dataset_class(leaf), '__mro__', ())[:-1]:
@@ -74,7 +74,7 @@ def join_root(leaf: Mapping[str, Any], path: Any) -> str | None:
 
 
 def class_names(leaf: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of the classes, from the config or the class of the data set."""
+    """Return the names of the classes, from the config or the class of the dataset."""
     metainfo = leaf.get('metainfo')
     classes = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
     if classes is None:
@@ -91,7 +91,7 @@ def class_names(leaf: Mapping[str, Any]) -> list[str] | None:
 
 
 def is_remote(leaf: Mapping[str, Any]) -> bool:
-    """Return True if files of a data set are not in the local file system."""
+    """Return True if files of a dataset are not in the local file system."""
     prefix = leaf.get('data_prefix')
     paths = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
     paths += [leaf.get('data_root'), leaf.get('ann_file')]
@@ -109,7 +109,7 @@ def image_loader(leaf: Mapping[str, Any], channels: int | None = None) -> Loader
     """Return how the pipeline loads images, by default as ``LoadImageFromFile`` does.
 
     Args:
-        leaf (Mapping[str, Any]): The config of a data set.
+        leaf (Mapping[str, Any]): The config of a dataset.
         channels (int, optional): Number of image channels of the model. It is that of the loaded
             images unless a transform may change it. Defaults to None, unknown.
     """

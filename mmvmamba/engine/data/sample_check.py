@@ -25,8 +25,8 @@ class CheckSample(BaseTransform):
     """Check a sample; ``BadDataHook`` inserts this after the loading transforms.
 
     Args:
-        num_classes (int, optional): The number of classes; labels must be below it. Defaults to
-            None, which does not check them.
+        num_classes (int, optional): The number of classes; labels must be less than this. Defaults
+            to None, which skips this check.
         ignore_index (int): The label of ignored pixels. Defaults to 255.
     """
 

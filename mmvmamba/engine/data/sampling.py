@@ -177,7 +177,7 @@ def _with_batches(loader: DataLoader, batch_sampler: Any) -> DataLoader:
 
 
 def reader_of(dataset: Any) -> SampleReader:
-    """Return the reader of a data set, after installing one if there is none."""
+    """Return the reader of a dataset, after installing one if there is none."""
     reader = vars(dataset).get('__getitems__')
     if not isinstance(reader, SampleReader):
         reader = dataset.__getitems__ = SampleReader(dataset)
@@ -187,7 +187,7 @@ def reader_of(dataset: Any) -> SampleReader:
 class SampleReader:
     """Read the samples of a batch, each with the randomness of its index.
 
-    It replaces ``__getitems__`` of a data set, which PyTorch's data loader calls. A sample that
+    It replaces ``__getitems__`` of a dataset, which PyTorch's data loader calls. A sample that
     cannot be read raises a ``UserError``, or with ``skip`` is replaced by another one,
     whose meta information ``bad_samples`` describes it.
     """

@@ -26,7 +26,7 @@ def shield_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> b
     PyTorch unless its parent sent it, and the parent then fails in the middle of a step. A shielded
     worker ends only with its parent, or when its parent terminates it.
 
-    Workers are forked or spawned with the signals blocked, and so are the programs that a data set
+    Workers are forked or spawned with the signals blocked, and so are the programs that a dataset
     starts in them: only SIGKILL ends those.
 
     Returns:

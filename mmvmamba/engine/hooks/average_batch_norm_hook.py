@@ -13,8 +13,9 @@ from mmvmamba.registry import HOOKS
 class AverageBatchNormHook(Hook):
     """Average the running statistics of BatchNorm over all processes after each step.
 
-    SyncBN needs a GPU. Without it, each process keeps the statistics of its own images: the
-    processes would validate different models, and the checkpoint would hold only one of them.
+    SyncBN needs a GPU. Without it, each process would keep the statistics of its own images. The
+    processes would then validate different models, and the checkpoint would contain only one of
+    them.
     """
 
     priority = 'VERY_HIGH'  # before hooks that average or save the weights

@@ -24,19 +24,19 @@ _LEVELS = dict(error=logging.ERROR, warning=logging.WARNING, note=logging.INFO)
 class BadDataHook(Hook):
     """Find bad data before the first step, and bad samples while they are loaded.
 
-    Before the first step the annotation files, images, label maps and classes of training and
-    evaluation are checked, as by ``tools/dataset_converters/check_dataset.py``. Loaded training
+    Before the first step, the hook checks the annotation files, images, label maps and classes of
+    training and evaluation, like ``tools/dataset_converters/check_dataset.py``. Loaded training
     samples are checked for truncated or missing files, sizes that do not agree, boxes outside the
-    image and class ids out of range. An exception in a transform counts as well.
+    image and class ids out of range. An exception in a transform also counts as a bad sample.
 
     Args:
-        action (str): 'skip' replaces a bad training sample by another one and counts it; 'stop'
+        action (str): 'skip' replaces a bad training sample with another one and counts it; 'stop'
             ends the run at the first one. Defaults to 'skip'.
         max_skipped (int): The number of bad samples that a process skips before it stops.
             Defaults to 1000.
         check (str, optional): 'stop' ends the run before its first step if the data has errors,
             'warn' logs them, and None checks no data in advance. Defaults to 'stop'.
-        sample (int, optional): The number of images of each data set that are decoded in advance;
+        sample (int, optional): The number of images of each dataset that are decoded in advance;
             None for all. Defaults to 64.
 
     Raises:
@@ -67,7 +67,7 @@ class BadDataHook(Hook):
         self._is_checked = False
 
     def check_data(self, runner: Any, *stages: str) -> None:
-        """Check the data of stages once; the tools call this before they build the data sets.
+        """Check the data of stages once; the tools call this before they build the datasets.
 
         Raises:
             UserError: If the data has errors and ``check`` is 'stop'.
@@ -94,7 +94,7 @@ class BadDataHook(Hook):
             )
 
     def before_train(self, runner: Any) -> None:
-        """Check the data, unless a tool has, and prepare the checks of loaded samples."""
+        """Check the data, unless a tool already has, and prepare the checks of loaded samples."""
         self.check_data(runner, 'train', 'val', 'test')
         dataset = runner.train_dataloader.dataset
         reader_of(dataset).skip = self.action == 'skip'

@@ -20,8 +20,8 @@ from .utils import unwrapped
 class CheckpointMatchingHook(Hook):
     """Rename the tensors of a released file, and refuse a checkpoint that does not match the model.
 
-    MMEngine would load the tensors that match and keep random weights in the rest. Training with
-    another number of image channels can start from a 3-channel file: the first convolution is
+    MMEngine would load the tensors that match and keep random weights in the rest. Training with a
+    different number of image channels can start from a 3-channel file: the first convolution is
     adapted.
 
     Args:
@@ -38,8 +38,8 @@ class CheckpointMatchingHook(Hook):
         """Replace ``state_dict`` in place.
 
         Raises:
-            ValueError: If the checkpoint does not match, holds NaN or Inf, or holds no state to
-                resume from.
+            ValueError: If the checkpoint does not match, contains NaN or Inf, or contains no state
+                to resume from.
         """
         filename = redacted(str(runner._load_from or runner.work_dir))
         tensors = state_dict_of(checkpoint, filename)

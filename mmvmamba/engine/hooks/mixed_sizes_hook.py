@@ -10,7 +10,7 @@ from mmvmamba.registry import HOOKS
 
 @HOOKS.register_module()
 class MixedSizesHook(Hook):
-    """Warn once if a validation or test batch holds images of different sizes.
+    """Warn once if a validation or test batch contains images of different sizes.
 
     They are padded to the largest, and VMamba's scan reads the whole map including the padding. The
     prediction for an image then depends on the other images in its batch.

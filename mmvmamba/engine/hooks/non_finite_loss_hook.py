@@ -17,8 +17,8 @@ from .utils import batch_metainfo, optim_wrappers
 class NonFiniteLossHook(Hook):
     """Stop at a loss that is not finite, or when the gradient scaler skips too many steps.
 
-    The message names the iteration and the images. No checkpoint is saved afterwards, and none
-    whose weights are not finite.
+    The message reports the iteration and the images. After that, no checkpoint is saved.
+    Checkpoints with non-finite weights are never saved.
 
     Args:
         max_skipped_steps (int): The number of consecutive steps that the gradient scaler may skip.

@@ -23,7 +23,7 @@ from .atomic_checkpoint_hook import AtomicCheckpointHook
 class PreemptionHook(Hook):
     """Save ``interrupted.pth`` on SIGTERM and exit; ``--resume`` continues with the next batch.
 
-    Needs :class:`AtomicCheckpointHook`, which saves the file.
+    Requires :class:`AtomicCheckpointHook`, which saves the file.
 
     Args:
         signals (Sequence[str]): Names of the signals to handle; a Slurm job with
@@ -88,7 +88,7 @@ class PreemptionHook(Hook):
             self._save_and_exit(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Find the number of batches that all ranks have, for as many exchanges of signals."""
+        """Find the number of batches that all ranks share, to exchange signals equally often."""
         if self._handlers_before and get_world_size() > 1:
             self._common_batches = _reduce(len(runner.val_dataloader), 'min')
 

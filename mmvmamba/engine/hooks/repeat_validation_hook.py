@@ -17,7 +17,8 @@ from mmvmamba.registry import HOOKS
 class RepeatValidationHook(Hook):
     """Validate first if a resumed run was interrupted during or just before a validation.
 
-    The file ``last_validation`` in the work directory holds the iteration of the last complete one.
+    The file ``last_validation`` in the work directory contains the iteration of the last complete
+    validation.
     """
 
     priority = 'LOWEST'  # after all other hooks are ready

@@ -41,12 +41,12 @@ class ResumeHook(Hook):
 
     The randomness of each sample is drawn from (seed, epoch, number in the epoch, index), where an
     endless sampler has one epoch; that of the model from (seed, iteration, rank). A checkpoint
-    holds the position among the batches and the accumulated gradients. ``resume=True`` alone finds
-    the last complete checkpoint.
+    contains the position in the data and the accumulated gradients. ``resume=True`` without a file
+    selects the last complete checkpoint.
 
-    With MMEngine's samplers the order of the samples is the same for any number of processes with
-    the same global batch, the batches of all processes together. A run that continues with another
-    number of processes or another batch size sees every sample of the epoch once.
+    With MMEngine's samplers, the order of the samples is the same for any number of processes with
+    the same global batch size. A run that continues with a different number of processes or a
+    different batch size uses every sample of the epoch once.
 
     Args:
         load_from (str, optional): Weights to start from if there is no checkpoint to resume from;
@@ -55,7 +55,7 @@ class ResumeHook(Hook):
             that a resumed run takes from its config instead of the checkpoint. Defaults to ().
 
     Raises:
-        ValueError: If ``override`` holds another name.
+        ValueError: If ``override`` contains another name.
     """
 
     priority = 'VERY_HIGH'

@@ -12,7 +12,7 @@ from mmvmamba.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """bfloat16 autocast on a CPU, where MMEngine's ``AmpOptimWrapper`` does not run.
+    """bfloat16 autocast on a CPU, which MMEngine's ``AmpOptimWrapper`` does not support.
 
     bfloat16 has the range of float32, so the loss is not scaled.
 

@@ -17,7 +17,8 @@ class FSDPStrategy(_FSDPStrategy):
     """MMEngine's FSDPStrategy with crash-safe checkpoints that a run can resume from.
 
     Raises:
-        ValueError: If ``state_dict_cfg`` asks for the state of each process instead of the whole.
+        ValueError: If ``state_dict_cfg`` requests the state of each process instead of the whole
+            state.
     """
 
     def _init_state_dict_cfg(self, state_dict_cfg: str | dict) -> None:

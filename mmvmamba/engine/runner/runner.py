@@ -95,7 +95,7 @@ class CommonMixin:
         super().call_hook(fn_name, **kwargs)
 
     def train(self) -> nn.Module:
-        """Train after a check of all data, before MMEngine builds the data sets."""
+        """Train after a check of all data, before MMEngine builds the datasets."""
         with hanging_ranks_named(), named_batch_norm(), unused_parameters_named(self):
             self._check_data('train', 'val', 'test')
             with self._interrupt_explained():
@@ -198,12 +198,12 @@ class ToolRunnerMixin(CommonMixin):
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the loop and check that the heads have the classes of the data set."""
+        """Build the loop and check that the heads have the classes of the dataset."""
         with named_build('train_cfg'):
             built = super().build_train_loop(loop)
         _check_drop_last(built.dataloader)
         known = getattr(built.dataloader.dataset, 'metainfo', {})
-        # The box and mask heads of a panoptic data set have the things alone.
+        # The box and mask heads of a panoptic dataset have the things alone.
         classes = known.get('thing_classes', known.get('classes'))
         if isinstance(self.cfg.get('model'), dict) and isinstance(classes, list | tuple):
             for message in check_head_classes(self.cfg.model, len(classes)):
@@ -268,11 +268,11 @@ def named_checkpoint(runner: Runner | FlexibleRunner) -> Iterator[None]:
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """Build the runner of a config, of the class that its ``runner_type`` names.
+    """Build the runner of a config, of the class given by ``runner_type``.
 
     Raises:
-        UserError: If ``runner_type`` is not registered, or the config does not work with its
-            strategy.
+        UserError: If ``runner_type`` is not registered, or the strategy does not support the
+            config.
     """
     check_stages(cfg)
     name = cfg.get('runner_type', 'Runner')

@@ -20,8 +20,9 @@ def multispectral_preprocessor(
 ) -> BaseDataPreprocessor:
     """Build a stock data preprocessor for images with any number of channels.
 
-    Those of MMEngine, mmseg and mmdet accept a ``mean`` of one or three values only. The result is
-    an instance of the stock class, whose arithmetic does not depend on the number of channels.
+    The preprocessors of MMEngine, mmseg and mmdet accept only a ``mean`` of one or three values.
+    The result is an instance of the stock class, whose arithmetic does not depend on the number of
+    channels.
 
     Args:
         base (str): The stock class: 'mmseg.SegDataPreProcessor', 'mmdet.DetDataPreprocessor', ...
@@ -36,8 +37,8 @@ def multispectral_preprocessor(
 
     Raises:
         TypeError: If ``base`` does not take ``mean`` and ``std``, or one of the other arguments.
-        ValueError: If ``mean`` and ``std`` do not match, or the order of the channels is to be
-            reversed.
+        ValueError: If ``mean`` and ``std`` do not match, or an option would reverse the channel
+            order.
     """
     if not len(mean) == len(std) > 0:
         raise ValueError(

@@ -73,7 +73,7 @@ class MM_VSSM(VMamba):  # noqa: N801
         norm_layer (str): 'ln', 'ln2d' (the same model) or 'bn'. Defaults to 'ln'.
         patch_size (int): Stride of the stem. Defaults to 4.
         in_chans (int): Number of image channels. Defaults to 3.
-        num_classes (int): Not used, since a backbone has no classifier. Defaults to 1000.
+        num_classes (int): Not used, because a backbone has no classifier. Defaults to 1000.
         depths (Sequence[int]): Number of blocks of each stage. Defaults to (2, 2, 9, 2).
         dims (int | Sequence[int]): Channels of each stage, or of the first stage, doubled at every
             next one. Defaults to (96, 192, 384, 768).
@@ -101,10 +101,10 @@ class MM_VSSM(VMamba):  # noqa: N801
         patchembed_version (str): 'v1' (patch) or 'v2' (convolutions). Defaults to 'v1'.
         use_checkpoint (bool, optional): The authors' name of ``with_cp``. Defaults to None, False.
         with_cp (bool, optional): As in :class:`VMamba`. Defaults to None, False.
-        posembed (bool): Whether there is a position embedding. As in the authors' backbone it is
-            only kept, without being added or trained; their classifier, and :class:`VMamba` with
+        posembed (bool): Whether to create a position embedding. As in the authors' backbone, it is
+            stored but neither added nor trained; their classifier, and :class:`VMamba` with
             ``pos_embed_size``, add it. Defaults to False.
-        imgsize (int): Side of the images that the embedding is for. Defaults to 224.
+        imgsize (int): Image side (pixels) of the embedding. Defaults to 224.
         **ignored: Other arguments, such as those of Swin that a config inherits, ``init_cfg``
             included. One warning lists them.
 

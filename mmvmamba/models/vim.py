@@ -105,9 +105,9 @@ class Vim(BaseModule):
     Args:
         arch (str | dict): 'tiny', 'small', 'base', or a dict with ``embed_dims``, ``num_layers``
             and optionally ``d_state`` (16 by default). Defaults to 'small'.
-        img_size (int | tuple[int, int]): Side, or height and width (pixels), of the images that
-            the position embedding is for. It is resized for other images, and the square
-            embedding of a checkpoint is resized to it. Defaults to 224.
+        img_size (int | tuple[int, int]): Side, or height and width (pixels), of the images for the
+            position embedding. The embedding is resized for other images, and the square embedding
+            of a checkpoint is resized to this size. Defaults to 224.
         patch_size (int): Side (pixels) of a token. Defaults to 16.
         in_channels (int): Number of image channels. Defaults to 3.
         out_type (str): 'featmap' for the map (N, d, H/16, W/16), or 'cls_token' for the class

@@ -51,7 +51,7 @@ class VMamba(VMambaNet, BaseModule):
         init_cfg (dict | list[dict], optional): Initialization config.
             ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` loads a released classifier,
             detector or segmentor; ``prefix`` selects a part of a larger model. MMEngine handles
-            the other types, which come before files in a list. Defaults to None.
+            the other types, before files are loaded. Defaults to None.
         **settings: Settings of :class:`mmvmamba.nn.Arch` that override those of ``arch``, e.g.
             ``scan='bidirectional'``.
 
@@ -127,7 +127,7 @@ class VMamba(VMambaNet, BaseModule):
     def check_tensors(
         self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], assign: bool
     ) -> None:
-        """Refuse a state dict that MMEngine would load in part or not at all."""
+        """Reject a state dict that MMEngine would load partially or not at all."""
         check_backbone(self, own, tensors, assign)
 
     def _checkpoint_filter(self, state_dict, prefix, *args) -> None:
@@ -135,12 +135,12 @@ class VMamba(VMambaNet, BaseModule):
         rename_for_image_classifier(self, state_dict, prefix)
 
     def init_weights(self) -> None:
-        """Initialize the weights once, from a file if ``init_cfg`` names one.
+        """Initialize the weights once, from a file if ``init_cfg`` specifies one.
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If the file is not a checkpoint, is truncated, does not match or holds NaN
-                or Inf.
+            ValueError: If the file is not a checkpoint, is truncated, does not match, or contains
+                NaN or Inf.
         """
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']

@@ -32,7 +32,7 @@ _CHOICES: dict[str, Iterable[str]] = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """Settings of a VMamba; the defaults are those of VMamba-T s1l8.
+    """Settings of a VMamba network. The defaults are those of VMamba-T s1l8.
 
     Args:
         dims (tuple[int, ...]): Channels of each stage.
@@ -164,11 +164,11 @@ ARCHS.update(tiny=ARCHS['tiny_s1l8'], small=ARCHS['small_s2l15'], base=ARCHS['ba
 
 
 def resolve_arch(arch: str | Mapping[str, Any] | Arch, **overrides: Any) -> Arch:
-    """Turn a name or a dict of settings, and overrides, into an :class:`Arch`.
+    """Build an :class:`Arch` from a name or a dict of settings, and overrides.
 
     Args:
-        arch (str | Mapping | Arch): A key of :data:`ARCHS`, or settings of :class:`Arch`; those
-            left out are VMamba-T's.
+        arch (str | Mapping | Arch): A key of :data:`ARCHS`, or settings of :class:`Arch`; omitted
+            settings are those of VMamba-T.
         **overrides: Settings that replace those of ``arch``; None keeps a setting.
 
     Raises:

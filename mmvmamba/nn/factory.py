@@ -34,9 +34,9 @@ def all_stages(arch: str, dims: Any = None, depths: Any = None, **_: Any) -> tup
 
 
 def list_models(filter: str = '*') -> list[str]:
-    """Return the names that :func:`create_model` takes, all of which have released weights.
+    """Return the model names for :func:`create_model`. All models have released weights.
 
-    'vmamba_tiny', 'vmamba_small' and 'vmamba_base' are those of the paper, and other names of
+    'vmamba_tiny', 'vmamba_small' and 'vmamba_base' are those of the paper, and aliases of
     'vmamba_tiny_s1l8', 'vmamba_small_s2l15' and 'vmamba_base_s2l15'.
 
     Args:

@@ -38,7 +38,7 @@ from .timm_methods import TimmMethods
 
 @plain
 class VSSBlock(nn.Module):
-    """x + DropPath(SS2D(norm(x))), then x + DropPath(MLP(norm2(x))) (VMamba, Fig. 3d).
+    """Block of VMamba: x + DropPath(SS2D(norm(x))), then x + DropPath(MLP(norm2(x))) (Fig. 3d).
 
     The arguments that are not listed are settings of :class:`mmvmamba.nn.Arch`, with the same
     defaults.
@@ -237,12 +237,13 @@ class VMambaNet(TimmMethods, HubMethods):
     ) -> Any:
         """Load the tensors of any released naming scheme.
 
-        As in :class:`torch.nn.Module`, but an error changes nothing, unless ``assign`` is set.
+        As in :class:`torch.nn.Module`, but an error leaves the network unchanged, unless ``assign``
+        is set.
 
         Raises:
             RuntimeError: As in torch, if names or shapes differ.
-            ValueError: If two names mean the same tensor, or a tensor is of another kind or holds
-                NaN or Inf that the network's own does not.
+            ValueError: If two names refer to the same tensor, or a tensor has a different kind of
+                dtype, or contains NaN or Inf where the network's own tensor is finite.
         """
         if isinstance(state_dict, Mapping) and not assign:
             self._try_load(state_dict, strict)
@@ -280,7 +281,7 @@ class VMambaNet(TimmMethods, HubMethods):
     def check_tensors(
         self, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], assign: bool
     ) -> None:
-        """Refuse tensors of another kind, and NaN and Inf; torch compares names and shapes."""
+        """Reject other kinds of dtypes, NaN and Inf. torch compares names and shapes."""
         common = {
             key: value
             for key, value in tensors.items()
@@ -335,7 +336,7 @@ class VMambaNet(TimmMethods, HubMethods):
         """Class scores (N, num_classes), or with ``out_indices`` a tuple of NCHW maps.
 
         Args:
-            x (Tensor): Images (N, in_channels, H, W) of any size for which each stage has a map.
+            x (Tensor): Images (N, in_channels, H, W), large enough for each stage to have a map.
 
         Raises:
             TypeError: If ``x`` is not a tensor.

@@ -45,16 +45,17 @@ _OWN_NORMS = frozenset(OUT_NORMS)
 
 
 def register_out_norm(name: str, fn: Callable[[int], nn.Module], force: bool = False) -> None:
-    """Register a normalization after the scan, so that ``out_norm`` takes its name.
+    """Register a normalization after the scan under a name for ``out_norm``.
 
     Args:
         name (str): A new name.
         fn (Callable): ``fn(C)`` returns a module that maps (N, H, W, C) to the same shape. Its
             parameters are part of the state dict, after ``out_norm.``.
-        force (bool): Replace a normalization that was registered by this name. Defaults to False.
+        force (bool): Whether to replace a normalization registered under this name. Defaults to
+            False.
 
     Raises:
-        TypeError: If ``name`` is not a str, or ``fn`` cannot be called.
+        TypeError: If ``name`` is not a str or ``fn`` is not callable.
         ValueError: If the name is taken.
     """
     if not isinstance(name, str):
@@ -90,7 +91,7 @@ def init_dt_bias(bias: Tensor) -> None:
 
 @plain
 class SS2D(nn.Module):
-    """Gated or plain linear layer, depthwise convolution, 2-D selective scan, linear layer.
+    """2-D selective scan (SS2D) between linear layers, with a depthwise convolution.
 
     The arguments that are not listed are settings of :class:`mmvmamba.nn.Arch`, with the same
     defaults.
@@ -264,7 +265,7 @@ class SS2D(nn.Module):
         return x, proj.to(x.dtype).unflatten(-1, (count, -1)), dt_weight, dt_bias, A, D, pattern
 
     def cascade_core(self, x: Tensor) -> Tensor:
-        """Scan each row both ways, then each column of the result, normalized in between."""
+        """Scan each row in both directions, then each column of the normalized result."""
         channels = x.shape[3:]
         x = F.layer_norm(x, channels).to(x.dtype)
         y = self._row_core(x)

@@ -60,7 +60,7 @@ def cross_scan(x: Tensor, pattern: str | Sequence[Order] = 'cross') -> Tensor:
 def cross_merge(
     ys: Tensor, height: int, width: int, pattern: str | Sequence[Order] = 'cross'
 ) -> Tensor:
-    """Put the sequences of all directions back in image order and add them.
+    """Map the sequences of all directions back to image order and add them.
 
     The transpose of :func:`cross_scan` as a linear map.
 

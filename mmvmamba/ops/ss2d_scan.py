@@ -200,15 +200,15 @@ def _scan_gathered(
 
 
 def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return the scan of a map in PyTorch's own ops, for ``ExportedProgram.run_decompositions``.
+    """Return decompositions of the scan for ``ExportedProgram.run_decompositions``.
 
-    A program that was exported for a fixed size then runs without this package. It holds about
-    2 sqrt(H W) steps for each scan and direction, so it is long, and slower than the kernels. With
-    a registered scan order, the program must have been exported with ``strict=False``.
+    A program that was exported for a fixed size then runs without this package. It has about 2
+    sqrt(H W) steps for each scan and direction, so it is long and slower than the kernels. With a
+    registered scan order, the program must have been exported with ``strict=False``.
 
     Returns:
-        dict: The decompositions of ``mmvmamba::ss2d_scan``, where the native extension is loaded,
-        and of ``mmvmamba::ss2d_scan_triton``.
+        dict: The decompositions of ``mmvmamba::ss2d_scan``, if the native extension is loaded, and
+        of ``mmvmamba::ss2d_scan_triton``.
     """
     ops = torch.ops.mmvmamba
     table: dict[Callable[..., Any], Callable[..., Any]]

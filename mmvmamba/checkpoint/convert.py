@@ -29,8 +29,8 @@ def convert(
 ) -> dict[str, Any]:
     """Convert the tensors of a file to the names and the wrapping that a program expects.
 
-    No value changes. Tensors are renamed and reshaped; those that the kind of model does not have
-    are left out.
+    Values do not change. Tensors are renamed and reshaped, and those that the kind of model does
+    not have are dropped.
 
     Args:
         tensors (Mapping[str, Tensor]): In any released naming scheme or by the names of OpenMMLab.
@@ -42,7 +42,7 @@ def convert(
         dict: The content of the new file.
 
     Raises:
-        ValueError: If ``to`` or ``kind`` is unknown, or ``tensors`` are not those of such a model.
+        ValueError: If ``to`` or ``kind`` is unknown, or ``tensors`` do not belong to such a model.
     """
     for name, value, allowed in (('to', to, TARGETS), ('kind', kind, KINDS)):
         if value not in allowed:

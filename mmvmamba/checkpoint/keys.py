@@ -42,7 +42,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Every released naming scheme is handled: the prefixes ``module.`` and ``backbone.``, the names
     of January 2024, the projections and patch merging of the one-file version, and linear weights
     in the shape of 1x1 convolutions. Current names pass through. If any name begins with
-    ``backbone.``, the tensors of other parts (necks and heads) are left out.
+    ``backbone.``, the tensors of other parts (necks and heads) are dropped.
 
     Args:
         state_dict (Mapping[str, Tensor]): The tensors of a file, without its top-level wrapping.
@@ -51,7 +51,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dict[str, Tensor]: The tensors by the names of :class:`mmvmamba.nn.VMambaNet`.
 
     Raises:
-        ValueError: If two names, such as ``module.a`` and ``a``, mean the same tensor.
+        ValueError: If two names, such as ``module.a`` and ``a``, refer to the same tensor.
     """
     return rename_tensors(split_backbone(state_dict)[0])
 

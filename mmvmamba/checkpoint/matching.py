@@ -31,7 +31,7 @@ _RGB = 3
 
 @dataclass
 class Matching:
-    """Comparison of a model's tensors with those of a file, by name, shape and kind of dtype.
+    """Comparison of the tensors of a model and a file, by name, shape and kind of dtype.
 
     Attributes:
         total (int): Number of the model's tensors.
@@ -86,7 +86,7 @@ class Matching:
             allow_missing (tuple[str]): Prefixes of what may be missing. Defaults to (), nothing.
 
         Raises:
-            ValueError: If the file does not match the model, or holds NaN or Inf.
+            ValueError: If the file does not match the model, or contains NaN or Inf.
         """
         wrong = [key for key in self.missing if not key.startswith(allow_missing)]
         wrong += self.mismatched
@@ -163,23 +163,24 @@ def _non_finite(given: Tensor, own: Tensor, assign: bool) -> str:
 def load_tensors(
     model: nn.Module, tensors: Mapping[str, Tensor], filename: str, new_head: bool = False
 ) -> Matching:
-    """Load the tensors of a file into a network; an error changes nothing.
+    """Load the tensors of a file into a network. An error leaves the network unchanged.
 
-    The first convolution of a file for 3 image channels is adapted if the network has others.
+    The first convolution of a file for 3 image channels is adapted if the network has a different
+    number.
 
     Args:
         model (nn.Module): A :class:`mmvmamba.nn.VMambaNet`.
         tensors (Mapping[str, Tensor]): In any released naming scheme.
         filename (str): The file in messages.
-        new_head (bool): Whether a classifier's last layer stays as it is if the file's has another
+        new_head (bool): Whether to keep a classifier's last layer if the file has a different
             number of classes. Defaults to False.
 
     Returns:
         Matching: The tensors that were loaded, and the others.
 
     Raises:
-        ValueError: If a tensor has another shape or kind of dtype, is missing and is not an output
-            norm's, or holds NaN or Inf, or if the model is on the meta device.
+        ValueError: If a tensor has a different shape or kind of dtype, is missing (except for
+            output norms), or contains NaN or Inf, or if the model is on the meta device.
     """
     found, matching = checked_tensors(model, tensors, filename, new_head)
     copy_tensors(model, found)

@@ -50,27 +50,28 @@ def read_local_checkpoint(
 ) -> Any:
     """Read a checkpoint of the authors, of MMEngine or of timm, or a safetensors file.
 
-    Only tensors, numbers, containers and what MMEngine's runner saves are built, and classes that
-    :func:`torch.serialization.add_safe_globals` allows. Checksums are verified: a file that ends in
-    ``-<hash>`` is compared with the first digits of its SHA-256, any other zip file with its own
-    checksums. For a file that has neither, a warning is logged.
+    Only tensors, numbers, containers, objects that MMEngine's runner saves, and classes allowed
+    with :func:`torch.serialization.add_safe_globals` are built. Checksums are verified: a file that
+    ends in ``-<hash>`` is compared with the first digits of its SHA-256, any other zip file with
+    its own checksums. For a file that has neither, a warning is logged.
 
     Args:
         file (str | PathLike | IO): A path, or an open file, which is read from its beginning.
-        map_location (Any): As in :func:`torch.load`; a safetensors file takes a device or its name
-            and is read into the memory of the CPU otherwise. Defaults to 'cpu'.
+        map_location (Any): As in :func:`torch.load`; for a safetensors file, only a device or its
+            name; otherwise the file is read into CPU memory. Defaults to 'cpu'.
         name (str, optional): The name of an open file in messages. Defaults to None.
         history_buffer (type, optional): MMEngine's HistoryBuffer, to read its content. Defaults to
             None, a dictionary in its place.
         config_dict (type): MMEngine's ConfigDict, likewise.
         skip_data (bool): Whether to leave the values of tensors uninitialized and to verify no
-            checksums, which is fast where only the other content is of interest. Defaults to False.
+            checksums, which is fast if only the other content is needed. Defaults to False.
         warn_unverified (bool): Whether to log the warning. Defaults to True.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         TypeError: If ``file`` is neither a path nor an open file.
-        ValueError: If the file is truncated or damaged, is not a checkpoint or needs another class.
+        ValueError: If the file is truncated or damaged, is not a checkpoint, or needs a class that
+            is not allowed.
     """
     warn = warn_unverified and not skip_data
     if not isinstance(file, str | os.PathLike) and hasattr(file, 'read'):

@@ -49,7 +49,7 @@ def load_folder(
 
     Returns:
         VMambaNet: The network in training mode. A classifier has ``class_names`` if the folder
-        does, and ``pretrained_cfg`` has timm's settings, which timm's transforms take.
+        does, and ``pretrained_cfg`` contains timm's settings for its transforms.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.

@@ -80,9 +80,9 @@ def model_card(
         net (VMambaNet): The network.
         released (str, optional): The architecture if the weights are those that the authors have
             released for it, a key of :data:`mmvmamba.hub.REPORTED`. The card then has their
-            results, data set and license. Defaults to None.
-        license (str, optional): License of the weights, e.g. 'apache-2.0', if they are not
-            released ones. Defaults to None, not named.
+            results, dataset and license. Defaults to None.
+        license (str, optional): License of the weights, e.g. 'apache-2.0', if they are not the
+            released ones. Defaults to None, which omits the license.
         notes (str): A paragraph on the origin of the weights. Defaults to ''.
 
     Raises:

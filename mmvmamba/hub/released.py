@@ -41,12 +41,12 @@ REPORTED = {
 def arch_of(tensors: Mapping[str, Tensor]) -> Arch:
     """Return the released architecture that matches a file's shapes, possibly resized.
 
-    Channels and number of blocks of each stage are those in the file. A released architecture with
-    the same ones is preferred. What no shape shows, such as ``scan`` or ``act``, is the released
-    architecture's.
+    The channels and the number of blocks of each stage are those in the file. A released
+    architecture with the same ones is preferred. Settings that do not affect shapes, such as
+    ``scan`` or ``act``, are those of the released architecture.
 
     Args:
-        tensors (Mapping[str, Tensor]): In any naming scheme; necks and heads are left out.
+        tensors (Mapping[str, Tensor]): In any naming scheme; necks and heads are ignored.
 
     Raises:
         ValueError: If no released architecture has these tensors.

@@ -52,7 +52,7 @@ class ScanPath:
         return torch.cat([found, found.new_zeros(L - t - 1, C)])
 
     def row(self, query: int, form: str) -> Tensor:
-        """Return the map of a query in the order of its path (L), with decay the channels' mean."""
+        """Return the map (L) of a query in path order, the mean over channels for 'decay'."""
         m, t = self.locate(query)
         if form == 'decay':
             return self.weights(m, t).mean(-1)
@@ -115,7 +115,8 @@ class ScanMaps:
     def summed(self, query: int, form: str) -> Tensor:
         """Return the map of a query over all directions (H, W).
 
-        Of a cascade, that of the columns followed by that of the rows, without the norm between.
+        For a cascade, this is the map of the columns followed by that of the rows, without the norm
+        in between.
         """
         *before, last = self.passes
         out = sum(self.in_image_order(path, query, form) for path in last).flatten()

@@ -12,7 +12,7 @@ class ReceptiveField:
     """Dependence of the center of a network's last map on each pixel of the image.
 
     Args:
-        gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, not negative.
+        gradient (Tensor): The mean gradient (H, W) of the input's pixels, float64, non-negative.
     """
 
     gradient: Tensor

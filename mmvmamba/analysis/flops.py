@@ -1,9 +1,9 @@
 """Multiply-adds of whole models, counted as in the paper.
 
-On the meta device the tensors of a model are shapes only, so a detector at 1280x800 is counted in a
-second. Products, convolutions and attention cost what PyTorch's FlopCounterMode says, and the scans
-what :mod:`mmvmamba.ops` registers with it. This module adds the costs that fvcore and MMEngine give
-normalization, pooling and interpolation.
+On the meta device, the tensors of a model have only shapes, so counting a detector at 1280x800
+takes a second. PyTorch's FlopCounterMode counts products, convolutions and attention, and the scans
+with the formulas that :mod:`mmvmamba.ops` registers with it. This module adds the costs of
+normalization, pooling and interpolation as in fvcore and MMEngine.
 """
 
 from collections import Counter
@@ -82,7 +82,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 class MultiplyAdds(FlopCounterMode):
     """Count the multiply-adds of everything that runs in this context.
 
-    Activations, additions and permutations cost nothing. A LayerNorm costs 5 an element, pooling 1.
+    Activations, additions and permutations cost nothing. A LayerNorm costs 5 per element, and
+    pooling 1.
 
     Attributes:
         rounding (int): Difference between the paper's numbers for detectors and segmentors and the
@@ -107,7 +108,7 @@ class MultiplyAdds(FlopCounterMode):
 
     @property
     def counts(self) -> Counter[str]:
-        """Exact multiply-adds by op, whatever backend a scan has."""
+        """Exact multiply-adds by op, for any backend of the scan."""
         flops = self.get_flop_counts().get('Global', {})
         counts = self._marked.copy()
         for op, count in flops.items():

@@ -64,13 +64,13 @@ def interleave(
         calls (Mapping[Hashable, Callable]): The candidates by name.
         device (torch.device): The device that the calls run on.
         seconds (float): Rough duration of all rounds together.
-        min_rounds (int): The least rounds, however long they take. Defaults to 5.
+        min_rounds (int): The minimum number of rounds, regardless of their duration. Defaults to 5.
         track (Callable): Yields the items of a sequence and shows progress. It gets the calls, each
             of which is tried, then the rounds. Defaults to ``iter``, which shows nothing.
 
     Returns:
-        dict[Hashable, list[float]]: The seconds in each round, by name. A call that runs out of
-        memory is left out.
+        dict[Hashable, list[float]]: The seconds in each round, by name. Calls that run out of
+        memory are omitted.
     """
     estimates = _warm_up(calls, device, track)
     if not estimates:
@@ -162,13 +162,14 @@ def make_call(
     Args:
         model (nn.Module): The model.
         images (Tensor): Its input.
-        train (bool): Run forward and backward, or forward without gradients.
+        train (bool): Whether to run a forward and backward pass instead of a forward pass without
+            gradients.
         amp (bool): Autocast, to float16 on a GPU and to bfloat16 on a CPU, or float32.
         run (str): 'eager', 'compiled' by ``torch.compile``, or 'frozen', which is compiled with the
             weights as constants and takes their gradients away. Defaults to 'eager'.
 
     Raises:
-        ValueError: If a training step is to be frozen.
+        ValueError: If ``train`` is True and ``run`` is 'frozen'.
     """
     if train and run == 'frozen':
         raise ValueError("run must be 'eager' or 'compiled' for training, but got 'frozen'")
@@ -204,7 +205,7 @@ def make_call(
 def allow_recompilation() -> None:
     """Raise the limit of torch.compile on variants of the same code.
 
-    Each block of a model that breaks the graph is such a variant. With the default limit the later
+    Each block of a model that breaks the graph is such a variant. With the default limit, later
     blocks would silently run in eager mode.
     """
     torch._dynamo.reset()

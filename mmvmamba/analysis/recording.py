@@ -28,7 +28,7 @@ def record(net: nn.Module, stage: int, run: Callable[[], Any]) -> list[Maps]:
         list[ScanMaps | AttentionMaps]: One for each block that has an SS2D or an attention.
 
     Raises:
-        ValueError: If the network has neither, there is no such stage, or its blocks do not run
+        ValueError: If the network has neither, the stage does not exist, or its blocks do not run
             once for one image.
     """
     backbone = getattr(net, 'backbone', net)

@@ -35,9 +35,9 @@ def quantize(
 ) -> torch.export.ExportedProgram:
     """Quantize the linear layers of a model for :func:`load`.
 
-    The program accepts any batch size and images with sides of at least 36 pixels: the last stage
-    of a smaller image is a single position. Linear layers stay in float32 between quantize and
-    dequantize ops, which the compiler fuses into integer products.
+    The program accepts any batch size and images with sides of at least 36 pixels, because the last
+    stage of a smaller image has a single position. Linear layers stay in float32 between quantize
+    and dequantize ops, which the compiler fuses into integer products.
 
     Args:
         model (nn.Module): A model in eval mode whose only input is a batch (N, C, H, W) of images.
@@ -89,8 +89,8 @@ def _module(program: torch.export.ExportedProgram) -> nn.Module:
 def load(path: str | PathLike) -> Callable[[Tensor], Any]:
     """Load a program of :func:`quantize` that was saved with ``torch.export.save``.
 
-    The result takes a batch of images. Its first call compiles the program, and another size of the
-    images may compile it again.
+    The result takes a batch of images. Its first call compiles the program, and a new image size
+    may recompile it.
     """
     # Registers the ops of the program, and the fusions with inductor.
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401

@@ -3,9 +3,9 @@
 - The scan of a map. A sequence of L = H W positions is cut into H chunks of W positions, in every
   order. All chunks advance together from a zero state, the states at their ends are carried over,
   and all chunks advance again from the carried states: 2 W + H steps of ONNX's ``Scan``, each over
-  all directions, chunks and channels. H and W may be symbolic. Only products of decays of at most
-  1 are formed, so that no length overflows.
-- Adaptive average pooling, which torch 2.12 exports wrongly for maps of symbolic size.
+  all directions, chunks and channels. H and W may be symbolic. Only products of decays of at most 1
+  are formed, so no length overflows.
+- Adaptive average pooling, which torch 2.12 exports incorrectly for maps of symbolic size.
 - Half precision for products and convolutions.
 """
 
@@ -42,7 +42,8 @@ _BEFORE = -(2**62)  # the end of a slice that runs backwards
 def translations(custom_op: bool = False) -> dict[Callable, Callable]:
     """Return the argument ``custom_translation_table`` of ``torch.onnx.export``.
 
-    With it, ``dynamo=True`` and ``opset_version=20``, the exported graph has standard ops alone.
+    With this argument, ``dynamo=True`` and ``opset_version=20``, the exported graph has only
+    standard ops.
 
     Args:
         custom_op (bool): Write each float32 scan as one node ``mmvmamba::SS2DScan``, which ONNX
@@ -68,11 +69,11 @@ def _check_extension() -> None:
 
 @functools.cache
 def register() -> None:
-    """Let every ``torch.onnx.export(..., dynamo=True)`` of this process translate the scan.
+    """Make every ``torch.onnx.export(..., dynamo=True)`` in this process translate the scan.
 
-    For calls in the code of others, such as ``timm.utils.onnx.onnx_export``. It is
-    ``custom_translation_table=translations()`` without the average pooling of maps of symbolic
-    size.
+    Use this for calls in other packages, such as ``timm.utils.onnx.onnx_export``. It has the effect
+    of ``custom_translation_table=translations()``, except for the average pooling of maps of
+    symbolic size.
 
     Raises:
         RuntimeError: If the native extension, which defines the scan's op, is not loaded.
@@ -321,7 +322,7 @@ def save(program: torch.onnx.ONNXProgram, path: str | Path) -> None:
     """Save an exported model without redundant types and check the file.
 
     The exporter lists the types of weights a second time, in ``value_info``. ONNX Runtime's
-    quantizer replaces the weights, but not those entries, and then refuses its own file. A file
+    quantizer replaces the weights, but not those entries, and then rejects its own file. A file
     that ``onnx.checker`` does not accept is an error.
 
     Args:
@@ -363,7 +364,8 @@ def export_file(
 
     Args:
         model (nn.Module): The model, in eval mode.
-        images (Tensor): A batch (N, C, H, W) of the size of a file of fixed size.
+        images (Tensor): A batch (N, C, H, W), whose size is that of the file unless ``dynamic`` is
+            set.
         out (Path): The file to write.
         names (Sequence[str], optional): Names of the outputs. Defaults to None, the exporter's.
         dynamic (bool): Accept batches and images of any size. Defaults to False.

@@ -11,8 +11,8 @@ from mmvmamba.ops.extension import extension_error, library_path
 def register_custom_ops(options: Any) -> None:
     """Register ``mmvmamba::SS2DScan`` in the options of a session.
 
-    The native extension holds the op. Files that :func:`mmvmamba.export.onnx.translations` wrote
-    with ``custom_op=True`` need it; all others run without.
+    The native extension contains the op. Only files exported with
+    :func:`mmvmamba.export.onnx.translations` and ``custom_op=True`` need it.
 
     Args:
         options (onnxruntime.SessionOptions): The options, changed in place.

@@ -1,6 +1,6 @@
 """Parts of models that can be exported, with images as their only input.
 
-Networks by name only need torch; configs need OpenMMLab.
+Networks by name require only torch; configs require OpenMMLab.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load_part(cfg: Config, checkpoint: str, part: str | None) -> ExportedModel:
     Args:
         cfg (Config): The config.
         checkpoint (str): A file or URL.
-        part (str, optional): A choice of ``--part``; None takes the default of the task.
+        part (str, optional): A value of ``--part``; None selects the default of the task.
 
     Raises:
         UserError: If the part cannot be exported.
@@ -117,7 +117,7 @@ def load_network(name: str, checkpoint: str, part: str | None) -> ExportedModel:
             of the four stages.
 
     Raises:
-        ValueError: If there is no such network or part, or the checkpoint does not match it.
+        ValueError: If the network or part does not exist, or the checkpoint does not match it.
     """
     if part == 'neck':
         raise ValueError(f'--part must be whole or backbone for {name}, which has no neck')

@@ -1,7 +1,7 @@
 """Installed versions and chosen backends: ``python -m mmvmamba.info``.
 
-With ``--warm-up`` the command compiles the Triton kernels of a model instead, ahead of its first
-call. Triton keeps them on disk.
+With ``--warm-up``, the command instead compiles the Triton kernels of a model before its first
+call. Triton caches them on disk.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def report() -> str:
 
 
 def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
-    """Compile the Triton kernels of a model's scans for the present GPU, forward and backward.
+    """Compile the forward and backward Triton kernels of a model's scans for this GPU.
 
     Args:
         arch (str): A key of :data:`mmvmamba.nn.ARCHS`.

@@ -1,6 +1,6 @@
 """Classify images: ``mmvmamba.classify`` and ``python -m mmvmamba.predict FOLDER``.
 
-Needs torchvision, which brings Pillow.
+Requires torchvision, which installs Pillow.
 """
 
 import argparse

@@ -284,7 +284,7 @@ def test_no_attribute_of_anything_else_is_looked_up():
 
 
 def test_dictionaries_of_a_config():
-    """The meta information of a data set in a file of MMEngine, which need not be installed."""
+    """The meta information of a dataset in a file of MMEngine, which need not be installed."""
     config = pytest.importorskip('mmengine.config')
     meta = dict(
         classes=('a',), skeleton=config.ConfigDict({0: dict(swap=[config.ConfigDict(y=1)])})

@@ -535,7 +535,7 @@ def test_runner_state(tmp_path):
 
 
 def test_dictionaries_of_a_config(tmp_path):
-    """A data set's meta information has them where its config has a dictionary in another."""
+    """A dataset's meta information has them where its config has a dictionary in another."""
     meta = dict(classes=('a',), skeleton=ConfigDict({0: dict(name='x', swap=[ConfigDict(y=1)])}))
     path = save(tmp_path, dict(state_dict={}, meta=dict(dataset_meta=meta)))
     # MMEngine compares the two pickles when it resumes.

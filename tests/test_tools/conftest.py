@@ -1,4 +1,4 @@
-"""Fixtures: tiny data sets for the three tasks, and thin configs for them."""
+"""Fixtures: tiny datasets for the three tasks, and thin configs for them."""
 
 import json
 import os

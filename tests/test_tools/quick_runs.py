@@ -50,7 +50,7 @@ def spare_runs(patch=setattr):
     """Change this process; call it after the imports.
 
     A run lays out its config several times, asks compilers for their versions, reads the metafiles
-    of each package whose config it inherits, and collects garbage after it has read each data set.
+    of each package whose config it inherits, and collects garbage after it has read each dataset.
     """
     # Releases of MMEngine import it with the module or in the call.
     for module in (mmengine.config.config, yapf_api):

@@ -40,7 +40,7 @@ def main() -> None:
     count = len(list(report.groups('error')))
     if count:
         raise UserError(f'the data has {count} kind(s) of errors; see above')
-    for stage in args.stages:  # as the tools do when they build the data sets
+    for stage in args.stages:  # as the tools do when they build the datasets
         check_dataset_classes((cfg.get(f'{stage}_dataloader') or {}).get('dataset'))
     print('no errors')
 

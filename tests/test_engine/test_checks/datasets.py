@@ -1,4 +1,4 @@
-"""Data sets as the tools build them, for the tests of the checks."""
+"""Datasets as the tools build them, for the tests of the checks."""
 
 import json
 

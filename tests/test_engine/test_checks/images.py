@@ -1,4 +1,4 @@
-"""Small images, label maps and configs of data sets, for the tests of the checks of files."""
+"""Small images, label maps and configs of datasets, for the tests of the checks of files."""
 
 import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401

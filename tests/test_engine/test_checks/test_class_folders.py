@@ -1,4 +1,4 @@
-"""Folders and lists of classification data sets."""
+"""Folders and lists of classification datasets."""
 
 import pytest
 from mmpretrain.datasets import CustomDataset

@@ -1,4 +1,4 @@
-"""Classes of data sets, of their files and of heads."""
+"""Classes of datasets, of their files and of heads."""
 
 import json
 
@@ -113,12 +113,12 @@ def test_a_mask_for_all_classes():
     assert check_head_classes(agnostic, 80) == []
 
 
-# ---- data sets without images ----
+# ---- datasets without images ----
 
 
 @DATASETS.register_module()
 class EmptyDataset(Dataset):
-    """A data set of a format of its own."""
+    """A dataset of a format of its own."""
 
     def __init__(self, **kwargs):
         pass
@@ -151,7 +151,7 @@ def test_an_empty_list_of_mmengine_is_told_with_its_file(tmp_path):
         build(multi_label(tmp_path, dict(OURS, data_list=[])))
 
 
-# ---- classes of data sets ----
+# ---- classes of datasets ----
 
 
 def classed(folder, classes, names=('green', 'blue', 'red'), kind='mmdet.CocoDataset'):

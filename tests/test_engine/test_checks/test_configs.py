@@ -180,7 +180,7 @@ def test_settings_of_another_kind(name, value, words):
         dict(default_hooks=dict(mine=dict(type='MyHook', interval='epoch'))),
         dict(model=dict(type='Mine', backbone='vmamba_tiny')),
         dict(train_cfg=dict(max_epochs=2, val_interval=1e3)),
-        dict(train_dataloader=dict(batch_size=[8, 32])),  # of a sampler for several data sets
+        dict(train_dataloader=dict(batch_size=[8, 32])),  # of a sampler for several datasets
     ],
 )
 def test_settings_that_others_define(changes):

@@ -133,7 +133,7 @@ def test_an_annotation_file_of_the_evaluator_alone(cfg, tmp_path):
 
 @pytest.mark.parametrize(('num_classes', 'is_wrong'), [(2, True), (3, False)])
 def test_a_head_for_fewer_classes_than_its_label_maps_have(num_classes, is_wrong, tmp_path):
-    """Labels that are classes of the data set, so that only the head is wrong."""
+    """Labels that are classes of the dataset, so that only the head is wrong."""
     for folder, value, kind in (('images', 99, 'jpg'), ('labels', 2, 'png')):
         (tmp_path / folder).mkdir()
         shape = (30, 40, 3) if folder == 'images' else (30, 40)

@@ -1,4 +1,4 @@
-"""Checks of files by the kind of data set."""
+"""Checks of files by the kind of dataset."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files of segmentation data sets."""
+"""Files of segmentation datasets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Settings of data sets, completed by their classes."""
+"""Settings of datasets, completed by their classes."""
 
 import pytest
 from mmengine.config import ConfigDict

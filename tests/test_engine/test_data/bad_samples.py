@@ -1,4 +1,4 @@
-"""Data set with some bad samples."""
+"""Dataset with some bad samples."""
 
 import numpy as np
 from mmengine.structures import BaseDataElement

@@ -20,7 +20,7 @@ def signal_from_elsewhere(pid=None):
 
 
 class Data:
-    """Data set that signals its process on arrival in a spawned worker and at its first sample."""
+    """Dataset that signals its process on arrival in a spawned worker and at its first sample."""
 
     def __init__(self):
         self.first = True

@@ -105,7 +105,7 @@ def test_errors_in_the_data_stop_a_run_before_its_first_step(checked):
 def test_errors_in_the_data_are_logged_once(checked):
     runner, messages = runner_of()
     hook = BadDataHook(check='warn', action='stop', sample=5)
-    hook.check_data(runner, 'test')  # as tools do before the data sets are built
+    hook.check_data(runner, 'test')  # as tools do before the datasets are built
     hook.before_train(runner)
     assert messages == MESSAGES
     assert checked == [(('test',), 5, (), False)]

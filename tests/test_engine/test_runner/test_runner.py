@@ -41,7 +41,7 @@ def test_layouts_of_compiled_convolutions(given, on_cpu, off, monkeypatch, tmp_p
 
 
 class Base:
-    """Base of the mixin: a loop over a data set of two classes."""
+    """Base of the mixin: a loop over a dataset of two classes."""
 
     metainfo = dict(classes=('green', 'blue'))
 

@@ -243,7 +243,9 @@ def read_image(path: Path) -> Picture:
             f'The image has {width * height / 1e6:.0f} megapixels. The limit is {MAX_MEGAPIXELS}.'
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(f'One side is more than {MAX_ASPECT} times the other ({width} x {height}).')
+        raise UserError(
+            f'One side is more than {MAX_ASPECT} times as long as the other ({width} x {height}).'
+        )
     image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise UserError('This image cannot be read. It may be damaged.')

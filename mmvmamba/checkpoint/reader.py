@@ -205,7 +205,7 @@ def _verify_zip(file: IO[bytes], size: int, skip_checksums: bool) -> tuple[bytes
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise zipfile.BadZipFile('a record is compressed')
         if archive.comment or sum(record.file_size for record in records) > size:
-            raise zipfile.BadZipFile('records overlap, or there is a comment')
+            raise zipfile.BadZipFile('records overlap, or the archive has a comment')
         pickles = [r for r in records if r.orig_filename.partition('/')[2] == 'data.pkl']
         if len(pickles) != 1 or any(name.endswith('/constants.pkl') for name in names):
             raise zipfile.BadZipFile('data.pkl is missing, or this is a TorchScript archive')

@@ -33,7 +33,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         type=_key_value,
         action=_Options,
         default={},
-        help='settings that replace those of the config: model.backbone.with_cp=True, key="[a,b]" '
+        help='override settings of the config: model.backbone.with_cp=True, key="[a,b]" '
         'or key=a,b for a list, key="[(a,b),(c,d)]" for a nested one; no spaces inside',
     )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
@@ -100,7 +100,7 @@ def load_config(args: argparse.Namespace) -> Config:
         ) from error
     _merge_options(cfg, args.cfg_options)
     if 'model' not in cfg:
-        raise UserError(f'config {args.config!r} has no model; it has {sorted(cfg)}')
+        raise UserError(f'config {args.config!r} has no model; its keys are {sorted(cfg)}')
     check_settings(cfg)
     check_top_k(cfg)
     use_safe_loader()

@@ -179,7 +179,7 @@ def parse_config(config: Any) -> NetworkConfig:
     names = config.get('label_names') or cfg.get('label_names')
     if names is not None and len(names := _class_names(names)) != num_classes:
         # transformers keeps the names of the model that was fine-tuned.
-        _logger.warning('%d class names for %d classes are ignored', len(names), num_classes)
+        _logger.warning('ignoring %d class names for %d classes', len(names), num_classes)
         names = None
     return NetworkConfig(config['architecture'], arch, arguments, names, cfg)
 

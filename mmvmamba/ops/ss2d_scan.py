@@ -145,7 +145,7 @@ def ss2d_scan(
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
         raise ValueError(
             "torch.onnx.export must be called with dynamo=True, or timm's onnx_export.py with "
-            '--dynamo: the TorchScript exporter cannot write the scan'
+            '--dynamo: the TorchScript exporter does not support the scan'
         )
     acc = accumulate_dtype(x.dtype)
     if any(isinstance(order, str) for order in orders):

@@ -117,7 +117,7 @@ def test_names_of_another_model(caplog):
     """transformers leaves them in the config when it gives a model other classes."""
     config = dict(architecture='vmamba_tiny', num_classes=3, label_names=['a', 'b'])
     assert parse_config(config).class_names is None
-    assert '2 class names for 3 classes are ignored' in caplog.text
+    assert 'ignoring 2 class names for 3 classes' in caplog.text
 
 
 def test_wrong_class_names():

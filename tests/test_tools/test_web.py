@@ -105,7 +105,7 @@ def test_published_models(web):
     [
         (b'not an image', 'not an image'),
         (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not an image'),
-        (noise(10, 210), 'One side is more than 20 times the other (210 x 10)'),
+        (noise(10, 210), 'One side is more than 20 times as long as the other (210 x 10)'),
         (np.zeros((6000, 5000), np.uint8), 'The image has 30 megapixels. The limit is 25'),
     ],
 )

@@ -61,7 +61,7 @@ class PreemptionHook(Hook):
         """Install the signal handlers and shield the data-loading workers."""
         if not any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks):
             raise UserError(
-                'PreemptionHook needs default_hooks.checkpoint.type to be AtomicCheckpointHook'
+                'PreemptionHook requires default_hooks.checkpoint.type to be AtomicCheckpointHook'
             )
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning('signals can only be handled in the main thread')

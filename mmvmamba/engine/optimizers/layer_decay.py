@@ -37,7 +37,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         elif hasattr(backbone, 'get_layer_depth'):
             get_layer_depth = functools.partial(backbone.get_layer_depth, prefix='backbone.')
         else:
-            raise TypeError(f'{type(backbone or model).__name__} has no get_layer_depth')
+            raise TypeError(f'{type(backbone or model).__name__} has no method get_layer_depth')
 
         optim_wrapper = super().__call__(model)
         names = {parameter: name for name, parameter in model.named_parameters()}

@@ -200,5 +200,5 @@ def test_model_without_layers():
     model = nn.Module()
     model.backbone = nn.Linear(2, 2)
     for without in (model, model.backbone):
-        with pytest.raises(TypeError, match='Linear has no get_layer_depth'):
+        with pytest.raises(TypeError, match='Linear has no method get_layer_depth'):
             parameter_groups(without, layer_decay_rate=0.9)

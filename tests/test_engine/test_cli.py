@@ -105,7 +105,7 @@ def test_settings_are_checked(load):
 
 
 def test_a_config_without_a_model(load):
-    with pytest.raises(UserError, match=r"own.py' has no model; it has \['a'\]"):
+    with pytest.raises(UserError, match=r"own.py' has no model; its keys are \['a'\]"):
         load(text='a = 1\n')
 
 

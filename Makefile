@@ -51,10 +51,10 @@ export PATH := $(PATH):$(abspath $(VENV))/bin
 
 STACKS := $(notdir $(patsubst %/packages.txt,%,$(wildcard requirements/*/packages.txt)))
 ifeq ($(filter $(STACKS),$(STACK)),)
-$(error STACK is '$(STACK)', allowed: $(STACKS))
+$(error STACK must be one of $(STACKS), but got '$(STACK)')
 endif
 ifeq ($(filter pure compiled,$(MMCV)),)
-$(error MMCV is '$(MMCV)', allowed: pure compiled)
+$(error MMCV must be pure or compiled, but got '$(MMCV)')
 endif
 ifneq ($(WHEEL),)
 ifneq ($(words $(wildcard $(WHEEL))),1)
@@ -249,7 +249,7 @@ $(STAMPS)/venv: requirements/build.txt
 	@touch $@
 
 $(STAMPS)/torch: requirements/torch.txt | $(STAMPS)/venv
-	$(call say,2/5 PyTorch: a download of about 3 GB unless pip has it cached)
+	$(call say,2/5 PyTorch: downloading about 3 GB unless pip has it cached)
 	$(INSTALL) -r $<
 	@touch $@
 
@@ -266,7 +266,7 @@ $(STAMPS)/mmcv-pure: $(REQUIREMENTS)/mmcv.txt $(STAMPS)/torch
 # With a GPU mmcv builds its CUDA ops, which needs nvcc; without nvcc it is told not to see the GPU.
 # The mmcv-lite of open-mmlab has no ops: another package, in mmcv-compiled.txt, has them.
 $(STAMPS)/mmcv-compiled: $(firstword $(wildcard $(REQUIREMENTS)/mmcv-compiled.txt) $(REQUIREMENTS)/mmcv.txt) $(STAMPS)/torch
-	$(call say,3/5 mmcv: compiles its ops (6 to 12 minutes on 2 cores))
+	$(call say,3/5 mmcv: compiling its ops (6 to 12 minutes on 2 cores))
 	command -v nvcc >/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		$(INSTALL_MMCV) --no-build-isolation -r $<
 	@touch $@
@@ -285,7 +285,7 @@ $(STAMPS)/packages: $(REQUIREMENTS)/packages.txt requirements/test.txt requireme
 	@touch $@
 
 $(STAMPS)/package-source: setup.py pyproject.toml mmvmamba/version.py $(EXT_SOURCES) $(STAMPS)/torch | $(STAMPS)/packages
-	$(call say,5/5 mmvmamba: compiles its extension (1 minute on 2 cores))
+	$(call say,5/5 mmvmamba: compiling its extension (1 minute on 2 cores))
 	@rm -f $(STAMPS)/package-*
 	MMVMAMBA_BUILD_EXT=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@

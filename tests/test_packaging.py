@@ -413,8 +413,8 @@ def test_setup_with_a_wheel(tmp_path):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-        ('MMCV=full', "MMCV is 'full', allowed: pure compiled"),
-        ('STACK=mm', "STACK is 'mm', allowed: .*onedl"),
+        ('MMCV=full', "MMCV must be pure or compiled, but got 'full'"),
+        ('STACK=mm', "STACK must be one of .*onedl.*, but got 'mm'"),
         ('WHEEL=gone.whl', "WHEEL must be the path of one wheel, but got 'gone.whl'"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Run a tool of mmdet, mmseg or mmpretrain from the folder that it was installed into.
+"""Run a tool of mmdet, mmseg or mmpretrain from its installation folder.
 
-``python tools/stock.py mmdet`` lists the tools. Bases such as ``mmseg::...``, which some
-installations do not find, resolve in the configs of these runs.
+``python tools/stock.py mmdet`` lists the tools. Configs can use bases such as
+``mmseg::...``, which some installations cannot resolve otherwise.
 
 Example:
     python tools/stock.py mmdet analysis_tools/browse_dataset.py CONFIG --output-dir DIR --not-show

@@ -3,7 +3,7 @@
 The scan is written as attention: QK^T without and with the decay, for each scanning path and
 summed, and the rollout over the blocks of the stage. The attention of a DeiT is drawn for
 comparison. Red is positive and blue is negative; maps that cannot be negative are drawn from dark
-to bright. The JSON file also has the maps in the order of each path.
+to bright. The JSON file also contains the maps in the order of each path.
 
 Example:
     python tools/analysis_tools/activation_map.py photo.jpg CONFIG epoch_300.pth --query 120 200

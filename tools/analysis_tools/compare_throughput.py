@@ -1,9 +1,9 @@
-"""Measure the tables of the paper on this machine, next to the paper's numbers.
+"""Repeat the paper's tables on this machine, next to the published numbers.
 
-Parameters, FLOPs, and the throughput of inference and of training (forward and backward pass, no
-optimizer). The models of a table run in turn; rows that share a model show the same numbers. The
-published throughputs are those of one A100, so compare only ratios between models. The plots show
-the published accuracy over the throughput, and the published results on COCO and ADE20K.
+The tables show parameters, FLOPs, and the throughput of inference and training (forward and
+backward pass, no optimizer). The models of a table run in turn; rows that share a model show the
+same numbers. The published throughputs are for one A100, so compare only ratios between models. The
+plots show the published accuracy over the throughput, and the published results on COCO and ADE20K.
 
 Example:
     python tools/analysis_tools/compare_throughput.py --batch-size 128

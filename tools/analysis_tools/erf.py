@@ -1,7 +1,7 @@
 """Draw the effective receptive fields of several models side by side.
 
 A model with a checkpoint is drawn before and after training. A circle shows the radius in pixels
-that holds 50% of the gradient; the JSON file has the share within other radii.
+that holds 50% of the gradient; the JSON file contains the share within other radii.
 
 Example:
     python tools/analysis_tools/erf.py resnet50_8xb32_in1k swin-tiny_16xb64_in1k tiny --size 512

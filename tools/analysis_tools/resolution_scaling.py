@@ -1,8 +1,9 @@
-"""Measure how models scale with the size of their images, and draw it.
+"""Measure and plot how models scale with the image size.
 
-Parameters, multiply-adds, inference, training and peak memory over the size, with the exponent p of
-what grows as pixels^p; with a dataset and checkpoints the accuracy too, without fine-tuning.
-The models of a size run in turn, in one process; a training step is forward and backward.
+The plot shows parameters, multiply-adds, inference, training and peak memory over the size, and the
+exponent p of quantities that grow as pixels^p. With a dataset and checkpoints, it also shows the
+accuracy without fine-tuning. The models run in turn for each size, in one process. A training step
+is a forward and a backward pass.
 
 Example:
     python tools/analysis_tools/resolution_scaling.py tiny deit-small_4xb256_in1k \

@@ -1,7 +1,7 @@
 """Create the demo dataset: real objects on real backgrounds, with exact masks.
 
-The objects and backgrounds come from the sample photographs inside scikit-image's wheel (see
-`demo_objects.py`), so nothing is downloaded. Layout of the result::
+The objects and backgrounds come from the sample images in scikit-image's wheel (see
+`demo_objects.py`), so nothing is downloaded. The layout of the result is::
 
     OUT/
       images/train/000001.jpg ...           images/val/...

@@ -58,7 +58,7 @@ NO_MODELS = """**No trained models were found.** Run `make demo` to train two sm
 ten minutes on two CPU cores, or restart the page with the folder of your own model: `python
 demo/web.py FOLDER`. You can also select a published model and enter the path of its weights."""
 HINT = 'Drop an image to begin.'
-HINT_INSIDE = 'Click a point of the image.'
+HINT_INSIDE = 'Click a point in the image.'
 #: On a phone, the results are below the screen.
 SCROLL = "() => innerWidth < 700 && document.querySelector('#results').scrollIntoView()"
 logger = logging.getLogger('mmvmamba.web')
@@ -190,7 +190,7 @@ class Page:
                 first.checkpoint if first and first.is_published else '',
                 visible=bool(first and first.is_published),
                 label='Weights',
-                info='A path, or a URL, which is downloaded when you press Run.',
+                info='A path, or a URL to download when you press Run.',
             ),
             upload=gr.Image(
                 label='Image',

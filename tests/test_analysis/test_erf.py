@@ -120,7 +120,7 @@ def test_refuses_what_has_no_field():
     net = nn.Conv2d(1, 1, 3, padding=1)
     with pytest.raises(ValueError, match='at least one batch, but got none'):
         receptive_field(net, [])
-    with pytest.raises(ValueError, match=r'one size.*\(8, 8\).*\(8, 9\)'):
+    with pytest.raises(ValueError, match=r'the same size.*\(8, 8\).*\(8, 9\)'):
         nn.init.ones_(net.weight)
         receptive_field(net, [torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 9)])
     with pytest.raises(ValueError, match=r'maps.*\(1, 64\)'):

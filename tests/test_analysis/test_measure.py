@@ -65,7 +65,7 @@ def test_a_step_without_memory_is_left_out_and_said(caplog, monkeypatch, error):
     times = measure.interleave(calls, CPU, seconds=0, min_rounds=1)
     assert list(times) == ['other'] and hungry.weight.grad is None
     (record,) = (record for record in caplog.records if 'hungry' in record.message)
-    assert record.levelname == 'WARNING' and 'the memory of the GPU is too small' in record.message
+    assert record.levelname == 'WARNING' and 'not enough GPU memory' in record.message
 
 
 def test_another_error_of_a_step_is_raised(monkeypatch):

@@ -143,7 +143,7 @@ def test_bad_arguments(kwargs, words):
 
 
 def test_bands_beyond_the_image():
-    words = r'below the number of channels, 4, but got \[0, 1, 4\]'
+    words = r'less than the number of channels \(4\), but got \[0, 1, 4\]'
     with pytest.raises(ValueError, match=words):
         picture_of_bands(image_of(channels=4), [0, 1, 4])
     visualizer = build(BASES[0], name='beyond', bands=(0, 1, 4))

@@ -41,7 +41,7 @@ def test_the_time_limit_of_a_group(start):
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_need_gpus(start, launcher):
-    words = f'^--launcher {launcher} needs GPUs: .* with torchrun and --launcher pytorch'
+    words = f'^--launcher {launcher} needs GPUs; .* with torchrun and --launcher pytorch'
     with pytest.raises(UserError, match=words):
         start(launcher)
 

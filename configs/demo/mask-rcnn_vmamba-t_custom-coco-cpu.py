@@ -21,7 +21,10 @@ model = dict(
 train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters
 )
-auto_scale_lr = dict(enable=False)  # so few steps need the full learning rate
+# So few steps need the full learning rate.
+auto_scale_lr = dict(enable=False, base_batch_size=_base_.batch_size)
 param_scheduler = [dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=10)]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=max_iters), logger=dict(log_metric_by_epoch=False)
+)
 log_processor = dict(by_epoch=False)

@@ -129,8 +129,16 @@ def check_checkpoint(cfg: Config, whole: bool) -> None:
             supported.
     """
     if path := _first_weights(cfg):
-        with as_user_error(ValueError, TypeError):
+        try:
             path = local_path(path)
+        except (ValueError, TypeError) as error:
+            hint = (
+                '. Without a network, download the file on another machine and pass its path, for '
+                'training with --cfg-options load_from=PATH'
+            )
+            raise UserError(
+                f'{error}{hint if "cannot be downloaded" in str(error) else ""}'
+            ) from None
         if path is not None and not os.path.isfile(os.path.expanduser(path)):
             raise UserError(f'checkpoint {redacted(path)!r} does not exist')
     add_hook(cfg, type='mmvmamba.CheckpointMatchingHook', whole=whole)

@@ -16,7 +16,7 @@ from mmvmamba.nn.settings import did_you_mean
 
 from .checks.configs import check_settings
 from .checks.metrics import check_top_k
-from .errors import UserError, as_user_error
+from .errors import UserError
 
 #: Keys that tools read from a config besides the runners' arguments.
 _TOOL_KEYS = ('find_unused_parameters', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline')

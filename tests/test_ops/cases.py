@@ -1,6 +1,7 @@
 """Inputs for the scans, pairs of settings, and what the tests measure an error with."""
 
 import itertools
+import math
 import random
 import statistics
 
@@ -48,11 +49,13 @@ def pairwise(factors, allowed=lambda case: True):
     return cases
 
 
-def native_cases(factors, small, draws, fast=17_000):
-    """Pairwise cases; those of more than ``fast`` positions in all their draws are slow."""
+def native_cases(factors, small, draws, fast=17_000, fast_states=math.inf):
+    """Pairwise cases; those of more than ``fast`` positions or states in all draws are slow."""
     for case in pairwise(factors, small):
         length = case['size'][0] * case['size'][1] if 'size' in case else case['length']
-        marks = [pytest.mark.slow] if draws(case) * length > fast else []
+        positions = draws(case) * length
+        states = positions * case['d_state'] * case['channels'] * case['batch']
+        marks = [pytest.mark.slow] if positions > fast or states > fast_states else []
         yield pytest.param(case, marks=marks, id=case_id(case))
 
 
@@ -62,7 +65,7 @@ def kernel_cases(module):
     Errors are compared with chance in them: a case that passes in the emulator, which runs the
     very code, passes on a GPU.
     """
-    return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, fast=600)
+    return native_cases(module.FACTORS | HALF | SPLITS, module.small, module.draws, 600, 150_000)
 
 
 def case_id(case):

@@ -32,7 +32,7 @@ from .fault_jobs import (
 )
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get('CHAOS_KILLS', '6'))
+KILLS = int(os.environ.get('CHAOS_KILLS', '4'))
 SEED = int(os.environ.get('CHAOS_SEED', '0'))
 END = dict(detection=16, segmentation=14)  # iterations
 LAST = dict(detection='epoch_4.pth', segmentation='iter_14.pth')

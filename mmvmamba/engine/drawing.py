@@ -134,7 +134,8 @@ def draw_instances(
 
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
-        boxes (ndarray): (N, 4), left, top, right and bottom.
+        boxes (ndarray): (N, 4), left, top, right and bottom. Objects whose box is not finite are
+            not drawn.
         masks (ndarray, optional): (N, H, W), bool.
         texts (Sequence[str]): N labels; empty ones are not drawn.
         colors (Sequence[tuple]): N colors (RGB).
@@ -146,8 +147,8 @@ def draw_instances(
     """
     drawn = image.copy()
     occupied = np.zeros(image.shape[:2], np.uint8)
-    bounds = [_clip(box, image.shape) for box in boxes]
-    order = sorted(range(len(bounds)), key=lambda i: -_area(bounds[i]))  # small ones on top
+    bounds = {i: _clip(b, image.shape) for i, b in enumerate(boxes) if np.isfinite(b).all()}
+    order = sorted(bounds, key=lambda i: -_area(bounds[i]))  # small ones on top
     for i in order:
         left, top, right, bottom = bounds[i]
         if masks is None:
@@ -181,7 +182,7 @@ def draw_label_map(
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
         labels (ndarray): (H, W), class indices. Pixels with other values are not drawn.
-        names (Sequence[str]): Names of the classes.
+        names (Sequence[str]): Names of the classes. Without names, nothing is drawn.
         palette (Sequence, optional): Colors (RGB) of the classes.
         style (Style): Sizes of text and lines.
         alpha (float): Opacity of the classes.
@@ -190,6 +191,8 @@ def draw_label_map(
     Returns:
         ndarray: The result, (H, W, 3), uint8, RGB.
     """
+    if not names:
+        return image.copy()
     known = (labels >= 0) & (labels < len(names))
     table = np.array([class_color(i, palette) for i in range(len(names))], np.uint8)
     blend = cv2.addWeighted(image, 1 - alpha, table[np.where(known, labels, 0)], alpha, 0)

@@ -215,7 +215,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('files', nargs='+', type=Path, metavar='JSON')
-    parser.add_argument('--out', type=Path, required=True, metavar='PNG')
+    parser.add_argument('--out', type=plotting.png_path, required=True, metavar='PNG')
     parser.add_argument(
         '--speed-over', metavar='MODEL', help='draw the speed over that of a model, as in swin-t'
     )

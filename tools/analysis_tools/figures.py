@@ -35,7 +35,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--out',
-        type=Path,
+        type=plotting.png_path,
         default=Path(out),
         metavar='PNG',
         help=f'output image; the numbers go to a JSON file next to it (default: {out})',
@@ -93,8 +93,6 @@ def set_up(args: argparse.Namespace) -> None:
     """Start the log, set the style of plots, seed the weights and look up the device."""
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    if args.out.suffix != '.png':
-        raise UserError(f'--out must end in .png, but got {str(args.out)!r}')
     plotting.use_style()
     torch.manual_seed(args.seed)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')

@@ -26,6 +26,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmvmamba.engine import cli, errors
 from mmvmamba.engine.checks.configs import leaf_datasets
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.run_summary import count
 from mmvmamba.engine.visualizer import ALPHA, use_adaptive_visualizer
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
@@ -136,7 +137,7 @@ def main() -> None:
     else:
         options = dict(pred_score_thr=args.score_thr) if cli.task_of(cfg) == 'mmdet' else {}
         inferencer(images, out_dir=args.out_dir, **options)
-    print(f'{len(images)} images are in {folder}')
+    print(f'wrote {count(len(images), "image")} to {folder}')
 
 
 if __name__ == '__main__':

@@ -84,7 +84,7 @@ def test_pictures_of_photographs(task, request, predict, photographs, tmp_path):
             drawn = picture.crop((0, picture.height - height, width, picture.height)).convert('RGB')
             difference = np.subtract(drawn, image.convert('RGB').resize(drawn.size), dtype=float)
             assert np.abs(difference).mean() > 1
-    assert '2 images are in my pictures/vis' in out
+    assert 'wrote 2 images to my pictures/vis' in out
     if task == 'classification':
         assert 'a.png: night (' in out or 'a.png: day (' in out
 

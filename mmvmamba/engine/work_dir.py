@@ -205,7 +205,7 @@ def read_last_checkpoint(folder: str) -> str | None:
 
 
 def last_checkpoint(folder: str) -> str:
-    """Return the checkpoint that a work folder's ``last_checkpoint`` names, even if it was moved.
+    """Return the checkpoint that ``last_checkpoint`` of a work directory names, even if moved.
 
     Raises:
         UserError: If there is no such checkpoint.

@@ -20,6 +20,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mmvmamba.analysis import plotting
 
@@ -139,7 +140,7 @@ def draw_speed(rows: Sequence[Row], machines: Sequence[str], baseline: str) -> F
     groups = {key: times for key, times in sorted(groups.items()) if baseline in times}
     if not groups:
         raise SystemExit(f'the files have no results of {baseline} in eager float32')
-    models = list(dict.fromkeys(row['model'] for row in rows))
+    models = list(dict.fromkeys(model for times in groups.values() for model in times))
     colors = plotting.colors_of(models)
     figure = Figure(figsize=(8, 2.8))
     ax = figure.subplots()
@@ -158,23 +159,41 @@ def draw_speed(rows: Sequence[Row], machines: Sequence[str], baseline: str) -> F
     ax.set_ylabel(f'speed over {name_of(baseline)}')
     ax.set_xlim(-0.6, len(groups) - 0.4)
     ax.set_ylim(0, 1.35 * max(times[baseline] / min(times.values()) for times in groups.values()))
-    for j, model in enumerate(models):
-        ax.text(0.01 + 0.15 * j, 0.98, name_of(model), color=colors[model], size=11,
-                weight='bold', va='top', transform=ax.transAxes)  # fmt: skip
-    device = f'On a {rows[0]["device"].upper()}, '
-    figure.suptitle(device + takeaway(groups, models[0], baseline), x=0.01, ha='left')
+    ax.legend(
+        handles=[Patch(label=name_of(model)) for model in models],
+        labelcolor=[colors[model] for model in models],
+        prop=dict(size=11, weight='bold'),
+        loc='upper left',
+        ncols=len(models),
+        columnspacing=1.5,
+        handlelength=0,
+        handletextpad=0,
+        borderpad=0,
+        frameon=False,
+    )
+    if sentence := takeaway(groups, models, baseline):
+        figure.suptitle(f'On a {rows[0]["device"].upper()}, {sentence}', x=0.01, ha='left')
     text = f'{note(machines)}, float32, eager. The times are per batch.'
     figure.supxlabel(text, x=0.01, ha='left', size=9, color='#444444')
     return figure
 
 
-def takeaway(groups: Mapping[tuple, Mapping[str, float]], model: str, baseline: str) -> str:
-    """Return the range of a model's speed over a baseline's in inference, in a sentence."""
-    ratios = [times[baseline] / times[model] for (mode, *_), times in groups.items() if mode == 0]
-    low, high = (f'{ratio:.2f}' for ratio in (min(ratios), max(ratios)))
-    return (
-        f'{name_of(model)} runs {low} to {high} times as fast as {name_of(baseline)} in inference'
-    )
+def takeaway(
+    groups: Mapping[tuple, Mapping[str, float]], models: Sequence[str], baseline: str
+) -> str | None:
+    """Return the range of a model's speed over a baseline's in inference, in a sentence.
+
+    The model is the first one, other than the baseline, that all inference groups have. The result
+    is None if there is no such model.
+    """
+    inference = [times for (mode, *_), times in groups.items() if mode == 0]
+    for model in models if inference else ():
+        if model != baseline and all(model in times for times in inference):
+            ratios = [times[baseline] / times[model] for times in inference]
+            span = ' to '.join(dict.fromkeys(f'{r:.2f}' for r in (min(ratios), max(ratios))))
+            speed = f'{span} times as fast as {name_of(baseline)}'
+            return f'{name_of(model)} runs {speed} in inference'
+    return None
 
 
 def group_text(mode: int, height: int, width: int, batch: int) -> str:
@@ -196,7 +215,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('files', nargs='+', type=Path, metavar='JSON')
-    parser.add_argument('--out', type=Path, required=True, metavar='PNG')
+    parser.add_argument('--out', type=plotting.png_path, required=True, metavar='PNG')
     parser.add_argument(
         '--speed-over', metavar='MODEL', help='draw the speed over that of a model, as in swin-t'
     )

@@ -10,6 +10,7 @@ Example:
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from PIL import Image, ImageDraw
 
 from mmvmamba.engine import drawing, errors
 from mmvmamba.engine.visualizer import enlarge_sample, use_adaptive_visualizer
+from mmvmamba.engine.work_dir import last_checkpoint
 from mmvmamba.registry import register_config_packages
 
+REPO = Path(__file__).resolve().parent.parent
 DETECTOR = 'configs/demo/mask-rcnn_vmamba-demo_fpn_demo.py'
 SEGMENTOR = 'configs/demo/vmamba-demo_upernet_demo-160x160.py'
 #: Minimum score of the detections to draw.
@@ -202,12 +205,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    work_dir = args.work_dir.resolve()
+    os.chdir(REPO)  # the configs name the data by a relative path
     register_config_packages()
     models = []
     for name, config in (('detection', DETECTOR), ('segmentation', SEGMENTOR)):
-        checkpoint = (args.work_dir / name / 'train' / 'last_checkpoint').read_text('utf-8')
+        checkpoint = last_checkpoint(str(work_dir / name / 'train'))
         models.append((Config.fromfile(config), checkpoint, args.device))
-    out_file = args.work_dir / 'hero.jpg'
+    out_file = work_dir / 'hero.jpg'
     draw_hero(*models, out_file, args.num_images)
     print(out_file)
 

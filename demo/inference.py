@@ -24,7 +24,9 @@ from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
 from mmvmamba.engine import cli, errors
+from mmvmamba.engine.checks.configs import leaf_datasets
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.run_summary import count
 from mmvmamba.engine.visualizer import ALPHA, use_adaptive_visualizer
 from mmvmamba.models.loading import load_whole, read_checkpoint
 
@@ -80,6 +82,8 @@ def build_inferencer(cfg: Config, filename: str, device: str | None) -> BaseInfe
         raise UserError(f'default_scope must be one of {tuple(INFERENCERS)}, but got {task!r}')
     cfg = copy.deepcopy(cfg)
     use_adaptive_visualizer(cfg)
+    # The inferencers read the pipeline of the test data, but not inside a wrapper.
+    cfg.test_dataloader.dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
     module, name, options = INFERENCERS[task]
     with warnings.catch_warnings():
         # The weights are loaded below, in every naming scheme that the tools support.
@@ -133,7 +137,7 @@ def main() -> None:
     else:
         options = dict(pred_score_thr=args.score_thr) if cli.task_of(cfg) == 'mmdet' else {}
         inferencer(images, out_dir=args.out_dir, **options)
-    print(f'{len(images)} images are in {folder}')
+    print(f'wrote {count(len(images), "image")} to {folder}')
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ from mmengine.config import Config
 from mmvmamba import info
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.work_dir import last_checkpoint
 from mmvmamba.ops import extension_error
 from mmvmamba.ops.backend import AUTO_ORDER, why_not
 from mmvmamba.registry import MODELS
@@ -150,7 +151,7 @@ def run_task(
     else:
         command = ['tools/train.py', task.config, '--work-dir', str(train_dir), '--no-validate']
         results['train_seconds'] = run_tool([*command, *options], folder / 'train.log', device)
-    results['checkpoint'] = (train_dir / 'last_checkpoint').read_text(encoding='utf-8')
+    results['checkpoint'] = last_checkpoint(str(train_dir))
     step(f'testing {task.model}')
     command = ['tools/test.py', task.config, results['checkpoint'], '--work-dir']
     command += [str(folder / 'test'), *options]

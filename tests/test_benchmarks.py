@@ -129,6 +129,35 @@ def test_plot_of_the_recorded_speed():
     assert '1.45 to 1.81 times as fast as Swin-T' in figure.get_suptitle()
 
 
+def speed_row(mode, model, ms, size=224):
+    setting = dict(precision='fp32', run='eager', device='cpu', batch=1)
+    return dict(setting, mode=mode, model=model, height=size, width=size, median_ms=ms)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'words'),
+    [
+        (['train vmamba-t 50', 'train swin-t 100'], ''),
+        (['inference swin-t 100'], ''),
+        (
+            ['inference swin-t 100', 'inference vmamba-t 50'],
+            'On a CPU, VMamba-T runs 2.00 times as fast as Swin-T in inference',
+        ),
+        (
+            ['inference vmamba-t 50', 'inference convnext-t 80', 'inference swin-t 100']
+            + ['inference convnext-t 200 448', 'inference swin-t 400 448'],
+            'On a CPU, ConvNeXt-T runs 1.25 to 2.00 times as fast as Swin-T in inference',
+        ),
+    ],
+)
+def test_headline_of_the_speed(rows, words):
+    """It is about a model with results in all inference groups, if there is one."""
+    plot = load('plot')
+    rows = [row.split() for row in rows]
+    rows = [speed_row(mode, model, *map(int, numbers)) for mode, model, *numbers in rows]
+    assert plot.draw_speed(rows, ['a CPU'], 'swin-t').get_suptitle() == words
+
+
 class NotExportable(torch.nn.Module):
     def forward(self, x):
         if torch.compiler.is_compiling():

@@ -1,5 +1,6 @@
 """Style, colors and labels that all plots of this project share. Needs Matplotlib."""
 
+import argparse
 import io
 import itertools
 import re
@@ -142,6 +143,14 @@ def _write(ax: Axes, label: Label, offset: tuple[float, float], align: str) -> A
     )  # fmt: skip
 
 
+def png_path(text: str) -> Path:
+    """Parse the path of a PNG file on the command line."""
+    path = Path(text)
+    if path.suffix.lower() != '.png':
+        raise argparse.ArgumentTypeError(f'must end in .png, but got {text!r}')
+    return path
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG of at most 256 colors, or fewer if the file is large for a page."""
     buffer = io.BytesIO()
@@ -150,6 +159,7 @@ def save(figure: Figure, path: Path) -> None:
         image = image.convert('RGB')
     path.parent.mkdir(parents=True, exist_ok=True)
     for colors, method in ((256, Image.Quantize.MEDIANCUT), (128, Image.Quantize.MAXCOVERAGE)):
-        image.quantize(colors, method=method, dither=Image.Dither.NONE).save(path, optimize=True)
+        few = image.quantize(colors, method=method, dither=Image.Dither.NONE)
+        few.save(path, format='PNG', optimize=True)
         if path.stat().st_size <= LARGE:
             break

@@ -134,7 +134,8 @@ def draw_instances(
 
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
-        boxes (ndarray): (N, 4), left, top, right and bottom.
+        boxes (ndarray): (N, 4), left, top, right and bottom. Objects whose box is not finite are
+            not drawn.
         masks (ndarray, optional): (N, H, W), bool.
         texts (Sequence[str]): N labels; empty ones are not drawn.
         colors (Sequence[tuple]): N colors (RGB).
@@ -146,8 +147,8 @@ def draw_instances(
     """
     drawn = image.copy()
     occupied = np.zeros(image.shape[:2], np.uint8)
-    bounds = [_clip(box, image.shape) for box in boxes]
-    order = sorted(range(len(bounds)), key=lambda i: -_area(bounds[i]))  # small ones on top
+    bounds = {i: _clip(b, image.shape) for i, b in enumerate(boxes) if np.isfinite(b).all()}
+    order = sorted(bounds, key=lambda i: -_area(bounds[i]))  # small ones on top
     for i in order:
         left, top, right, bottom = bounds[i]
         if masks is None:
@@ -181,7 +182,7 @@ def draw_label_map(
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
         labels (ndarray): (H, W), class indices. Pixels with other values are not drawn.
-        names (Sequence[str]): Names of the classes.
+        names (Sequence[str]): Names of the classes. Without names, nothing is drawn.
         palette (Sequence, optional): Colors (RGB) of the classes.
         style (Style): Sizes of text and lines.
         alpha (float): Opacity of the classes.
@@ -190,6 +191,8 @@ def draw_label_map(
     Returns:
         ndarray: The result, (H, W, 3), uint8, RGB.
     """
+    if not names:
+        return image.copy()
     known = (labels >= 0) & (labels < len(names))
     table = np.array([class_color(i, palette) for i in range(len(names))], np.uint8)
     blend = cv2.addWeighted(image, 1 - alpha, table[np.where(known, labels, 0)], alpha, 0)
@@ -242,7 +245,10 @@ def _draw_labels(
     occupied: np.ndarray,
     style: Style,
 ) -> np.ndarray:
-    """Draw each label where it covers the least, preferring the first of its places."""
+    """Draw each label where it covers the least, preferring the first of its places.
+
+    Each label has at least one place.
+    """
     picture = Image.fromarray(drawn)
     draw = ImageDraw.Draw(picture)
     for places, text, color in labels:
@@ -259,22 +265,22 @@ def _draw_labels(
 
 
 def _around(rect: Rect, size: tuple[int, int], shape: Sequence[int]) -> list[Rect]:
-    """Return places for a label above, below, next to and inside a rectangle."""
+    """Return places for a label above, below, next to and inside a rectangle, in this order.
+
+    The four inside are always there. The others are left out if the image's border would push the
+    label onto the rectangle or away from it.
+    """
     left, top, right, bottom = rect
     width, height = size
-    corners = [
-        *((x, y) for y in (top - height, bottom) for x in (left, right - width)),
-        *((x, y) for y in (top, bottom - height) for x in (right, left - width)),
-        *((x, y) for y in (top, bottom - height) for x in (left, right - width)),
-    ]
-    places = [_move_inside(corner, size, shape) for corner in corners]
-    # The image's border may push a label away from the rectangle; the last four still touch it.
-    kept = [
-        place
-        for place, (x, y) in zip(places[:-4], corners, strict=False)
-        if place[1] == y and (place[0] == x or y in (top - height, bottom))
-    ]
-    return kept + places[-4:]
+    above_or_below = [(x, y) for y in (top - height, bottom) for x in (left, right - width)]
+    beside = [(x, y) for y in (top, bottom - height) for x in (right, left - width)]
+    inside = [(x, y) for y in (top, bottom - height) for x in (left, right - width)]
+    places = []
+    for x, y in above_or_below + beside:
+        place = _move_inside((x, y), size, shape)
+        if place[1] == y and (place[0] == x or (x, y) in above_or_below):
+            places.append(place)
+    return places + [_move_inside(corner, size, shape) for corner in inside]
 
 
 def _in_region(
@@ -282,7 +288,7 @@ def _in_region(
 ) -> list[Rect]:
     """Return places for a label in the widest part of a region or, if it is thin, around it.
 
-    The region (h, w) has every ``step``-th pixel of the image.
+    The region (h, w) has every ``step``-th pixel of the image. A speck has no places.
     """
     width, height = size
     padded = cv2.copyMakeBorder(region.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)

@@ -109,8 +109,9 @@ class AdaptiveMixin:
             names = [_name_of(label, classes) for label in data_sample.gt_label.tolist()]
             lines.append('ground truth: ' + ', '.join(names))
         if draw_pred and 'pred_label' in data_sample:
+            scores = data_sample.get('pred_score') if draw_score else None
             for label in data_sample.pred_label.tolist():
-                score = f' {data_sample.pred_score[label]:.2f}' if draw_score else ''
+                score = '' if scores is None else f' {scores[label]:.2f}'
                 lines.append(_name_of(label, classes) + score)
         image = self._picture(image, data_sample)
         image = drawing.enlarge_image(image, drawing.enlargement(image.shape))

@@ -204,6 +204,19 @@ def read_last_checkpoint(folder: str) -> str | None:
         raise ValueError(f'{str(pointer)!r} cannot be read: {error}') from error
 
 
+def last_checkpoint(folder: str) -> str:
+    """Return the checkpoint that ``last_checkpoint`` of a work directory names, even if moved.
+
+    Raises:
+        UserError: If there is no such checkpoint.
+    """
+    path, reasons = _named_checkpoint(folder)
+    if path is None:
+        reason = f'{os.path.join(folder, _POINTER)!r} does not name a checkpoint'
+        raise UserError('; '.join(reasons) or reason)
+    return path
+
+
 def _named_checkpoint(*folders: str) -> tuple[str | None, list[str]]:
     """Find what the first folder's ``last_checkpoint`` names, even if it was moved or copied.
 

@@ -122,6 +122,17 @@ def test_crowded_labels_do_not_overlap():
         assert (picture == color).all(-1).sum() > 0.5 * area
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_boxes_that_are_not_finite_are_not_drawn(bad):
+    box, masks = [200, 200, 300, 300], np.zeros((2, 480, 480), bool)
+    masks[:, 200:300, 200:300] = True
+    boxes, texts, colors = [[bad, 0, 50, 50], box], ['cat', 'dog'], [BLUE, RED]
+    for some in (None, masks):
+        picture = draw(blank(480, 480), boxes, texts, colors, some)
+        alone = draw(blank(480, 480), [box], ['dog'], [RED], None if some is None else some[:1])
+        np.testing.assert_array_equal(picture, alone)
+
+
 def test_masks_are_filled_and_outlined():
     mask = np.zeros((1, 480, 480), bool)
     mask[0, 200:300, 200:300] = True
@@ -146,6 +157,13 @@ def test_label_map():
     assert (picture[102, 302] != GRAY).any() and (picture[:, 310:] == GRAY).all()
     plain = drawing.draw_label_map(image, labels, ['road', 'car'], palette, style, 0.5, False)
     assert not (plain == RED).all(-1).any()
+
+
+def test_a_label_map_without_class_names():
+    image = blank(480, 480)
+    labels = np.zeros((480, 480), int)
+    picture = drawing.draw_label_map(image, labels, [], None, Style.of(image), 0.5)
+    np.testing.assert_array_equal(picture, image)
 
 
 def test_a_thin_region_has_its_label_beside_it():

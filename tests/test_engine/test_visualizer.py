@@ -235,6 +235,16 @@ def test_classes_are_above_the_image(tmp_path):
         assert 20 * lines < picture.shape[0] - 512 < 40 * lines
 
 
+def test_classes_without_scores(tmp_path):
+    visualizer = build(BASES[2], ADAPTIVE, name='cls without scores')
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample().set_pred_label(1)
+    file = str(tmp_path / 'a.png')
+    visualizer.visualize_cls(np.full((64, 64, 3), 90, np.uint8), sample, out_file=file)
+    assert mmcv.imread(file).shape[0] > 512
+
+
 def test_classified_images_are_read_again(tmp_path):
     """mmpretrain's hook passes the network's input, not the image."""
     visualizer = build(BASES[2], ADAPTIVE, name='cls file')

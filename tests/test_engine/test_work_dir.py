@@ -15,6 +15,7 @@ import torch
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.work_dir import (
     Progress,
+    last_checkpoint,
     last_complete_checkpoint,
     locked,
     read_last_checkpoint,
@@ -263,6 +264,16 @@ def test_the_name_in_last_checkpoint(tmp_path):
     (tmp_path / 'last_checkpoint').write_bytes(b'\xff')
     with pytest.raises(ValueError, match="last_checkpoint' cannot be read: 'utf-8' codec"):
         read_last_checkpoint(str(tmp_path))
+
+
+def test_the_last_checkpoint_of_a_moved_folder(tmp_path):
+    with pytest.raises(UserError, match='does not name a checkpoint'):
+        last_checkpoint(str(tmp_path))
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_1.pth\n')
+    with pytest.raises(UserError, match=r"names '/elsewhere/epoch_1.pth', which does not exist"):
+        last_checkpoint(str(tmp_path))
+    (tmp_path / 'epoch_1.pth').touch()
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
 
 
 def test_values_of_tensors_are_not_read_to_compare_iterations(tmp_path):

@@ -147,6 +147,7 @@ def stand_ins(run_demo, tmp_path, monkeypatch):
         if command[0] == 'tools/train.py':
             folder = Path(command[command.index('--work-dir') + 1])
             folder.mkdir(parents=True)
+            (folder / 'last.pth').touch()
             (folder / 'last_checkpoint').write_text('last.pth')
         return 1.5
 
@@ -171,20 +172,25 @@ def test_a_run(run_demo, stand_ins, tmp_path, monkeypatch, capsys):
     assert [command[1] for command in train] == list(CONFIGS.values())
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert results['passed'] and results['detection']['train_seconds'] == 1.5
-    assert results['segmentation']['checkpoint'] == 'last.pth'
+    checkpoint = str(tmp_path / 'out' / 'segmentation' / 'train' / 'last.pth')
+    assert results['segmentation']['checkpoint'] == checkpoint
     assert results['segmentation']['backbone_parameters'] > 1_000_000
     assert 'mmvmamba' in results['versions']
     assert re.findall(r'^\[(\d)/8\]', capsys.readouterr().out, re.MULTILINE) == list('12345678')
 
 
 def test_the_models_of_an_earlier_run_are_tested(run_demo, stand_ins, monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match='last_checkpoint'):
+    with pytest.raises(UserError, match='last_checkpoint. does not name a checkpoint'):
         run_main(run_demo, monkeypatch, tmp_path, '--skip-training')
     run_main(run_demo, monkeypatch, tmp_path)
     stand_ins.clear()
     run_main(run_demo, monkeypatch, tmp_path, '--skip-training')
     tools = [command[:3] for command in stand_ins if command[0].startswith('tools/t')]
-    assert tools == [['tools/test.py', config, 'last.pth'] for config in CONFIGS.values()]
+    folders = (tmp_path / 'out' / task.name / 'train' for task in run_demo.TASKS)
+    assert tools == [
+        ['tools/test.py', config, str(folder / 'last.pth')]
+        for config, folder in zip(CONFIGS.values(), folders, strict=True)
+    ]
 
 
 def test_a_missed_target_is_an_error_after_the_results(run_demo, stand_ins, tmp_path, monkeypatch):
@@ -279,18 +285,19 @@ def test_pictures(package, draw_predictions, data_root, tmp_path, monkeypatch):
 
 
 def test_hero(draw_predictions, data_root, tmp_path, monkeypatch, capsys):
-    """Both models on the same images, from a run of the demo."""
+    """Both models on the same images, from a run of the demo that was moved."""
+    monkeypatch.chdir(tmp_path)
     for name, package in (('detection', 'mmdet'), ('segmentation', 'mmseg')):
         cfg, model = build_model(package)
         use_data(cfg, data_root)
         folder = tmp_path / name / 'train'
         folder.mkdir(parents=True)
         torch.save({'state_dict': model.state_dict()}, folder / 'last.pth')
-        (folder / 'last_checkpoint').write_text(str(folder / 'last.pth'))
+        (folder / 'last_checkpoint').write_text('/elsewhere/last.pth')
         cfg.dump(tmp_path / f'{name}.py')
     monkeypatch.setattr(draw_predictions, 'DETECTOR', str(tmp_path / 'detection.py'))
     monkeypatch.setattr(draw_predictions, 'SEGMENTOR', str(tmp_path / 'segmentation.py'))
-    monkeypatch.setattr('sys.argv', ['draw_predictions.py', str(tmp_path), '--num-images', '1'])
+    monkeypatch.setattr('sys.argv', ['draw_predictions.py', '.', '--num-images', '1'])
     draw_predictions.main()
     assert capsys.readouterr().out.endswith(f'{tmp_path / "hero.jpg"}\n')
     with Image.open(tmp_path / 'hero.jpg') as hero:

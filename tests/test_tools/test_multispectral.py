@@ -200,7 +200,7 @@ def test_the_path(data, run):
         assert rgb(picture).shape == (10 * SIZE[0], 20 * SIZE[1], 3)
 
     out = run(*predict, *thin)
-    assert '2 images are in' in out
+    assert 'wrote 2 images to' in out
     pictures = sorted((data / predict[-1] / 'vis').iterdir())
     assert [p.name for p in pictures] == ['0.png', '1.png']
     assert rgb(pictures[0]).shape == (10 * SIZE[0], 10 * SIZE[1], 3)

@@ -12,6 +12,7 @@ Example:
 """
 
 import argparse
+import functools
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.logging import MMLogger
-from mmengine.utils import track_iter_progress
 from paper import display_name
 from PIL import Image
 
@@ -125,7 +125,8 @@ def compute(patch: QueriedPatch, with_rollout: bool) -> dict[str, Any]:
             summed=maps.summed(query, form),
         )
         if with_rollout:
-            pictures[form]['rollout'] = rollout(patch.blocks, query, form, track_iter_progress)
+            track = functools.partial(figures.track, f'rollout of {patch.model}')
+            pictures[form]['rollout'] = rollout(patch.blocks, query, form, track)
     return pictures
 
 

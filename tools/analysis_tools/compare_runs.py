@@ -9,6 +9,7 @@ Example:
 import argparse
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from mmvmamba.engine.errors import UserError
 from mmvmamba.nn.settings import did_you_mean
 
 MAIN_METRICS = ('mAP', 'mIoU', 'top1')
+#: Metrics of OpenMMLab that are better when larger, such as 'coco/bbox_mAP_50' and 'mIoU'.
+LARGER_IS_BETTER = re.compile(
+    r'AP(?![A-Za-z])|AR@|IoU|Dice|[Aa]cc|[Pp]recision|[Rr]ecall|[Ff]score|f1-score|/top\d|[PSR]Q$'
+)
 NOT_METRICS = ('step', 'time', 'data_time')
 
 
@@ -31,9 +36,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('runs', type=Path, nargs='+', help='work directories of training runs')
-    parser.add_argument('--out', type=Path, help='image file for the curves')
+    parser.add_argument('--out', type=plotting.png_path, metavar='PNG', help='image of the curves')
     parser.add_argument('--keys', nargs='+', help='keys to plot (default: loss and main metrics)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.keys and not args.out:
+        parser.error('--keys needs --out, the image of the curves')
+    return args
 
 
 @dataclass(frozen=True)
@@ -80,18 +88,27 @@ def metrics_of(runs: Sequence[Run]) -> list[str]:
 
 
 def describe(run: Run, key: str) -> str:
-    """Return the last value of a metric, and the best one with its step."""
+    """Return the last value of a metric, and the best one with its step if larger is better."""
     if not (points := run.curve(key)):
         return '-'
+    last = f'{points[-1][1]:.4g}'
+    if not has_best(key):
+        return last
     step, best = max(points, key=lambda point: point[1])
-    return f'{points[-1][1]:.4g} ({best:.4g} at {step})'
+    return f'{last} ({best:.4g} at {step})'
+
+
+def has_best(key: str) -> bool:
+    """Return True if a metric is known to be better when larger."""
+    return LARGER_IS_BETTER.search(key) is not None and not re.search('loss|error', key, re.I)
 
 
 def table(runs: Sequence[Run]) -> str:
     """Return a Markdown table with a column for each run."""
     lines = [['', *(run.name for run in runs)], ['---'] * (len(runs) + 1)]
     for key in metrics_of(runs):
-        lines.append([f'{key}: last (best)', *(describe(run, key) for run in runs)])
+        title = f'{key}: last (best)' if has_best(key) else f'{key}: last'
+        lines.append([title, *(describe(run, key) for run in runs)])
     for name, key, reduce in (
         ('training loss: last', 'loss', lambda values: values[-1]),
         ('time per step (s): median', 'time', statistics.median),
@@ -128,7 +145,7 @@ def main() -> None:
     print(table(runs))
     if args.out:
         plotting.use_style()
-        draw(runs, keys).savefig(args.out)
+        plotting.save(draw(runs, keys), args.out)
         print(f'\nThe curves are in {args.out}')
 
 

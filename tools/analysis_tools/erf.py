@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle
 from mmengine.logging import MMLogger
-from mmengine.utils import track_iter_progress
 from paper import display_name
 from PIL import Image, ImageOps
 
@@ -110,7 +109,7 @@ def compute(args: argparse.Namespace, images: torch.Tensor) -> list[list[Panel]]
             name = args.labels[i] if args.labels else model.name
             state = args.trained or f'weights: {model.weights}' if file else model.weights
             MMLogger.get_current_instance().info(f'{name}, {state}: {len(images)} images')
-            batches = track_iter_progress(list(images.split(args.batch_size)))
+            batches = figures.track(name, images.split(args.batch_size))
             field = receptive_field(model, (model.normalize(b.to(args.device)) for b in batches))
             panels.append(Panel(name, state, field))
         models.append(panels)

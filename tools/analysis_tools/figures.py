@@ -3,9 +3,9 @@
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from torch import Tensor
 from mmvmamba.analysis import plotting
 from mmvmamba.analysis.measure import parse_size
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.run_summary import count
 from mmvmamba.environment import describe_machine, describe_run
+from mmvmamba.progress import Progress
+
+Item = TypeVar('Item')
 
 MODEL_HELP = (
     'an architecture of this package (tiny, vanilla_base, ...), a model name of mmpretrain, a '
@@ -35,7 +39,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--out',
-        type=Path,
+        type=plotting.png_path,
         default=Path(out),
         metavar='PNG',
         help=f'output image; the numbers go to a JSON file next to it (default: {out})',
@@ -93,8 +97,6 @@ def set_up(args: argparse.Namespace) -> None:
     """Start the log, set the style of plots, seed the weights and look up the device."""
     MMLogger.get_instance('mmvmamba', logger_name='mmvmamba')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    if args.out.suffix != '.png':
-        raise UserError(f'--out must end in .png, but got {str(args.out)!r}')
     plotting.use_style()
     torch.manual_seed(args.seed)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -107,6 +109,14 @@ def set_up(args: argparse.Namespace) -> None:
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)  # the default of calls without a device
     args.device = device
+
+
+def track(task: str, items: Sequence[Item]) -> Iterator[Item]:
+    """Yield items, and log how many are done and the time left."""
+    progress = Progress(task, len(items), MMLogger.get_current_instance().info)
+    for item in items:
+        yield item
+        progress.step()
 
 
 def write(
@@ -130,8 +140,7 @@ def write(
 def machine_text(device: torch.device) -> str:
     """Return the GPU, or the CPU and its threads, without trademarks."""
     machine = describe_machine(device)
-    threads = machine['threads']
-    cpu = f'{machine["cpu"]}, {threads} thread{"s" * (threads > 1)}'
+    cpu = f'{machine["cpu"]}, {count(machine["threads"], "thread")}'
     return (machine.get('gpu') or cpu).replace('(R)', '').replace('(TM)', '')
 
 

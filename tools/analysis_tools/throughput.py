@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,7 +11,6 @@ import figures
 import torch
 from analysis_model import AnalysisModel, load_model
 from mmengine.logging import MMLogger
-from mmengine.utils import track_iter_progress
 
 from mmvmamba.analysis import measure
 from mmvmamba.analysis.flops import count_multiply_adds
@@ -112,7 +112,7 @@ def compare(specs: Sequence[str], settings: Settings, modes: Sequence[str]) -> d
     logger.info(f'{len(specs)} models, {settings.text}')
     rows: dict[str, Row] = {}
     models: dict[str, AnalysisModel] = {}
-    for spec in track_iter_progress(specs):
+    for spec in figures.track('building the models', specs):
         model = load_model(spec, size=settings.size)
         rows[spec] = count(model, settings.size)
         if modes:
@@ -161,7 +161,8 @@ def measure_mode(
         for name, model in models.items()
     }
     how_long = settings.seconds, settings.min_rounds
-    times = measure.interleave(calls, device, *how_long, track=track_iter_progress)
+    track = functools.partial(figures.track, f'{mode}, {size_text(*settings.size)}')
+    times = measure.interleave(calls, device, *how_long, track=track)
     for name, samples in times.items():
         result = measure.summarize(samples)
         ms = result['median_ms'] / batch_size

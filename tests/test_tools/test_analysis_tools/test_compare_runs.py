@@ -41,7 +41,7 @@ def runs(tmp_path):
 
 
 def test_table_and_curves(runs, monkeypatch, capsys, tmp_path):
-    out = tmp_path / 'curves.png'
+    out = tmp_path / 'new' / 'curves.png'
     monkeypatch.setattr(sys, 'argv', ['compare_runs.py', *map(str, runs), '--out', str(out)])
     tool.main()
     gpu, cpu = map(str, runs)
@@ -79,10 +79,49 @@ def test_a_new_run_in_the_same_folder(tmp_path):
     assert run.curve('loss') == [(10, 5.0)] and not run.val
 
 
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--out', 'curves.pdf'], "argument --out: must end in .png, but got 'curves.pdf'"),
+        (['--keys', 'loss'], '--keys needs --out'),
+    ],
+)
+def test_wrong_options(options, words, runs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['compare_runs.py', str(runs[0]), *options])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('key', 'best'),
+    [
+        ('coco/bbox_mAP_50', True),
+        ('pascal_voc/AP50', True),
+        ('coco/AR@100', True),
+        ('coco_panoptic/PQ', True),
+        ('mIoU', True),
+        ('aAcc', True),
+        ('mFscore', True),
+        ('accuracy/top1', True),
+        ('single-label/f1-score', True),
+        ('loss', False),
+        ('error/top1', False),
+        ('depth/MAPE', False),
+        ('rmse', False),
+    ],
+)
+def test_metrics_with_a_best_value(key, best):
+    assert tool.has_best(key) == best
+    run = tool.Run('run', {}, {1: {key: 0.3}, 2: {key: 0.2}})
+    assert tool.describe(run, key) == ('0.2 (0.3 at 1)' if best else '0.2')
+
+
 def test_mistakes(runs, monkeypatch, tmp_path):
     with pytest.raises(UserError, match='has no log'):
         tool.read_run(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['compare_runs.py', str(runs[0]), '--keys', 'los'])
+    options = ['--out', str(tmp_path / 'curves.png'), '--keys', 'los']
+    monkeypatch.setattr(sys, 'argv', ['compare_runs.py', str(runs[0]), *options])
     with pytest.raises(UserError, match="no run has 'los'; did you mean loss"):
         tool.main()
     (tmp_path / '1' / 'vis_data').mkdir(parents=True)

@@ -134,7 +134,7 @@ def test_throughput_on_a_gpu(run_here, tmp_path):
         (('Swim-T',), "model 'Swim-T' is not an architecture"),
         (('tiny', '--batch-size', '0'), '--batch-size: must be an integer of at least 1'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
-        (('init', '--out', 'x.json'), '--out must end in .png'),
+        (('init', '--out', 'x.json'), 'argument --out: must end in .png'),
     ],
 )
 def test_refuses(run_here, args, message):

@@ -138,7 +138,7 @@ def test_erf_on_a_gpu(run_here, data_root, tmp_path):
         (('tiny', '--checkpoint', 'a', 'b'), '--checkpoint must have a value for each of 1 models'),
         (('tiny', '--images', 'nowhere'), ".webp files, but got 'nowhere'"),
         (('tiny', '--num-images', '0'), '--num-images: must be an integer of at least 1'),
-        (('tiny', '--out', 'erf.jpg'), '--out must end in .png'),
+        (('tiny', '--out', 'erf.jpg'), 'argument --out: must end in .png'),
         (('tiny', '--device', 'abacus'), "--device 'abacus' cannot be used"),
         (
             ('nothing', '--num-images', '1', '--size', '64'),

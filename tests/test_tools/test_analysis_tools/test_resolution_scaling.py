@@ -157,12 +157,12 @@ def test_what_finds_no_memory_is_null(run_here, importable, tmp_path):
 
 def test_resolution_scaling_shows_its_rounds(run_here, tmp_path, monkeypatch):
     tracked = []
-    track = throughput.track_iter_progress
     monkeypatch.setattr(
-        throughput, 'track_iter_progress', lambda items: tracked.append(len(items)) or track(items)
+        throughput.figures, 'track', lambda task, items: tracked.append((task, len(items))) or items
     )
     scaling(run_here, tmp_path, THIN, '--sizes', 32, '--modes', 'inference', 'train')
-    assert tracked == [1, 1] * 2  # for each mode the models, each tried, then the rounds
+    # For each mode the models, each tried, then the rounds.
+    assert tracked == [('inference, 32', 1)] * 2 + [('train, 32', 1)] * 2
 
 
 @pytest.mark.slow

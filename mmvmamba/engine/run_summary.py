@@ -24,12 +24,13 @@ from mmvmamba.environment import PACKAGES, installed_version
 from mmvmamba.version import __version__
 
 from .checks.configs import leaf_datasets
-from .console import ATTENTION
 from .hooks.utils import optim_wrappers, unwrapped
 from .work_dir import read_last_checkpoint
 
 _SHOWN_CLASSES = 10
 _WIDTH = 13  # of the titles on the left
+#: The beginning of a section's line that stands out on a terminal.
+_ATTENTION = '! '
 #: COCO's metrics of one kind of result, such as 'coco/bbox_mAP_50'.
 _COCO_METRIC = re.compile(r'(?:.*/)?(bbox|segm|proposal|keypoints)_(.+)')
 _NOT_METRICS = ('time', 'data_time')
@@ -45,15 +46,21 @@ class Trained(NamedTuple):
     last: str | None
 
 
-def layout(sections: Iterable[Section]) -> str:
-    """Return titles on the left and their lines on the right; empty sections are left out."""
-    lines = ['']
+def layout(sections: Iterable[Section]) -> tuple[str, list[int]]:
+    """Arrange titles on the left and their lines on the right; empty sections are left out.
+
+    Returns:
+        tuple[str, list[int]]: The text, and the indices of its lines that need attention.
+    """
+    lines, attention = [''], []
     for title, texts in sections:
         for i, text in enumerate(texts):
-            mark = ATTENTION if text.startswith(ATTENTION) else ''
+            mark = _ATTENTION if text.startswith(_ATTENTION) else ''
+            if mark:
+                attention.append(len(lines))
             head = (title if i == 0 else mark).ljust(_WIDTH)
             lines.append(f'{head}{text if i == 0 else text.removeprefix(mark)}')
-    return '\n'.join(lines)
+    return '\n'.join(lines), attention
 
 
 def environment(cfg: Config, on_cpu: bool) -> Section:
@@ -227,11 +234,11 @@ def _learning_rate(cfg: Config, images: int) -> list[str]:
     scaled = f'{rate * images / base:g}'
     if scaling.get('enable'):
         return [
-            f'{ATTENTION}learning rate {rate:g} -> {scaled}: {rate:g} is for {base} images per '
+            f'{_ATTENTION}learning rate {rate:g} -> {scaled}: {rate:g} is for {base} images per '
             f'iteration, and this run has {images}'
         ]
     return [
-        f'{ATTENTION}learning rate {rate:g}, which is for {base} images per iteration, but this '
+        f'{_ATTENTION}learning rate {rate:g}, which is for {base} images per iteration, but this '
         f'run has {images}: --auto-scale-lr would use {scaled}'
     ]
 

@@ -23,13 +23,15 @@ def lines(section):
 
 
 def test_layout():
-    sections = [('Data', ['4 images', '! few']), ('Empty', []), ('Log', ['x'])]
-    assert run_summary.layout(sections).splitlines() == [
+    sections = [('Data', ['4 images', '! few']), ('Empty', []), ('Log', ['stop! x'])]
+    text, attention = run_summary.layout(sections)
+    assert text.splitlines() == [
         '',
         'Data         4 images',
         '!            few',
-        'Log          x',
+        'Log          stop! x',
     ]
+    assert attention == [2]
 
 
 def test_environment():

@@ -65,4 +65,5 @@ class RunSummaryHook(Hook):
         )
 
     def _log(self, runner: Any, *sections: run_summary.Section) -> None:
-        log_plain(runner.logger, run_summary.layout(sections) + '\n')
+        text, attention = run_summary.layout(sections)
+        log_plain(runner.logger, f'{text}\n', attention)

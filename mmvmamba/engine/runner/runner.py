@@ -85,7 +85,7 @@ class CommonMixin:
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = partial(self._log_errors.handle, handler)
         console.attach(self.logger)
-        console.log_plain(self.logger, layout([environment(self.cfg, runs_on_cpu())]))
+        console.log_plain(self.logger, *layout([environment(self.cfg, runs_on_cpu())]))
         super()._log_env(*args)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:

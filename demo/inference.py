@@ -23,7 +23,7 @@ from mmengine.dataset import Compose
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
-from mmvmamba.engine import cli, errors
+from mmvmamba.engine import cli, console, errors
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.visualizer import ALPHA, use_adaptive_visualizer
 from mmvmamba.models.loading import load_whole, read_checkpoint
@@ -120,6 +120,7 @@ def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
         return DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
 
 
+@console.concise()
 def main() -> None:
     args = parse_args()
     images = find_images(args.images)

@@ -3,7 +3,7 @@
 A run writes its environment, config, hooks and a line for each parameter to its logger, and the
 packages around it print and warn. :func:`concise` keeps all of that out of the console and writes
 it to the log file, including what is written before the file exists. If a run fails before that,
-the hidden warnings go to stderr.
+the hidden warnings go to stderr. Tools without a log file drop the rest.
 """
 
 import contextlib

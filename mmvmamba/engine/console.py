@@ -46,7 +46,10 @@ _active: '_Console | None' = None
 
 @contextlib.contextmanager
 def concise(launcher: str = 'none') -> Iterator[None]:
-    """Keep the console short until the block ends; only the first process of a run writes to it.
+    """Keep the console short until the block ends.
+
+    Only the first process of a run writes notes to it. The others write errors and the warnings
+    that are not hidden.
 
     Args:
         launcher (str): The launcher of a distributed run. Defaults to 'none'.

@@ -118,7 +118,7 @@ def data(runner: Any, *stages: str) -> Section:
 
 
 def size(dataset: Any) -> str:
-    """Return the number of images, which an iterable data set does not know."""
+    """Return the number of images; an iterable dataset does not know it."""
     return count(len(dataset), 'image') if hasattr(dataset, '__len__') else 'stream of images'
 
 

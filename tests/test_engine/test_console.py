@@ -39,6 +39,12 @@ def module(name):
     return made
 
 
+def show_warnings():
+    """Show all warnings but those of files that earlier tests left to the garbage collector."""
+    warnings.simplefilter('always')
+    warnings.simplefilter('ignore', ResourceWarning)
+
+
 @pytest.fixture
 def run(tmp_path, capsys):
     """Report something in a run; return the console's lines and the text of the log file."""
@@ -107,7 +113,7 @@ def test_prints(run):
 
 def test_warnings(run):
     def report(logger):
-        warnings.simplefilter('always')
+        show_warnings()
         module('mmseg.models.x').warn('avg_non_ignore is False')
         module('torch.functional').warn('indexing: in an upcoming release, it will be required')
         module('my_model').warn('old', DeprecationWarning)
@@ -164,7 +170,7 @@ def test_attention_stands_out_on_the_console(run, monkeypatch):
 def test_other_processes_of_a_run_show_warnings_only(capsys, monkeypatch):
     monkeypatch.setenv('RANK', '1')
     with warnings.catch_warnings():
-        warnings.simplefilter('always')
+        show_warnings()
         shown = []
         warnings.showwarning = lambda message, *args: shown.append(str(message))
         root = list(logging.getLogger().handlers)
@@ -188,7 +194,7 @@ def test_other_processes_of_a_run_show_warnings_only(capsys, monkeypatch):
 
 def test_hidden_warnings_are_shown_if_a_run_fails_early(capsys):
     with warnings.catch_warnings(), pytest.raises(KeyError), console.concise():
-        warnings.simplefilter('always')
+        show_warnings()
         module('mmseg.models.x').warn('avg_non_ignore of http://me:secret@host/x is False')
         module('mmseg.models.x').warn('pretrained is deprecated')
         module('mmdet.datasets').say('Could not import OneDL')
@@ -203,7 +209,7 @@ def test_hidden_warnings_are_shown_if_a_run_fails_early(capsys):
 
 def test_hidden_warnings_are_only_in_the_log_if_a_run_fails_later(run, capsys):
     def report(logger):
-        warnings.simplefilter('always')
+        show_warnings()
         module('mmseg.models.x').warn('avg_non_ignore is False')
         raise KeyError
 

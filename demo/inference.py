@@ -23,7 +23,7 @@ from mmengine.dataset import Compose
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
-from mmvmamba.engine import cli, errors
+from mmvmamba.engine import cli, console, errors
 from mmvmamba.engine.checks.configs import leaf_datasets
 from mmvmamba.engine.errors import UserError
 from mmvmamba.engine.run_summary import count
@@ -124,6 +124,7 @@ def dataset_meta(cfg: Config, checkpoint: Any) -> Mapping[str, Any]:
         return DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
 
 
+@console.concise()
 def main() -> None:
     args = parse_args()
     images = find_images(args.images)

@@ -24,12 +24,13 @@ from mmvmamba.environment import PACKAGES, installed_version
 from mmvmamba.version import __version__
 
 from .checks.configs import leaf_datasets
-from .console import ATTENTION
-from .hooks.utils import optim_wrappers, unwrapped
+from .utils import accumulated_iterations, load_from, optim_wrappers, resumes, unwrapped
 from .work_dir import read_last_checkpoint
 
 _SHOWN_CLASSES = 10
 _WIDTH = 13  # of the titles on the left
+#: The beginning of a section's line that stands out on a terminal.
+_ATTENTION = '! '
 #: COCO's metrics of one kind of result, such as 'coco/bbox_mAP_50'.
 _COCO_METRIC = re.compile(r'(?:.*/)?(bbox|segm|proposal|keypoints)_(.+)')
 _NOT_METRICS = ('time', 'data_time')
@@ -45,15 +46,21 @@ class Trained(NamedTuple):
     last: str | None
 
 
-def layout(sections: Iterable[Section]) -> str:
-    """Return titles on the left and their lines on the right; empty sections are left out."""
-    lines = ['']
+def layout(sections: Iterable[Section]) -> tuple[str, list[int]]:
+    """Arrange titles on the left and their lines on the right; empty sections are left out.
+
+    Returns:
+        tuple[str, list[int]]: The text, and the indices of its lines that need attention.
+    """
+    lines, attention = [''], []
     for title, texts in sections:
         for i, text in enumerate(texts):
-            mark = ATTENTION if text.startswith(ATTENTION) else ''
+            mark = _ATTENTION if text.startswith(_ATTENTION) else ''
+            if mark:
+                attention.append(len(lines))
             head = (title if i == 0 else mark).ljust(_WIDTH)
             lines.append(f'{head}{text if i == 0 else text.removeprefix(mark)}')
-    return '\n'.join(lines)
+    return '\n'.join(lines), attention
 
 
 def environment(cfg: Config, on_cpu: bool) -> Section:
@@ -98,16 +105,21 @@ def data(runner: Any, *stages: str) -> Section:
         dataset = getattr(loader, 'dataset', None)
         if dataset is None:
             continue
-        size = count(len(dataset), 'image') if hasattr(dataset, '__len__') else 'stream of images'
         leaves = list(leaf_datasets(dataset))
         more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
-        lines.append(f'{stage}: {size}, {type(leaves[0]).__name__} {_source(leaves[0])}{more}')
+        source = f'{type(leaves[0]).__name__} {_source(leaves[0])}'
+        lines.append(f'{stage}: {size(dataset)}, {source}{more}')
         classes = classes or (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if classes:
         others = f', ... ({classes[-1]})' if len(classes) > _SHOWN_CLASSES else ''
         names = ', '.join(map(str, classes[:_SHOWN_CLASSES]))
         lines.append(f'{count(len(classes), "class", "classes")}: {names}{others}')
     return 'Data', lines
+
+
+def size(dataset: Any) -> str:
+    """Return the number of images; an iterable dataset does not know it."""
+    return count(len(dataset), 'image') if hasattr(dataset, '__len__') else 'stream of images'
 
 
 def _source(dataset: Any) -> str:
@@ -135,8 +147,8 @@ def model(runner: Any) -> Section:
 
 
 def _weights(runner: Any) -> str:
-    source = runner._load_from
-    if runner._resume:
+    source = load_from(runner)
+    if resumes(runner):
         return (
             f'resumed from {redacted(str(source or runner.work_dir))} at epoch {runner.epoch}, '
             f'iteration {runner.iter}'
@@ -192,10 +204,10 @@ def schedule(runner: Any) -> Section:
         length += '; no validation'
     elif getattr(loop, 'val_interval', None):
         length += f'; validation every {_interval(loop.val_interval, by_epoch)}'
-    lines = [length]
-    for wrapper in optim_wrappers(runner.optim_wrapper):
-        lines.append(_optimizer(wrapper))
-    return 'Schedule', lines + _learning_rate(runner.cfg, batch * world)
+    wrappers = optim_wrappers(runner.optim_wrapper)
+    accumulated = max(map(accumulated_iterations, wrappers))
+    rate = _learning_rate(runner.cfg, batch * world, accumulated)
+    return 'Schedule', [length, *map(_optimizer, wrappers), *rate]
 
 
 def _interval(length: int, by_epoch: bool) -> str:
@@ -208,30 +220,45 @@ def _optimizer(wrapper: Any) -> str:
     decay = getattr(wrapper.optimizer, 'defaults', {}).get('weight_decay')
     if decay is not None:
         text += f', weight decay {decay:g}'
-    steps = getattr(wrapper, '_accumulative_counts', 1)
-    if steps > 1:
-        text += f', gradients of {steps} iterations accumulated'
+    accumulated = accumulated_iterations(wrapper)
+    if accumulated > 1:
+        text += f', gradients of {accumulated} iterations accumulated'
     kind = type(wrapper).__name__
     return text if kind == 'OptimWrapper' else f'{text}, {kind}'
 
 
-def _learning_rate(cfg: Config, images: int) -> list[str]:
-    """Return the learning rate, on a line that stands out if it is scaled or may need to be."""
+def _learning_rate(cfg: Config, images: int, accumulated: int) -> list[str]:
+    """Return the learning rate, on a line that stands out if it is scaled or may need to be.
+
+    Args:
+        cfg (Config): The config of the run.
+        images (int): Images per iteration, on which MMEngine's scaling is based.
+        accumulated (int): Iterations per step of the optimizer.
+    """
     rate = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
     if not isinstance(rate, int | float):
         return []
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
-    if not base or base == images:
+    scaled_to = images if scaling.get('enable') else base
+    if not base or base == scaled_to == images * accumulated:
         return [f'learning rate {rate:g}']
     scaled = f'{rate * images / base:g}'
+    if accumulated > 1:
+        now = f'{rate:g}' if scaled_to == base else f'{rate:g} -> {scaled}'
+        right = f'optim_wrapper.optimizer.lr={rate * images * accumulated / base:g}'
+        return [
+            f'{_ATTENTION}learning rate {now}: {rate:g} is for {base} images per optimizer step, '
+            f'and this run has {images * accumulated}; --auto-scale-lr counts the {images} of an '
+            f'iteration only, so set {right} and auto_scale_lr.enable=False'
+        ]
     if scaling.get('enable'):
         return [
-            f'{ATTENTION}learning rate {rate:g} -> {scaled}: {rate:g} is for {base} images per '
+            f'{_ATTENTION}learning rate {rate:g} -> {scaled}: {rate:g} is for {base} images per '
             f'iteration, and this run has {images}'
         ]
     return [
-        f'{ATTENTION}learning rate {rate:g}, which is for {base} images per iteration, but this '
+        f'{_ATTENTION}learning rate {rate:g}, which is for {base} images per iteration, but this '
         f'run has {images}: --auto-scale-lr would use {scaled}'
     ]
 
@@ -286,13 +313,16 @@ def trained(runner: Any) -> Trained:
     return Trained(best, score, last)
 
 
-def results(runner: Any, metrics: Mapping[str, Any], seconds: float) -> list[Section]:
+def results(
+    runner: Any, metrics: Mapping[str, Any], seconds: float, first_iteration: int = 0
+) -> list[Section]:
     """Describe a finished training run: its checkpoints, its time and the next commands.
 
     Args:
         runner (Runner): The runner.
         metrics (Mapping[str, Any]): The metrics of the last validation.
-        seconds (float): The time of the run.
+        seconds (float): The time since the first iteration.
+        first_iteration (int): The iteration that the run started or resumed at. Defaults to 0.
     """
     found = trained(runner)
     checkpoint = found.best or found.last
@@ -302,7 +332,7 @@ def results(runner: Any, metrics: Mapping[str, Any], seconds: float) -> list[Sec
     if table and found.last:
         table.append('to keep the best checkpoint, set default_hooks.checkpoint.save_best=auto')
     return [
-        ('Finished', [f'{_done(runner)} in {duration(seconds)}']),
+        ('Finished', [f'{_done(runner, first_iteration)} in {duration(seconds)}']),
         ('Best', best),
         ('Validation', table),
         ('Last', last),
@@ -311,11 +341,13 @@ def results(runner: Any, metrics: Mapping[str, Any], seconds: float) -> list[Sec
     ]
 
 
-def _done(runner: Any) -> str:
-    iterations = count(runner.iter, 'iteration')
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        return iterations
-    return f'{count(runner.epoch, "epoch")}, {iterations}'
+def _done(runner: Any, first_iteration: int) -> str:
+    text = count(runner.iter, 'iteration')
+    if not isinstance(runner.train_loop, IterBasedTrainLoop):
+        text = f'{count(runner.epoch, "epoch")}, {text}'
+    if first_iteration:
+        text += f'; since resuming, {count(runner.iter - first_iteration, "iteration")}'
+    return text
 
 
 def next_commands(config: str | None, checkpoint: str | None) -> list[str]:
@@ -385,5 +417,6 @@ def short_path(path: str) -> str:
     """Return a path relative to the working directory if it is inside it."""
     if '://' in path:
         return redacted(path)
-    relative = os.path.relpath(path)
-    return os.path.abspath(path) if relative.startswith(os.pardir) else relative
+    path = os.path.abspath(path)
+    # relpath raises an error if the path is on another drive.
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

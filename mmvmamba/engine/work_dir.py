@@ -159,7 +159,7 @@ def last_complete_checkpoint(folder: str, *others: str) -> tuple[str | None, lis
         if progress is not None and (progress.iteration > 0 or path == named):
             found[path] = progress
         elif progress is None and path == named:
-            skipped.append(f'checkpoint {path!r} holds weights, but not the state of a run')
+            skipped.append(f'checkpoint {path!r} contains weights but no training state')
     if named in found:
         found = {path: p for path, p in found.items() if _is_same_run(found, named, path)}
     for path in sorted(found, key=lambda p: (found[p].iteration, p == named), reverse=True):

@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger, print_log
 from mmvmamba.engine import console
 
 SOURCE = """
+import sys
 import warnings
 from mmengine.logging import print_log
 
@@ -23,6 +24,9 @@ def log_current(text):
 def say(text):
     print(text)
 
+def write_lines(lines):
+    sys.stdout.writelines(lines)
+
 def warn(*args):
     warnings.warn(*args)
 """
@@ -33,6 +37,12 @@ def module(name):
     made = types.ModuleType(name)
     exec(SOURCE, vars(made))
     return made
+
+
+def show_warnings():
+    """Show all warnings but those of files that earlier tests left to the garbage collector."""
+    warnings.simplefilter('always')
+    warnings.simplefilter('ignore', ResourceWarning)
 
 
 @pytest.fixture
@@ -68,6 +78,7 @@ def run(tmp_path, capsys):
         ('mmengine.fileio.x', logging.ERROR, 'deprecated', True),
         ('mmvmamba.engine.hooks.x', logging.INFO, 'the file matches', True),
         ('my_hooks', logging.INFO, 'my note', True),
+        ('my_hooks', logging.INFO, '2 deprecated files', True),
     ],
 )
 def test_records(run, name, level, text, shown):
@@ -92,24 +103,28 @@ def test_prints(run):
         module('my_dataset').say('found 3 files')
         print('42 ', end='')
         print('done')
+        module('pycocotools.coco').write_lines(['a\n', 'b\n', 'c'])
 
     out, log = run(report)
     assert out == 'found 3 files\n42 done\n'
-    assert 'INFO - creating index...' in log
+    for text in ('creating index...', 'a', 'b', 'c'):
+        assert f'INFO - {text}\n' in log
 
 
 def test_warnings(run):
     def report(logger):
-        warnings.simplefilter('always')
+        show_warnings()
         module('mmseg.models.x').warn('avg_non_ignore is False')
         module('torch.functional').warn('indexing: in an upcoming release, it will be required')
         module('my_model').warn('old', DeprecationWarning)
         module('my_model').warn('the mask is empty')
+        module('my_model').warn('3 deprecated labels')
 
     with warnings.catch_warnings():
         out, log = run(report)
     assert [line.split(' - ')[-1].split(' (')[0] for line in out.splitlines()] == [
-        'the mask is empty'
+        'the mask is empty',
+        '3 deprecated labels',
     ]
     for text in ('avg_non_ignore', 'indexing', 'old (DeprecationWarning', 'the mask is empty'):
         assert text in log
@@ -117,13 +132,13 @@ def test_warnings(run):
 
 def test_other_loggers(run):
     def report(logger):
-        logging.getLogger('my_package').warning('low on memory')
-        logging.getLogger('torch.x').warning('Calling register_constant() is deprecated')
+        logging.getLogger('my_package').warning('12 deprecated annotations were dropped')
+        logging.getLogger('torch.x').warning('Calling register_constant() on Enum subclasses is')
         logging.getLogger('torch.x').warning('the cache is full')
 
     out, log = run(report)
-    assert 'low on memory' in out and 'the cache is full' in out and 'register' not in out
-    for text in ('low on memory', 'the cache is full', 'register_constant'):
+    assert 'were dropped' in out and 'the cache is full' in out and 'register' not in out
+    for text in ('were dropped', 'the cache is full', 'register_constant'):
         assert log.count(text) == 1
 
 
@@ -147,17 +162,60 @@ def test_plain_texts_have_no_prefix_on_the_console(run):
 
 def test_attention_stands_out_on_the_console(run, monkeypatch):
     monkeypatch.setattr(console, 'colored', lambda text, **style: f'<{text}>')
-    out, log = run(lambda logger: console.log_plain(logger, 'a\n!    b'))
-    assert out == 'a\n<!    b>\n'
-    assert 'a\n!    b\n' in log
+    out, log = run(lambda logger: console.log_plain(logger, 'stop! sign\n!    b', [1]))
+    assert out == 'stop! sign\n<!    b>\n'
+    assert 'stop! sign\n!    b\n' in log
 
 
-def test_other_processes_of_a_run_are_silent(capsys, monkeypatch):
+def test_other_processes_of_a_run_show_warnings_only(capsys, monkeypatch):
     monkeypatch.setenv('RANK', '1')
-    with console.concise('pytorch'):
-        MMLogger.get_current_instance().info('downloading')
-        module('mmdet.datasets').say('Could not import OneDL')
+    with warnings.catch_warnings():
+        show_warnings()
+        shown = []
+        warnings.showwarning = lambda message, *args: shown.append(str(message))
+        root = list(logging.getLogger().handlers)
+        with console.concise('pytorch'):
+            MMLogger.get_current_instance().info('downloading')
+            module('mmdet.datasets').say('Could not import OneDL')
+            module('mmseg.models.x').warn('avg_non_ignore is False')
+            module('my_model').warn('the mask is empty')
+            assert logging.getLogger().handlers == root
+            record = logging.makeLogRecord(
+                dict(name='torch.x', levelno=30, msg='the cache is full')
+            )
+            assert all(handler.filter(record) for handler in logging.getLogger('torch').handlers)
+            record.msg = 'Calling register_constant() on Enum subclasses is deprecated'
+            assert not any(
+                handler.filter(record) for handler in logging.getLogger('torch').handlers
+            )
     assert capsys.readouterr().out == ''
+    assert shown == ['the mask is empty']
+
+
+def test_hidden_warnings_are_shown_if_a_run_fails_early(capsys):
+    with warnings.catch_warnings(), pytest.raises(KeyError), console.concise():
+        show_warnings()
+        module('mmseg.models.x').warn('avg_non_ignore of http://me:secret@host/x is False')
+        module('mmseg.models.x').warn('pretrained is deprecated')
+        module('mmdet.datasets').say('Could not import OneDL')
+        module('my_model').warn('the mask is empty')
+        raise KeyError
+    out, err = capsys.readouterr()
+    assert 'the mask is empty' in out and 'avg_non_ignore' not in out
+    assert [line.split(' (')[0] for line in err.splitlines()] == [
+        'avg_non_ignore of http://host/x is False'
+    ]
+
+
+def test_hidden_warnings_are_only_in_the_log_if_a_run_fails_later(run, capsys):
+    def report(logger):
+        show_warnings()
+        module('mmseg.models.x').warn('avg_non_ignore is False')
+        raise KeyError
+
+    with warnings.catch_warnings(), pytest.raises(KeyError):
+        run(report)
+    assert capsys.readouterr() == ('', '')
 
 
 def test_everything_is_restored(run):

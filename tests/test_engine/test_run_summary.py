@@ -23,13 +23,15 @@ def lines(section):
 
 
 def test_layout():
-    sections = [('Data', ['4 images', '! few']), ('Empty', []), ('Log', ['x'])]
-    assert run_summary.layout(sections).splitlines() == [
+    sections = [('Data', ['4 images', '! few']), ('Empty', []), ('Log', ['stop! x'])]
+    text, attention = run_summary.layout(sections)
+    assert text.splitlines() == [
         '',
         'Data         4 images',
         '!            few',
-        'Log          x',
+        'Log          stop! x',
     ]
+    assert attention == [2]
 
 
 def test_environment():
@@ -111,23 +113,40 @@ def test_model_and_its_weights():
 
 
 @pytest.mark.parametrize(
-    ('scaling', 'expected'),
+    ('scaling', 'accumulated', 'expected'),
     [
-        (dict(), 'learning rate 0.0001'),
-        (dict(base_batch_size=2), 'learning rate 0.0001'),
+        (dict(), 1, 'learning rate 0.0001'),
+        (dict(base_batch_size=2), 1, 'learning rate 0.0001'),
+        (dict(base_batch_size=16), 8, 'learning rate 0.0001'),
         (
             dict(base_batch_size=16, enable=True),
+            1,
             '! learning rate 0.0001 -> 1.25e-05: 0.0001 is for 16 images per iteration, and this '
             'run has 2',
         ),
         (
             dict(base_batch_size=16),
+            1,
             '! learning rate 0.0001, which is for 16 images per iteration, but this run has 2: '
             '--auto-scale-lr would use 1.25e-05',
         ),
+        (
+            dict(base_batch_size=16),
+            4,
+            '! learning rate 0.0001: 0.0001 is for 16 images per optimizer step, and this run has '
+            '8; --auto-scale-lr counts the 2 of an iteration only, so set '
+            'optim_wrapper.optimizer.lr=5e-05 and auto_scale_lr.enable=False',
+        ),
+        (
+            dict(base_batch_size=16, enable=True),
+            8,
+            '! learning rate 0.0001 -> 1.25e-05: 0.0001 is for 16 images per optimizer step, and '
+            'this run has 16; --auto-scale-lr counts the 2 of an iteration only, so set '
+            'optim_wrapper.optimizer.lr=0.0001 and auto_scale_lr.enable=False',
+        ),
     ],
 )
-def test_schedule(scaling, expected):
+def test_schedule(scaling, accumulated, expected):
     optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), weight_decay=0.05)
     loop = SimpleNamespace(max_iters=84, max_epochs=12, val_interval=1)
     loop.dataloader = Batches([None] * 7)
@@ -136,11 +155,12 @@ def test_schedule(scaling, expected):
         train_loop=loop,
         val_loop=SimpleNamespace(),
         cfg=Config(settings),
-        optim_wrapper=SimpleNamespace(optimizer=optimizer, _accumulative_counts=4),
+        optim_wrapper=SimpleNamespace(optimizer=optimizer, _accumulative_counts=accumulated),
     )
+    steps = f', gradients of {accumulated} iterations accumulated' if accumulated > 1 else ''
     assert lines(run_summary.schedule(runner)) == [
         '12 epochs of 7 iterations, batch size 2; validation every epoch',
-        'AdamW, weight decay 0.05, gradients of 4 iterations accumulated, SimpleNamespace',
+        f'AdamW, weight decay 0.05{steps}, SimpleNamespace',
         expected,
     ]
 
@@ -163,6 +183,8 @@ def test_checkpoints_of_a_run(save_best, tmp_path):
     found = dict(run_summary.results(runner, dict(a=0.25), 61))
     assert found['Finished'] == ['3 epochs, 12 iterations in 0:01:01']
     assert found['Best'] == (['a 0.5000: best.pth'] if save_best else [])
+    resumed = dict(run_summary.results(runner, {}, 61, first_iteration=8))['Finished']
+    assert resumed == ['3 epochs, 12 iterations; since resuming, 4 iterations in 0:01:01']
     assert found['Last'] == ['last.pth']
     assert [line.split()[0] for line in found['Validation']] == ([] if save_best else ['a', 'to'])
 
@@ -202,5 +224,7 @@ def test_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert run_summary.short_path(str(tmp_path / 'a' / 'b')) == os.path.join('a', 'b')
     assert run_summary.short_path(str(tmp_path.parent)) == str(tmp_path.parent)
+    assert run_summary.short_path('') == os.curdir
+    assert run_summary.short_path('..a') == '..a'
     assert run_summary.short_path('s3://a/b') == 's3://a/b'
     assert run_summary.duration(3725.4) == '1:02:05'

@@ -90,7 +90,7 @@ def test_weights_alone_and_runs_that_have_not_begun_are_not_resumed(tmp_path):
 def test_named_weights_alone_are_skipped_and_named(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'best.pth')
     (tmp_path / 'last_checkpoint').write_text('best.pth')
-    words = r"best\.pth' holds weights, but not the state of a run"
+    words = r"best\.pth' contains weights but no training state"
     with pytest.raises(UserError, match=words):
         last_complete_checkpoint(str(tmp_path))
     saved = save(tmp_path / 'iter_1.pth', 1)

@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 
 from mmvmamba.engine.atomic_io import ATOMIC, AtomicBackend, remove_parts
+from mmvmamba.engine.utils import load_from, resumes
 from mmvmamba.engine.work_dir import saved_progress
 from mmvmamba.registry import HOOKS
 
@@ -40,10 +41,10 @@ class AtomicCheckpointHook(CheckpointHook):
         if local and is_main_process():
             remove_parts(self.out_dir)
         self.file_backend = DeferredRemoval(self.file_backend)
-        if runner._resume:
+        if resumes(runner):
             # Otherwise MMEngine would not save the best score of a repeated validation.
             last = runner.message_hub.runtime_info.get('last_ckpt')
-            self.last_ckpt = last or runner._load_from
+            self.last_ckpt = last or load_from(runner)
             if local and self.max_keep_ckpts > 0 and is_main_process():
                 self._remove_left_over(runner)
 

@@ -9,11 +9,10 @@ from mmvmamba.checkpoint.keys import BACKBONE
 from mmvmamba.checkpoint.matching import with_image_channels
 from mmvmamba.checkpoint.reader import state_dict_of
 from mmvmamba.checkpoint.redaction import redacted
+from mmvmamba.engine.utils import load_from, resumes, unwrapped
 from mmvmamba.models.loading import adapt_state_dict, check_model, check_values
 from mmvmamba.nn import VMambaNet
 from mmvmamba.registry import HOOKS
-
-from .utils import unwrapped
 
 
 @HOOKS.register_module()
@@ -41,16 +40,16 @@ class CheckpointMatchingHook(Hook):
             ValueError: If the checkpoint does not match, contains NaN or Inf, or contains no state
                 to resume from.
         """
-        filename = redacted(str(runner._load_from or runner.work_dir))
+        filename = redacted(str(load_from(runner) or runner.work_dir))
         tensors = state_dict_of(checkpoint, filename)
-        if runner._resume and not {'meta', 'message_hub'} <= checkpoint.keys():
+        if resumes(runner) and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise ValueError(
                 f'checkpoint {filename!r} contains weights but no training state; to start from '
                 'these weights, use --cfg-options load_from=...'
             )
         model = unwrapped(runner.model)
         tensors = adapt_state_dict(model, tensors, filename)
-        is_whole, backbone = self.whole or runner._resume, getattr(model, 'backbone', None)
+        is_whole, backbone = self.whole or resumes(runner), getattr(model, 'backbone', None)
         if not is_whole and isinstance(backbone, VMambaNet):
             tensors, adapted = with_image_channels(tensors, backbone, BACKBONE)
             if adapted:

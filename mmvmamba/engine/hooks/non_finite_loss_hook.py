@@ -7,10 +7,11 @@ import torch
 from mmengine.hooks import Hook
 
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.utils import optim_wrappers
 from mmvmamba.engine.work_dir import read_last_checkpoint
 from mmvmamba.registry import HOOKS
 
-from .utils import batch_metainfo, optim_wrappers
+from .utils import batch_metainfo
 
 
 @HOOKS.register_module()

@@ -10,6 +10,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from mmvmamba.engine.atomic_io import AtomicBackend
 from mmvmamba.engine.data.sampling import PositionedBatchSampler
+from mmvmamba.engine.utils import resumes
 from mmvmamba.registry import HOOKS
 
 
@@ -33,12 +34,12 @@ class RepeatValidationHook(Hook):
         if is_main_process() and self._file.is_file():
             with contextlib.suppress(ValueError):  # a damaged file: the validation is repeated
                 done[0] = int(self._file.read_text())
-            if not runner._resume or done[0] > runner.iter:
+            if not resumes(runner) or done[0] > runner.iter:
                 # Written by another run, or beyond the checkpoint that this run resumes from.
                 done[0] = 0
                 self._file.unlink()
         broadcast_object_list(done)
-        if not runner._resume or runner.val_loop is None:
+        if not resumes(runner) or runner.val_loop is None:
             return
         if done[0] < runner.iter and _is_due(runner.train_loop):
             runner.logger.info(f'running the missing validation after iteration {runner.iter}')

@@ -26,11 +26,18 @@ from mmvmamba.engine.data.sampling import (
     seed_all,
 )
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.utils import (
+    accumulated_iterations,
+    load_from,
+    optim_wrappers,
+    resumes,
+    set_load_from,
+    unwrapped,
+)
 from mmvmamba.engine.work_dir import last_complete_checkpoint
 from mmvmamba.registry import HOOKS
 
 from .resumed_settings import OVERRIDES, ResumedHyperParameters, check_optimizers
-from .utils import optim_wrappers, unwrapped
 
 _POSITION = {'seed', 'epoch', 'batch_size', 'world_size', 'samples'}
 
@@ -83,7 +90,7 @@ class ResumeHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         """Choose the checkpoint to resume from, the same one on all ranks."""
-        if not runner._resume or runner._load_from is not None or runner._has_loaded:
+        if not resumes(runner) or load_from(runner) is not None or runner._has_loaded:
             return
         self._finds_checkpoint = True
         found: list[Any] = [None, [], None]
@@ -93,14 +100,15 @@ class ResumeHook(Hook):
             except UserError as error:
                 found[2] = str(error)
         broadcast_object_list(found)
-        runner._load_from, skipped, failure = found
+        filename, skipped, failure = found
         if failure is not None:  # on all ranks, which would otherwise wait for the first one
             raise UserError(failure)
         for reason in skipped:
             runner.logger.warning(f'skipped while looking for a checkpoint: {reason}')
-        if runner._load_from is None:
-            runner._resume = False
-            runner._load_from = self.load_from
+        if filename is not None:
+            set_load_from(runner, filename, resume=True)
+        else:
+            set_load_from(runner, self.load_from, resume=False)
             runner.logger.warning(f'no checkpoint to resume from in {runner.work_dir!r}')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -125,9 +133,9 @@ class ResumeHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Read the position of a resumed run, and compare its settings with the config's."""
         meta = checkpoint.get('meta')
-        if not runner._resume or not isinstance(meta, dict):
+        if not resumes(runner) or not isinstance(meta, dict):
             return
-        with _named(runner._load_from):
+        with _named(load_from(runner)):
             self._saved = _position(meta)
             self._gradients = _gradients(checkpoint, unwrapped(runner.model))
             check_optimizers(runner.optim_wrapper, checkpoint)
@@ -276,7 +284,7 @@ class BatchStream:
 
 def _check_accumulation(runner: Any) -> None:
     """Refuse another number of iterations, by which MMEngine scales accumulated gradients."""
-    counts = [getattr(w, '_accumulative_counts', 1) for w in optim_wrappers(runner.optim_wrapper)]
+    counts = map(accumulated_iterations, optim_wrappers(runner.optim_wrapper))
     if max(counts) > 1 and not isinstance(runner.train_loop, IterBasedTrainLoop):
         raise UserError(
             'an epoch-based run that accumulates gradients can only be resumed with the same total '

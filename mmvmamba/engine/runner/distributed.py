@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from mmvmamba.engine.errors import UserError
-from mmvmamba.engine.hooks.utils import unwrapped
+from mmvmamba.engine.utils import unwrapped
 
 #: Time in which the other ranks must answer after a collective operation has failed.
 ANSWER_TIME = datetime.timedelta(seconds=30)

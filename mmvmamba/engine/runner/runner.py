@@ -28,8 +28,8 @@ from mmvmamba.engine.data.sampling import is_endless
 from mmvmamba.engine.errors import UserError, as_user_error, named_build
 from mmvmamba.engine.hooks.bad_data_hook import BadDataHook
 from mmvmamba.engine.hooks.resume_hook import ResumeHook
-from mmvmamba.engine.hooks.utils import optim_wrappers, unwrapped
 from mmvmamba.engine.run_summary import environment, layout
+from mmvmamba.engine.utils import load_from, optim_wrappers, resumes, unwrapped
 from mmvmamba.engine.work_dir import read_last_checkpoint
 
 from .distributed import (
@@ -85,7 +85,7 @@ class CommonMixin:
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = partial(self._log_errors.handle, handler)
         console.attach(self.logger)
-        console.log_plain(self.logger, layout([environment(self.cfg, runs_on_cpu())]))
+        console.log_plain(self.logger, *layout([environment(self.cfg, runs_on_cpu())]))
         super()._log_env(*args)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
@@ -259,9 +259,9 @@ def named_checkpoint(runner: Runner | FlexibleRunner) -> Iterator[None]:
     except ValueError as error:
         raise UserError(str(error)) from error
     except (LookupError, TypeError, AttributeError) as error:
-        if not runner._resume:
+        if not resumes(runner):
             raise
-        name = redacted(str(runner._load_from))
+        name = redacted(str(load_from(runner)))
         raise UserError(
             f'cannot resume from checkpoint {name!r}: {type(error).__name__}: {error}'
         ) from error

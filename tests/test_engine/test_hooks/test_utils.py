@@ -1,18 +1,9 @@
-"""Values that hooks read from a runner and a batch."""
+"""Values that hooks read from a batch."""
 
 import pytest
-import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
-from torch import nn
 
-from mmvmamba.engine.hooks.utils import batch_metainfo, optim_wrappers, unwrapped
-
-
-def test_optim_wrappers():
-    one, two = (OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 1)) for _ in '12')
-    assert optim_wrappers(one) == [one]
-    assert optim_wrappers(OptimWrapperDict(a=one, b=two)) == [one, two]
+from mmvmamba.engine.hooks.utils import batch_metainfo
 
 
 @pytest.mark.parametrize(
@@ -31,9 +22,3 @@ def test_optim_wrappers():
 )
 def test_batch_metainfo(batch, metainfo):
     assert batch_metainfo(batch) == metainfo
-
-
-def test_unwrapped():
-    inner = nn.Linear(1, 1)
-    assert unwrapped(inner) is inner
-    assert unwrapped(nn.DataParallel(nn.DataParallel(inner))) is inner

@@ -1,7 +1,7 @@
 """Models and images of demo/web.py."""
 
 import argparse
-import functools
+import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 import web_drawing as drawing
@@ -21,7 +22,9 @@ from mmengine.registry import DefaultScope
 
 from mmvmamba.analysis.recording import record
 from mmvmamba.engine import cli
+from mmvmamba.engine.checks.configs import leaf_datasets
 from mmvmamba.engine.errors import UserError, as_user_error
+from mmvmamba.engine.work_dir import read_last_checkpoint
 from mmvmamba.ops.scan_orders import resolve_pattern
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -29,11 +32,19 @@ CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 TASKS = {'Detection': 'mmdet', 'Segmentation': 'mmseg', 'Classification': 'mmpretrain'}
 #: Folders of configs of published models, in the same order.
 PUBLISHED = ('mask_rcnn', 'upernet', 'vmamba')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 MAX_MEGAPIXELS, MAX_ASPECT = 25, 20
 #: Longer side of an image that is drawn on, in pixels: labels must be readable.
 MIN_SIDE, MAX_SIDE = 640, 1280
 #: Longer side of the input from which activation maps are computed, in pixels.
 MAP_SIDE = 512
+#: Detections to keep: each may have a mask as large as the image.
+MIN_SCORE, MAX_DETECTIONS = 0.05, 50
+logger = logging.getLogger('mmvmamba.web')
+
+
+class VisitorError(UserError):
+    """A mistake of a visitor. The message names nothing of the computer that runs the page."""
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -55,34 +66,57 @@ def find_trained(folders: Sequence[str]) -> list[Source]:
     for folder in map(Path, folders):
         marks = [*folder.rglob('last_checkpoint'), *folder.rglob('best_*.pth')]
         for parent in sorted({mark.parent for mark in marks}):
-            config, checkpoint = newest(parent.glob('*.py')), best_checkpoint(parent)
-            if config is None or checkpoint is None:
+            try:
+                (config, package), checkpoint = find_config(parent), find_checkpoint(parent)
+            except ValueError as error:
+                logger.warning('%s is not offered: %s', parent, error)
                 continue
-            package = re.search(r"^default_scope = '(\w+)'", config.read_text(), re.MULTILINE)
-            if package and package[1] in TASKS.values():
-                name = f'{config.stem} ({parent})' if config.stem in found else config.stem
-                found[name] = Source(name, package[1], str(config), str(checkpoint), False)
+            name = f'{config.stem} ({parent})' if config.stem in found else config.stem
+            found[name] = Source(name, package, str(config), str(checkpoint), False)
     return list(found.values())
 
 
-def newest(paths: Iterable[Path]) -> Path | None:
-    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    files = [path for path in paths if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def best_checkpoint(folder: Path) -> Path | None:
-    """Return the best checkpoint of a work directory, or else the last one."""
-    if (best := newest(folder.glob('best_*.pth'))) is not None:
+def find_config(folder: Path) -> tuple[Path, str]:
+    """Return the newest config of a work folder, which may hold other Python files, and its task.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for path in newest_first(folder.glob('*.py')):
+        text = path.read_text(encoding='utf-8', errors='replace')
+        package = re.search(r"^default_scope = '(\w+)'", text, re.MULTILINE)
+        if package and package[1] in TASKS.values():
+            return path, package[1]
+    raise ValueError(f'it has no config with a default_scope of {tuple(TASKS.values())}')
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return the best checkpoint of a work folder, or else the last one.
+
+    Raises:
+        ValueError: If there is none in the folder.
+    """
+    for best in newest_first(folder.glob('best_*.pth')):
         return best
-    last = Path((folder / 'last_checkpoint').read_text().strip())
-    # The folder may have been moved.
-    return next((path for path in (last, folder / last.name) if path.is_file()), None)
+    last = read_last_checkpoint(str(folder))
+    if last is None:
+        raise ValueError('its last_checkpoint is empty')
+    path = folder / Path(last).name  # the folder may have been moved
+    if not path.is_file():
+        raise ValueError(f'it does not have the file of its last_checkpoint, {last!r}')
+    return path
 
 
 def find_published() -> list[Source]:
     """Read the models with published weights from the metafiles."""
     found = []
     for folder, package in zip(PUBLISHED, TASKS.values(), strict=True):
-        content = yaml.safe_load((CONFIGS / folder / 'metafile.yml').read_text())
+        content = yaml.safe_load((CONFIGS / folder / 'metafile.yml').read_text(encoding='utf-8'))
         found += [
             Source(
                 f'{m["Name"]} (published)',
@@ -120,6 +154,8 @@ class Model:
         options = dict(cfg_options={}, work_dir=None, launcher='none', local_rank=0)
         cfg = cli.load_config(argparse.Namespace(config=config, **options))
         self.scope = cfg.default_scope
+        # The inferencers read the pipeline of a dataset that is not inside a wrapper.
+        cfg.test_dataloader.dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
         with (
             DefaultScope.overwrite_default_scope(self.scope),
             as_user_error(ValueError, TypeError),
@@ -165,7 +201,7 @@ class Model:
             scale = (width / drawn.shape[1], height / drawn.shape[0])
             sample.set_metainfo(dict(ori_shape=drawn.shape[:2], scale_factor=scale))
         with DefaultScope.overwrite_default_scope(self.scope):
-            sample = self.net.test_step(pseudo_collate([data]))[0].cpu()
+            sample = smaller(self.net.test_step(pseudo_collate([data]))[0]).cpu()
         seconds, device = time.perf_counter() - start, next(self.net.parameters()).device.type
         facts = (f'{seconds:.2f} seconds on the {"CPU" if device == "cpu" else "GPU"}.', self.name)
         visualizer = self.inferencer.visualizer
@@ -185,7 +221,7 @@ class Model:
         with as_user_error(ValueError):
             maps = record(backbone, stage, lambda: backbone(inputs))[-1]
         if not hasattr(maps, 'passes'):
-            raise UserError(f'{type(backbone).__name__} has no scan paths')
+            raise VisitorError(f'{type(backbone).__name__} has no scan paths')
         rows, columns = maps.shape
         query = int(y / size[0] * rows) * columns + int(x / size[1] * columns)
         scan = backbone.settings.scan
@@ -203,14 +239,20 @@ class Model:
         return columns.double().mean().item(), rows.double().mean().item()
 
 
+def smaller(sample: Any) -> Any:
+    """Return a predicted sample without weak detections and the scores of all pixels."""
+    sample.pop('seg_logits', None)
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        found = found[found.scores >= MIN_SCORE]
+        order = found.scores.argsort(descending=True)[:MAX_DETECTIONS]
+        sample.pred_instances = found[order]
+    return sample
+
+
 def type_of(step: dict[str, Any]) -> str:
     kind = step['type']
     return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
-
-
-@functools.lru_cache(maxsize=1)
-def load_model(config: str, checkpoint: str, device: str | None) -> Model:
-    return Model(config, checkpoint, device)
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -227,34 +269,49 @@ class Picture(NamedTuple):
 def read_image(path: Path) -> Picture:
     """Read an image, not larger than MAX_SIDE.
 
+    One library checks and decodes it: two may disagree on the size that a file declares.
+
     Raises:
-        UserError: If it is not an image, or is too large.
+        VisitorError: If it is not an image, is damaged, or is too large.
     """
     try:
-        with PIL.Image.open(path) as header:  # reads no pixels
-            width, height = header.size
+        opened = PIL.Image.open(path, formats=FORMATS)  # reads no pixels
     except PIL.Image.DecompressionBombError as error:
-        raise UserError(f'The image has more than {MAX_MEGAPIXELS} megapixels.') from error
+        raise VisitorError(f'The limit is {MAX_MEGAPIXELS} megapixels.') from error
     except (OSError, ValueError) as error:
-        formats = 'JPEG, PNG, WebP, BMP or TIFF'
-        raise UserError(f'This file is not an image in {formats} format.') from error
-    if width * height > MAX_MEGAPIXELS * 1e6:
-        raise UserError(
-            f'The image has {width * height / 1e6:.0f} megapixels. The limit is {MAX_MEGAPIXELS}.'
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(
-            f'One side is more than {MAX_ASPECT} times as long as the other ({width} x {height}).'
-        )
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError('This image cannot be read. It may be damaged.')
+        raise VisitorError(
+            'This file is not an image. JPEG, PNG, WebP, BMP and TIFF work.'
+        ) from error
+    with opened:
+        check_size(*opened.size)
+        try:
+            image = to_bgr(PIL.ImageOps.exif_transpose(opened))
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise VisitorError('This image cannot be read. It may be damaged.') from error
     height, width = image.shape[:2]  # of the upright image
     image = resize(image, min(1, MAX_SIDE / max(width, height)))
     after = f'{image.shape[1]} x {image.shape[0]}'
     is_resized = image.shape[:2] != (height, width)
     notice = f'The image was resized from {width} x {height} to {after}.' if is_resized else ''
     return Picture(image, (width, height), notice)
+
+
+def check_size(width: int, height: int) -> None:
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise VisitorError(
+            f'The image has {width * height / 1e6:.0f} megapixels: the limit is {MAX_MEGAPIXELS}.'
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise VisitorError(
+            f'One side is more than {MAX_ASPECT} times the other ({width} x {height}).'
+        )
+
+
+def to_bgr(image: PIL.Image.Image) -> np.ndarray:
+    """Return the pixels of an image (H, W, 3) as 8-bit BGR."""
+    if image.mode.startswith('I;16'):  # Pillow would clip the values
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
 
 
 def resize(image: np.ndarray, factor: float) -> np.ndarray:

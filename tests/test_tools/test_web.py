@@ -2,18 +2,25 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 import socket
+import struct
 import sys
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 from PIL import Image
 
 import mmvmamba.registry  # noqa: F401  (resolves mmvmamba::)
@@ -35,7 +42,8 @@ def web(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(DEMO)
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
     yield importlib.import_module('web')
-    sys.modules['web_models'].load_model.cache_clear()
+    for name in ('web', 'web_models', 'web_drawing', 'inference'):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -62,8 +70,8 @@ def make_work_dir(request, tmp_path):
 def upload(tmp_path):
     """Return a function that uploads an image as gradio does."""
 
-    def write(content, name='image.png'):
-        path = tmp_path / 'uploads' / 'a1b2' / name
+    def write(content, name='image.png', folder='a1b2'):
+        path = tmp_path / 'uploads' / folder / name
         path.parent.mkdir(parents=True)
         if isinstance(content, bytes):
             path.write_bytes(content)
@@ -93,6 +101,21 @@ def test_trained_models_are_found(web, make_work_dir, tmp_path):
     assert Path(second.checkpoint).name == 'best_coco_bbox_mAP_epoch_3.pth'
 
 
+def test_work_folders_with_other_files(web, make_work_dir, caplog, tmp_path):
+    """The config is the newest one, and a checkpoint of another folder is not used."""
+    folder = make_work_dir('detection')
+    (folder / 'plot.py').write_text('# naïve', encoding='latin-1')
+    (source,) = web.find_trained([str(folder)])
+    assert source.config == str(folder / 'detection.py')
+    (tmp_path / 'other.pth').touch()
+    for text, reason in ((str(tmp_path / 'other.pth'), 'other.pth'), ('', 'is empty')):
+        (folder / 'last_checkpoint').write_text(text)
+        assert not web.find_trained([str(folder)])
+        assert f'{folder} is not offered' in caplog.text and reason in caplog.text
+    (folder / 'last_checkpoint').write_bytes(b'\xff')
+    assert not web.find_trained([str(folder)])
+
+
 def test_published_models(web):
     sources = web.find_published()
     assert {source.package for source in sources} == set(web.TASKS.values())
@@ -111,16 +134,38 @@ def test_published_models(web):
 )
 def test_refused_files(web, upload, tmp_path, content, message):
     payload = upload(content)
-    cleared, picture, prediction, html, _ = web.Page([], None).receive(payload, None, '', 0.3)
-    assert (cleared, picture, prediction) == (None, None, None)
+    page = web.Page([], None, is_local=False)
+    picture, prediction, html, *_, read = page.receive(payload, None, '', 0.3, [])
+    assert (picture, prediction) == (None, None)
     assert 'role="alert"' in html and message in html and len(re.findall(r'[.!?]', html)) <= 3
+    assert page.finish(payload, picture, read) == (None, [])
     assert not list((tmp_path / 'uploads').iterdir())
+
+
+def test_an_image_that_is_uploaded_while_another_is_read(web, upload, tmp_path):
+    page = web.Page([], None)
+    first, second = upload(b'not an image'), upload(noise(8, 8), 'second.png', 'c3d4')
+    picture, *_, read = page.receive(first, None, '', 0.3, [])
+    value, left = page.finish(second, picture, read)
+    assert not left and value is not None  # the second stays on the page
+    assert [path.name for path in (tmp_path / 'uploads').iterdir()] == ['c3d4']
+    picture, *_, read = page.receive(second, None, '', 0.3, left)
+    assert picture.size == (8, 8)
+    page.finish(second, picture, read)
+    assert not list((tmp_path / 'uploads').iterdir())
+    modes = {
+        event['targets'][0][1]: event['trigger_mode']
+        for event in page.build().config['dependencies']
+    }
+    assert modes['upload'] == 'always_last'
 
 
 def test_other_files_of_this_computer_are_refused(web, tmp_path):
     path = tmp_path / 'private.png'
     Image.fromarray(noise(8, 8)).save(path)
-    *_, html, _ = web.Page([], None).receive({'path': str(path)}, None, '', 0.3)
+    page = web.Page([], None)
+    picture, _, html, *_, read = page.receive({'path': str(path)}, None, '', 0.3, [])
+    page.finish({'path': str(path)}, picture, read)
     assert 'not an upload' in html and path.is_file()
 
 
@@ -133,6 +178,40 @@ def test_large_and_rotated_images(web, tmp_path):
     assert picture.notice == 'The image was resized from 1000 x 1600 to 800 x 1280.'
 
 
+def test_the_size_is_that_of_the_decoder(web, tmp_path):
+    """OpenCV takes the last of two sizes in a TIFF file, and Pillow the first."""
+    path = tmp_path / 'image.tif'
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(path)
+    data = path.read_bytes()
+    start = int.from_bytes(data[4:8], 'little')
+    count = int.from_bytes(data[start : start + 2], 'little')
+    tags = [data[start + 2 + 12 * k : start + 14 + 12 * k] for k in range(count)]
+    sizes = [struct.pack('<HHII', tag, 4, 1, side) for tag, side in ((256, 9000), (257, 7000))]
+    tags = sorted([*tags, *sizes], key=lambda tag: tag[:2])
+    directory = struct.pack('<H', len(tags)) + b''.join(tags) + bytes(4)
+    path.write_bytes(data[:4] + struct.pack('<I', len(data)) + data[8:] + directory)
+    try:
+        assert web.read_image(path).size == (10, 10)
+    except UserError as error:
+        assert 'megapixels' in str(error) or 'cannot be read' in str(error)
+
+
+def test_pixels(web, tmp_path):
+    """They are those of OpenCV, which reads the training data."""
+    for name in ('image.png', 'image.bmp', 'image.tif'):
+        Image.fromarray(noise(8, 12)).save(tmp_path / name)
+        np.testing.assert_array_equal(
+            web.read_image(tmp_path / name).image, cv2.imread(str(tmp_path / name))
+        )
+    deep = np.arange(96, dtype=np.uint16).reshape(8, 12) * 600
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    np.testing.assert_array_equal(web.read_image(tmp_path / 'deep.png').image[..., 0], deep >> 8)
+    damaged = (tmp_path / 'image.png').read_bytes()[:-100]
+    (tmp_path / 'damaged.png').write_bytes(damaged)
+    with pytest.raises(UserError, match='may be damaged'):
+        web.read_image(tmp_path / 'damaged.png')
+
+
 # ---- predictions ---------------------------------------------------------------------------------
 
 
@@ -142,11 +221,11 @@ def test_a_visit(web, make_work_dir, upload, tmp_path, task):
     assert page.names(TASKS[task]) == [task]
     inputs = (task, '', 0.0)
     payload = upload(noise(48, 64))
-    _, picture, prediction, html, _ = page.receive(payload, *inputs)
+    picture, prediction, html, *_, read = page.receive(payload, *inputs, [])
     assert 'alert' not in html and html.count('<img') == 1
     assert re.search(r'\d\.\d\d seconds on the CPU', html) and '<th>class</th>' in html
     assert prediction.image.shape == (480, 640, 3)  # large enough for labels
-    web.delete(web.path_of(payload))
+    page.finish(payload, picture, read)
     assert not list((tmp_path / 'uploads').iterdir())
     inside = page.look_inside(picture, task, '', 3, (0.5, 0.5))
     assert 'alert' not in inside and inside.count('<figure>') == 1 + 5 + 4
@@ -179,7 +258,7 @@ def test_a_click_is_located_after_resizing_and_cropping(web, make_work_dir):
     steps = "[dict(type='ResizeEdge', scale=32), dict(type='CenterCrop', crop_size=32), "
     text = config.read_text() + f'\ntest_dataloader["dataset"]["pipeline"] = {steps}'
     config.write_text(text + "dict(type='PackInputs')]\n")
-    model = web.load_model(str(config), str(folder / 'epoch_1.pth'), 'cpu')
+    model = web.Model(str(config), str(folder / 'epoch_1.pth'), 'cpu')
     assert model.locate((64, 128), (0.5, 0.25)) == pytest.approx((15.5, 7.5), abs=0.6)
     assert model.locate((64, 128), (0.3, 0.5)) == pytest.approx((0.3 * 64 - 16, 15.5), abs=1)
     assert model.locate((64, 128), (0.0, 1.0)) == pytest.approx((0, 31), abs=0.6)  # outside
@@ -193,24 +272,64 @@ def test_a_segmentor_without_a_resize_reads_the_size_of_its_crops(web):
     assert sizes == [(160, 320, 3)]
 
 
-def test_published_weights(web, make_work_dir, upload, tmp_path):
+def test_published_weights(web, make_work_dir, upload, tmp_path, monkeypatch):
     """They are read from the entered path, and a URL is only opened after a press of Run."""
     (source,) = web.find_trained([str(make_work_dir('detection'))])
     url = 'https://weights.invalid/x.pth'
     page = web.Page([source._replace(checkpoint=url, is_published=True)], 'cpu')
     assert page.choose_model('detection').value == url
-    _, picture, _, html, _ = page.receive(upload(noise(48, 64)), 'detection', url, 0.3)
+    picture, _, html, *_ = page.receive(upload(noise(48, 64)), 'detection', url, 0.3, [])
     assert 'Press Run' in html
+    assert 'Press Run' in page.look_inside(picture, 'detection', url, 3, (0.5, 0.5))
     for weights, message in (
         ('', 'Enter the path'),
         ('gone.pth', 'gone.pth&#x27; does not exist'),
         (str(tmp_path / 'runs/detection/detection.py'), 'not a checkpoint'),
     ):
-        prediction, html = page.predict(picture, 'detection', weights, 0.3)
+        prediction, html, *_ = page.predict(picture, 'detection', weights, 0.3)
         assert prediction is None and 'role="alert"' in html and message in html
         assert 'Traceback' not in html
-    prediction, _ = page.predict(picture, 'detection', source.checkpoint, 0.3)
+    prediction, *_ = page.predict(picture, 'detection', source.checkpoint, 0.3)
     assert prediction is not None
+    monkeypatch.setattr(web, 'Model', lambda config, checkpoint, device: page.model or loaded)
+    loaded = page.model
+    assert page.predict(picture, 'detection', url, 0.3)[0] is not None  # Run was pressed
+    assert page.predict_unless_remote(picture, 'detection', url, 0.3)[0] is not None
+
+
+def test_a_model_that_was_trained_further_is_loaded_again(web, make_work_dir):
+    (source,) = web.find_trained([str(make_work_dir('detection'))])
+    page = web.Page([source], 'cpu')
+    model = weakref.ref(page.load('detection', ''))
+    assert page.load('detection', '') is model()
+    os.utime(source.checkpoint, ns=(0, 1))
+    assert page.load('detection', '') is not model()
+    assert model() is None  # two models are not in memory
+
+
+def test_errors_do_not_show_paths_to_others(web, caplog, tmp_path):
+    config = tmp_path / 'private.py'
+    sources = [web.Source('mine', 'mmdet', str(config), 'https://me:secret@x.invalid/a', False)]
+    picture = web.Picture(noise(8, 8), (8, 8), '')
+    html = {}
+    for is_local in (True, False):
+        page = web.Page(sources, 'cpu', is_local)
+        html[is_local] = page.predict(picture, 'mine', '', 0.3)[1]
+    assert 'private.py' in html[True] and 'private' not in html[False]
+    assert web.REMOTE_ERROR in html[False] and 'private.py' in caplog.text
+    assert 'Select a model first' in page.predict(picture, None, '', 0.3)[1]
+
+
+def test_only_strong_detections_are_kept(web):
+    sample = DetDataSample(seg_logits=torch.zeros(2, 8, 8))
+    scores = torch.linspace(0, 1, 101)
+    sample.pred_instances = InstanceData(scores=scores, labels=torch.arange(101))
+    sample = sys.modules['web_models'].smaller(sample)
+    assert 'seg_logits' not in sample
+    assert sample.pred_instances.labels.tolist() == list(range(100, 50, -1))
+    sample.pred_instances.scores *= 0.06
+    assert sample.pred_instances.scores.min() < web.MIN_SCORE
+    assert sys.modules['web_models'].smaller(sample).pred_instances.scores.min() >= web.MIN_SCORE
 
 
 def test_an_unexpected_error_is_logged(web, caplog):
@@ -219,6 +338,7 @@ def test_an_unexpected_error_is_logged(web, caplog):
     assert 'Click a point' in html
     html = page.look_inside(object(), 'gone', '', 3, (0, 0))
     assert 'role="alert"' in html and 'Traceback' not in html
+    assert 'Click a point' in page.clear()[-1] and page.clear()[-2] is None
     assert 'Traceback' in caplog.text
 
 
@@ -243,6 +363,7 @@ def serve(web, monkeypatch):
         web.launch(pages[-1], '127.0.0.1', port)
         return f'http://127.0.0.1:{port}'
 
+    launch.pages = pages
     yield launch
     for page in pages:
         page.close(verbose=False)
@@ -274,14 +395,18 @@ def test_weights_can_be_entered_on_this_computer_only(
 
     def build(page):
         seen['names'] = list(page.sources)
+        seen['is_local'] = page.is_local
         return SimpleNamespace(block_thread=lambda: None)
 
+    port = str(free_port())
+    arguments = (*arguments, '--port', port)
     monkeypatch.setattr(sys, 'argv', ['web.py', str(folder), '--device', 'cpu', *arguments])
     monkeypatch.setattr(web.signal, 'signal', lambda *_: None)
     monkeypatch.setattr(web, 'launch', lambda page, host, port: seen.update(host=host, port=port))
     monkeypatch.setattr(web.Page, 'build', build)
     web.main()
-    assert seen['host'] == (arguments[1] if arguments else '127.0.0.1') and seen['port'] == 7860
+    assert seen['host'] == ('127.0.0.1' if published else '0.0.0.0')
+    assert seen['port'] == int(port) and seen['is_local'] is published
     assert seen['names'][0] == 'detection' and (len(seen['names']) > 1) is published
 
 
@@ -293,8 +418,41 @@ def test_a_port_that_is_in_use(web, monkeypatch, tmp_path):
         sock.listen()
         port = str(sock.getsockname()[1])
         monkeypatch.setattr(sys, 'argv', ['web.py', '--port', port])
-        with pytest.raises(UserError, match=f'cannot use port {port} of 127.0.0.1'):
+        with pytest.raises(UserError, match=f'port {port} of 127.0.0.1: Address already in use'):
             web.main()
+
+
+def test_addresses(web, monkeypatch):
+    port = free_port()
+    assert web.find_address('localhost', port) == ('localhost', True)
+    assert web.find_address('0.0.0.0', port) == ('0.0.0.0', False)
+    for host in ('::1', '[::1]'):
+        try:
+            assert web.find_address(host, port) == ('[::1]', True)
+        except UserError as error:  # a machine without IPv6
+            assert 'of ' + host in str(error)
+    monkeypatch.setattr(socket, 'getaddrinfo', raise_unknown)
+    with pytest.raises(UserError, match='of my-host: Name or service not known'):
+        web.find_address('my-host', port)
+
+
+def raise_unknown(*args, **kwargs):
+    raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
+
+
+@pytest.mark.parametrize('is_local', [True, False])
+def test_the_page_says_where_images_go(web, is_local):
+    page = web.Page([], None, is_local).build()
+    text = ' '.join(str(block.value) for block in page.blocks.values() if hasattr(block, 'value'))
+    assert ('on this computer' in text) is is_local
+    assert ('are sent to the computer that runs this page' in text) is not is_local
+
+
+def test_without_gradio(web, monkeypatch):
+    monkeypatch.delitem(sys.modules, 'web')
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    with pytest.raises(SystemExit, match=r'install it with pip install "mmvmamba\[web\]"'):
+        importlib.import_module('web')
 
 
 def test_a_folder_without_models(web, monkeypatch, tmp_path):
@@ -334,7 +492,11 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_page_in_a_browser(web, serve, browser, make_work_dir, tmp_path):
+REMOVE = '#upload button[aria-label="Remove Image"]'
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(web, serve, browser, make_work_dir, monkeypatch, tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
 
     def send(path):
@@ -358,5 +520,26 @@ def test_page_in_a_browser(web, serve, browser, make_work_dir, tmp_path):
     wait.until(lambda _: len(find('#inside figure img')) == 10)
     width = browser.execute_script('return document.documentElement.scrollWidth')
     assert width == 390, 'the page scrolls sideways on a phone'
+    # An image that is uploaded during a prediction is predicted after it.
+    sizes, predict = [], web.Model.predict
+
+    def slow(model, image):
+        sizes.append(image.shape[:2])
+        time.sleep(3)
+        return predict(model, image)
+
+    monkeypatch.setattr(web.Model, 'predict', slow)
+    for k, size in enumerate([(40, 60), (60, 40)]):
+        Image.fromarray(noise(*size)).save(tmp_path / f'{k}.png')
+    find(REMOVE)[0].click()
+    send(tmp_path / '0.png')
+    wait.until(lambda _: sizes)
+    wait.until(lambda _: find(REMOVE))[0].click()
+    send(tmp_path / '1.png')
+    wait.until(lambda _: sizes == [(40, 60), (60, 40)])
+    wait.until(lambda _: not list((tmp_path / 'uploads').iterdir()))
+    wait.until(lambda _: find('#result img')[0].get_property('naturalWidth') == 427)
     foreign = [r for r in browser.requests() if not r.startswith((url, 'data:', 'blob:', 'chrome'))]
     assert not foreign
+    browser.get('about:blank')
+    wait.until(lambda _: not serve.pages[-1].state_holder.session_data)

@@ -404,7 +404,9 @@ def provide_mim(folder, link):
             except OSError:  # Windows without the right to make links: copy
                 logger.warning('%s cannot be linked and is copied: re-install after a change', name)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+            # The links of a notebook lead to the repository.
+            ignored = shutil.ignore_patterns('__pycache__', '*.pyc', '*.ipynb')
+            shutil.copytree(source, target, ignore=ignored)
         else:
             shutil.copyfile(source, target)
 

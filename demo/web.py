@@ -1,7 +1,7 @@
 """Page to try a model in the browser: drop an image, see the predictions and the scans inside.
 
-The page needs no network. Uploaded images are deleted after they are read, and results are not
-written to the disk. It offers the models in work_dirs, such as those that `make demo` trains, those
+The page needs no network. It deletes uploaded files after reading them, and does not write results
+to the disk. It offers the models in work_dirs, such as those that `make demo` trains, those
 in the given folders, and the published ones, whose weights are read from a path or a URL.
 
 Example:
@@ -52,9 +52,10 @@ from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError, explain
 
 MAX_MEGABYTES = 20
-#: Visitors whose results are in memory at a time, events that wait, and seconds that results of
-#: a visitor from elsewhere are kept.
-MAX_SESSIONS, MAX_WAITING, MAX_SECONDS = 16, 16, 600
+#: Visitors whose results are in memory, and events that wait.
+MAX_SESSIONS, MAX_WAITING = 16, 16
+#: Seconds until the image and the prediction of a visitor from elsewhere are forgotten.
+MAX_SECONDS = 600
 #: Folders of the demo data whose images are examples.
 EXAMPLES = {
     'Detection': 'data/demo/images/val',

@@ -63,7 +63,7 @@ EXAMPLES = {
     'Classification': 'data/demo/crops/val/motorcycle',
 }
 INTRODUCTION = """# Try VMamba
-Drop an image to see what a model finds in it. Then click a point of the image to see which
+Drop an image to see what a model finds in it. Then click a point in the image to see which
 positions the network's scans relate to it."""
 LOCAL = """Everything runs on this computer. Uploaded files are deleted after they are read, and the
 rest is forgotten when you close the page."""
@@ -76,7 +76,7 @@ NO_MODELS = """**No trained models were found.** Run `make demo` to train two sm
 ten minutes on two CPU cores, or restart the page with the folder of your own model: `python
 demo/web.py FOLDER`. You can also select a published model and enter the path of its weights."""
 HINT = 'Drop an image to begin.'
-HINT_INSIDE = 'Click a point of the image.'
+HINT_INSIDE = 'Click a point in the image.'
 HINT_RUN = 'Press Run to download the weights and predict.'
 #: On a phone, the results are below the screen.
 SCROLL = "() => innerWidth < 700 && document.querySelector('#results').scrollIntoView()"
@@ -425,7 +425,7 @@ def find_address(host: str, port: int) -> tuple[str, bool]:
         family, *_, address = found[0]
         with socket.socket(family) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
+            sock.bind((address[0], port, *address[2:]))
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'the page cannot use port {port} of {host}: {reason}') from error

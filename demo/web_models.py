@@ -82,7 +82,7 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def find_config(folder: Path) -> tuple[Path, str]:
-    """Return the newest config of a work folder, which may hold other Python files, and its task.
+    """Return the newest config of a work directory, which may hold other Python files, and its task.
 
     Raises:
         ValueError: If there is none.
@@ -96,7 +96,7 @@ def find_config(folder: Path) -> tuple[Path, str]:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """Return the best checkpoint of a work folder, or else the last one.
+    """Return the best checkpoint of a work directory, or else the last one.
 
     Raises:
         ValueError: If there is none in the folder.
@@ -277,11 +277,10 @@ def read_image(path: Path) -> Picture:
     try:
         opened = PIL.Image.open(path, formats=FORMATS)  # reads no pixels
     except PIL.Image.DecompressionBombError as error:
-        raise VisitorError(f'The limit is {MAX_MEGAPIXELS} megapixels.') from error
+        raise VisitorError(f'The image has more than {MAX_MEGAPIXELS} megapixels.') from error
     except (OSError, ValueError) as error:
-        raise VisitorError(
-            'This file is not an image. JPEG, PNG, WebP, BMP and TIFF work.'
-        ) from error
+        formats = 'JPEG, PNG, WebP, BMP or TIFF'
+        raise VisitorError(f'This file is not an image in {formats} format.') from error
     with opened:
         check_size(*opened.size)
         try:
@@ -299,11 +298,11 @@ def read_image(path: Path) -> Picture:
 def check_size(width: int, height: int) -> None:
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise VisitorError(
-            f'The image has {width * height / 1e6:.0f} megapixels: the limit is {MAX_MEGAPIXELS}.'
+            f'The image has {width * height / 1e6:.0f} megapixels. The limit is {MAX_MEGAPIXELS}.'
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise VisitorError(
-            f'One side is more than {MAX_ASPECT} times the other ({width} x {height}).'
+            f'One side is more than {MAX_ASPECT} times as long as the other ({width} x {height}).'
         )
 
 

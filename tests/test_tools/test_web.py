@@ -264,6 +264,18 @@ def test_a_click_is_located_after_resizing_and_cropping(web, make_work_dir):
     assert model.locate((64, 128), (0.0, 1.0)) == pytest.approx((0, 31), abs=0.6)  # outside
 
 
+def test_a_dataset_inside_a_wrapper(web, make_work_dir):
+    folder = make_work_dir('detection')
+    config = folder / 'detection.py'
+    wrap = "test_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[{}])\n"
+    text = config.read_text() + '\n' + wrap.format("test_dataloader['dataset']")
+    config.write_text(text)
+    page = web.Page(web.find_trained([str(folder)]), 'cpu')
+    picture = web.Picture(noise(48, 64), (64, 48), '')
+    prediction, html, *_ = page.predict(picture, 'detection', '', 0.3)
+    assert prediction is not None, html
+
+
 def test_a_segmentor_without_a_resize_reads_the_size_of_its_crops(web):
     model = web.Model.__new__(web.Model)
     model.side, model.scope, sizes = 160, 'mmseg', []
@@ -431,6 +443,8 @@ def test_addresses(web, monkeypatch):
             assert web.find_address(host, port) == ('[::1]', True)
         except UserError as error:  # a machine without IPv6
             assert 'of ' + host in str(error)
+    with pytest.raises(UserError, match='port 99999 of 127.0.0.1: .* must be 0-65535'):
+        web.find_address('127.0.0.1', 99999)
     monkeypatch.setattr(socket, 'getaddrinfo', raise_unknown)
     with pytest.raises(UserError, match='of my-host: Name or service not known'):
         web.find_address('my-host', port)

@@ -82,7 +82,7 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def find_config(folder: Path) -> tuple[Path, str]:
-    """Return the newest config of a work directory, which may hold other Python files, and its task.
+    """Return the newest config of a work directory, among other Python files, and its package.
 
     Raises:
         ValueError: If there is none.

@@ -525,7 +525,7 @@ def test_page_in_a_browser(web, serve, browser, make_work_dir, monkeypatch, tmp_
         return sides[0] < sides[1]
 
     url = serve(web.find_trained([str(make_work_dir('detection'))]))
-    wait = WebDriverWait(browser, 15)
+    wait = WebDriverWait(browser, 60)
     browser.get(url)
     (tmp_path / 'notes.png').write_text('not an image')
     send(tmp_path / 'notes.png')

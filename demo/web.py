@@ -436,9 +436,6 @@ def find_address(host: str, port: int) -> tuple[str, bool]:
 
 def main() -> None:
     args = parse_args()
-    # The progress of downloads, and errors that the page does not show.
-    logging.basicConfig(format='%(message)s')
-    logging.getLogger('mmvmamba').setLevel(logging.INFO)
     logger.addFilter(redact_record)
     trained = find_trained(args.folders or ['work_dirs'])
     if args.folders and not trained:

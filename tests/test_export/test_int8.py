@@ -89,7 +89,7 @@ class TestProgram:
             int8.quantize(net, [])
         with pytest.raises(ValueError, match='must be in eval mode'):
             int8.quantize(VMambaNet(THIN).train(), batches())
-        with pytest.raises(ValueError, match=r'at least 36 pixels per side, but got .*\(1, 3, 64, 35\)'):
+        with pytest.raises(ValueError, match=r'36 pixels per side, but got .*\(1, 3, 64, 35\)'):
             int8.quantize(net, [torch.zeros(1, 3, 64, 35)])
 
 

@@ -57,6 +57,13 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait_time: flo
         cfg.visualizer.save_dir = folder
 
 
+def shown_in(cfg: Config, folder: str | None) -> str | None:
+    """Return where the images of ``--show-dir`` are."""
+    if folder is None or cli.task_of(cfg) != 'mmseg':
+        return folder
+    return os.path.join(folder, 'vis_data', 'vis_image')  # as MMEngine's LocalVisBackend has it
+
+
 def save_predictions(cfg: Config, out: str) -> None:
     """Turn on saving of predictions to a pickle file or, for segmentation, to label maps."""
     task = cli.task_of(cfg)
@@ -112,7 +119,7 @@ def main() -> None:
             save_predictions(cfg, args.out)
         check_data(cfg, 'test')
         cli.check_checkpoint(cfg, whole=True)
-        written = {'predictions': args.out, 'images': args.show_dir}
+        written = {'predictions': args.out, 'images': shown_in(cfg, args.show_dir)}
         outputs = {kind: path for kind, path in written.items() if path}
         cli.add_hook(cfg, type='mmvmamba.RunSummaryHook', outputs=outputs)
         build_runner(cfg).test()

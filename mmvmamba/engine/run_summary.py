@@ -33,7 +33,8 @@ _WIDTH = 13  # of the titles on the left
 _ATTENTION = '! '
 #: COCO's metrics of one kind of result, such as 'coco/bbox_mAP_50'.
 _COCO_METRIC = re.compile(r'(?:.*/)?(bbox|segm|proposal|keypoints)_(.+)')
-_NOT_METRICS = ('time', 'data_time')
+#: What a validation logs in addition to its metrics.
+NOT_METRICS = ('step', 'time', 'data_time')
 
 Section = tuple[str, Sequence[str]]
 
@@ -374,7 +375,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: float(value)
         for key, value in metrics.items()
-        if isinstance(value, numbers.Real) and key not in _NOT_METRICS
+        if isinstance(value, numbers.Real) and key not in NOT_METRICS
     }
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from mmvmamba.analysis import plotting
 from mmvmamba.engine import errors
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.run_summary import NOT_METRICS
 from mmvmamba.nn.settings import did_you_mean
 
 MAIN_METRICS = ('mAP', 'mIoU', 'top1')
@@ -28,7 +29,6 @@ MAIN_METRICS = ('mAP', 'mIoU', 'top1')
 LARGER_IS_BETTER = re.compile(
     r'AP(?![A-Za-z])|AR@|IoU|Dice|[Aa]cc|[Pp]recision|[Rr]ecall|[Ff]score|f1-score|/top\d|[PSR]Q$'
 )
-NOT_METRICS = ('step', 'time', 'data_time')
 
 
 def parse_args() -> argparse.Namespace:

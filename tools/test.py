@@ -122,7 +122,7 @@ def main() -> None:
         written = {'predictions': args.out, 'images': shown_in(cfg, args.show_dir)}
         outputs = {kind: path for kind, path in written.items() if path}
         cli.add_hook(cfg, type='mmvmamba.RunSummaryHook', outputs=outputs)
-        build_runner(cfg).test()
+        build_runner(cfg, keep_config=True).test()
 
 
 if __name__ == '__main__':

@@ -287,9 +287,11 @@ def log_file(runner: Any) -> str:
 
 def dumped_config(runner: Any) -> str | None:
     """Return the path of the whole config that MMEngine has written, or None."""
-    name = runner.cfg.filename
-    path = os.path.join(runner.work_dir, os.path.basename(name)) if name else ''
-    return path if os.path.isfile(path) else None
+    if not runner.cfg.filename:
+        return None
+    name = os.path.basename(runner.cfg.filename)
+    paths = (os.path.join(folder, name) for folder in (runner.log_dir, runner.work_dir))
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _checkpoint_hook(runner: Any) -> Any:

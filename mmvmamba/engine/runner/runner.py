@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, master_only
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
@@ -72,6 +73,18 @@ class _LogErrors:
 
 class CommonMixin:
     """Additions of the tools to all runners of MMEngine."""
+
+    #: Whether to keep the config that a training run has saved in the work directory.
+    keep_config = False
+
+    @master_only
+    def dump_config(self) -> None:
+        """Save the config, next to the log if the work directory's is to be kept."""
+        name = os.path.basename(self.cfg.filename or '')
+        if self.keep_config and name and os.path.exists(os.path.join(self.work_dir, name)):
+            self.cfg.dump(os.path.join(self.log_dir, name))
+        else:
+            super().dump_config()
 
     def _log_env(self, *args: Any) -> None:
         """Keep the passwords and tokens in the URLs of a config out of the log.
@@ -267,8 +280,13 @@ def named_checkpoint(runner: Runner | FlexibleRunner) -> Iterator[None]:
         ) from error
 
 
-def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+def build_runner(cfg: Config, keep_config: bool = False) -> Runner | FlexibleRunner:
     """Build the runner of a config, of the class given by ``runner_type``.
+
+    Args:
+        cfg (Config): The config.
+        keep_config (bool): Keep a config in the work directory that has the same name, and save
+            this one next to the log. Defaults to False.
 
     Raises:
         UserError: If ``runner_type`` is not registered, or the strategy does not support the
@@ -299,7 +317,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         _check_strategy(cfg, distributed)
         if distributed and runs_on_cpu():
             use_cpu_strategy(cfg)
-    base = type(base.__name__, (mixin, base), {'__module__': base.__module__})
+    attributes = {'__module__': base.__module__, 'keep_config': keep_config}
+    base = type(base.__name__, (mixin, base), attributes)
     with named_build(name):  # of what MMEngine builds without a registry
         return base.from_cfg(cfg)
 

@@ -16,6 +16,7 @@ from torch._inductor import config as inductor
 from torch.utils.data import BatchSampler
 
 from mmvmamba.engine.errors import UserError
+from mmvmamba.engine.run_summary import dumped_config
 from mmvmamba.engine.runner import build_runner, runner
 from mmvmamba.engine.runner.runner import ToolRunnerMixin
 
@@ -142,6 +143,22 @@ def test_no_secret_in_the_log(runner_type, tmp_path, capsys):
     assert 'Load checkpoint from http://host/x.pth?...' in log
     assert 'pa55' not in log + capsys.readouterr().out
     assert url in built.cfg.pretty_text
+
+
+@pytest.mark.parametrize('runner_type', ['Runner', 'FlexibleRunner'])
+def test_keeps_the_config_of_the_training_run(runner_type, tmp_path):
+    saved = tmp_path / 'work/own.py'
+    for load_from in (None, 'epoch_1.pth'):
+        (tmp_path / 'own.py').write_text(
+            f'model = dict(type="mmvmamba.VMamba")\nload_from = {load_from!r}\n'
+            f'work_dir = {str(saved.parent)!r}\nrunner_type = {runner_type!r}\nenv_cfg = dict()\n'
+            f'experiment_name = "test_keeps_{runner_type}_{load_from}"\n'
+        )
+        cfg = Config.fromfile(tmp_path / 'own.py')
+        runner = build_runner(cfg, keep_config=load_from is not None)
+    assert Config.fromfile(saved).load_from is None
+    own = dumped_config(runner)
+    assert own != str(saved) and Config.fromfile(own).load_from == 'epoch_1.pth'
 
 
 NEPTUNE = dict(type='Visualizer', vis_backends=[dict(type='NeptuneVisBackend')])

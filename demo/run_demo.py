@@ -1,7 +1,7 @@
 """Train and test two small VMamba models on the demo data.
 
 A Mask R-CNN and a UperNet learn from random weights on 400 photographs of 160 x 160 pixels, in
-about ten minutes on two CPU cores. WORK_DIR then has::
+about 14 minutes on two CPU cores. WORK_DIR then has::
 
     results.json                          metrics, times and versions
     detection/*.png, contact_sheet.jpg    ground truth beside predictions; likewise segmentation/

@@ -73,7 +73,7 @@ REMOTE_ERROR = (
     'This did not work. The person who runs this page can find the reason in the terminal.'
 )
 NO_MODELS = """**No trained models were found.** Run `make demo` to train two small ones, in about
-ten minutes on two CPU cores, or restart the page with the folder of your own model: `python
+14 minutes on two CPU cores, or restart the page with the folder of your own model: `python
 demo/web.py FOLDER`. You can also select a published model and enter the path of its weights."""
 HINT = 'Drop an image to begin.'
 HINT_INSIDE = 'Click a point in the image.'

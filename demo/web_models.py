@@ -51,7 +51,7 @@ class VisitorError(UserError):
 
 
 class Source(NamedTuple):
-    """A model that the page offers."""
+    """Model offered on the page."""
 
     name: str
     package: str

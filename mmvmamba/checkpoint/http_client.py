@@ -26,7 +26,7 @@ _PORTS = {'http': 80, 'https': 443}
 
 
 class RequestError(Exception):
-    """A request that failed. The message is a reason without the URL."""
+    """Failed request. The message is the reason, without the URL."""
 
 
 def split_url(url: str) -> SplitResult:

@@ -11,7 +11,7 @@
 #   make fuzz      read FUZZ_FILES generated malicious checkpoints, seeded by FUZZ_SEED
 #   make sanitize  the tests of native code under AddressSanitizer and UndefinedBehaviorSanitizer,
 #                  emulated CUDA kernels under ThreadSanitizer too (SANITIZERS="address thread")
-#   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-7, DEVICE=cpu)
+#   make gpu-check  build, test and benchmark on a GPU, in MINUTES=8 (OUT=dir, STEPS=1-8, DEVICE=cpu)
 #   make sanitize-cuda  the ops on a GPU under compute-sanitizer
 #   make docs      the documentation, in build/docs (make linkcheck: its links to other sites)
 #   make wheel     source distribution and wheel, in dist, checked in $(WHEEL_ENV)
@@ -44,7 +44,7 @@ BENCH_DIR ?= work_dirs/benchmarks
 DOCS_DIR ?= build/docs
 OUT ?=
 MINUTES ?= 8
-STEPS ?= 1-7
+STEPS ?= 1-8
 export MAX_JOBS
 # torch compiles one file at a time unless it finds the ninja of $(VENV).
 export PATH := $(PATH):$(abspath $(VENV))/bin

@@ -4,7 +4,8 @@ Each model returns the normalized features of its last stage. Inference runs wit
 a training step is forward, and backward from random gradients, without an optimizer. AMP is
 bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
 The others are mmpretrain's, or else timm's or torchvision's: the first of the three that can be
-imported, or the one that ``--peers`` names.
+imported, or the one that ``--peers`` names. `authors-t` is VMamba-T in the code of its authors, on
+a GPU: PYTHONPATH must have a clone of github.com/MzeroMiko/VMamba and its built kernels.
 
 `vmamba-t-nocore` is VMamba-T with the core of each SS2D (x_proj, dt, scan, merge) replaced by the
 identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
@@ -25,6 +26,7 @@ Examples:
 
 import argparse
 import functools
+import importlib
 import itertools
 import statistics
 import sys
@@ -51,6 +53,8 @@ DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
 BASELINES = ['swin-t', 'convnext-t']
 #: What a VMamba's name may end in.
 VARIANTS = ('nocore', 'native', 'triton')
+#: Functions of the authors' code that build the released models.
+AUTHORS = {'t': 'vmamba_tiny_s1l8', 's': 'vmamba_small_s2l15', 'b': 'vmamba_base_s2l15'}
 #: The ways of mode 'deployed'. The files of Swin and ConvNeXt are the same in both ONNX runs.
 DEPLOYED = [
     ('fp32', 'eager'),
@@ -186,6 +190,20 @@ def build_torchvision(
     return nn.Sequential(model.features, norm)
 
 
+def build_authors(scale: str) -> nn.Module:
+    """Build the authors' VMamba up to the normalized map of its last stage.
+
+    Raises:
+        ImportError: If the authors' code or their kernels are missing. Without the kernels, their
+            code would scan in a loop over the positions.
+    """
+    importlib.import_module('selective_scan_cuda_oflex')
+    module = importlib.import_module('classification.models.vmamba')
+    model = getattr(module, AUTHORS[scale])()
+    model.classifier = model.classifier.norm
+    return model
+
+
 PEERS = {'mmpretrain': build_mmpretrain, 'timm': build_timm, 'torchvision': build_torchvision}
 
 
@@ -196,7 +214,7 @@ def find_peers() -> str | None:
 
 def model_names() -> list[str]:
     """All names that ``--models`` takes."""
-    families = ('vmamba', 'swin', 'convnext', 'deit')
+    families = ('vmamba', 'swin', 'convnext', 'deit', 'authors')
     names = [f'{family}-{scale}' for family in families for scale in SCALES]
     return names + [f'vmamba-{scale}-{variant}' for scale in SCALES for variant in VARIANTS]
 
@@ -211,6 +229,8 @@ def build_model(name: str, size: tuple[int, int], peers: str | None) -> nn.Modul
     family, scale, *rest = name.split('-')
     if family == 'vmamba':
         return build_vmamba(scale, *rest)
+    if family == 'authors':
+        return build_authors(scale)
     if peers is None:
         raise ImportError('; '.join(f'{name}: {import_error(name)}' for name in PEERS))
     return build_peer(family, scale, size, peers)
@@ -269,14 +289,24 @@ def deployed_call(
     return functools.partial(open_session(path, custom_op).run, None, {'images': images.numpy()})
 
 
+def layout_of(name: str, args: argparse.Namespace) -> torch.memory_format:
+    """Return the memory format of a model; the authors' code is written for contiguous maps."""
+    if args.channels_last and not name.startswith('authors'):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 def make_calls(
-    models: Mapping[str, nn.Module], images: torch.Tensor, mode: str, ways: Sequence[Way]
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, torch.Tensor],
+    mode: str,
+    ways: Sequence[Way],
 ) -> dict[tuple[str, Way], Call]:
     """Return the calls of a comparison by model and way, without those that cannot be exported."""
     calls: dict[tuple[str, Way], Call] = {}
     with tempfile.TemporaryDirectory() as folder:
         for (name, model), (precision, run) in itertools.product(models.items(), ways):
-            key = name, (precision, run)
+            key, images = (name, (precision, run)), inputs[name]
             if precision != 'int8' and not run.startswith('onnx'):
                 calls[key] = measure.make_call(
                     model, images, train=mode == 'train', amp=precision == 'amp', run=run
@@ -323,19 +353,23 @@ def compare(
     models, missing = build_models(args.models, size, args.peers)
     for name, reason in missing.items():
         logger.info('  %s left out: %s', name, reason)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    images = torch.randn(batch, 3, *size, device=device).to(memory_format=layout)
-    for model in models.values():
+    images = torch.randn(batch, 3, *size, device=device)
+    inputs = {}
+    for name, model in models.items():
+        layout = layout_of(name, args)
         model.train(mode == 'train')
         model.to(device, memory_format=layout)
-    calls = make_calls(models, images, mode, ways)
+        inputs[name] = images.contiguous(memory_format=layout)
+    calls = make_calls(models, inputs, mode, ways)
     # A round runs each way.
     times = measure.interleave(calls, device, args.seconds * len(ways), args.min_rounds)
     rows = []
     for (name, (precision, run)), samples in times.items():
         row = dict(model=name, height=size[0], width=size[1], **where, precision=precision, run=run)
         row |= measure.summarize(samples)
-        row['source'] = 'mmvmamba' if name.startswith('vmamba') else args.peers
+        row['source'] = {'vmamba': 'mmvmamba', 'authors': 'VMamba'}.get(
+            name.partition('-')[0], args.peers
+        )
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)
         row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
@@ -478,7 +512,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--channels-last',
         action='store_true',
-        help='use channels-last memory for weights and images',
+        help="use channels-last memory for weights and images, except in the authors' code",
     )
     add(
         '--tf32',
@@ -504,7 +538,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         runs=['eager'],
     )
     full = dict(
-        models=[name for name in names if name.count('-') == 1 and name != 'deit-t'],
+        models=[
+            name
+            for name in names
+            if name.count('-') == 1 and name != 'deit-t' and not name.startswith('authors')
+        ],
         sizes=[(side, side) for side in (224, 384, 512, 768, 1024)],
         batch_sizes=[1],
         modes=['inference', 'train'],

@@ -429,7 +429,7 @@ def parse_steps(text: str) -> list[int]:
         numbers.update(steps or [0])
     if not numbers <= set(STEPS):
         raise argparse.ArgumentTypeError(
-            f'steps are numbers from 1 to {max(STEPS)}, such as 1-7 or 3,5-6, but got {text!r}'
+            f'steps are numbers from 1 to {max(STEPS)}, such as 1-8 or 3,5-6, but got {text!r}'
         )
     return sorted(numbers)
 
@@ -459,7 +459,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='cpu: small sizes, without the CUDA kernels',
     )
     add('--minutes', type=parse_minutes, default=8.0, help='time limit of the run')
-    add('--steps', type=parse_steps, default='1-7', help='steps to run, such as 1-7 or 3,5-6')
+    add('--steps', type=parse_steps, default='1-8', help='steps to run, such as 1-8 or 3,5-6')
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import BACKBONE_SETTINGS, DEPTHS, OP_SETTINGS, STEPS
+from gpu_steps import BACKBONE_SETTINGS, DEPTHS, OP_SETTINGS, STEPS, BackboneSetting
 
 Row = dict[str, Any]
 
@@ -32,6 +32,8 @@ PEERS = {
     'composed': 'our 1-D scan',
     'reference': 'PyTorch',
 }
+#: Networks beside VMamba.
+NETWORKS = {'authors': "authors'", 'swin': 'Swin', 'convnext': 'ConvNeXt'}
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -230,31 +232,37 @@ def op_settings(results: Row) -> list[tuple]:
 
 
 def backbone_table(results: Row) -> str:
-    """Format the speed and memory of VMamba-T with each backend, and their ratios to its peers."""
+    """Format the speed and memory of VMamba with each backend, and their ratios to its peers."""
     rows = rows_of(results, 6)
-    settings = list(BACKBONE_SETTINGS)
-    for row in rows:
-        if 'images_per_s' in row:
-            settings.append((row['size'], row['batch'], row['mode'], row['run']))
+    settings = dict.fromkeys([*BACKBONE_SETTINGS, *map(setting_of, filter(is_vmamba, rows))])
     lines = []
-    for (size, batch, mode, run), backend in itertools.product(dict.fromkeys(settings), OURS):
-        where = dict(size=size, batch=batch, mode=mode, run=run)
-        item = f'{mode}, {size}, batch {batch}, amp, {run}'
-        ours = find(rows, model=f'vmamba-t-{backend}', **where)
-        status = why_not(rows, model=f'vmamba-t-{backend}', item=item)
+    for setting, backend in itertools.product(settings, OURS):
+        scale = setting.scale
+        where = {key: value for key, value in setting._asdict().items() if key != 'scale'}
+        ours = find(rows, model=f'vmamba-{scale}-{backend}', **where)
+        status = why_not(rows, model=f'vmamba-{scale}-{backend}', item=setting)
         cells = [number(ours[key]) if ours else status for key in ('images_per_s', 'peak_mib')]
-        for name in ('swin-t', 'convnext-t'):
-            other = find(rows, model=name, **where)
-            for key in ('images_per_s', 'peak_mib'):
-                ratio = over(ours.get(key), other.get(key))
-                missing = why_not(rows, model=name, item=item)
-                cells.append(missing if ratio is None else number(ratio))
-        lines.append((f'{size}, {batch}', mode, run, OURS[backend], *cells))
-    headings = (
-        'image, batch', '', '', 'scan', 'images/s', 'peak MiB', 'speed / Swin-T', 'memory / Swin-T',
-        'speed / ConvNeXt-T', 'memory / ConvNeXt-T',
-    )  # fmt: skip
-    return table(headings, lines) + left_out(rows, 'model')
+        for family in NETWORKS:
+            model = f'{family}-{scale}'
+            other = find(rows, model=model, **where)
+            ratios = [over(ours.get(key), other.get(key)) for key in ('images_per_s', 'peak_mib')]
+            missing = why_not(rows, model=model, item=setting)
+            cells.append(missing if None in ratios else pair(ratios, number))
+        name = f'{scale.upper()}, {setting.size}, {setting.batch}'
+        lines.append((name, setting.mode, setting.precision, setting.run, OURS[backend], *cells))
+    headings = ('model, image, batch', '', '', '', 'scan', 'images/s', 'peak MiB')
+    return table((*headings, *NETWORKS.values()), lines) + left_out(rows, 'model')
+
+
+def is_vmamba(row: Row) -> bool:
+    """Return whether a row is a measurement of ours."""
+    return 'images_per_s' in row and row['model'].startswith('vmamba-')
+
+
+def setting_of(row: Row) -> BackboneSetting:
+    """Return the setting of a measured backbone."""
+    scale = row['model'].split('-')[1]
+    return BackboneSetting(scale, *(row[key] for key in BackboneSetting._fields[1:]))
 
 
 def sweep_table(results: Row) -> str:
@@ -279,6 +287,22 @@ def resource_table(results: Row) -> str:
     return table(headings, lines or [(NOT_RUN,) + ('',) * 4])
 
 
+def counter_table(results: Row) -> str:
+    """Format the counters of each kernel."""
+    rows = [row for row in rows_of(results, 8) if 'kernel' in row]
+    keys = ('us', 'instructions', 'issue', 'occupancy', 'gb_per_s', 'conflicts', 'registers')
+    lines = [
+        (row['map'], OURS[row['backend']], row['kernel'], *(number(row[key]) for key in keys))
+        + (row['stall'],)
+        for row in rows
+    ]
+    headings = (
+        'map', 'scan', 'kernel', 'time, µs', 'instructions', 'issue, %', 'occupancy, %',
+        'memory, GB/s', 'bank conflicts', 'registers', 'longest stall',
+    )  # fmt: skip
+    return table(headings, lines or [(NOT_RUN,) + ('',) * 10])
+
+
 def tables(results: Row) -> str:
     """Format all tables of docs/benchmarks.md, or state that there is no run."""
     if not results:
@@ -293,6 +317,7 @@ def tables(results: Row) -> str:
         backbones=backbone_table(results),
         sweeps=sweep_table(results),
         resources=resource_table(results),
+        counters=counter_table(results),
     )
 
 
@@ -318,7 +343,9 @@ stages fit into the L2 cache, and their kernels may take less time than their la
 {ops}
 ### Backbones
 
-AMP (float16), channels-last and TF32 for all.
+Channels-last memory and TF32 for all, except for the authors' code, which is written for contiguous
+maps; `amp` is float16. The last columns are our speed divided by the other network's / our peak
+memory divided by the other network's.
 
 {backbones}
 ### Sweeps
@@ -331,7 +358,16 @@ limits the registers of the CUDA kernels; the build has 20 and 12.
 {sweeps}
 Registers of the build:
 
-{resources}"""
+{resources}
+### Counters
+
+The kernels of a forward and backward pass in their order, by Nsight Compute. `instructions` are
+those of a thread for each element and direction, to compare with the
+[counted ones](dev/cuda-kernels.md#instruction-counts). Bank conflicts are the cycles that shared
+memory loses to them, for each 1000 elements. The longest stall is the most frequent reason why a
+warp waits, and the cycles that it waits for each issued instruction.
+
+{counters}"""
 
 
 # ---- the summary ---------------------------------------------------------------------------------
@@ -391,7 +427,7 @@ def op_figure(rows: Sequence[Row]) -> str:
 
 
 def backbone_figure(rows: Sequence[Row]) -> str:
-    """Return the speed at the first setting, and the ratio of the best of ours to Swin-T's."""
+    """Return the speed at the first setting, and the ratios of the best of ours to the others'."""
     speeds = [row for row in rows if 'images_per_s' in row]
     item = speeds[0]['item'] if speeds else ''
     found = {name: find(speeds, model=f'vmamba-t-{name}', item=item) for name in OURS}
@@ -400,9 +436,9 @@ def backbone_figure(rows: Sequence[Row]) -> str:
         return ''
     text = ', '.join(f'{name} {number(speed)}' for name, speed in ours.items())
     text += f' images/s ({item})'
-    swin = find(speeds, model='swin-t', item=item)
-    if swin:
-        text += f', {max(ours.values()) / swin["images_per_s"]:.2f} x Swin-T'
+    for model, name in (('swin-t', 'Swin-T'), ('authors-t', "authors'")):
+        if other := find(speeds, model=model, item=item):
+            text += f', {max(ours.values()) / other["images_per_s"]:.2f} x {name}'
     return text
 
 
@@ -423,6 +459,19 @@ def fit_rank(rows: Sequence[Row]) -> str:
     return f'{mean_y - slope * mean_x:.3g} + {slope:.3g} x rank ps'
 
 
+def counter_figure(rows: Sequence[Row]) -> str:
+    """Return the instructions of all kernels at the first map, for each backend."""
+    counted = [row for row in rows if row.get('instructions') is not None]
+    first = matching(counted, dict(map=counted[0]['map'])) if counted else []
+    sums = {
+        OURS[name]: sum(row['instructions'] for row in matching(first, dict(backend=name)))
+        for name in OURS
+    }
+    return '; '.join(
+        f'{name} {number(total)} instructions' for name, total in sums.items() if total
+    )
+
+
 FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
     1: build_figure,
     2: exactness_figure,
@@ -431,6 +480,7 @@ FIGURES: dict[int, Callable[[Sequence[Row]], str]] = {
     5: op_figure,
     6: backbone_figure,
     7: sweep_figure,
+    8: counter_figure,
 }
 
 

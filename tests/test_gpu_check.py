@@ -89,7 +89,8 @@ def test_the_rehearsal_runs_every_step(rehearsal):
     for number, step in gpu_steps.STEPS.items():
         record = results['steps'][str(number)]
         assert record['title'] == step.title
-        assert record['status'] == ('skipped' if step.title == 'tests' else 'passed'), record
+        needs_gpu = step.title in ('tests', 'counters')
+        assert record['status'] == ('skipped' if needs_gpu else 'passed'), record
         assert set(record['done']) == set(record['plan']) != set()
         for row in record['rows']:
             assert row['status'] == 'passed' or (row['status'] == 'skipped' and row['reason']), row
@@ -106,7 +107,7 @@ def test_the_last_output_is_the_table(rehearsal):
     summary = (out / 'summary.md').read_text()
     assert summary in (out / 'log.txt').read_text()
     lines = [line for line in text.splitlines() if line.startswith('| ')]
-    assert lines[-1] == summary.splitlines()[-1] and lines[-1].startswith('| 7. sweeps | passed')
+    assert lines[-1] == summary.splitlines()[-1] and lines[-1].startswith('| 8. counters | skipped')
     for word in ('GPU', 'torch', 'needs CUDA (DEVICE=cpu)', 'a GPU is required', 'it needs a GPU'):
         assert word in summary
     steps = json.loads((out / 'summary.json').read_text())['steps']
@@ -400,7 +401,7 @@ def test_an_interrupted_run_leaves_no_process(tmp_path, signum):
 
 @pytest.mark.parametrize(
     ('text', 'steps'),
-    [('1-7', [1, 2, 3, 4, 5, 6, 7]), ('3', [1, 3]), ('2,5-6', [1, 2, 5, 6])],
+    [('1-8', [1, 2, 3, 4, 5, 6, 7, 8]), ('3', [1, 3]), ('2,5-6', [1, 2, 5, 6])],
 )
 def test_steps(text, steps):
     assert gpu_check.parse_steps(text) == steps
@@ -409,7 +410,7 @@ def test_steps(text, steps):
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
-        ('--steps', '8', "numbers from 1 to 7, such as 1-7 or 3,5-6, but got '8'"),
+        ('--steps', '9', "numbers from 1 to 8, such as 1-8 or 3,5-6, but got '9'"),
         ('--steps', 'all', "but got 'all'"),
         ('--steps', '3-2', "but got '3-2'"),
         ('--steps', '2-', "but got '2-'"),
@@ -591,12 +592,126 @@ def test_a_backbone_that_fails_costs_vmamba_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones.backbone, 'build_peer', lambda *_: wrong)
     monkeypatch.setattr(backbones.backbone, 'find_peers', lambda: 'timm')
     context = load('gpu_steps.context').Context(6, gpu_steps.STEPS[6], tmp_path, 'cpu', 10)
-    got = backbones.compare(context, ('32', 1, 'inference', 'eager'))
+    setting = gpu_steps.BackboneSetting('t', '32', 1, 'inference', 'fp32', 'eager')
+    got = backbones.compare(context, setting)
     reasons = {row['model']: row.get('reason', '') for row in got}
-    assert list(reasons) == ['vmamba-t-native', 'swin-t', 'convnext-t', 'vmamba-t-triton']
+    assert list(reasons) == [
+        'vmamba-t-native', 'swin-t', 'convnext-t', 'vmamba-t-triton', 'authors-t',
+    ]  # fmt: skip
     assert got[0]['images_per_s'] > 0 and all(row['status'] == 'skipped' for row in got[1:])
-    assert reasons['vmamba-t-triton'] == 'needs CUDA (DEVICE=cpu)'
-    assert all(reasons[name].startswith('RuntimeError: mat1') for name in backbones.PEERS)
+    assert reasons['vmamba-t-triton'] == reasons['authors-t'] == 'needs CUDA (DEVICE=cpu)'
+    assert all(reasons[f'{name}-t'].startswith('RuntimeError: mat1') for name in backbones.PEERS)
+
+
+AUTHORS_CODE = """
+from torch import nn
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 4, 4)
+        self.classifier = nn.Sequential()
+        self.classifier.norm = nn.BatchNorm2d(4)
+        self.classifier.head = nn.Linear(3, 1)
+    def forward(self, x):
+        assert x.is_contiguous() and self.features.weight.is_contiguous()
+        return self.classifier(self.features(x))
+vmamba_tiny_s1l8 = Network
+"""
+
+
+def test_the_authors_code_runs_up_to_the_norm_of_contiguous_maps(tmp_path, monkeypatch):
+    backbone = load('backbone')
+    with pytest.raises(ImportError, match='selective_scan_cuda_oflex'):
+        backbone.build_model('authors-t', (32, 32), None)
+    folder = tmp_path / 'classification' / 'models'
+    folder.mkdir(parents=True)
+    (folder / 'vmamba.py').write_text(AUTHORS_CODE)
+    (tmp_path / 'selective_scan_cuda_oflex.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ['--models', 'authors-t', '--channels-last', '--seconds', '0', '--min-rounds', '1']
+    args = backbone.parse_args(arguments)
+    where = (torch.device('cpu'), (8, 12), 2, 'inference', ('fp32', 'eager'))
+    (row,) = backbone.compare(args, *where)
+    assert (row['model'], row['source']) == ('authors-t', 'VMamba') and row['images_per_s'] > 0
+    for name in ('selective_scan_cuda_oflex', 'classification.models.vmamba'):
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ('body', 'reason'),
+    [('pass', None), ('raise ValueError("not here")', 'ValueError: not here'),
+     ('import os; os._exit(3)', 'exit status 3')],
+)  # fmt: skip
+def test_the_authors_network_is_tried_in_its_own_process(tmp_path, monkeypatch, body, reason):
+    backbones = load('gpu_steps.backbones')
+    package = tmp_path / 'gpu_steps'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / 'backbones.py').write_text(f'def try_authors(): {body}\n')
+    monkeypatch.setattr(backbones, 'BENCHMARKS', tmp_path)
+    assert backbones.why_no_authors.__wrapped__('cuda') == reason
+
+
+NCU = (
+    'ID', 'Process ID', 'Process Name', 'Host Name', 'Kernel Name', 'Context', 'Stream',
+    'Block Size', 'Grid Size', 'Device', 'CC', 'Section Name', 'Metric Name', 'Metric Unit',
+    'Metric Value',
+)  # fmt: skip
+
+
+def ncu_output(launches):
+    """Return the output of ncu for kernels and their metrics, among other lines."""
+    lines = ['==PROF== Connected to process 7', 'a "word" of the program', NCU]
+    for number, (kernel, metrics) in enumerate(launches):
+        where = (number, 7, 'python3', '127.0.0.1', kernel, 1, 7, '(128, 1, 1)', '(9, 1, 1)', 0)
+        for name, value in metrics.items():
+            lines.append((*where, '9.0', 'Command line profiler metrics', name, 'unit', value))
+    lines.append('==PROF== Disconnected from process 7')
+    return '\n'.join(
+        line if isinstance(line, str) else ','.join(f'"{cell}"' for cell in line) for line in lines
+    )
+
+
+def test_counters():
+    """Times are nanoseconds, and thousands have commas."""
+    counters = load('gpu_steps.counters')
+    stall = counters.STALL.format
+    full = {
+        counters.TIME: '250,000', counters.INSTRUCTIONS: '4,400,000', counters.ISSUE: '81.52',
+        counters.OCCUPANCY: '31.25', counters.BYTES[0]: '600,000,000',
+        counters.BYTES[1]: '400,000,000', counters.CONFLICTS: '5,000', counters.REGISTERS: '93',
+        stall('wait'): '1.5', stall('long_scoreboard'): '3.25', stall('barrier'): '0.75',
+    }  # fmt: skip
+    part = full | {counters.CONFLICTS: 'n/a', counters.TIME: '1.25e+03'}
+    first, second = counters.read_counters(
+        ncu_output([('forward_kernel', full), ('sum', part)]), elements=100_000
+    )
+    assert first == dict(
+        kernel='forward_kernel', us=250, instructions=44, issue=81.52, occupancy=31.25,
+        gb_per_s=4000, conflicts=50, registers=93, stall='long_scoreboard 3.2',
+    )  # fmt: skip
+    assert (second['kernel'], second['us'], second['conflicts']) == ('sum', 1.25, None)
+    assert counters.read_counters('==ERROR== no kernel', 1) == []
+
+
+@pytest.mark.parametrize(
+    ('output', 'error', 'message'),
+    [
+        ('==ERROR== ERR_NVGPUCTRPERM - The user', 'Skip', 'ncu: ERR_NVGPUCTRPERM'),
+        ('==ERROR== Unknown metric', 'RuntimeError', 'ended with status 1 and 0 kernels'),
+    ],
+)
+def test_counters_that_cannot_be_read(tmp_path, monkeypatch, output, error, message):
+    counters = load('gpu_steps.counters')
+    ncu = tmp_path / 'ncu'
+    ncu.write_text(f'#!/bin/sh\necho "{output}"\nexit 1\n')
+    ncu.chmod(0o755)
+    monkeypatch.setattr(counters, 'require', lambda *_, **__: None)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    context = load('gpu_steps.context').Context(8, gpu_steps.STEPS[8], tmp_path, 'cuda', 10)
+    with pytest.raises(Exception, match=message) as raised:
+        counters.count(context, counters.MAPS[0], 'native')
+    assert raised.type.__name__ == error
 
 
 def test_bytes_that_the_core_must_move():
@@ -673,30 +788,52 @@ def test_ratios_of_a_gpu_run():
     # An item that failed before it could be measured.
     ops.append(dict(item='x', status='failed', candidate='native', reason='no memory'))
     nets = []
-    speeds = dict(vmamba_t_native=(3000, 600), vmamba_t_triton=(4000, 600), swin_t=(2000, 800))
+    speeds = dict(
+        vmamba_t_native=(3000, 600), vmamba_t_triton=(4000, 600), swin_t=(2000, 800),
+        authors_t=(1000, 1200),
+    )  # fmt: skip
     for model, (speed, memory) in speeds.items():
         nets.append(dict(
-            item='inference, 224, batch 128, amp, eager', status='passed', size='224',
-            model=model.replace('_', '-'), batch=128, mode='inference', run='eager',
-            images_per_s=speed, peak_mib=memory,
+            item='T, inference, 224, batch 128, amp, eager', status='passed', size='224',
+            model=model.replace('_', '-'), batch=128, mode='inference', precision='amp',
+            run='eager', images_per_s=speed, peak_mib=memory,
         ))  # fmt: skip
-    results = {'steps': {'5': {'rows': ops}, '6': {'rows': nets}}}
+    other = dict(model='vmamba-s-native', size='96', batch=3, mode='train', precision='fp32')
+    item = dict(item='another', status='passed', run='eager', images_per_s=7, peak_mib=9)
+    nets.append(other | item)
+    kernel = dict(
+        item='x', status='passed', map='56x56', kernel='forward_kernel', us=250.0, issue=81.5,
+        occupancy=31.2, gb_per_s=4000.0, conflicts=None, registers=93.0, stall='wait 1.5',
+    )  # fmt: skip
+    kernels = [
+        kernel | dict(backend='native', instructions=44.0),
+        kernel | dict(backend='native', instructions=88.0),
+        kernel | dict(backend='triton', instructions=52.0),
+        kernel | dict(backend='native', instructions=9.0, map='14x14'),
+    ]
+    steps = {'5': {'rows': ops}, '6': {'rows': nets}, '8': {'rows': kernels}}
+    results = {'steps': steps}
     text = gpu_report.tables(results)
     line = '50% / 50% | {} | 25% / 60% | 4 / 3.6 | skipped | not run | not run |'
     assert f'| 224, 128 | fp16 | all blocks | 14 / 42 | {line.format("28 / 35")}' in text
     assert f'| 224, 128 | fp16 | stage 3 | 1 / 3 | {line.format("2 / 2.5")}' in text
     assert '- mamba_ssm: it is not installed' in text and '- native: no memory' in text
-    where, rest = '| 224, 128 | inference | eager |', 'not run | not run |'
-    assert f'{where} CUDA | 3000 | 600 | 1.5 | 0.75 | {rest}' in text
-    assert f'{where} Triton | 4000 | 600 | 2 | 0.75 | {rest}' in text
+    where = '| T, 224, 128 | inference | amp | eager |'
+    assert f'{where} CUDA | 3000 | 600 | 3 / 0.5 | 1.5 / 0.75 | not run |' in text
+    assert f'{where} Triton | 4000 | 600 | 4 / 0.5 | 2 / 0.75 | not run |' in text
+    assert '| S, 96, 3 | train | fp32 | eager | CUDA | 7 | 9 | not run |' in text
+    counts = '| 56x56 | CUDA | forward_kernel | 250 | 44 | 81.5 | 31.2 | 4000 | not run | 93 |'
+    assert f'{counts} wait 1.5 |' in text
     summary = gpu_report.summary_text(results)
     assert (
         "CUDA 1 ms forward, 3 ms training; Triton 2 ms forward, 2.5 ms training; authors' 3.60 x"
         in summary
     )
     assert (
-        'CUDA 3000, Triton 4000 images/s (inference, 224' in summary and '2.00 x Swin-T' in summary
+        'CUDA 3000, Triton 4000 images/s (T, inference, 224, batch 128, amp, eager), '
+        "2.00 x Swin-T, 4.00 x authors'" in summary
     )
+    assert 'CUDA 132 instructions; Triton 52 instructions' in summary
 
 
 def test_tables_are_put_between_the_marks(tmp_path, capsys):

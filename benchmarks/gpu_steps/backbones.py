@@ -1,7 +1,9 @@
-"""Step 6: VMamba-T with each backend beside Swin-T and ConvNeXt-T, under the same settings."""
+"""Step 6: VMamba with each backend beside its peers, under the same settings."""
 
 import functools
 import gc
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -9,61 +11,89 @@ from collections.abc import Iterator, Sequence
 import backbone
 import torch
 
-from gpu_steps import BACKBONE_SETTINGS
+from gpu_steps import BACKBONE_SETTINGS, BackboneSetting
 from gpu_steps.backends import BACKENDS, require
-from gpu_steps.context import NEEDS_CUDA, Context, Item, Row, Skip, first_line, skip
+from gpu_steps.context import (
+    BENCHMARKS,
+    NEEDS_CUDA,
+    Context,
+    Item,
+    Row,
+    Skip,
+    first_line,
+    logger,
+    skip,
+)
 from mmvmamba.analysis import measure
 
-OURS = {f'vmamba-t-{backend}': backend for backend in BACKENDS}
-PEERS = ('swin-t', 'convnext-t')
+#: Other networks; the authors' code for VMamba is compared in eager mode only.
+PEERS = ('swin', 'convnext')
+AUTHORS = 'authors'
 
 
 def items(context: Context) -> Iterator[Item]:
     """List the settings, the compiled ones last."""
     settings = BACKBONE_SETTINGS
     if not context.cuda:
-        settings = [('64', 2, mode, 'eager') for mode in ('inference', 'train')]
+        settings = [
+            BackboneSetting('t', '64', 2, mode, 'amp', 'eager') for mode in ('inference', 'train')
+        ]
         yield 'compiled', functools.partial(skip, NEEDS_CUDA)
     for setting in settings:
-        size, batch, mode, run = setting
-        if run == 'compiled':
-            for model in (*OURS, *PEERS):
+        if setting.run == 'compiled':
+            for model in (*our_names(setting), *peer_names(setting)):
                 function = functools.partial(warm_up, context, model, setting)
-                yield f'compile {model}, {mode}', function
-        name = f'{mode}, {size}, batch {batch}, amp, {run}'
-        yield name, functools.partial(compare, context, setting)
+                yield f'compile {model}, {setting.size}, {setting.mode}', function
+        yield str(setting), functools.partial(compare, context, setting)
 
 
-def warm_up(context: Context, model: str, setting: tuple) -> list[Row]:
+def our_names(setting: BackboneSetting) -> dict[str, str]:
+    """Return VMamba's names in ``backbone.py``, each with its backend."""
+    return {f'vmamba-{setting.scale}-{backend}': backend for backend in BACKENDS}
+
+
+def peer_names(setting: BackboneSetting) -> list[str]:
+    """Return the names of the other networks of the same scale."""
+    return [f'{family}-{setting.scale}' for family in PEERS]
+
+
+def warm_up(context: Context, model: str, setting: BackboneSetting) -> list[Row]:
     """Compile one model, so that the comparison finds its kernels in Inductor's cache."""
-    if model in OURS:
-        require(context, OURS[model])
+    peer = model in peer_names(setting)
+    if not peer:
+        require(context, our_names(setting)[model])
     begin = time.monotonic()
     try:
         rows, missing = measure_models(context, setting, [model])
     except Exception as error:  # a peer may raise anything
-        if model not in PEERS:
+        if not peer:
             raise
         traceback.print_exc()
         raise Skip(first_line(error)) from None
-    if not rows and model in PEERS:
+    if not rows and peer:
         raise Skip(missing[model])
     if not rows:
         raise RuntimeError(missing[model])
     return [dict(seconds=round(time.monotonic() - begin, 1))]
 
 
-def compare(context: Context, setting: tuple) -> list[Row]:
+def compare(context: Context, setting: BackboneSetting) -> list[Row]:
     """Return the rows of ``backbone.py`` at one setting, and a reason for each missing model."""
     ours, unable, reason = [], {}, None
-    for name, backend in OURS.items():
+    for name, backend in our_names(setting).items():
         try:
             require(context, backend)
             ours.append(name)
         except Skip as why:
             unable[name] = str(why)
+    peers = peer_names(setting)
+    authors = f'{AUTHORS}-{setting.scale}'
+    if setting.run == 'eager' and (why := why_no_authors(context.device)):
+        unable[authors] = why
+    elif setting.run == 'eager':
+        peers.append(authors)
     try:
-        rows, missing = measure_models(context, setting, [*ours, *PEERS])
+        rows, missing = measure_models(context, setting, [*ours, *peers])
     except Exception as error:  # a peer may raise anything
         traceback.print_exc()
         reason = first_line(error)
@@ -72,7 +102,7 @@ def compare(context: Context, setting: tuple) -> list[Row]:
         if context.cuda:
             torch.cuda.empty_cache()
         rows, missing = measure_models(context, setting, ours)
-        missing |= dict.fromkeys(PEERS, reason)
+        missing |= dict.fromkeys(peers, reason)
     for name in ours:
         if name in missing:
             raise RuntimeError(f'{name} was not measured: {missing[name]}')
@@ -80,19 +110,50 @@ def compare(context: Context, setting: tuple) -> list[Row]:
     return rows + [dict(model=n, status='skipped', reason=why) for n, why in missing.items()]
 
 
+@functools.cache
+def why_no_authors(device: str) -> str | None:
+    """Return the reason why the authors' network cannot be measured, or None.
+
+    It is tried in a process of its own, as an illegal memory access ends its process's use of CUDA.
+    """
+    if device != 'cuda':
+        return NEEDS_CUDA
+    code = 'from gpu_steps import backbones; backbones.try_authors()'
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', code], cwd=BENCHMARKS, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors='replace', timeout=60, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        return f'a training step at a small size took longer than {error.timeout} s'
+    if done.returncode == 0:
+        return None
+    logger.info('%s', done.stdout)
+    return (done.stdout.strip().splitlines() or [f'exit status {done.returncode}'])[-1]
+
+
+def try_authors() -> None:
+    """Run a training step of the authors' VMamba-T at a small size on the GPU."""
+    model = backbone.build_authors('t').cuda()
+    images = torch.randn(2, 3, 64, 96, device='cuda')
+    measure.make_call(model, images, train=True, amp=True)()
+    torch.cuda.synchronize()
+
+
 def measure_models(
-    context: Context, setting: tuple, names: Sequence[str]
+    context: Context, setting: BackboneSetting, names: Sequence[str]
 ) -> tuple[list[Row], dict[str, str]]:
     """Return the rows of models, and the reason for each that has none."""
-    size, batch, mode, run = setting
-    shape = measure.parse_size(size)
+    shape = measure.parse_size(setting.size)
     arguments = ['--device', context.device, '--seconds', '4' if context.cuda else '0']
     arguments += ['--min-rounds', '3' if context.cuda else '1', '--channels-last', '--tf32']
     args = backbone.parse_args([*arguments, '--models', *names])
     backbone.allow_tf32(args.tf32)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    rows = backbone.compare(args, torch.device(context.device), shape, batch, mode, ('amp', run))
+    way = (setting.precision, setting.run)
+    device = torch.device(context.device)
+    rows = backbone.compare(args, device, shape, setting.batch, setting.mode, way)
     missing = [name for name in names if name not in {row['model'] for row in rows}]
     reasons = backbone.build_models(missing, shape, args.peers)[1]
     return rows, {name: reasons.get(name, 'out of memory') for name in missing}

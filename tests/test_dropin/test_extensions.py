@@ -74,7 +74,7 @@ def check(function, tensors, tolerance, out_dtype=None, softplus=True):
     got, *states = got if isinstance(got, tuple) else (got,)
     assert got.dtype == (out_dtype or tensors['u'].dtype)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(got.shape, generator=generator).to(got.dtype)
+    grad = torch.randn(got.shape, generator=generator).to(got)
     names = [name for name, v in tensors.items() if v is not None]
     leaves = [tensors[name] for name in names]
     grads = torch.autograd.grad(got, leaves, grad)

@@ -83,6 +83,12 @@ def strided(value, layout):
     return value
 
 
+def move(value, device):
+    """Move a tensor with its strides and its offset, which ``Tensor.to`` does not keep."""
+    whole = value if value._base is None else value._base
+    return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+
+
 class Maker:
     """Random tensors of a dtype, drawn in float64, so that a seed means the same in each dtype."""
 

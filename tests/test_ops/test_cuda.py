@@ -24,6 +24,7 @@ from .cases import (
     HALF,
     SPLITS,
     kernel_cases,
+    move,
     run,
     selective_inputs,
     ss2d_inputs,
@@ -90,7 +91,7 @@ def inputs_of(op, dtype=torch.float32, **settings):
 
 
 def on(device, inputs):
-    return {k: v if v is None else v.to(device) for k, v in inputs.items()}
+    return {k: v if v is None else move(v, device) for k, v in inputs.items()}
 
 
 def run_on_gpu(function, inputs, device='cuda', **options):
@@ -255,18 +256,26 @@ def test_autocast_keeps_the_scan_wide(backend, dtype):
     torch.testing.assert_close(got.float(), module(x), rtol=0.05, atol=0.05)
 
 
-@with_dtypes(NARROW)
-def test_very_long_sequences_stay_finite_and_exact(backend, dtype):
-    """Four million positions, one channel, beside float64 on the same GPU."""
-    inputs = on('cuda', ss2d_inputs(1, 2**22, 1, 1, 1, 1, dtype, pattern=(0, 2)))
-    got = run(ss2d_scan, inputs, pattern=(0, 2), out_dtype=torch.float32, backend=backend)
+def check_long_sequence(function, length, dtype, device):
+    """Compare a scan of one channel in two directions with float64 on the same device."""
+    inputs = on(device, ss2d_inputs(1, length, 1, 1, 1, 1, dtype, pattern=(0, 2)))
+    got = run(function, inputs, pattern=(0, 2), out_dtype=torch.float32)
     exact = functools.partial(ss2d_scan_reference, scan=scan_chunked)
     want = run(exact, inputs, torch.float64, pattern=(0, 2))
     for name, value in got.items():
         assert value.isfinite().all(), name
         scale = want[name].abs().max()
         error = ((value.double() - want[name]).abs().max() / scale).item()
-        assert error < 2 * torch.finfo(value.dtype).eps + 1e-4, name
+        # Sums over the positions add terms that were rounded to the dtype of the inputs.
+        terms = dtype if name not in ('out', 'grad_x', 'grad_proj') else torch.float32
+        allowed = 2 * torch.finfo(value.dtype).eps + 4 * torch.finfo(terms).eps + 1e-4
+        assert error < allowed, name
+
+
+@with_dtypes(NARROW)
+def test_very_long_sequences_stay_finite_and_exact(backend, dtype):
+    """Four million positions."""
+    check_long_sequence(functools.partial(ss2d_scan, backend=backend), 2**22, dtype, 'cuda')
 
 
 @BACKENDS

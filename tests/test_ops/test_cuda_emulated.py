@@ -17,6 +17,7 @@ import torch
 from mmvmamba.ops import selective_scan
 from mmvmamba.ops.ss2d_scan import ss2d_scan_reference
 
+from ..benchmark_modules import load
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
 from .cases import (
@@ -29,6 +30,7 @@ from .cases import (
 )
 from .emulator import ops as emulated
 from .emulator import translate
+from .test_cuda import NARROW, check_long_sequence
 
 #: Of the order of the threads, each block of threads, and what uninitialized memory holds.
 SEEDS = range(1 if translate.sanitizer() == 'thread' else 4)
@@ -94,6 +96,33 @@ def test_order_of_threads_does_not_matter_in_1d(form):
     for name, value in results[0].items():
         for other in results[1:]:
             assert torch.equal(other[name], value), name
+
+
+@pytest.mark.parametrize(
+    'case',
+    [
+        ('ss2d_scan', 'float16', (1, (9, 14), 48), dict(rank=6)),
+        ('ss2d_scan', 'bfloat16', (1, (9, 14), 48), dict(rank=6)),
+        ('selective_scan', 'float16', (1, 90, 20), dict(d_state=4)),
+    ],
+)
+def test_tolerances_of_the_gpu_check(case, monkeypatch, tmp_path):
+    exactness, steps, context = map(load, ('gpu_steps.exactness', 'gpu_steps', 'gpu_steps.context'))
+    options = {} if case[0] == 'ss2d_scan' else dict(delta_softplus=True)
+    function = functools.partial(getattr(emulated, case[0]), **options)
+    context = context.Context(2, steps.STEPS[2], tmp_path, 'cpu', 10)
+    _, exact = exactness.scan_functions(context, case[0], case[1], 'chunked')
+    monkeypatch.setattr(exactness, 'scan_functions', lambda *_: (function, exact))
+    monkeypatch.setattr(exactness, 'REPEATS', 1)
+    emulated.configure(shared=227 * 1024)
+    (row,) = exactness.check_exactness(context, case, 'native')
+    assert row.get('status') is None, row['reason']
+
+
+@pytest.mark.parametrize('dtype', NARROW)
+def test_tolerance_of_very_long_sequences(dtype):
+    emulated.configure()
+    check_long_sequence(emulated.ss2d_scan, 2**12, dtype, 'cpu')
 
 
 SPLITS = [

@@ -7,7 +7,7 @@ import torch
 
 from . import test_selective_scan as selective
 from . import test_ss2d_scan as ss2d
-from .cases import HALF, run
+from .cases import HALF, move, run, ss2d_inputs
 from .test_cuda import BOTH, function_of, inputs_of
 
 CHUNKED = {'ss2d_scan': ss2d.chunked, 'selective_scan': selective.chunked}
@@ -25,3 +25,11 @@ def test_results_are_finite_and_equal_to_themselves(op, dtype, sizes):
     for name, value in first.items():
         assert value.isfinite().all(), name
         assert torch.equal(second[name], value), name
+
+
+@pytest.mark.parametrize('layout', ['dense', 'permuted', 'sliced', 'offset'])
+def test_layouts_reach_the_gpu(layout):
+    for name, value in ss2d_inputs(layout=layout).items():
+        moved = move(value, 'meta')
+        assert moved.stride() == value.stride(), name
+        assert moved.storage_offset() == value.storage_offset(), name

@@ -6,6 +6,7 @@ call. Triton caches them on disk.
 
 import argparse
 import importlib
+import itertools
 import platform
 import sys
 import time
@@ -132,26 +133,42 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
         dtype (torch.dtype): float32, or the dtype of autocast.
 
     Yields:
-        str: A line for each map of each stage, with the time that it took.
+        str: A line for the compilation, and for each map of each stage a line with the time of its
+        first step.
 
     Raises:
         ValueError: If ``arch`` is unknown.
     """
     from .nn import SS2D, resolve_arch  # the report needs the ops alone
+    from .ops.triton import launch
+    from .ops.triton.compilation import compile_kernels
 
     settings = resolve_arch(arch)
-    for stage, dim in enumerate(settings.dims):
+
+    def run(dim: int, side: int) -> SS2D:
         layer = SS2D(dim, backend='triton', **settings.ssm_settings).cuda()
-        for side in _MAP_SIDES:
-            start = time.perf_counter()
-            with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
-                y = layer(torch.randn(1, side, side, dim, device='cuda'))
-            y.sum().backward()
-            torch.cuda.synchronize()
-            yield (
-                f'stage {stage}: map {side} x {side}, {layer.d_inner} channels, d_state '
-                f'{layer.d_state}, rank {layer.dt_rank}: {time.perf_counter() - start:.1f} s'
-            )
+        with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+            y = layer(torch.randn(1, side, side, dim, device='cuda'))
+        y.sum().backward()
+        torch.cuda.synchronize()
+        return layer
+
+    start = time.perf_counter()
+    with launch.recording() as launches:
+        for dim, side in itertools.product(settings.dims, _MAP_SIDES):
+            run(dim, side)
+    results = list(compile_kernels(launches, launch.device_target(torch.device('cuda'))))
+    yield f'{len(results)} kernels compiled in parallel: {time.perf_counter() - start:.1f} s'
+    # The steps below compile these themselves, or raise their errors.
+    for error in {error for _, error in results if error is not None}:
+        yield f'not compiled: {error}'
+    for (stage, dim), side in itertools.product(enumerate(settings.dims), _MAP_SIDES):
+        start = time.perf_counter()
+        layer = run(dim, side)
+        yield (
+            f'stage {stage}: map {side} x {side}, {layer.d_inner} channels, d_state '
+            f'{layer.d_state}, rank {layer.dt_rank}: {time.perf_counter() - start:.1f} s'
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

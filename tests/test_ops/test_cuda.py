@@ -314,7 +314,7 @@ def test_auto_takes_the_first_backend_that_can_run():
 @pytest.mark.parametrize('backend', [with_backend('triton')])
 def test_warm_up(backend, capsys):
     info.main(['--warm-up', '--dtype', 'bfloat16'])
-    assert capsys.readouterr().out.count('stage') == 8
+    assert capsys.readouterr().out.count('stage') == 12
 
 
 @needs_gpu

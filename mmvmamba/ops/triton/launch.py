@@ -1,5 +1,6 @@
 """Launches of the Triton kernels: tiles, sweeps, scratch memory, grids and the last sums."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import MockTensor
 
 from ..backend import without_autocast
 from ..scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED
@@ -74,27 +76,37 @@ class Launch(NamedTuple):
 
     def compile(self, target: GPUTarget) -> Any:
         """Compile for a GPU that need not be here, as a first run would; return Triton's kernel."""
-        names = self.kernel.arg_names
-        signature = {name: _type_name(value) for name, value in self.args.items()}
-        # Memory is aligned; on AMD a tensor of less than 2 GiB is addressed in 32 bits.
-        facts = [['tt.divisibility', 16]]
-        if target.backend == 'hip':
-            facts.append(['tt.pointer_range', 32])
-        tensors = [name for name, value in self.args.items() if isinstance(value, Tensor)]
-        source = triton.compiler.ASTSource(
-            fn=self.kernel,
-            signature={name: signature.get(name, 'constexpr') for name in names},
-            constexprs={(names.index(name),): value for name, value in self.constants.items()},
-            attrs={(names.index(name),): facts for name in tensors},
-        )
-        return triton.compile(source, target=target, options=self.options)
+        args = {
+            name: MockTensor(value.dtype) if isinstance(value, Tensor) else value
+            for name, value in self.args.items()
+        }
+        triton.runtime.driver.set_active(_AbsentGPU(target))
+        try:
+            return self.kernel.warmup(grid=self.grid, **args, **self.constants, **self.options)
+        finally:
+            triton.runtime.driver.set_active(None)  # the default, when it is needed
+            # Triton keeps kernels by the number of the device, whatever its target.
+            self.kernel.device_caches.clear()
 
 
-def _type_name(value: Tensor | int) -> str:
-    if isinstance(value, Tensor):
-        names = {torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
-        return names[value.dtype]
-    return 'i32'
+class _AbsentGPU:
+    """What Triton asks its driver to compile a kernel.
+
+    Args:
+        target (GPUTarget): The architecture.
+    """
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -371,9 +383,30 @@ def plan_backward(scan: Scan, grad_y: Tensor, grads: Gradients) -> Iterator[Laun
         )  # fmt: skip
 
 
+_recorded: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect the launches of all threads, with meta tensors, instead of running them.
+
+    The results of the ops have the right shapes and arbitrary values.
+    """
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
 def _run(launches: Iterator[Launch]) -> None:
     for launch in launches:
-        launch.run()
+        if _recorded is None:
+            launch.run()
+        else:
+            args = {k: v.to('meta') if isinstance(v, Tensor) else v for k, v in launch.args.items()}
+            _recorded.append(launch._replace(args=args))
 
 
 def device_target(device: torch.device) -> GPUTarget:

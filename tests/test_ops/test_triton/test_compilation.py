@@ -1,11 +1,14 @@
 """Compilation of the Triton kernels for GPUs that are not here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmvmamba.ops import triton
 
 launch = pytest.importorskip('mmvmamba.ops.triton.launch')
+compilation = pytest.importorskip('mmvmamba.ops.triton.compilation')
 REASON = triton.package_error() or (triton.interprets() and 'the interpreter compiles nothing')
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
 
@@ -85,3 +88,44 @@ def test_compiles_any_sequence(case, target):
     B, C = (meta(2, G, S, L, dtype=dtype) if v else meta(D, S) for v in varies)
     args = (u, u, meta(D, S), B, C, meta(D), meta(D), True, TARGETS[target])
     compile_scan(launch.selective_scan_inputs(*args), TARGETS[target], meta(2, D, S))
+
+
+def record(dtype, out_dtype=torch.float32):
+    """Record a forward and a backward of a map that needs each kernel."""
+    inputs = (meta(1, 9, 40, 32, dtype=dtype), meta(1, 9, 40, 1, 4, dtype=dtype), meta(1, 32, 2),
+              meta(1, 32), meta(1, 32, 1), meta(1, 32), (0,))  # fmt: skip
+    with launch.recording() as launches:
+        y = launch.ss2d_scan_forward(*inputs, out_dtype)
+        launch.ss2d_scan_backward(y, *inputs)
+    return launches
+
+
+def test_recorded_launches():
+    launches = record(torch.float16)
+    names = [item.kernel.__name__ for item in launches]
+    assert names == [
+        'summary_kernel', 'combine_kernel', 'scan_kernel',
+        'backward_summary_kernel', 'combine_kernel', 'combine_kernel', 'backward_kernel',
+    ]  # fmt: skip
+    tensors = [v for item in launches for v in item.args.values() if isinstance(v, torch.Tensor)]
+    assert all(v.is_meta for v in tensors)
+    with launch.recording() as outer, launch.recording():
+        pass
+    assert outer == []
+
+
+def test_compilation_in_processes(tmp_path, monkeypatch):
+    """Each kernel is compiled once, and is what a first run looks for; errors are returned."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    combine = record(torch.float16)[1]
+    broken = combine._replace(constants=combine.constants | {'BC': 3})
+    target = TARGETS['sm_90']
+    found = dict(compilation.compile_kernels([combine, combine], target, processes=1))
+    assert found == {'combine_kernel': None}
+    files = {path for path in Path(tmp_path).rglob('*') if path.is_file()}
+    assert [path for path in files if path.suffix == '.cubin']
+    combine.compile(target)
+    assert {path for path in Path(tmp_path).rglob('*') if path.is_file()} == files
+    ((_, error),) = compilation.compile_kernels([broken], target)
+    assert 'CompilationError' in error
+    assert list(compilation.compile_kernels([], target)) == []

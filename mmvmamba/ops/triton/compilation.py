@@ -1,0 +1,74 @@
+"""Compilation of the kernels of many launches in parallel, into Triton's cache on disk."""
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from . import backward, forward
+from .launch import Launch
+
+#: A process takes about 0.5 GiB of memory.
+MAX_PROCESSES = 16
+
+
+class _Request(NamedTuple):
+    """What a launch compiles, without tensors, so that another process can read it."""
+
+    kernel: str
+    args: tuple[tuple[str, torch.dtype | int], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+
+
+def compile_kernels(
+    launches: Iterable[Launch], target: GPUTarget, processes: int | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Compile the kernels of launches, each once.
+
+    Args:
+        launches (Iterable[Launch]): The launches.
+        target (GPUTarget): The GPU.
+        processes (int, optional): How many compile at a time. Defaults to None, one for each CPU
+            core up to :data:`MAX_PROCESSES`.
+
+    Yields:
+        tuple[str, str | None]: The name of a kernel that has ended, and its error or None.
+    """
+    requests = dict.fromkeys(map(_request, launches))
+    if not requests:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    processes = processes or min(cores or 1, MAX_PROCESSES)
+    # A forked process could not use threads and GPUs that this one has used.
+    context = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(min(processes, len(requests)), context) as pool:
+        names = {pool.submit(_compile, r, target): r.kernel for r in requests}
+        for future in concurrent.futures.as_completed(names):
+            error = future.exception()
+            yield names[future], None if error is None else f'{type(error).__name__}: {error}'
+
+
+def _request(launch: Launch) -> _Request:
+    # Kernels do not depend on the values of integers, only on whether 32 bits hold them.
+    args = (
+        (name, value.dtype if isinstance(value, Tensor) else max(value, 2**31 - 1))
+        for name, value in launch.args.items()
+    )
+    return _Request(
+        launch.kernel.__name__, tuple(args), tuple(launch.constants.items()), launch.num_warps
+    )
+
+
+def _compile(request: _Request, target: GPUTarget) -> None:
+    kernel = vars(forward).get(request.kernel) or vars(backward)[request.kernel]
+    args = {
+        name: value if isinstance(value, int) else torch.empty(0, dtype=value, device='meta')
+        for name, value in request.args
+    }
+    Launch(kernel, (1,), args, dict(request.constants), request.num_warps, 1, 1).compile(target)

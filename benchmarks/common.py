@@ -19,7 +19,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch  # noqa: E402
 
-from mmvmamba.analysis.measure import Row  # noqa: E402
+from mmvmamba.analysis.measure import Call, Row  # noqa: E402
 from mmvmamba.environment import describe_machine, describe_run  # noqa: E402
 
 logger = logging.getLogger('benchmarks')
@@ -76,6 +76,20 @@ def set_up(args: argparse.Namespace) -> torch.device:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return torch.device(args.device)
+
+
+def capture(call: Call) -> Call:
+    """Return the replay of a call on a GPU as a CUDA graph, which takes no time of the host."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels and libraries must be ready before a capture
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 # ---- results ------------------------------------------------------------------------------------

@@ -161,9 +161,14 @@ def op_table(results: Row) -> str:
             measured = {'all blocks': add_stages(stages)} | measured
         for name, cores in measured.items():
             precision, size, batch = setting
-            lines.append([f'{size}, {batch}', precision, name, *op_cells(cores, bandwidth)])
+            graphs = any('forward_graph_ms' in row for row in cores.values())
+            # What the host adds is shown for the whole network.
+            runs = ['graph', 'eager'][not graphs : 2 if name == 'all blocks' or not graphs else 1]
+            for run in runs:
+                cells = op_cells(cores, bandwidth, '_graph_ms' if run == 'graph' else '_ms')
+                lines.append([f'{size}, {batch}', precision, name, run, *cells])
     ours = [cell for name in OURS.values() for cell in (f'{name}, ms', 'of copy')]
-    headings = ('image, batch', 'precision', 'part', *ours, *PEERS.values())
+    headings = ('image, batch', 'precision', 'part', 'run', *ours, *PEERS.values())
     text = f'Copy bandwidth, read and written: {number(bandwidth, " GB/s")}.\n\n'
     return text + table(headings, lines) + left_out(rows, 'candidate')
 
@@ -188,22 +193,35 @@ def op_stage(rows: Sequence[Row], setting: tuple, stage: int) -> dict[str, Row]:
 
 def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
     """Add the stages of VMamba-T, each as often as it has blocks."""
-    keys = ('forward_ms', 'training_ms', 'forward_bytes', 'training_bytes')
+    keys = [
+        *('forward_ms', 'training_ms', 'forward_bytes', 'training_bytes'),
+        *('forward_graph_ms', 'training_graph_ms'),
+    ]
     total = {}
     for name in stages[0]:
         parts = [stage[name] for stage in stages]
         if all('forward_ms' in part for part in parts):
             weighted = list(zip(DEPTHS, parts, strict=True))
-            total[name] = {k: sum(depth * part[k] for depth, part in weighted) for k in keys}
+            total[name] = {
+                k: sum(depth * part[k] for depth, part in weighted)
+                for k in keys
+                if all(k in part for part in parts)
+            }
         else:
             total[name] = next(({'why': p['why']} for p in parts if 'why' in p), {})
     return total
 
 
-def op_cells(cores: dict[str, Row], bandwidth: float | None) -> list[str]:
-    """Format times and shares of the copy bandwidth of ours, and ratios, each for both passes."""
+def op_cells(cores: dict[str, Row], bandwidth: float | None, unit: str) -> list[str]:
+    """Format times and shares of the copy bandwidth of ours, and ratios, each for both passes.
+
+    Args:
+        cores (dict[str, Row]): The rows of the candidates.
+        bandwidth (float, optional): Of a copy, in GB/s.
+        unit (str): The ending of the keys of the times.
+    """
     cells, kinds = [], ('forward', 'training')
-    times = {name: [row.get(f'{kind}_ms') for kind in kinds] for name, row in cores.items()}
+    times = {name: [row.get(f'{kind}{unit}') for kind in kinds] for name, row in cores.items()}
     for name in OURS:
         shares = [
             over(over(cores[name].get(f'{kind}_bytes'), bandwidth and bandwidth * 1e6), time)
@@ -335,10 +353,11 @@ repeated, because its sums are not deterministic.
 {exactness}
 ### The core and its peers
 
-Each cell: forward / forward and backward. `of copy` is the time that a copy of the bytes that the
-core must read and write would take, divided by the time of the core. The last columns are a peer's
-time divided by that of the faster of our backends. At batch 4 and below, the maps of the last
-stages fit into the L2 cache, and their kernels may take less time than their launches.
+Each cell: forward / forward and backward. `graph` is the time of the kernels, in a CUDA graph;
+`eager` includes the time that Python takes to launch them, if that is longer. `of copy` is the time
+that a copy of the bytes that the core must read and write would take, divided by the time of the
+core. It can exceed 100% where maps fit into the L2 cache, as in the last two stages at 224. The
+last columns are a peer's time divided by that of the faster of our backends.
 
 {ops}
 ### Backbones
@@ -350,10 +369,10 @@ memory divided by the other network's.
 {backbones}
 ### Sweeps
 
-The op alone, in picoseconds per element and direction: 56 x 56, 96 channels, batch 128, float16,
-rank 6, one state and four directions unless stated otherwise. The backward time is a training step
-minus an inference step. `warps` is the maximum per multiprocessor, forward and backward, which
-limits the registers of the CUDA kernels; the build has 20 and 12.
+The op alone in a CUDA graph, in picoseconds per element and direction: 56 x 56, 96 channels, batch
+128, float16, rank 6, one state and four directions unless stated otherwise. The backward time is a
+training step minus an inference step. `warps` is the maximum per multiprocessor, forward and
+backward, which limits the registers of the CUDA kernels; the build has 20 and 12.
 
 {sweeps}
 Registers of the build:
@@ -413,16 +432,17 @@ def op_figure(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if row.get('candidate') in OURS and 'forward_ms' in row), {})
     if not first:
         return ''
-    item = first['item']
+    item, unit = first['item'], '_graph_ms' if 'training_graph_ms' in first else '_ms'
     found = {name: find(rows, candidate=name, item=item) for name in (*OURS, 'vmamba')}
-    ours = {OURS[name]: row for name, row in found.items() if row and name in OURS}
+    times = {name: row for name, row in found.items() if f'training{unit}' in row}
+    ours = {OURS[name]: row for name, row in times.items() if name in OURS}
     text = '; '.join(
-        f'{name} {row["forward_ms"]:.3g} ms forward, {row["training_ms"]:.3g} ms training'
+        f'{name} {row[f"forward{unit}"]:.3g} ms forward, {row[f"training{unit}"]:.3g} ms training'
         for name, row in ours.items()
     )
-    if authors := found['vmamba']:
-        best = min(row['training_ms'] for row in ours.values())
-        text += f"; authors' {authors['training_ms'] / best:.2f} x in training"
+    if authors := times.get('vmamba'):
+        best = min(row[f'training{unit}'] for row in ours.values())
+        text += f"; authors' {authors[f'training{unit}'] / best:.2f} x in training"
     return f'{text} ({item})'
 
 

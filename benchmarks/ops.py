@@ -4,14 +4,16 @@ The shapes are those of a VMamba's stages. Candidates:
 
 - native and triton: ``mmvmamba.ops.ss2d_scan`` with that backend, which reads the map in place;
 - reference: the same in PyTorch, in chunks (small maps only);
-- composed: cross-scan copy, products, ``mmvmamba.ops.selective_scan``, merge;
+- composed: cross-scan copy, products, ``mmvmamba.ops.selective_scan``, merge, with the native
+  kernels where there are any;
 - mamba_ssm and vmamba: the same with ``selective_scan_fn`` of mamba_ssm and with the kernels of
   VMamba's authors (``selective_scan_cuda_oflex``), on a GPU where they can be imported. On a GPU
   torch.compile makes one kernel each of copy and merge, which the authors wrote in Triton.
 
 "forward" is inference; "training" is forward and backward with gradients for the map and all
-parameters. "fwd maps" is the memory that a training forward takes beyond its input, result
-included, in units of the input map; "low-rank" is the part of it that x_proj's result takes.
+parameters. On a GPU, "graph" is the same as a CUDA graph: the kernels without the host. "fwd maps"
+is the memory that a training forward takes beyond its input, result included, in units of the input
+map; "low-rank" is the part of it that x_proj's result takes.
 """
 
 import argparse
@@ -52,6 +54,8 @@ COLUMNS = dict(
     precision='precision',
     forward_ms='forward ms',
     training_ms='training ms',
+    forward_graph_ms='fwd graph ms',
+    training_graph_ms='training graph ms',
     training_over_forward='training / fwd',
     ns_per_element='fwd ns/element',
     forward_mib='fwd MiB',
@@ -146,7 +150,9 @@ class AuthorsScan(torch.autograd.Function):
 
 
 def _composed_scan(u, delta, A, B, C, D, bias):
-    return selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True)
+    native = why_not('native', 'selective_scan', u.device) is None
+    options = dict(delta_softplus=True, backend='native' if native else 'auto')
+    return selective_scan(u, delta, A, B, C, D, delta_bias=bias, **options)
 
 
 def _mamba_ssm_scan(u, delta, A, B, C, D, bias):
@@ -235,6 +241,14 @@ def build_inputs(
     return module, torch.randn(batch, *shape, module.d_inner, device=device)
 
 
+def build_stage(
+    arch: str, stage: int, size: tuple[int, int], batch: int, device: torch.device
+) -> tuple[SS2D, Tensor]:
+    """As :func:`build_inputs`, for images of a size."""
+    shape = tuple(math.ceil(side / 4 / 2**stage) for side in size)
+    return build_inputs(ARCHS[arch].dims[stage], arch, shape, batch, device)
+
+
 def compare(
     args: argparse.Namespace,
     device: torch.device,
@@ -245,8 +259,8 @@ def compare(
     precision: str,
 ) -> list[Row]:
     """Time all candidates at the shape of one stage in turn, then measure their memory."""
-    shape = tuple(math.ceil(side / 4 / 2**stage) for side in size)
-    module, x = build_inputs(ARCHS[args.arch].dims[stage], args.arch, shape, batch, device)
+    module, x = build_stage(args.arch, stage, size, batch, device)
+    shape = x.shape[1:3]
     small = math.prod(shape) <= REFERENCE_LENGTH
     calls = {}
     for name, core in cores.items():
@@ -268,6 +282,17 @@ def compare(
     return measure_calls(args, device, calls, x.numel(), module, where)
 
 
+def capture_all(calls: dict[str, Call]) -> dict[str, Call]:
+    """Return the replays of calls as CUDA graphs, without those that cannot be captured."""
+    graphs = {}
+    for name, call in calls.items():
+        try:
+            graphs[name] = common.capture(call)
+        except Exception as error:  # a peer may raise anything
+            logger.info('%s cannot be captured: %s', name, error)
+    return graphs
+
+
 def measure_calls(
     args: argparse.Namespace,
     device: torch.device,
@@ -280,6 +305,11 @@ def measure_calls(
     budget = (device, args.seconds / 2, args.min_rounds)
     forward = measure.interleave({name: call[0] for name, call in calls.items()}, *budget)
     training = measure.interleave({name: calls[name][2] for name in forward}, *budget)
+    replays: dict[str, dict[str, list[float]]] = {}
+    if device.type == 'cuda':
+        for kind, part in (('forward', 0), ('training', 2)):
+            graphs = capture_all({name: calls[name][part] for name in training})
+            replays[kind] = measure.interleave(graphs, *budget)
     map_bytes = elements * torch.empty((), dtype=DTYPES[where['precision']]).element_size()
     inner = 4 * (module.dt_rank + 2 * module.d_state)
     rows = []
@@ -288,6 +318,9 @@ def measure_calls(
         stats, training_stats = measure.summarize(forward[name]), measure.summarize(training[name])
         row.update(forward_ms=stats['median_ms'], training_ms=training_stats['median_ms'])
         row.update(forward_spread=stats['spread'], training_spread=training_stats['spread'])
+        for kind, samples in replays.items():
+            if name in samples:
+                row[f'{kind}_graph_ms'] = measure.summarize(samples[name])['median_ms']
         row['training_over_forward'] = round(row['training_ms'] / row['forward_ms'], 3)
         row['ns_per_element'] = round(row['forward_ms'] * 1e6 / elements, 4)
         forward_bytes, saved, peak = (measure.extra_memory(c, device) for c in calls[name])

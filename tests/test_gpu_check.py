@@ -133,7 +133,7 @@ def test_the_report_of_the_rehearsal(rehearsal):
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r'^\| ss2d_scan \| 2 x 9x14 x 24, rank 6 .* 10 runs \|$', text, re.M)
     times = r'[\d.]+ / [\d.]+ \| \d+% / \d+% \| skipped \| skipped \|'
-    assert re.search(rf'^\| 32x48, 2 \| fp32 \| stage 0 \| {times}', text, re.M)
+    assert re.search(rf'^\| 32x48, 2 \| fp32 \| stage 0 \| eager \| {times}', text, re.M)
     assert re.search(r'^\| rank 48, native \| \d+ \| \d+ \|', text, re.M)
     assert '- mamba_ssm, vmamba: it needs a GPU' in text
 
@@ -652,6 +652,60 @@ def test_the_authors_network_is_tried_in_its_own_process(tmp_path, monkeypatch, 
     assert backbones.why_no_authors.__wrapped__('cuda') == reason
 
 
+def test_kernels_are_compiled_before_they_run(tmp_path, monkeypatch):
+    """A call that fails is left out; compilation ends in time."""
+    launch = pytest.importorskip('mmvmamba.ops.triton.launch')
+    compilation = pytest.importorskip('mmvmamba.ops.triton.compilation')
+    kernels = load('gpu_steps.kernels')
+    monkeypatch.setattr(kernels, 'require', lambda *_: None)
+    target = launch.GPUTarget('cuda', 90, 32)
+    monkeypatch.setattr(launch, 'device_target', lambda device: target)
+    requests = []
+
+    def compile_kernels(launches, target):
+        requests.append((len(launches), target))
+        yield from [('a', None), ('b', 'CompilationError: no'), ('c', None)]
+
+    monkeypatch.setattr(compilation, 'compile_kernels', compile_kernels)
+
+    def scan():
+        x = torch.empty(1, 7, 7, 16, device='meta')
+        sizes = [(1, 7, 7, 1, 3), (1, 16, 1), (1, 16), (1, 16, 1), (1, 16)]
+        inputs = (torch.empty(size, device='meta') for size in sizes)
+        launch.ss2d_scan_forward(x, *inputs, (0,), torch.float32)
+
+    def fail():
+        raise RuntimeError('out of memory')
+
+    context = load('gpu_steps.context')
+    step = gpu_steps.STEPS[5]
+    on_gpu = context.Context(5, step, tmp_path, 'cuda', 10)
+    name, item = kernels.compile_first(on_gpu, lambda: [scan, fail, scan])
+    assert (name, item()) == ('Triton kernels', [dict(kernels=2, not_compiled=1)])
+    assert requests == [(2, target)]
+    on_gpu.step = gpu_check.dataclasses.replace(step, item_seconds=-1)
+    assert item() == [dict(kernels=1, not_compiled=0)]
+
+
+def test_the_rehearsal_of_tests_runs_them_for_their_launches(tmp_path):
+    (tmp_path / 'test_it.py').write_text(
+        'from pathlib import Path\n'
+        'def test_a(): Path("a").touch(); assert False\n'
+        'def test_done(): Path("done").touch()\n'
+        'def test_compiled(): Path("compiled").touch()\n'
+    )
+    code = (
+        'import pytest\n'
+        'from gpu_steps.tests import Rehearsal\n'
+        'plugin = Rehearsal({"test_it.py::test_done"})\n'
+        f'raise SystemExit(pytest.main([{str(tmp_path)!r}, "--rootdir={tmp_path}"], [plugin]))\n'
+    )
+    env = os.environ | {'PYTHONPATH': str(BENCHMARKS)}
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True)
+    assert {path.name for path in tmp_path.iterdir()} >= {'a'}
+    assert not (tmp_path / 'done').exists() and not (tmp_path / 'compiled').exists()
+
+
 NCU = (
     'ID', 'Process ID', 'Process Name', 'Host Name', 'Kernel Name', 'Context', 'Stream',
     'Block Size', 'Grid Size', 'Device', 'CC', 'Section Name', 'Metric Name', 'Metric Unit',
@@ -815,8 +869,8 @@ def test_ratios_of_a_gpu_run():
     results = {'steps': steps}
     text = gpu_report.tables(results)
     line = '50% / 50% | {} | 25% / 60% | 4 / 3.6 | skipped | not run | not run |'
-    assert f'| 224, 128 | fp16 | all blocks | 14 / 42 | {line.format("28 / 35")}' in text
-    assert f'| 224, 128 | fp16 | stage 3 | 1 / 3 | {line.format("2 / 2.5")}' in text
+    assert f'| 224, 128 | fp16 | all blocks | eager | 14 / 42 | {line.format("28 / 35")}' in text
+    assert f'| 224, 128 | fp16 | stage 3 | eager | 1 / 3 | {line.format("2 / 2.5")}' in text
     assert '- mamba_ssm: it is not installed' in text and '- native: no memory' in text
     where = '| T, 224, 128 | inference | amp | eager |'
     assert f'{where} CUDA | 3000 | 600 | 3 / 0.5 | 1.5 / 0.75 | not run |' in text
@@ -824,6 +878,19 @@ def test_ratios_of_a_gpu_run():
     assert '| S, 96, 3 | train | fp32 | eager | CUDA | 7 | 9 | not run |' in text
     counts = '| 56x56 | CUDA | forward_kernel | 250 | 44 | 81.5 | 31.2 | 4000 | not run | 93 |'
     assert f'{counts} wait 1.5 |' in text
+    for row in ops[1:-1]:
+        if 'forward_ms' in row:
+            row |= dict(
+                forward_graph_ms=row['forward_ms'] / 2, training_graph_ms=row['training_ms']
+            )
+    captured = gpu_report.tables(results)
+    assert '| 224, 128 | fp16 | all blocks | graph | 7 / 42 | 100% / 50% | 14 / 35 |' in captured
+    assert '| 224, 128 | fp16 | all blocks | eager | 14 / 42 |' in captured
+    assert '| 224, 128 | fp16 | stage 3 | graph | 0.5 / 3 |' in captured
+    assert '| 224, 128 | fp16 | stage 3 | eager |' not in captured
+    assert 'CUDA 0.5 ms forward, 3 ms training' in gpu_report.summary_text(results)
+    for row in ops:
+        row.pop('forward_graph_ms', None), row.pop('training_graph_ms', None)
     summary = gpu_report.summary_text(results)
     assert (
         "CUDA 1 ms forward, 3 ms training; Triton 2 ms forward, 2.5 ms training; authors' 3.60 x"

@@ -20,12 +20,12 @@ __all__ = [
 
 INPUTS = ('benchmarks/op_inputs.py',)
 TIMING = ('benchmarks/common.py', 'benchmarks/ops.py', 'benchmarks/backbone.py')
-#: An item may have to compile its Triton kernels, a minute or more.
+#: The first item of a step may have to compile its Triton kernels, a minute or more.
 STEPS = {
     1: Step('build and load', 'build', limit=240, item_seconds=220, stop_at_failure=True),
     2: Step('exactness', 'exactness', limit=180, item_seconds=120, files=INPUTS),
     3: Step(
-        'tests', 'tests', limit=240, item_seconds=120, threads=1, files=('tests/test_ops/*.py',)
+        'tests', 'tests', limit=300, item_seconds=120, threads=1, files=('tests/test_ops/*.py',)
     ),
     4: Step(
         'sanitizers',
@@ -35,8 +35,8 @@ STEPS = {
         may_skip=True,
         files=(*INPUTS, 'benchmarks/sanitize_ops.py'),
     ),
-    5: Step('op table', 'op_table', limit=240, item_seconds=150, files=TIMING),
-    6: Step('backbones', 'backbones', limit=360, item_seconds=150, files=TIMING),
+    5: Step('op table', 'op_table', limit=300, item_seconds=150, files=TIMING),
+    6: Step('backbones', 'backbones', limit=480, item_seconds=150, files=TIMING),
     7: Step('sweeps', 'sweeps', limit=200, item_seconds=100, files=INPUTS),
     8: Step('counters', 'counters', limit=150, item_seconds=60, may_skip=True, files=INPUTS),
 }

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import backbone
 import torch
@@ -24,6 +24,7 @@ from gpu_steps.context import (
     logger,
     skip,
 )
+from gpu_steps.kernels import compile_first
 from mmvmamba.analysis import measure
 
 #: Other networks; the authors' code for VMamba is compared in eager mode only.
@@ -39,12 +40,23 @@ def items(context: Context) -> Iterator[Item]:
             BackboneSetting('t', '64', 2, mode, 'amp', 'eager') for mode in ('inference', 'train')
         ]
         yield 'compiled', functools.partial(skip, NEEDS_CUDA)
+    yield compile_first(context, triton_calls)
     for setting in settings:
         if setting.run == 'compiled':
             for model in (*our_names(setting), *peer_names(setting)):
                 function = functools.partial(warm_up, context, model, setting)
                 yield f'compile {model}, {setting.size}, {setting.mode}', function
         yield str(setting), functools.partial(compare, context, setting)
+
+
+def triton_calls() -> Iterator[Callable]:
+    """Return a training step of each model, size and precision with Triton, with one image."""
+    for scale, size, precision in dict.fromkeys(
+        (s.scale, s.size, s.precision) for s in BACKBONE_SETTINGS
+    ):
+        model = backbone.build_vmamba(scale, 'triton').cuda()
+        images = torch.randn(1, 3, *measure.parse_size(size), device='cuda')
+        yield measure.make_call(model, images, train=True, amp=precision == 'amp')
 
 
 def our_names(setting: BackboneSetting) -> dict[str, str]:

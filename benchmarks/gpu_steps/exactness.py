@@ -9,6 +9,7 @@ import torch
 
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.context import Context, Item, Row
+from gpu_steps.kernels import compile_first
 from mmvmamba import ops
 from mmvmamba.ops.selective_scan import scan_chunked
 
@@ -20,6 +21,14 @@ TOLERANCE = {
     torch.float32: 2e-6,
     torch.float16: 8e-4,
     torch.bfloat16: 6.4e-3,
+}
+#: What makes the inputs, and the op.
+OPS: dict[str, tuple[Callable, Callable]] = {
+    'ss2d_scan': (op_inputs.ss2d_inputs, ops.ss2d_scan),
+    'selective_scan': (
+        op_inputs.selective_inputs,
+        functools.partial(ops.selective_scan, delta_softplus=True),
+    ),
 }
 # op, dtype, and the arguments of the inputs: batch, size or length, channels, then by name.
 CASES = [
@@ -45,11 +54,25 @@ CPU_CASES = [
 
 def items(context: Context) -> Iterator[Item]:
     """List each case with each backend."""
+    yield compile_first(context, triton_calls)
     for case in CASES if context.cuda else CPU_CASES:
         op, dtype, *_ = case
         for backend in (*BACKENDS, 'chunked'):
             name = f'{op} {dtype} {describe(case)}, {backend}'
             yield name, functools.partial(check_exactness, context, case, backend)
+
+
+def triton_calls() -> Iterator[Callable]:
+    """Return the calls of the cases that Triton runs."""
+    for op, dtype, shape, options in CASES:
+        if dtype != 'float64':
+            make, function = OPS[op]
+            inputs = make(
+                *shape, dtype=getattr(torch, dtype), device=torch.device('cuda'), **options
+            )
+            yield functools.partial(
+                op_inputs.run, functools.partial(function, backend='triton'), inputs
+            )
 
 
 def describe(case: tuple) -> str:
@@ -67,11 +90,10 @@ def scan_functions(
     Raises:
         Skip: If the backend cannot run here.
     """
+    _, function = OPS[op]
     if op == 'ss2d_scan':
-        function = ops.ss2d_scan
         chunked = functools.partial(ops.ss2d_scan_reference, scan=scan_chunked)
     else:
-        function = functools.partial(ops.selective_scan, delta_softplus=True)
 
         def chunked(**inputs):
             y, _ = ops.selective_scan_reference(**inputs, delta_softplus=True, scan=scan_chunked)
@@ -96,7 +118,7 @@ def check_exactness(context: Context, case: tuple, backend: str) -> list[Row]:
     """Compare output and gradients with float64, then repeat the run."""
     op, dtype, shape, options = case
     function, exact_form = scan_functions(context, op, dtype, backend)
-    make = op_inputs.ss2d_inputs if op == 'ss2d_scan' else op_inputs.selective_inputs
+    make, _ = OPS[op]
     torch.manual_seed(0)
     device = torch.device(context.device)
     inputs = make(*shape, dtype=getattr(torch, dtype), device=device, **options)

@@ -14,6 +14,7 @@ import torch
 from gpu_steps import OP_SETTINGS
 from gpu_steps.backends import BACKENDS
 from gpu_steps.context import BENCHMARKS, Context, Item, Row, first_line, logger
+from gpu_steps.kernels import compile_first
 from mmvmamba.analysis import measure
 
 Reasons = dict[str, str]
@@ -27,6 +28,7 @@ def items(context: Context) -> Iterator[Item]:
         settings, stages, seconds = [('fp32', '32x48', 2)], range(1), 0.0
     # Each shape of a map is a variant of the compiled copy and merge.
     measure.allow_recompilation()
+    yield compile_first(context, triton_calls)
     yield 'copy bandwidth', lambda: [copy_bandwidth(context)]
     args = ops.parse_args(['--seconds', str(seconds), '--min-rounds', '3'])
     for precision, size, batch in settings:
@@ -34,6 +36,15 @@ def items(context: Context) -> Iterator[Item]:
             where = dict(precision=precision, size=size, batch=batch, stage=stage)
             name = f'{precision}, image {size}, batch {batch}, stage {stage}'
             yield name, functools.partial(compare_ops, context, args, where)
+
+
+def triton_calls() -> Iterator[Callable]:
+    """Return the calls of our core with Triton, at a batch size of 1."""
+    device, core = torch.device('cuda'), ops.fused_core('triton')
+    for precision, size, _ in OP_SETTINGS:
+        for stage in range(4):
+            module, x = ops.build_stage('tiny', stage, measure.parse_size(size), 1, device)
+            yield from ops.make_calls(core, module, x, precision)
 
 
 def copy_bandwidth(context: Context) -> Row:
@@ -121,8 +132,9 @@ def find_cores(
 
 
 def try_core(name: str, core: Callable, device: torch.device, precision: str) -> None:
-    """Run a candidate at a small size."""
-    module, x = ops.build_inputs(96, 'tiny', (9, 13), 2, device)
+    """Run a candidate at a small size, on a GPU one whose kernels the table needs, too."""
+    shape = (56, 56) if device.type == 'cuda' else (9, 13)
+    module, x = ops.build_inputs(96, 'tiny', shape, 2, device)
     value = x if name in ops.CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
     for call in ops.make_calls(core, module, value, precision):
         call()

@@ -5,11 +5,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import op_inputs
+import sanitize_ops
+import torch
 
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import find_tool
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
+from gpu_steps.kernels import compile_first
 
 TOOLS = ('memcheck', 'racecheck', 'initcheck', 'synccheck')
 #: The last line of ``sanitize_ops.py``.
@@ -22,11 +27,18 @@ REFUSALS = (
 
 
 def items(context: Context) -> Iterator[Item]:
-    """List the calls without a tool, after which Triton has its kernels on disk, and the tools."""
+    """List the calls without a tool, and the tools."""
+    yield compile_first(context, triton_calls)
     for backend in BACKENDS:
         yield f'ten calls, {backend}', functools.partial(run_calls, context, backend)
         for tool in TOOLS:
             yield f'{tool}, {backend}', functools.partial(sanitize, context, tool, backend)
+
+
+def triton_calls() -> Iterator[Callable]:
+    """Return the calls of the script with Triton."""
+    for function, inputs in sanitize_ops.calls(torch.device('cuda'), 'triton'):
+        yield functools.partial(op_inputs.run, function, inputs)
 
 
 def sanitizer_script(context: Context, backend: str) -> list[str]:

@@ -6,10 +6,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from op_inputs import ss2d_inputs
 
@@ -17,6 +18,7 @@ import mmvmamba
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import build, find_tool, probe
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, ROOT, Context, Item, Row, Skip, with_package
+from gpu_steps.kernels import compile_first
 from mmvmamba.analysis import measure
 from mmvmamba.ops import has_kernel, ss2d_scan
 
@@ -37,6 +39,7 @@ def items(context: Context) -> Iterator[Item]:
     settings = [(f'rank {rank}', dict(rank=rank)) for rank in (1, 6, 12, 24, 48)]
     settings += [(f'directions: {name}', dict(pattern=p)) for name, p in PATTERNS.items()]
     settings += [(f'states {d_state}', dict(d_state=d_state)) for d_state in (4, 16)]
+    yield compile_first(context, functools.partial(triton_calls, settings))
     for name, options in settings:
         for backend in BACKENDS:
             yield f'{name}, {backend}', functools.partial(sweep, context, backend, **options)
@@ -52,17 +55,24 @@ def sweep(context: Context, backend: str, **options: Any) -> list[Row]:
     return [where | time_scan(context.device, **where)]
 
 
-def time_scan(
+def triton_calls(settings: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Callable]:
+    """Return a training step of each setting with Triton."""
+    for _, options in settings:
+        calls, _ = build_calls('cuda', backend='triton', **options)
+        yield calls['training']
+
+
+def build_calls(
     device: str,
     backend: str = 'native',
     rank: int = 6,
     d_state: int = 1,
     pattern: Sequence[int] = (0, 1, 2, 3),
-) -> Row:
-    """Time the op alone at the first stage of VMamba-T at 224, batch 128, in nanoseconds.
+) -> tuple[dict[str, measure.Call], int]:
+    """Return the op alone at the first stage of VMamba-T at 224, batch 128.
 
     Returns:
-        dict: ``forward_ns`` and ``backward_ns`` for each element of the map and direction.
+        tuple[dict, int]: ``forward`` and ``training``, and the elements of all directions.
     """
     torch.manual_seed(0)
     batch, size, dtype = (128, 56, torch.float16) if device == 'cuda' else (2, 14, torch.bfloat16)
@@ -83,11 +93,27 @@ def time_scan(
     def training():
         return torch.autograd.grad(scan(), list(leaves.values()), grad)
 
-    seconds, rounds = (0.5, 5) if device == 'cuda' else (0.0, 1)
-    calls = dict(forward=forward, training=training)
-    times = measure.interleave(calls, where, seconds, rounds)
+    return dict(forward=forward, training=training), inputs['x'].numel() * len(pattern)
+
+
+def time_scan(device: str, **options: Any) -> Row:
+    """Time the op alone, on a GPU without the time of the host.
+
+    Args:
+        device (str): 'cuda' or 'cpu'.
+        **options: As for :func:`build_calls`.
+
+    Returns:
+        dict: ``forward_ns`` and ``backward_ns`` for each element of the map and direction.
+    """
+    calls, elements = build_calls(device, **options)
+    seconds, rounds = 0.0, 1
+    if device == 'cuda':
+        calls = {name: common.capture(call) for name, call in calls.items()}
+        seconds, rounds = 0.5, 5
+    times = measure.interleave(calls, torch.device(device), seconds, rounds)
     ns = {
-        name: measure.summarize(samples)['median_ms'] * 1e6 / inputs['x'].numel() / len(pattern)
+        name: measure.summarize(samples)['median_ms'] * 1e6 / elements
         for name, samples in times.items()
     }
     backward = ns['training'] - ns['forward']

@@ -61,14 +61,18 @@ def with_dtypes(dtypes):
 
 
 def with_cases(module):
-    """Parametrize over backends and cases of the emulator, without its own settings."""
+    """Parametrize over backends and cases of the emulator, without its own settings.
+
+    A case has several Triton kernels, which take seconds to compile, so half of them are slow.
+    """
     found = []
-    for parameter in kernel_cases(module):
+    for index, parameter in enumerate(kernel_cases(module)):
         case = {k: v for k, v in parameter.values[0].items() if k not in SPLITS}
         for name in REASONS:
             if name == 'native' or case['dtype'] in TRITON_DTYPES:
-                identifier = f'{name}-{parameter.id}'
-                found.append(with_backend(name, case, marks=parameter.marks, id=identifier))
+                slow = [pytest.mark.slow] if name == 'triton' and index % 2 else []
+                marks = [*parameter.marks, *slow]
+                found.append(with_backend(name, case, marks=marks, id=f'{name}-{parameter.id}'))
     return pytest.mark.parametrize(('backend', 'case'), found)
 
 

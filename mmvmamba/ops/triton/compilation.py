@@ -18,7 +18,7 @@ MAX_PROCESSES = 16
 
 
 class _Request(NamedTuple):
-    """What a launch compiles, without tensors, so that another process can read it."""
+    """Compile-time part of a launch, without tensors, which another process can read."""
 
     kernel: str
     args: tuple[tuple[str, torch.dtype | int], ...]
@@ -29,7 +29,7 @@ class _Request(NamedTuple):
 def compile_kernels(
     launches: Iterable[Launch], target: GPUTarget, processes: int | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    """Compile the kernels of launches, each once.
+    """Compile the kernels of launches, each once, until the generator is closed.
 
     Args:
         launches (Iterable[Launch]): The launches.
@@ -47,11 +47,14 @@ def compile_kernels(
     processes = processes or min(cores or 1, MAX_PROCESSES)
     # A forked process could not use threads and GPUs that this one has used.
     context = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(min(processes, len(requests)), context) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(requests)), context)
+    try:
         names = {pool.submit(_compile, r, target): r.kernel for r in requests}
         for future in concurrent.futures.as_completed(names):
             error = future.exception()
             yield names[future], None if error is None else f'{type(error).__name__}: {error}'
+    finally:  # also if the caller wants no more of them
+        pool.shutdown(cancel_futures=True)
 
 
 def _request(launch: Launch) -> _Request:

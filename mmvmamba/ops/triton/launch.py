@@ -90,7 +90,7 @@ class Launch(NamedTuple):
 
 
 class _AbsentGPU:
-    """What Triton asks its driver to compile a kernel.
+    """Stand-in for Triton's driver with what a compilation asks for.
 
     Args:
         target (GPUTarget): The architecture.

@@ -4,8 +4,8 @@ Each model returns the normalized features of its last stage. Inference runs wit
 a training step is forward, and backward from random gradients, without an optimizer. AMP is
 bfloat16 autocast on a CPU and float16 autocast on a GPU. The models of a comparison run in turn.
 The others are mmpretrain's, or else timm's or torchvision's: the first of the three that can be
-imported, or the one that ``--peers`` names. `authors-t` is VMamba-T in the code of its authors, on
-a GPU: PYTHONPATH must have a clone of github.com/MzeroMiko/VMamba and its built kernels.
+imported, or the one that ``--peers`` names. `authors-t` is the authors' VMamba-T (GPU only):
+PYTHONPATH must include a clone of github.com/MzeroMiko/VMamba and its built kernels.
 
 `vmamba-t-nocore` is VMamba-T with the core of each SS2D (x_proj, dt, scan, merge) replaced by the
 identity. Where it runs beside `vmamba-t`, the core's share of the time is printed.
@@ -49,6 +49,7 @@ from mmvmamba.ops import BACKENDS
 Way = tuple[str, str]
 
 SCALES = {'t': 'tiny', 's': 'small', 'b': 'base'}
+#: Of Swin and ConvNeXt.
 DROP_PATH = {'t': 0.2, 's': 0.3, 'b': 0.5}
 BASELINES = ['swin-t', 'convnext-t']
 #: What a VMamba's name may end in.
@@ -105,8 +106,7 @@ def build_vmamba(scale: str, variant: str | None = None) -> nn.Module:
             Defaults to None.
     """
     backend = variant if variant in BACKENDS else 'auto'
-    rate = DROP_PATH[scale]
-    model = VMambaNet(SCALES[scale], out_indices=(3,), drop_path_rate=rate, backend=backend)
+    model = VMambaNet(SCALES[scale], out_indices=(3,), backend=backend)
     if variant == 'nocore':
         for module in model.modules():
             if isinstance(module, SS2D):
@@ -367,9 +367,8 @@ def compare(
     for (name, (precision, run)), samples in times.items():
         row = dict(model=name, height=size[0], width=size[1], **where, precision=precision, run=run)
         row |= measure.summarize(samples)
-        row['source'] = {'vmamba': 'mmvmamba', 'authors': 'VMamba'}.get(
-            name.partition('-')[0], args.peers
-        )
+        sources = dict(vmamba='mmvmamba', authors='VMamba')
+        row['source'] = sources.get(name.partition('-')[0], args.peers)
         seconds = row['median_ms'] / 1e3
         row['images_per_s'] = round(batch / seconds, 3)
         row['ns_per_pixel'] = round(seconds * 1e9 / (batch * size[0] * size[1]), 3)
@@ -539,9 +538,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     full = dict(
         models=[
-            name
-            for name in names
-            if name.count('-') == 1 and name != 'deit-t' and not name.startswith('authors')
+            f'{family}-{scale}'
+            for family, scale in itertools.product(('vmamba', 'swin', 'convnext', 'deit'), SCALES)
+            if (family, scale) != ('deit', 't')
         ],
         sizes=[(side, side) for side in (224, 384, 512, 768, 1024)],
         batch_sizes=[1],

@@ -79,13 +79,18 @@ def set_up(args: argparse.Namespace) -> torch.device:
 
 
 def capture(call: Call) -> Call:
-    """Return the replay of a call on a GPU as a CUDA graph, which takes no time of the host."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    """Capture a call in a CUDA graph and return its replay, which takes no host time.
+
+    Args:
+        call (Callable): The call, which must not synchronize. A failed capture leaves PyTorch's
+            allocator and random generator in a state that ends the use of this process.
+    """
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):  # kernels and libraries must be ready before a capture
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()

@@ -290,6 +290,8 @@ class Check:
             PYTHONUNBUFFERED='1',
             PYTEST_DISABLE_PLUGIN_AUTOLOAD='1',
             MMVMAMBA_REQUIRE_CUDA='1' if self.device == 'cuda' else '0',
+            # torch.compile would set it, in the middle of a step.
+            TRITON_CACHE_DIR=str(ROOT / 'build' / 'gpu_check' / 'triton'),
         )
         if STEPS[number].threads:
             env |= dict(OMP_NUM_THREADS=str(STEPS[number].threads), OMP_WAIT_POLICY='passive')

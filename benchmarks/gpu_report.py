@@ -21,6 +21,7 @@ from gpu_steps import BACKBONE_SETTINGS, DEPTHS, OP_SETTINGS, STEPS, BackboneSet
 Row = dict[str, Any]
 
 NOT_RUN = 'not run'
+ITEM_KEYS = {'item', 'status', 'reason'}
 NO_RUN = '**No run on a GPU has been recorded yet.**\n'
 BEGIN = '<!-- begin: written by benchmarks/gpu_report.py -->'
 END = '<!-- end: written by benchmarks/gpu_report.py -->'
@@ -73,9 +74,11 @@ def find(rows: Iterable[Row], **keys: Any) -> Row:
     return next((row for row in matching(rows, keys) if row['status'] == 'passed'), {})
 
 
-def why_not(rows: Iterable[Row], **keys: Any) -> str:
+def why_not(rows: Sequence[Row], **keys: Any) -> str:
     """Return the placeholder of a cell without a result."""
-    statuses = [row['status'] for row in matching(rows, keys)]
+    # An item that failed as a whole has a row with its name alone.
+    whole = [row for row in matching(rows, dict(item=keys.get('item'))) if row.keys() <= ITEM_KEYS]
+    statuses = [row['status'] for row in [*matching(rows, keys), *whole]]
     return next((status for status in statuses if status != 'passed'), NOT_RUN)
 
 
@@ -161,10 +164,11 @@ def op_table(results: Row) -> str:
             measured = {'all blocks': add_stages(stages)} | measured
         for name, cores in measured.items():
             precision, size, batch = setting
-            graphs = any('forward_graph_ms' in row for row in cores.values())
-            # What the host adds is shown for the whole network.
-            runs = ['graph', 'eager'][not graphs : 2 if name == 'all blocks' or not graphs else 1]
-            for run in runs:
+            timed = [row for row in cores.values() if 'forward_ms' in row]
+            captured = [row for row in timed if 'forward_graph_ms' in row]
+            # What the host adds is shown for the whole network, and for what has no graph.
+            eager = name == 'all blocks' or len(captured) < len(timed) or not captured
+            for run in ['graph'] * bool(captured) + ['eager'] * eager:
                 cells = op_cells(cores, bandwidth, '_graph_ms' if run == 'graph' else '_ms')
                 lines.append([f'{size}, {batch}', precision, name, run, *cells])
     ours = [cell for name in OURS.values() for cell in (f'{name}, ms', 'of copy')]
@@ -212,28 +216,32 @@ def add_stages(stages: Sequence[dict[str, Row]]) -> dict[str, Row]:
     return total
 
 
-def op_cells(cores: dict[str, Row], bandwidth: float | None, unit: str) -> list[str]:
+def op_cells(cores: dict[str, Row], bandwidth: float | None, suffix: str) -> list[str]:
     """Format times and shares of the copy bandwidth of ours, and ratios, each for both passes.
 
     Args:
         cores (dict[str, Row]): The rows of the candidates.
         bandwidth (float, optional): Of a copy, in GB/s.
-        unit (str): The ending of the keys of the times.
+        suffix (str): The ending of the keys of the times.
     """
     cells, kinds = [], ('forward', 'training')
-    times = {name: [row.get(f'{kind}{unit}') for kind in kinds] for name, row in cores.items()}
+    times = {name: [row.get(f'{kind}{suffix}') for kind in kinds] for name, row in cores.items()}
+    whys = {
+        name: row.get('why') or ('not captured' if 'forward_ms' in row else NOT_RUN)
+        for name, row in cores.items()
+    }
     for name in OURS:
         shares = [
             over(over(cores[name].get(f'{kind}_bytes'), bandwidth and bandwidth * 1e6), time)
             for kind, time in zip(kinds, times[name], strict=True)
         ]
-        why = cores[name].get('why')
-        cells += [why or pair(times[name], number), why or pair(shares, '{:.0%}'.format)]
+        missing = whys[name] if None in times[name] else None
+        cells += [missing or pair(times[name], number), missing or pair(shares, '{:.0%}'.format)]
     measured = [times[name] for name in OURS if None not in times[name]]
     best = [min(column) for column in zip(*measured, strict=True)] or [None, None]
     for name in PEERS:
         ratios = [over(other, time) for other, time in zip(times[name], best, strict=True)]
-        cells.append(cores[name].get('why') or pair(ratios, number))
+        cells.append(whys[name] if None in times[name] else pair(ratios, number))
     return cells
 
 
@@ -310,7 +318,8 @@ def counter_table(results: Row) -> str:
     rows = [row for row in rows_of(results, 8) if 'kernel' in row]
     keys = ('us', 'instructions', 'issue', 'occupancy', 'gb_per_s', 'conflicts', 'registers')
     lines = [
-        (row['map'], OURS[row['backend']], row['kernel'], *(number(row[key]) for key in keys))
+        (row['map'], OURS[row['backend']], row['kernel'])
+        + tuple('n/a' if row[key] is None else number(row[key]) for key in keys)
         + (row['stall'],)
         for row in rows
     ]
@@ -354,17 +363,17 @@ repeated, because its sums are not deterministic.
 ### The core and its peers
 
 Each cell: forward / forward and backward. `graph` is the time of the kernels, in a CUDA graph;
-`eager` includes the time that Python takes to launch them, if that is longer. `of copy` is the time
-that a copy of the bytes that the core must read and write would take, divided by the time of the
-core. It can exceed 100% where maps fit into the L2 cache, as in the last two stages at 224. The
-last columns are a peer's time divided by that of the faster of our backends.
+`eager` also includes the time that Python takes to launch them, where that is longer. `of copy` is
+the time that a copy of the bytes that the core must read and write would take, divided by the time
+of the core. It can exceed 100% where maps fit into the L2 cache, as in the last two stages at 224.
+The last columns are a peer's time divided by that of the faster of our backends.
 
 {ops}
 ### Backbones
 
 Channels-last memory and TF32 for all, except for the authors' code, which is written for contiguous
-maps; `amp` is float16. The last columns are our speed divided by the other network's / our peak
-memory divided by the other network's.
+maps; `amp` is float16. The last columns are ratios of ours to the other network: speed / peak
+memory.
 
 {backbones}
 ### Sweeps
@@ -380,11 +389,11 @@ Registers of the build:
 {resources}
 ### Counters
 
-The kernels of a forward and backward pass in their order, by Nsight Compute. `instructions` are
-those of a thread for each element and direction, to compare with the
-[counted ones](dev/cuda-kernels.md#instruction-counts). Bank conflicts are the cycles that shared
-memory loses to them, for each 1000 elements. The longest stall is the most frequent reason why a
-warp waits, and the cycles that it waits for each issued instruction.
+The kernels of a forward and backward pass in their order, by Nsight Compute. `instructions` counts
+thread instructions per element and direction, comparable with the
+[static counts](dev/cuda-kernels.md#instruction-counts). Bank conflicts are shared-memory cycles per
+1000 elements. The longest stall is the most common reason why a warp waits, in cycles per issued
+instruction.
 
 {counters}"""
 
@@ -432,17 +441,18 @@ def op_figure(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if row.get('candidate') in OURS and 'forward_ms' in row), {})
     if not first:
         return ''
-    item, unit = first['item'], '_graph_ms' if 'training_graph_ms' in first else '_ms'
+    item, suffix = first['item'], '_graph_ms' if 'training_graph_ms' in first else '_ms'
     found = {name: find(rows, candidate=name, item=item) for name in (*OURS, 'vmamba')}
-    times = {name: row for name, row in found.items() if f'training{unit}' in row}
+    times = {name: row for name, row in found.items() if f'training{suffix}' in row}
     ours = {OURS[name]: row for name, row in times.items() if name in OURS}
+    forward, training = f'forward{suffix}', f'training{suffix}'
     text = '; '.join(
-        f'{name} {row[f"forward{unit}"]:.3g} ms forward, {row[f"training{unit}"]:.3g} ms training'
+        f'{name} {row[forward]:.3g} ms forward, {row[training]:.3g} ms training'
         for name, row in ours.items()
     )
     if authors := times.get('vmamba'):
-        best = min(row[f'training{unit}'] for row in ours.values())
-        text += f"; authors' {authors[f'training{unit}'] / best:.2f} x in training"
+        best = min(row[training] for row in ours.values())
+        text += f"; authors' {authors[training] / best:.2f} x in training"
     return f'{text} ({item})'
 
 
@@ -480,7 +490,7 @@ def fit_rank(rows: Sequence[Row]) -> str:
 
 
 def counter_figure(rows: Sequence[Row]) -> str:
-    """Return the instructions of all kernels at the first map, for each backend."""
+    """Return the instructions of all kernels, PyTorch's included, at the first map."""
     counted = [row for row in rows if row.get('instructions') is not None]
     first = matching(counted, dict(map=counted[0]['map'])) if counted else []
     sums = {

@@ -11,9 +11,9 @@ The shapes are those of a VMamba's stages. Candidates:
   torch.compile makes one kernel each of copy and merge, which the authors wrote in Triton.
 
 "forward" is inference; "training" is forward and backward with gradients for the map and all
-parameters. On a GPU, "graph" is the same as a CUDA graph: the kernels without the host. "fwd maps"
-is the memory that a training forward takes beyond its input, result included, in units of the input
-map; "low-rank" is the part of it that x_proj's result takes.
+parameters. On a GPU, "graph" is the same call replayed as a CUDA graph, without host time. "fwd
+maps" is the memory that a training forward takes beyond its input, result included, in units of the
+input map; "low-rank" is the part of it that x_proj's result takes.
 """
 
 import argparse
@@ -244,7 +244,7 @@ def build_inputs(
 def build_stage(
     arch: str, stage: int, size: tuple[int, int], batch: int, device: torch.device
 ) -> tuple[SS2D, Tensor]:
-    """As :func:`build_inputs`, for images of a size."""
+    """Return :func:`build_inputs` for a stage and an image size."""
     shape = tuple(math.ceil(side / 4 / 2**stage) for side in size)
     return build_inputs(ARCHS[arch].dims[stage], arch, shape, batch, device)
 
@@ -282,15 +282,11 @@ def compare(
     return measure_calls(args, device, calls, x.numel(), module, where)
 
 
-def capture_all(calls: dict[str, Call]) -> dict[str, Call]:
-    """Return the replays of calls as CUDA graphs, without those that cannot be captured."""
-    graphs = {}
-    for name, call in calls.items():
-        try:
-            graphs[name] = common.capture(call)
-        except Exception as error:  # a peer may raise anything
-            logger.info('%s cannot be captured: %s', name, error)
-    return graphs
+def time_replays(calls: dict[str, Call], *budget) -> dict[str, list[float]]:
+    """Time calls as CUDA graphs, whose memory is released afterwards."""
+    times = measure.interleave({name: common.capture(c) for name, c in calls.items()}, *budget)
+    torch.cuda.empty_cache()
+    return times
 
 
 def measure_calls(
@@ -307,9 +303,9 @@ def measure_calls(
     training = measure.interleave({name: calls[name][2] for name in forward}, *budget)
     replays: dict[str, dict[str, list[float]]] = {}
     if device.type == 'cuda':
+        names = [name for name in training if name not in args.no_graph]
         for kind, part in (('forward', 0), ('training', 2)):
-            graphs = capture_all({name: calls[name][part] for name in training})
-            replays[kind] = measure.interleave(graphs, *budget)
+            replays[kind] = time_replays({name: calls[name][part] for name in names}, *budget)
     map_bytes = elements * torch.empty((), dtype=DTYPES[where['precision']]).element_size()
     inner = 4 * (module.dt_rank + 2 * module.d_state)
     rows = []
@@ -386,6 +382,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='bf16 and fp16 use autocast',
     )
     add('--candidates', nargs='+', choices=CANDIDATES, default=CANDIDATES)
+    add('--no-graph', nargs='+', choices=PEERS, default=[], help='peers to time in eager mode only')
     args = parser.parse_args(argv)
     if args.sizes is None:
         names = ('224', '512') if args.quick else ('224', '512', '800x1333', '1024', '2048')

@@ -133,7 +133,7 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
         dtype (torch.dtype): float32, or the dtype of autocast.
 
     Yields:
-        str: A line for the compilation, and for each map of each stage a line with the time of its
+        str: One line for the compilation, then one for each map of each stage, with the time of its
         first step.
 
     Raises:
@@ -159,8 +159,8 @@ def warm_up(arch: str, dtype: torch.dtype) -> Iterator[str]:
             run(dim, side)
     results = list(compile_kernels(launches, launch.device_target(torch.device('cuda'))))
     yield f'{len(results)} kernels compiled in parallel: {time.perf_counter() - start:.1f} s'
-    # The steps below compile these themselves, or raise their errors.
-    for error in {error for _, error in results if error is not None}:
+    # The steps below compile these kernels, or raise the errors.
+    for error in dict.fromkeys(error for _, error in results if error is not None):
         yield f'not compiled: {error}'
     for (stage, dim), side in itertools.product(enumerate(settings.dims), _MAP_SIDES):
         start = time.perf_counter()

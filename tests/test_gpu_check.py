@@ -553,7 +553,7 @@ def broken(module, x):
 def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     op_table = load('gpu_steps.op_table')
     cores, _ = op_table.ops.find_cores(['native', 'composed'], torch.device('cpu'))
-    found = (cores | dict(vmamba=broken), {'mamba_ssm': 'not there'}, {'reference': 'wrong'})
+    found = (cores | dict(vmamba=broken), {'mamba_ssm': 'not there'}, {'reference': 'wrong'}, [])
     monkeypatch.setattr(op_table, 'find_cores', lambda *_: found)
     context = load('gpu_steps.context').Context(5, gpu_steps.STEPS[5], tmp_path, 'cpu', 10)
     args = op_table.ops.parse_args(['--seconds', '0', '--min-rounds', '1'])
@@ -579,11 +579,59 @@ def test_candidates_are_tried_first(monkeypatch):
     cores |= dict(reference=broken, vmamba=broken)
     monkeypatch.setattr(op_table.ops, 'find_cores', lambda *_: (cores, {}))
     op_table.find_cores.cache_clear()
-    usable, missing, failed = op_table.find_cores(torch.device('cpu'), 'fp32')
+    usable, missing, failed, uncaptured = op_table.find_cores(torch.device('cpu'), 'fp32')
     op_table.find_cores.cache_clear()
-    assert set(usable) == {'native'}
+    assert set(usable) == {'native'} and uncaptured == []
     assert failed == {'reference': 'TypeError: an argument too many'}
     assert missing == {'vmamba': 'it failed at a small size, see log.txt'}
+
+
+@pytest.mark.parametrize(
+    ('body', 'captured'),
+    [('print(RAN)', True), ('print(RAN); 1 / 0', False), ('import os; os.abort()', None)],
+)
+def test_a_peer_is_captured_in_its_own_process(tmp_path, monkeypatch, body, captured):
+    op_table = load('gpu_steps.op_table')
+    package = tmp_path / 'gpu_steps'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / 'op_table.py').write_text(f'RAN = {op_table.RAN!r}\ndef run_peer(*_): {body}\n')
+    monkeypatch.setattr(op_table, 'BENCHMARKS', tmp_path)
+    if captured is None:
+        with pytest.raises(RuntimeError, match='ended with status -6'):
+            op_table.try_peer('vmamba', 'fp16')
+    else:
+        assert op_table.try_peer('vmamba', 'fp16') is captured
+
+
+def test_replays_are_timed(monkeypatch):
+    ops, released = load('ops'), []
+    monkeypatch.setattr(ops.common, 'capture', lambda call: lambda: call('replay'))
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: released.append(True))
+    ran = []
+    times = ops.time_replays({'native': ran.append}, torch.device('cpu'), 0.0, 2)
+    assert list(times) == ['native'] and len(times['native']) == 2
+    assert set(ran) == {'replay'} and released == [True]
+
+
+@pytest.mark.parametrize('name', ['exactness', 'sanitizers', 'op_table', 'backbones', 'counters'])
+def test_calls_whose_kernels_are_compiled_first(name, monkeypatch):
+    """On a CPU; its Triton has no bfloat16."""
+    launch = pytest.importorskip('mmvmamba.ops.triton.launch')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    step = load(f'gpu_steps.{name}')
+    small = gpu_steps.BackboneSetting('t', '32', 1, 'train', 'fp32', 'eager')
+    monkeypatch.setattr(step, 'BACKBONE_SETTINGS', [small], raising=False)
+    monkeypatch.setattr(step, 'OP_SETTINGS', [('fp32', '32x48', 2)], raising=False)
+    if name == 'counters':
+        monkeypatch.setattr(step, 'MAPS', [step.Map(1, 7, 9, 16, 2)])
+    with launch.recording() as launches:
+        for call in step.triton_calls(torch.device('cpu')):
+            try:
+                call()
+            except RuntimeError as error:
+                assert 'not torch.bfloat16' in str(error)
+    assert {'scan_kernel', 'backward_kernel'} <= {item.kernel.__name__ for item in launches}
 
 
 def test_a_backbone_that_fails_costs_vmamba_nothing(tmp_path, monkeypatch):
@@ -680,30 +728,55 @@ def test_kernels_are_compiled_before_they_run(tmp_path, monkeypatch):
     context = load('gpu_steps.context')
     step = gpu_steps.STEPS[5]
     on_gpu = context.Context(5, step, tmp_path, 'cuda', 10)
-    name, item = kernels.compile_first(on_gpu, lambda: [scan, fail, scan])
-    assert (name, item()) == ('Triton kernels', [dict(kernels=2, not_compiled=1)])
+
+    def calls(device):
+        assert device.type == 'cuda'
+        yield from (scan, fail, scan)
+        raise MemoryError('no inputs')
+
+    name, item = kernels.compile_first(on_gpu, calls)
+    assert (name, item()) == ('Triton kernels', [dict(kernels=2, failed=1, complete=True)])
     assert requests == [(2, target)]
     on_gpu.step = gpu_check.dataclasses.replace(step, item_seconds=-1)
-    assert item() == [dict(kernels=1, not_compiled=0)]
+    assert item() == [dict(kernels=1, failed=0, complete=False)]
 
 
-def test_the_rehearsal_of_tests_runs_them_for_their_launches(tmp_path):
+def test_kernels_are_compiled_in_each_run(run):
+    kernels = {'2': {'Triton kernels': 1, 'a': 1, 'b': {'status': 'failed'}}}
+    run(kernels, numbers=(1, 2))
+    run(kernels, numbers=(1, 2))
+    log = (run.out / 'log.txt').read_text()
+    assert (log.count('item Triton kernels'), log.count('item a')) == (2, 1)
+
+
+def test_tests_run_for_their_launches_first(tmp_path):
     (tmp_path / 'test_it.py').write_text(
         'from pathlib import Path\n'
         'def test_a(): Path("a").touch(); assert False\n'
-        'def test_done(): Path("done").touch()\n'
         'def test_compiled(): Path("compiled").touch()\n'
     )
     code = (
         'import pytest\n'
-        'from gpu_steps.tests import Rehearsal\n'
-        'plugin = Rehearsal({"test_it.py::test_done"})\n'
-        f'raise SystemExit(pytest.main([{str(tmp_path)!r}, "--rootdir={tmp_path}"], [plugin]))\n'
+        'from gpu_steps.tests import LaunchRecorder\n'
+        f'arguments = [{str(tmp_path)!r}, "--rootdir={tmp_path}"]\n'
+        'raise SystemExit(pytest.main(arguments, [LaunchRecorder(60)]))\n'
     )
     env = os.environ | {'PYTHONPATH': str(BENCHMARKS)}
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, check=True)
-    assert {path.name for path in tmp_path.iterdir()} >= {'a'}
-    assert not (tmp_path / 'done').exists() and not (tmp_path / 'compiled').exists()
+    assert (tmp_path / 'a').exists() and not (tmp_path / 'compiled').exists()
+
+
+def test_tests_run_though_their_kernels_do_not_compile(tmp_path, monkeypatch, caplog):
+    tests, kernels = load('gpu_steps.tests'), load('gpu_steps.kernels')
+
+    def fail(*_):
+        raise RuntimeError('a process pool broke')
+
+    monkeypatch.setattr(kernels, 'compile_calls', fail)
+    context = load('gpu_steps.context').Context(3, gpu_steps.STEPS[3], tmp_path, 'cuda', 10)
+    with caplog.at_level('INFO', 'gpu_steps'):
+        tests.compile_first(context, [])
+    assert 'a process pool broke' in caplog.text
 
 
 NCU = (
@@ -748,9 +821,32 @@ def test_counters():
     assert counters.read_counters('==ERROR== no kernel', 1) == []
 
 
+def test_the_command_of_the_counters(tmp_path, monkeypatch):
+    counters = load('gpu_steps.counters')
+    metrics = dict.fromkeys(counters.METRICS, '1,000')
+    (tmp_path / 'csv').write_text(ncu_output([('forward_kernel', metrics)]))
+    ncu = tmp_path / 'ncu'
+    ncu.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/args\ncat {tmp_path}/csv\n')
+    ncu.chmod(0o755)
+    monkeypatch.setattr(counters, 'require', lambda *_, **__: None)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    context = load('gpu_steps.context').Context(8, gpu_steps.STEPS[8], tmp_path, 'cuda', 10)
+    (row,) = counters.count(context, counters.MAPS[1], 'triton')
+    assert (row['backend'], row['map']) == ('triton', '128 x 14x14 x 384, rank 24')
+    assert row['kernel'] == 'forward_kernel' and row['us'] == 1
+    arguments = (tmp_path / 'args').read_text().splitlines()
+    assert arguments[-1].endswith("counters.profiled_call((128, 14, 14, 384, 24), 'triton')")
+    assert counters.TIME in arguments[arguments.index('--metrics') + 1].split(',')
+
+
 @pytest.mark.parametrize(
     ('output', 'error', 'message'),
     [
+        (
+            'Profiling failed because a driver resource was unavailable. Ensure',
+            'Skip',
+            'ncu: drive',
+        ),
         ('==ERROR== ERR_NVGPUCTRPERM - The user', 'Skip', 'ncu: ERR_NVGPUCTRPERM'),
         ('==ERROR== Unknown metric', 'RuntimeError', 'ended with status 1 and 0 kernels'),
     ],
@@ -872,11 +968,14 @@ def test_ratios_of_a_gpu_run():
     assert f'| 224, 128 | fp16 | all blocks | eager | 14 / 42 | {line.format("28 / 35")}' in text
     assert f'| 224, 128 | fp16 | stage 3 | eager | 1 / 3 | {line.format("2 / 2.5")}' in text
     assert '- mamba_ssm: it is not installed' in text and '- native: no memory' in text
+    nets.append(dict(item='T, train, 224, batch 128, amp, eager', status='failed', reason='x'))
+    failed = ' | '.join(['failed'] * 5)
+    assert f'| T, 224, 128 | train | amp | eager | CUDA | {failed} |' in gpu_report.tables(results)
     where = '| T, 224, 128 | inference | amp | eager |'
     assert f'{where} CUDA | 3000 | 600 | 3 / 0.5 | 1.5 / 0.75 | not run |' in text
     assert f'{where} Triton | 4000 | 600 | 4 / 0.5 | 2 / 0.75 | not run |' in text
     assert '| S, 96, 3 | train | fp32 | eager | CUDA | 7 | 9 | not run |' in text
-    counts = '| 56x56 | CUDA | forward_kernel | 250 | 44 | 81.5 | 31.2 | 4000 | not run | 93 |'
+    counts = '| 56x56 | CUDA | forward_kernel | 250 | 44 | 81.5 | 31.2 | 4000 | n/a | 93 |'
     assert f'{counts} wait 1.5 |' in text
     for row in ops[1:-1]:
         if 'forward_ms' in row:
@@ -888,9 +987,19 @@ def test_ratios_of_a_gpu_run():
     assert '| 224, 128 | fp16 | all blocks | eager | 14 / 42 |' in captured
     assert '| 224, 128 | fp16 | stage 3 | graph | 0.5 / 3 |' in captured
     assert '| 224, 128 | fp16 | stage 3 | eager |' not in captured
+    for row in gpu_report.matching(ops, dict(candidate='vmamba', status='passed')):
+        del row['forward_graph_ms'], row['training_graph_ms']
+    part = gpu_report.tables(results)
+    line = '| 224, 128 | fp16 | stage 3 | {} | {} | {} | {} | {} | {} |'
+    assert (
+        line.format('graph', '0.5 / 3', '100% / 50%', '1 / 2.5', '50% / 60%', 'not captured')
+        in part
+    )
+    assert line.format('eager', '1 / 3', '50% / 50%', '2 / 2.5', '25% / 60%', '4 / 3.6') in part
     assert 'CUDA 0.5 ms forward, 3 ms training' in gpu_report.summary_text(results)
     for row in ops:
-        row.pop('forward_graph_ms', None), row.pop('training_graph_ms', None)
+        row.pop('forward_graph_ms', None)
+        row.pop('training_graph_ms', None)
     summary = gpu_report.summary_text(results)
     assert (
         "CUDA 1 ms forward, 3 ms training; Triton 2 ms forward, 2.5 ms training; authors' 3.60 x"

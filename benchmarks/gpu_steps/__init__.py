@@ -38,7 +38,7 @@ STEPS = {
     5: Step('op table', 'op_table', limit=300, item_seconds=150, files=TIMING),
     6: Step('backbones', 'backbones', limit=480, item_seconds=150, files=TIMING),
     7: Step('sweeps', 'sweeps', limit=200, item_seconds=100, files=INPUTS),
-    8: Step('counters', 'counters', limit=150, item_seconds=60, may_skip=True, files=INPUTS),
+    8: Step('counters', 'counters', limit=200, item_seconds=120, may_skip=True, files=INPUTS),
 }
 
 

@@ -49,13 +49,13 @@ def items(context: Context) -> Iterator[Item]:
         yield str(setting), functools.partial(compare, context, setting)
 
 
-def triton_calls() -> Iterator[Callable]:
+def triton_calls(device: torch.device) -> Iterator[Callable]:
     """Return a training step of each model, size and precision with Triton, with one image."""
     for scale, size, precision in dict.fromkeys(
         (s.scale, s.size, s.precision) for s in BACKBONE_SETTINGS
     ):
-        model = backbone.build_vmamba(scale, 'triton').cuda()
-        images = torch.randn(1, 3, *measure.parse_size(size), device='cuda')
+        model = backbone.build_vmamba(scale, 'triton').to(device)
+        images = torch.randn(1, 3, *measure.parse_size(size), device=device)
         yield measure.make_call(model, images, train=True, amp=precision == 'amp')
 
 
@@ -91,42 +91,55 @@ def warm_up(context: Context, model: str, setting: BackboneSetting) -> list[Row]
 
 def compare(context: Context, setting: BackboneSetting) -> list[Row]:
     """Return the rows of ``backbone.py`` at one setting, and a reason for each missing model."""
-    ours, unable, reason = [], {}, None
+    ours, reasons = [], {}
     for name, backend in our_names(setting).items():
         try:
             require(context, backend)
             ours.append(name)
         except Skip as why:
-            unable[name] = str(why)
-    peers = peer_names(setting)
+            reasons[name] = str(why)
     authors = f'{AUTHORS}-{setting.scale}'
-    if setting.run == 'eager' and (why := why_no_authors(context.device)):
-        unable[authors] = why
-    elif setting.run == 'eager':
-        peers.append(authors)
-    try:
-        rows, missing = measure_models(context, setting, [*ours, *peers])
-    except Exception as error:  # a peer may raise anything
-        traceback.print_exc()
-        reason = first_line(error)
-    if reason:  # outside of the handler, which keeps the models in memory
-        gc.collect()
-        if context.cuda:
-            torch.cuda.empty_cache()
-        rows, missing = measure_models(context, setting, ours)
-        missing |= dict.fromkeys(peers, reason)
+    why = why_no_authors(context.device) if setting.run == 'eager' else None
+    if why is not None:
+        reasons[authors] = why
+    # Each is a try: what may have raised an error in one is left out in the next.
+    groups = [[*ours, *peer_names(setting)], ours]
+    if setting.run == 'eager' and why is None:
+        groups.insert(0, [*groups[0], authors])
+    rows, missing = measure_first(context, setting, groups)
     for name in ours:
         if name in missing:
             raise RuntimeError(f'{name} was not measured: {missing[name]}')
-    missing |= unable
-    return rows + [dict(model=n, status='skipped', reason=why) for n, why in missing.items()]
+    reasons = missing | reasons
+    return rows + [dict(model=n, status='skipped', reason=why) for n, why in reasons.items()]
+
+
+def measure_first(
+    context: Context, setting: BackboneSetting, groups: Sequence[Sequence[str]]
+) -> tuple[list[Row], dict[str, str]]:
+    """Return :func:`measure_models` of the first group of models that raises no error."""
+    group, *others = groups
+    try:
+        return measure_models(context, setting, group)
+    except Exception as error:  # a peer may raise anything
+        if not others:
+            raise
+        traceback.print_exc()
+        reason = first_line(error)
+    # Outside of the handler, which keeps the models in memory.
+    gc.collect()
+    if context.cuda:
+        torch.cuda.empty_cache()
+    rows, missing = measure_first(context, setting, others)
+    return rows, dict.fromkeys((n for n in group if n not in others[0]), reason) | missing
 
 
 @functools.cache
 def why_no_authors(device: str) -> str | None:
     """Return the reason why the authors' network cannot be measured, or None.
 
-    It is tried in a process of its own, as an illegal memory access ends its process's use of CUDA.
+    It is tried in a process of its own, because an illegal memory access makes CUDA unusable in its
+    process.
     """
     if device != 'cuda':
         return NEEDS_CUDA

@@ -17,6 +17,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
 #: Exit status of a process that must be restarted because CUDA failed.
 RESTART = 75
+#: The item that compiles the Triton kernels of a step in advance.
+KERNELS = 'Triton kernels'
 NEEDS_CUDA = 'needs CUDA (DEVICE=cpu)'
 
 logger = logging.getLogger('gpu_steps')
@@ -76,7 +78,8 @@ class Context:
         with contextlib.suppress(FileNotFoundError):
             results = json.loads((out / 'results.json').read_text(encoding='utf-8'))
             record = results['steps'][str(number)]
-            self.done, self.retry = set(record['done']), set(record['retry'])
+            # The kernels are compiled again: this may be another machine.
+            self.done, self.retry = set(record['done']) - {KERNELS}, set(record['retry'])
             self.interrupted = set(record['interrupted'])
 
     @property

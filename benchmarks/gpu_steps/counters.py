@@ -5,7 +5,7 @@ import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +15,12 @@ import torch
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import find_tool
 from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
+from gpu_steps.kernels import compile_first
 from mmvmamba.ops import ss2d_scan
 
 
 class Map(NamedTuple):
-    """A map of an op in float16 with one state and four directions."""
+    """Input map of a scan in float16 with one state and four directions."""
 
     batch: int
     height: int
@@ -27,19 +28,22 @@ class Map(NamedTuple):
     channels: int
     rank: int
 
+    def __str__(self) -> str:
+        return '{} x {}x{} x {}, rank {}'.format(*self)
+
     @property
     def elements(self) -> int:
         """Elements of all directions."""
         return 4 * self.batch * self.height * self.width * self.channels
 
 
-#: The first and third stage of VMamba-T at 224 x 224, and a map whose walks are split.
+#: The first and third stage of VMamba-T at 224 x 224, and a map whose scans are split into chunks.
 MAPS = (Map(128, 56, 56, 96, 6), Map(128, 14, 14, 384, 24), Map(4, 128, 128, 96, 6))
 STALL = 'smsp__average_warps_issue_stalled_{}_per_issue_active.ratio'
 STALLS = (
-    'barrier', 'branch_resolving', 'dispatch_stall', 'drain', 'lg_throttle', 'long_scoreboard',
-    'math_pipe_throttle', 'mio_throttle', 'no_instruction', 'not_selected', 'short_scoreboard',
-    'wait',
+    'barrier', 'branch_resolving', 'dispatch_stall', 'drain', 'imc_miss', 'lg_throttle',
+    'long_scoreboard', 'math_pipe_throttle', 'membar', 'mio_throttle', 'no_instruction',
+    'short_scoreboard', 'tex_throttle', 'wait',
 )  # fmt: skip
 TIME = 'gpu__time_duration.sum'
 INSTRUCTIONS = 'smsp__thread_inst_executed.sum'
@@ -49,16 +53,20 @@ BYTES = ('dram__bytes_read.sum', 'dram__bytes_write.sum')
 CONFLICTS = 'l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum'
 REGISTERS = 'launch__registers_per_thread'
 METRICS = (TIME, INSTRUCTIONS, ISSUE, OCCUPANCY, *BYTES, CONFLICTS, REGISTERS)
-#: What ncu prints where it cannot read the counters.
-REFUSALS = ('ERR_NVGPUCTRPERM', 'Failed to initialize the profiler')
+#: Messages of ncu when it cannot read the counters.
+REFUSALS = (
+    'ERR_NVGPUCTRPERM',
+    'Failed to initialize the profiler',
+    'driver resource was unavailable',
+)
 
 
 def items(context: Context) -> Iterator[Item]:
     """List each map with each backend."""
+    yield compile_first(context, triton_calls)
     for shape in MAPS:
         for backend in BACKENDS:
-            name = '{} x {}x{} x {}, rank {}'.format(*shape)
-            yield f'{name}, {backend}', functools.partial(count, context, shape, backend)
+            yield f'{shape}, {backend}', functools.partial(count, context, shape, backend)
 
 
 def count(context: Context, shape: Map, backend: str) -> list[Row]:
@@ -73,8 +81,8 @@ def count(context: Context, shape: Map, backend: str) -> list[Row]:
     metrics = ','.join((*METRICS, *map(STALL.format, STALLS)))
     command = [
         program, '--csv', '--print-units', 'base', '--print-kernel-base', 'function',
-        '--profile-from-start', 'off', '--clock-control', 'none', '--metrics', metrics,
-        sys.executable, '-c', code,
+        '--profile-from-start', 'off', '--clock-control', 'none', '--cache-control', 'none',
+        '--metrics', metrics, sys.executable, '-c', code,
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -87,7 +95,7 @@ def count(context: Context, shape: Map, backend: str) -> list[Row]:
         if refusal is not None:
             raise Skip(f'ncu: {refusal}')
         raise RuntimeError(f'ncu ended with status {done.returncode} and {len(rows)} kernels')
-    return [dict(backend=backend, map=f'{shape.height}x{shape.width}', **row) for row in rows]
+    return [dict(backend=backend, map=str(shape), **row) for row in rows]
 
 
 def find_ncu() -> str | None:
@@ -96,19 +104,34 @@ def find_ncu() -> str | None:
     return find_tool('ncu', *own)
 
 
-def profiled_call(shape: tuple[int, ...], backend: str) -> None:
-    """Run a forward and backward pass twice, the second time under the profiler."""
+def triton_calls(device: torch.device) -> Iterator[Callable]:
+    """Return a forward and backward pass of each map with Triton."""
+    for shape in MAPS:
+        yield build_call(shape, 'triton', device)
+
+
+def build_call(shape: Map, backend: str, device: torch.device) -> Callable[[], None]:
+    """Return a forward and backward pass of a map."""
     batch, height, width, channels, rank = shape
-    device = torch.device('cuda')
     torch.manual_seed(0)
     inputs = op_inputs.ss2d_inputs(batch, (height, width), channels, rank, torch.float16, device)
-    scan = functools.partial(ss2d_scan, out_dtype=torch.float32, backend=backend)
-    op_inputs.run(scan, inputs)
+    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+    grad = torch.randn_like(inputs['x'], dtype=torch.float32)
+
+    def call() -> None:
+        y = ss2d_scan(**leaves, out_dtype=torch.float32, backend=backend)
+        torch.autograd.grad(y, list(leaves.values()), grad)
+
+    return call
+
+
+def profiled_call(shape: tuple[int, ...], backend: str) -> None:
+    """Run a call twice, the second time under the profiler."""
+    call = build_call(Map(*shape), backend, torch.device('cuda'))
+    call()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
-    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
-    y = scan(**leaves)
-    torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+    call()
     torch.cuda.synchronize()
     torch.cuda.profiler.stop()
 
@@ -123,9 +146,8 @@ def read_counters(text: str, elements: int) -> list[Row]:
     Returns:
         list[dict]: For each launch ``kernel``, ``us``, ``instructions`` of a thread for each
         element, ``issue`` and ``occupancy`` in percent, ``gb_per_s`` of memory traffic,
-        ``conflicts``: cycles lost to bank conflicts for each 1000 elements, ``registers``, and
-        ``stall``: the most frequent reason why a warp waits, with the cycles for each issued
-        instruction.
+        ``conflicts``: cycles lost to bank conflicts per 1000 elements, ``registers``, and
+        ``stall``: the most common reason why a warp waits, in cycles per issued instruction.
     """
     lines = text.splitlines()
     header = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), len(lines))
@@ -140,21 +162,22 @@ def read_counters(text: str, elements: int) -> list[Row]:
 
 
 def summarize(kernel: str, metrics: dict[str, float], elements: int) -> Row:
-    """Turn the metrics of a launch into a row; one that the GPU does not have gives None."""
+    """Turn the metrics of a launch into a row; metrics that the GPU lacks are None."""
 
     def scaled(name: str, factor: float = 1.0) -> float | None:
         return round(metrics[name] * factor, 2) if name in metrics else None
 
     stalls = {name: metrics.get(STALL.format(name), 0.0) for name in STALLS}
     worst = max(stalls, key=stalls.__getitem__)
-    time = metrics[TIME]  # ns
+    traffic = [metrics[name] for name in (*BYTES, TIME) if name in metrics]
     return dict(
         kernel=kernel,
         us=scaled(TIME, 1e-3),
         instructions=scaled(INSTRUCTIONS, 1 / elements),
         issue=scaled(ISSUE),
         occupancy=scaled(OCCUPANCY),
-        gb_per_s=round(sum(metrics.get(name, 0.0) for name in BYTES) / time, 1),
+        # Bytes per nanosecond.
+        gb_per_s=round(sum(traffic[:2]) / traffic[2], 1) if len(traffic) == 3 else None,
         conflicts=scaled(CONFLICTS, 1e3 / elements),
         registers=scaled(REGISTERS),
         stall=f'{worst} {stalls[worst]:.1f}',

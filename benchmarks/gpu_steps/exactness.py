@@ -62,14 +62,12 @@ def items(context: Context) -> Iterator[Item]:
             yield name, functools.partial(check_exactness, context, case, backend)
 
 
-def triton_calls() -> Iterator[Callable]:
+def triton_calls(device: torch.device) -> Iterator[Callable]:
     """Return the calls of the cases that Triton runs."""
     for op, dtype, shape, options in CASES:
         if dtype != 'float64':
             make, function = OPS[op]
-            inputs = make(
-                *shape, dtype=getattr(torch, dtype), device=torch.device('cuda'), **options
-            )
+            inputs = make(*shape, dtype=getattr(torch, dtype), device=device, **options)
             yield functools.partial(
                 op_inputs.run, functools.partial(function, backend='triton'), inputs
             )

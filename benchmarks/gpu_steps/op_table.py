@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+import common
 import ops
 import torch
 
@@ -18,6 +19,8 @@ from gpu_steps.kernels import compile_first
 from mmvmamba.analysis import measure
 
 Reasons = dict[str, str]
+#: What the trial of a peer prints before its capture.
+RAN = 'the peer ran in eager mode'
 
 
 def items(context: Context) -> Iterator[Item]:
@@ -38,9 +41,9 @@ def items(context: Context) -> Iterator[Item]:
             yield name, functools.partial(compare_ops, context, args, where)
 
 
-def triton_calls() -> Iterator[Callable]:
+def triton_calls(device: torch.device) -> Iterator[Callable]:
     """Return the calls of our core with Triton, at a batch size of 1."""
-    device, core = torch.device('cuda'), ops.fused_core('triton')
+    core = ops.fused_core('triton')
     for precision, size, _ in OP_SETTINGS:
         for stage in range(4):
             module, x = ops.build_stage('tiny', stage, measure.parse_size(size), 1, device)
@@ -60,8 +63,9 @@ def copy_bandwidth(context: Context) -> Row:
 def compare_ops(context: Context, args: argparse.Namespace, where: Row) -> list[Row]:
     """Return the rows of ``ops.py`` at one stage, and a reason for each missing candidate."""
     device = torch.device(context.device)
-    cores, missing, failed = find_cores(device, where['precision'])
+    cores, missing, failed, uncaptured = find_cores(device, where['precision'])
     missing, failed = dict(missing), dict(failed)
+    args.no_graph = uncaptured
     rows, error = measure_cores(args, device, cores, where)
     if error:
         # A peer may run at the size of the trial and fail at this one.
@@ -99,54 +103,77 @@ def measure_cores(
 @functools.cache
 def find_cores(
     device: torch.device, precision: str
-) -> tuple[dict[str, Callable], Reasons, Reasons]:
+) -> tuple[dict[str, Callable], Reasons, Reasons, list[str]]:
     """Find the candidates that can be imported and run at a small size.
 
-    Peers are tried in a process of their own, as an illegal memory access ends its process's use
-    of CUDA.
+    Peers are tried in a process of their own, because an illegal memory access or a failed capture
+    makes CUDA unusable in its process.
 
     Returns:
-        tuple[dict, dict, dict]: The candidates by name, the reasons why others are left out, and
-        those why candidates of this package failed.
+        tuple[dict, dict, dict, list]: The candidates by name, the reasons why others are left out,
+        those why candidates of this package failed, and the peers that cannot be captured.
     """
     cores, missing = ops.find_cores(ops.CANDIDATES, device)
-    failed = {}
+    failed, uncaptured = {}, []
     for name in list(cores):
         own = name not in ops.PEERS
         try:
             if own:
                 try_core(name, cores[name], device, precision)
-            else:
-                code = f'from gpu_steps import op_table; op_table.try_peer({name!r}, {precision!r})'
-                subprocess.run(
-                    [sys.executable, '-c', code], cwd=BENCHMARKS, check=True, timeout=80,
-                    stderr=subprocess.STDOUT,
-                )  # fmt: skip
+            elif not try_peer(name, precision):
+                uncaptured.append(name)
         except Exception as error:  # the others are still to be measured
             logger.info('%s failed: %s', name, error)
             (failed if own else missing)[name] = (
                 first_line(error) if own else 'it failed at a small size, see log.txt'
             )
             del cores[name]
-    return cores, missing, failed
+    return cores, missing, failed, uncaptured
 
 
-def try_core(name: str, core: Callable, device: torch.device, precision: str) -> None:
-    """Run a candidate at a small size, on a GPU one whose kernels the table needs, too."""
+def try_peer(name: str, precision: str) -> bool:
+    """Run a peer at a small size on the GPU, and return whether it can be captured."""
+    code = f'from gpu_steps import op_table; op_table.run_peer({name!r}, {precision!r})'
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=BENCHMARKS, timeout=80, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors='replace', check=False,
+    )  # fmt: skip
+    if done.returncode:
+        logger.info('%s', done.stdout)
+    if RAN not in done.stdout:
+        raise RuntimeError(f'its process ended with status {done.returncode}')
+    return done.returncode == 0
+
+
+def run_peer(name: str, precision: str) -> None:
+    """Run a peer in this process, then capture it."""
+    device = torch.device('cuda')
+    core = ops.find_cores([name], device)[0][name]
+    try_core(name, core, device, precision)
+    sys.stdout.write(RAN + '\n')
+    sys.stdout.flush()
+    try_core(name, core, device, precision, graph=True)
+
+
+def try_core(
+    name: str, core: Callable, device: torch.device, precision: str, graph: bool = False
+) -> None:
+    """Run a candidate at a small size, on a GPU one whose kernels the table needs, too.
+
+    Args:
+        name (str): The candidate.
+        core (Callable): Its core.
+        device (torch.device): Where to run it.
+        precision (str): 'fp32', 'bf16' or 'fp16'.
+        graph (bool): Whether to replay it as a CUDA graph. Defaults to False.
+    """
     shape = (56, 56) if device.type == 'cuda' else (9, 13)
     module, x = ops.build_inputs(96, 'tiny', shape, 2, device)
     value = x if name in ops.CHANNELS_LAST else x.permute(0, 3, 1, 2).contiguous()
     for call in ops.make_calls(core, module, value, precision):
-        call()
+        (common.capture(call) if graph else call)()
     if device.type == 'cuda':
         torch.cuda.synchronize()
-
-
-def try_peer(name: str, precision: str) -> None:
-    """Run a peer at a small size on the GPU."""
-    device = torch.device('cuda')
-    cores, _ = ops.find_cores([name], device)
-    try_core(name, cores[name], device, precision)
 
 
 def least_bytes(row: Row) -> Row:

@@ -35,9 +35,9 @@ def items(context: Context) -> Iterator[Item]:
             yield f'{tool}, {backend}', functools.partial(sanitize, context, tool, backend)
 
 
-def triton_calls() -> Iterator[Callable]:
+def triton_calls(device: torch.device) -> Iterator[Callable]:
     """Return the calls of the script with Triton."""
-    for function, inputs in sanitize_ops.calls(torch.device('cuda'), 'triton'):
+    for function, inputs in sanitize_ops.calls(device, 'triton'):
         yield functools.partial(op_inputs.run, function, inputs)
 
 

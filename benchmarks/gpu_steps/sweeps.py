@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ PATTERNS = {
     '4 rows': (0, 0, 2, 2),
     '4': (0, 1, 2, 3),
 }
+#: Names of the sweeps, and what differs from the usual setting.
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *((f'rank {rank}', dict(rank=rank)) for rank in (1, 6, 12, 24, 48)),
+    *((f'directions: {name}', dict(pattern=pattern)) for name, pattern in PATTERNS.items()),
+    *((f'states {d_state}', dict(d_state=d_state)) for d_state in (4, 16)),
+]
 #: The most warps of a multiprocessor, forward and backward, which bound the registers.
 #: The build has 20 and 12.
 WARPS = ((16, 8), (24, 16))
@@ -36,11 +42,8 @@ WARPS = ((16, 8), (24, 16))
 
 def items(context: Context) -> Iterator[Item]:
     """List the sweeps; those that need a build come last."""
-    settings = [(f'rank {rank}', dict(rank=rank)) for rank in (1, 6, 12, 24, 48)]
-    settings += [(f'directions: {name}', dict(pattern=p)) for name, p in PATTERNS.items()]
-    settings += [(f'states {d_state}', dict(d_state=d_state)) for d_state in (4, 16)]
-    yield compile_first(context, functools.partial(triton_calls, settings))
-    for name, options in settings:
+    yield compile_first(context, triton_calls)
+    for name, options in SETTINGS:
         for backend in BACKENDS:
             yield f'{name}, {backend}', functools.partial(sweep, context, backend, **options)
     yield 'resources', kernel_resources
@@ -55,10 +58,10 @@ def sweep(context: Context, backend: str, **options: Any) -> list[Row]:
     return [where | time_scan(context.device, **where)]
 
 
-def triton_calls(settings: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Callable]:
+def triton_calls(device: torch.device) -> Iterator[Callable]:
     """Return a training step of each setting with Triton."""
-    for _, options in settings:
-        calls, _ = build_calls('cuda', backend='triton', **options)
+    for _, options in SETTINGS:
+        calls, _ = build_calls(device.type, backend='triton', **options)
         yield calls['training']
 
 

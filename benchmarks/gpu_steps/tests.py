@@ -1,14 +1,14 @@
 """Step 3: the tests of the kernels on a GPU. Each test is an item."""
 
-import contextlib
 import faulthandler
 import os
 import re
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from gpu_steps.context import RESTART, ROOT, Context, Row, Skip, logger, run_item
+from gpu_steps.context import KERNELS, RESTART, ROOT, Context, Row, first_line, logger, run_item
 
 FILES = ('test_ops/test_cuda.py', 'test_ops/test_scan_orders.py', 'test_dropin/test_extensions.py')
 
@@ -77,29 +77,28 @@ class Recorder:
             self.session.shouldstop = 'CUDA failed, a new process is needed'
 
 
-class Rehearsal:
-    """Plugin for pytest: run the tests for their launches alone.
+class LaunchRecorder:
+    """Plugin for pytest that runs tests only to record their launches.
 
     Args:
-        done (set[str]): Tests to leave out.
+        limit (float): Time limit of a test, in seconds.
     """
 
-    def __init__(self, done: set[str]):
-        self.done = done
+    def __init__(self, limit: float):
+        self.limit = limit
+        self.stderr = os.fdopen(os.dup(2), 'w')
 
     def pytest_collection_modifyitems(self, items):
-        """Leave out finished tests, and those that compile or allocate for their own sake."""
-        skipped = ('test_compiled', 'test_warm_up', 'test_more_than')
-        items[:] = [
-            item
-            for item in items
-            if item.nodeid not in self.done and not item.name.startswith(skipped)
-        ]
+        """Deselect tests that compile a model or allocate tens of GiB."""
+        others = ('test_compiled', 'test_warm_up', 'test_more_than')
+        items[:] = [item for item in items if not item.name.startswith(others)]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self, item):
-        """Let a test pass, whose results are arbitrary."""
+        """Ignore the outcome: the results are uninitialized."""
+        faulthandler.dump_traceback_later(self.limit, exit=True, file=self.stderr)
         outcome = yield
+        faulthandler.cancel_dump_traceback_later()
         outcome.force_result(None)
 
 
@@ -115,15 +114,8 @@ def run(context: Context) -> int:
         f'--config-file={ROOT / "pyproject.toml"}', '-p', 'no:cacheprovider',
         '-p', 'no:faulthandler', '-m', 'cuda and not slow', '-q', '--tb=short',
     ]  # fmt: skip
-    if context.cuda:
-        from gpu_steps.kernels import NAME, compile_calls  # imports torch
-
-        def rehearse() -> int:
-            options = [*arguments, '-k', 'triton or test_gpu']
-            return pytest.main(options, plugins=[Rehearsal(context.done)])
-
-        with contextlib.suppress(Skip):
-            logger.info('%s: %s', NAME, compile_calls(context, lambda: [rehearse]))
+    if context.cuda and not context.done:
+        compile_first(context, [*arguments, '-k', 'triton or test_gpu'])
     status = int(pytest.main(arguments, plugins=[recorder]))
     if not recorder.plan or status not in (0, 1, 2, 5):
 
@@ -132,3 +124,16 @@ def run(context: Context) -> int:
 
         run_item(context, 'pytest', fail)
     return RESTART if recorder.lost else 0
+
+
+def compile_first(context: Context, arguments: Sequence[str]) -> None:
+    """Compile the Triton kernels of the tests in parallel; if that fails, the tests do it."""
+    from gpu_steps.kernels import compile_calls  # imports torch
+
+    def record_launches() -> None:
+        pytest.main(arguments, plugins=[LaunchRecorder(context.step.item_seconds)])
+
+    try:
+        logger.info('%s: %s', KERNELS, compile_calls(context, lambda _: [record_launches]))
+    except Exception as error:  # the tests must run
+        logger.info('%s: %s', KERNELS, first_line(error))

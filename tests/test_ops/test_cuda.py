@@ -63,7 +63,7 @@ def with_dtypes(dtypes):
 def with_cases(module):
     """Parametrize over backends and cases of the emulator, without its own settings.
 
-    A case has several Triton kernels, which take seconds to compile, so half of them are slow.
+    Each case compiles several Triton kernels, which takes seconds, so every other one is slow.
     """
     found = []
     for index, parameter in enumerate(kernel_cases(module)):
@@ -284,7 +284,7 @@ def test_very_long_sequences_stay_finite_and_exact(backend, dtype):
 
 @BACKENDS
 def test_more_than_2_to_the_31_elements(backend):
-    """Equal samples have equal results: offsets of 32 bits would read and write other places."""
+    """With 32-bit offsets, equal samples would give different results."""
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip('needs 60 GiB of memory')
     N, H, W, C = 43, 1024, 512, 96

@@ -1,4 +1,4 @@
-"""Compilation of the kernels of many launches in parallel, into Triton's cache on disk."""
+"""Parallel compilation of Triton kernels into the cache on disk."""
 
 import concurrent.futures
 import multiprocessing
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from . import backward, forward
-from .launch import Launch
+from .launch import KERNELS, Launch
 
-#: A process takes about 0.5 GiB of memory.
+#: Each process takes about 0.5 GiB of memory.
 MAX_PROCESSES = 16
 
 
@@ -29,7 +28,10 @@ class _Request(NamedTuple):
 def compile_kernels(
     launches: Iterable[Launch], target: GPUTarget, processes: int | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    """Compile the kernels of launches, each once, until the generator is closed.
+    """Compile the kernels of launches in parallel, each once.
+
+    Closing the generator cancels the rest. The processes are spawned, so the main module must be
+    importable and guard what it runs.
 
     Args:
         launches (Iterable[Launch]): The launches.
@@ -38,14 +40,14 @@ def compile_kernels(
             core up to :data:`MAX_PROCESSES`.
 
     Yields:
-        tuple[str, str | None]: The name of a kernel that has ended, and its error or None.
+        tuple[str, str | None]: The name of a kernel and its error, or None if it compiled.
     """
     requests = dict.fromkeys(map(_request, launches))
     if not requests:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     processes = processes or min(cores or 1, MAX_PROCESSES)
-    # A forked process could not use threads and GPUs that this one has used.
+    # A forked process cannot use CUDA or OpenMP after its parent has.
     context = multiprocessing.get_context('spawn')
     pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(requests)), context)
     try:
@@ -53,12 +55,12 @@ def compile_kernels(
         for future in concurrent.futures.as_completed(names):
             error = future.exception()
             yield names[future], None if error is None else f'{type(error).__name__}: {error}'
-    finally:  # also if the caller wants no more of them
+    finally:  # also when the caller stops early
         pool.shutdown(cancel_futures=True)
 
 
 def _request(launch: Launch) -> _Request:
-    # Kernels do not depend on the values of integers, only on whether 32 bits hold them.
+    # Integers are not specialized: only whether they fit into 32 bits matters.
     args = (
         (name, value.dtype if isinstance(value, Tensor) else max(value, 2**31 - 1))
         for name, value in launch.args.items()
@@ -69,9 +71,17 @@ def _request(launch: Launch) -> _Request:
 
 
 def _compile(request: _Request, target: GPUTarget) -> None:
-    kernel = vars(forward).get(request.kernel) or vars(backward)[request.kernel]
     args = {
         name: value if isinstance(value, int) else torch.empty(0, dtype=value, device='meta')
         for name, value in request.args
     }
-    Launch(kernel, (1,), args, dict(request.constants), request.num_warps, 1, 1).compile(target)
+    launch = Launch(
+        kernel=KERNELS[request.kernel],
+        grid=(1,),
+        args=args,
+        constants=dict(request.constants),
+        num_warps=request.num_warps,
+        elements=0,
+        trips=0,
+    )
+    launch.compile(target)

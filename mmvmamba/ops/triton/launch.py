@@ -9,7 +9,6 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import MockTensor
 
 from ..backend import without_autocast
 from ..scan_orders import COLUMN, COLUMN_REVERSED, ROW, ROW_REVERSED
@@ -44,6 +43,22 @@ MAX_REPEAT = 8
 MAX_LENGTH = 2**31 - 1024
 
 
+KERNELS = {
+    kernel.__name__: kernel
+    for kernel in (
+        forward.summary_kernel,
+        forward.combine_kernel,
+        forward.scan_kernel,
+        backward.backward_summary_kernel,
+        backward.backward_kernel,
+    )
+}
+# The key of a kernel in Triton's cache depends on which kernels had theirs before, as they share
+# functions, and must be the same in each process.
+for _kernel in KERNELS.values():
+    getattr(_kernel, 'cache_key', None)  # the interpreter has none
+
+
 class Launch(NamedTuple):
     """A launch of a kernel, which runs on the current GPU, or compiles for a given target.
 
@@ -75,22 +90,42 @@ class Launch(NamedTuple):
         self.kernel[self.grid](**self.args, **self.constants, **self.options)
 
     def compile(self, target: GPUTarget) -> Any:
-        """Compile for a GPU that need not be here, as a first run would; return Triton's kernel."""
+        """Compile for a GPU that need not be here, as a first run would; return Triton's kernel.
+
+        Not thread-safe: meanwhile, the other threads of this process see that GPU, too.
+        """
         args = {
-            name: MockTensor(value.dtype) if isinstance(value, Tensor) else value
+            name: _AlignedTensor(value.dtype) if isinstance(value, Tensor) else value
             for name, value in self.args.items()
         }
         triton.runtime.driver.set_active(_AbsentGPU(target))
         try:
             return self.kernel.warmup(grid=self.grid, **args, **self.constants, **self.options)
         finally:
-            triton.runtime.driver.set_active(None)  # the default, when it is needed
+            triton.runtime.driver.set_active(None)  # Triton recreates its default when needed
             # Triton keeps kernels by the number of the device, whatever its target.
             self.kernel.device_caches.clear()
 
 
+class _AlignedTensor:
+    """Stub of a tensor of less than 2 GiB, as allocators return it.
+
+    Args:
+        dtype (torch.dtype): The dtype.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def data_ptr(self) -> int:
+        return 0
+
+    def ptr_range(self) -> int:
+        return 0
+
+
 class _AbsentGPU:
-    """Stand-in for Triton's driver with what a compilation asks for.
+    """Stub of Triton's driver that provides only what compilation needs.
 
     Args:
         target (GPUTarget): The architecture.
@@ -388,9 +423,13 @@ _recorded: list[Launch] | None = None
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Collect the launches of all threads, with meta tensors, instead of running them.
+    """Record the launches of all threads instead of running them.
 
-    The results of the ops have the right shapes and arbitrary values.
+    Recorded tensors are on the meta device. The ops return uninitialized results of the right
+    shapes and dtypes.
+
+    Yields:
+        list[Launch]: The launches so far.
     """
     global _recorded
     before, _recorded = _recorded, []

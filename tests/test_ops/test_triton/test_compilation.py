@@ -1,5 +1,8 @@
 """Compilation of the Triton kernels for GPUs that are not here."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,7 +68,7 @@ def compile_map(H, W, C, R, S, dtype, orders, target):
 
 # What sm_90 compiles is also counted, in test_sass.py.
 @pytest.mark.parametrize(
-    'target', ['sm_80', pytest.param('sm_100', marks=pytest.mark.slow), 'gfx942']
+    'target', ['gfx942', *(pytest.param(t, marks=pytest.mark.slow) for t in ('sm_80', 'sm_100'))]
 )
 def test_compiles_without_a_gpu(target):
     compile_map(56, 56, 96, 6, 1, 'float16', (0, 2), TARGETS[target])
@@ -90,42 +93,77 @@ def test_compiles_any_sequence(case, target):
     compile_scan(launch.selective_scan_inputs(*args), TARGETS[target], meta(2, D, S))
 
 
-def record(dtype, out_dtype=torch.float32):
+def record(dtype=torch.float16, device='meta'):
     """Record a forward and a backward of a map that needs each kernel."""
-    inputs = (meta(1, 9, 40, 32, dtype=dtype), meta(1, 9, 40, 1, 4, dtype=dtype), meta(1, 32, 2),
-              meta(1, 32), meta(1, 32, 1), meta(1, 32), (0,))  # fmt: skip
+    x = torch.empty(1, 9, 40, 32, dtype=dtype, device=device)
+    proj = torch.empty(1, 9, 40, 1, 4, dtype=dtype, device=device)
+    sizes = (1, 32, 2), (1, 32), (1, 32, 1), (1, 32)
+    inputs = (x, proj, *(torch.empty(size, device=device) for size in sizes), (0,))
     with launch.recording() as launches:
-        y = launch.ss2d_scan_forward(*inputs, out_dtype)
-        launch.ss2d_scan_backward(y, *inputs)
+        y = launch.ss2d_scan_forward(*inputs, torch.float32)
+        # As autograd does, in another thread.
+        thread = threading.Thread(target=launch.ss2d_scan_backward, args=(y, *inputs))
+        thread.start()
+        thread.join()
     return launches
 
 
-def test_recorded_launches():
-    launches = record(torch.float16)
+def test_recorded_launches(monkeypatch):
+    launches = record(device='cpu')
     names = [item.kernel.__name__ for item in launches]
     assert names == [
         'summary_kernel', 'combine_kernel', 'scan_kernel',
         'backward_summary_kernel', 'combine_kernel', 'combine_kernel', 'backward_kernel',
     ]  # fmt: skip
     tensors = [v for item in launches for v in item.args.values() if isinstance(v, torch.Tensor)]
-    assert all(v.is_meta for v in tensors)
+    assert tensors and all(v.is_meta for v in tensors)
+    ran = []
+    monkeypatch.setattr(launch.Launch, 'run', lambda self: ran.append(self))
+    launch._run(iter(launches))
+    assert ran == launches
     with launch.recording() as outer, launch.recording():
-        pass
+        launch._run(iter(launches))
     assert outer == []
 
 
+FIRST_RUN = """
+import sys, torch, triton
+from mmvmamba.ops.triton import launch
+sys.path.insert(0, sys.argv[1])
+from test_ops.test_triton.test_compilation import TARGETS, record
+triton.runtime.driver.set_active(launch._AbsentGPU(TARGETS['sm_90']))
+for item in reversed(record()):
+    args = {
+        name: torch.empty(16, dtype=v.dtype) if isinstance(v, torch.Tensor) else v
+        for name, v in item.args.items()
+    }
+    item.kernel.warmup(grid=item.grid, **args, **item.constants, **item.options)
+"""
+
+
 def test_compilation_in_processes(tmp_path, monkeypatch):
-    """Each kernel is compiled once, and is what a first run looks for; errors are returned."""
+    """A first run with real tensors, in another process and order, compiles nothing."""
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    combine = record(torch.float16)[1]
+
+    def files():
+        return {path for path in tmp_path.rglob('*') if path.is_file()}
+
+    found = list(compilation.compile_kernels(record(), TARGETS['sm_90'], processes=6))
+    assert sorted(name for name, _ in found) == [
+        'backward_kernel', 'backward_summary_kernel', 'combine_kernel', 'scan_kernel',
+        'summary_kernel',
+    ]  # fmt: skip
+    assert [error for _, error in found if error is not None] == []
+    before = files()
+    assert len([path for path in before if path.suffix == '.cubin']) == 5
+    tests = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, '-c', FIRST_RUN, tests], check=True)
+    assert files() == before
+
+
+def test_errors_of_a_compilation_in_processes():
+    combine = record()[1]
     broken = combine._replace(constants=combine.constants | {'BC': 3})
-    target = TARGETS['sm_90']
-    found = dict(compilation.compile_kernels([combine, combine], target, processes=1))
-    assert found == {'combine_kernel': None}
-    files = {path for path in Path(tmp_path).rglob('*') if path.is_file()}
-    assert [path for path in files if path.suffix == '.cubin']
-    combine.compile(target)
-    assert {path for path in Path(tmp_path).rglob('*') if path.is_file()} == files
-    ((_, error),) = compilation.compile_kernels([broken], target)
-    assert 'CompilationError' in error
-    assert list(compilation.compile_kernels([], target)) == []
+    ((name, error),) = compilation.compile_kernels([broken, broken], TARGETS['sm_90'])
+    assert name == 'combine_kernel' and 'CompilationError' in error
+    assert list(compilation.compile_kernels([], TARGETS['sm_90'])) == []

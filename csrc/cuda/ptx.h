@@ -94,11 +94,12 @@ __device__ __forceinline__ T* in_global(T* pointer) {
   return pointer;
 }
 
-// __syncthreads for warps that arrive from different places of the code, which PTX allows: only the
-// barrier counts.
+// __syncthreads for warps that arrive from different places of the code. __syncthreads itself is
+// the aligned form of the instruction, which requires all threads of a block to execute the same
+// one.
 __device__ __forceinline__ void sync_block() {
 #if MMVMAMBA_PTX
-  asm volatile("bar.sync 0;" ::: "memory");
+  asm volatile("barrier.sync 0;" ::: "memory");
 #else
   __syncthreads();
 #endif

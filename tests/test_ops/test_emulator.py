@@ -283,6 +283,12 @@ WRONG = {
         'if (threadIdx.x < 16) __syncthreads(); else __shfl_sync(0xffffffff, 1, 0);',
         'a deadlock; 16 of 32 threads wait, the first of them in __syncthreads',
     ),
+    'two_instructions': (
+        '1, 32, 512',
+        'extern __shared__ __align__(16) char m[]; uint32_t r[2]; if (threadIdx.x < 16)\n'
+        'ldmatrix_x2(r, m + 16 * threadIdx.x); else\nldmatrix_x2(r, m);',
+        'the lanes of a warp wait at different instructions',
+    ),
     'misaligned_row': (
         '1, 32, 520',
         'extern __shared__ char m[]; uint32_t r[2]; ldmatrix_x2(r, m + 8 + 16 * threadIdx.x);',

@@ -613,13 +613,15 @@ void fail(const char* format, ...) {
   abandon(buffer);
 }
 
+static bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
 void barrier(Site site) {
   Thread& self = *current;
   self.site = site;
   self.state = State::kBarrier;
   if (block.waiting++ == 0) {
     block.barrier = site;
-  } else if (block.barrier.line != site.line || std::strcmp(block.barrier.file, site.file) != 0) {
+  } else if (!same(block.barrier, site)) {
     fail("the threads of a block wait at different __syncthreads: %s, another at %s:%d",
          where(self), block.barrier.file, block.barrier.line);
   }
@@ -666,6 +668,12 @@ void warp_operation(WarpOp op, unsigned mask, Payload& payload, Site site) {
           "the lanes of a warp wait in different operations: %s in %s with a mask of %#x, %s in %s "
           "with a mask of %#x",
           where(self), name(self), mask, where(other), name(other), other.mask);
+    }
+    // .aligned: all lanes execute the same instruction.
+    const bool aligned = op != WarpOp::kSync && op != WarpOp::kShuffle && op != WarpOp::kVote;
+    if (aligned && !same(other.site, site)) {
+      fail("the lanes of a warp wait at different instructions: %s and %s, both in %s", where(self),
+           where(other), name(self));
     }
     self.sync = other.sync;
   } else {

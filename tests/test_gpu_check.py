@@ -667,22 +667,33 @@ vmamba_tiny_s1l8 = Network
 """
 
 
-def test_the_authors_code_runs_up_to_the_norm_of_contiguous_maps(tmp_path, monkeypatch):
-    backbone = load('backbone')
-    with pytest.raises(ImportError, match='selective_scan_cuda_oflex'):
-        backbone.build_model('authors-t', (32, 32), None)
+@pytest.fixture
+def authors_code(tmp_path, monkeypatch):
+    """A stand-in for the authors' code, which is forgotten afterwards."""
     folder = tmp_path / 'classification' / 'models'
     folder.mkdir(parents=True)
     (folder / 'vmamba.py').write_text(AUTHORS_CODE)
     (tmp_path / 'selective_scan_cuda_oflex.py').touch()
     monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in list(sys.modules):
+        if name.partition('.')[0] in ('classification', 'selective_scan_cuda_oflex'):
+            del sys.modules[name]
+
+
+def test_the_authors_code_needs_its_kernels():
+    with pytest.raises(ImportError, match='selective_scan_cuda_oflex'):
+        load('backbone').build_model('authors-t', (32, 32), None)
+
+
+@pytest.mark.usefixtures('authors_code')
+def test_the_authors_code_runs_up_to_the_norm_of_contiguous_maps():
+    backbone = load('backbone')
     arguments = ['--models', 'authors-t', '--channels-last', '--seconds', '0', '--min-rounds', '1']
     args = backbone.parse_args(arguments)
     where = (torch.device('cpu'), (8, 12), 2, 'inference', ('fp32', 'eager'))
     (row,) = backbone.compare(args, *where)
     assert (row['model'], row['source']) == ('authors-t', 'VMamba') and row['images_per_s'] > 0
-    for name in ('selective_scan_cuda_oflex', 'classification.models.vmamba'):
-        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.mark.parametrize(

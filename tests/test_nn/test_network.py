@@ -237,8 +237,9 @@ def test_output_is_independent_of_the_threads(name, monkeypatch):
     for threads in (2, 3, 5):
         for value, want in zip(run(threads), run(1), strict=True):
             torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-5)
-    for op in ('linear', 'conv2d'):
-        monkeypatch.setattr(F, op, with_one_thread(getattr(F, op)))
+    products = [(F, 'linear'), (F, 'conv2d'), (torch, 'mm'), (torch.Tensor, 'addmm_')]
+    for module, op in products:
+        monkeypatch.setattr(module, op, with_one_thread(getattr(module, op)))
     for threads in (2, 3, 5):
         for value, want in zip(run(threads), run(1), strict=True):
             assert torch.equal(value, want)

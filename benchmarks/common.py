@@ -81,9 +81,10 @@ def set_up(args: argparse.Namespace) -> torch.device:
 def capture(call: Call) -> Call:
     """Capture a call in a CUDA graph and return its replay, which takes no host time.
 
+    A failed capture leaves PyTorch's allocator and random generator unusable in this process.
+
     Args:
-        call (Callable): The call, which must not synchronize. A failed capture leaves PyTorch's
-            allocator and random generator in a state that ends the use of this process.
+        call (Callable): The call, which must not synchronize.
     """
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)

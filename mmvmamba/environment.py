@@ -48,12 +48,11 @@ def describe_run(device: torch.device) -> dict[str, Any]:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the processor and the GPU, if the device is one."""
-    affinity = getattr(os, 'sched_getaffinity', None)
     path = Path('/proc/cpuinfo')
     cpu = re.search(r'model name\s*: (.+)', path.read_text()) if path.exists() else None
     machine = dict(
         cpu=cpu[1].strip() if cpu else platform.processor() or platform.machine(),
-        cores=len(affinity(0)) if affinity else os.cpu_count(),
+        cores=available_cores(),
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
     )
@@ -61,6 +60,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(device)
         machine |= dict(gpu=gpu.name, gpu_memory_gib=round(gpu.total_memory / 2**30, 1))
     return machine
+
+
+def available_cores() -> int | None:
+    """Return the number of CPU cores that this process may use, or None if it is unknown."""
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def mmcv_is_compiled() -> bool:

@@ -586,17 +586,22 @@ def test_candidates_are_tried_first(monkeypatch):
     assert missing == {'vmamba': 'it failed at a small size, see log.txt'}
 
 
+def replace_in_processes(name, text, folder, monkeypatch):
+    """Replace a module of the steps in the processes that they run."""
+    (folder / 'gpu_steps').mkdir()
+    (folder / 'gpu_steps' / '__init__.py').touch()
+    (folder / 'gpu_steps' / f'{name}.py').write_text(text)
+    monkeypatch.setattr(load('gpu_steps.context'), 'BENCHMARKS', folder)
+
+
 @pytest.mark.parametrize(
     ('body', 'captured'),
     [('print(RAN)', True), ('print(RAN); 1 / 0', False), ('import os; os.abort()', None)],
 )
 def test_a_peer_is_captured_in_its_own_process(tmp_path, monkeypatch, body, captured):
     op_table = load('gpu_steps.op_table')
-    package = tmp_path / 'gpu_steps'
-    package.mkdir()
-    (package / '__init__.py').touch()
-    (package / 'op_table.py').write_text(f'RAN = {op_table.RAN!r}\ndef run_peer(*_): {body}\n')
-    monkeypatch.setattr(op_table, 'BENCHMARKS', tmp_path)
+    text = f'RAN = {op_table.RAN!r}\ndef run_peer(*_): {body}\n'
+    replace_in_processes('op_table', text, tmp_path, monkeypatch)
     if captured is None:
         with pytest.raises(RuntimeError, match='ended with status -6'):
             op_table.try_peer('vmamba', 'fp16')
@@ -703,16 +708,12 @@ def test_the_authors_code_runs_up_to_the_norm_of_contiguous_maps():
 )  # fmt: skip
 def test_the_authors_network_is_tried_in_its_own_process(tmp_path, monkeypatch, body, reason):
     backbones = load('gpu_steps.backbones')
-    package = tmp_path / 'gpu_steps'
-    package.mkdir()
-    (package / '__init__.py').touch()
-    (package / 'backbones.py').write_text(f'def try_authors(): {body}\n')
-    monkeypatch.setattr(backbones, 'BENCHMARKS', tmp_path)
+    replace_in_processes('backbones', f'def try_authors(): {body}\n', tmp_path, monkeypatch)
     assert backbones.why_no_authors.__wrapped__('cuda') == reason
 
 
 def test_kernels_are_compiled_before_they_run(tmp_path, monkeypatch):
-    """A call that fails is left out; compilation ends in time."""
+    """Calls that fail are left out, and compilation stops at its deadline."""
     launch = pytest.importorskip('mmvmamba.ops.triton.launch')
     compilation = pytest.importorskip('mmvmamba.ops.triton.compilation')
     kernels = load('gpu_steps.kernels')

@@ -14,7 +14,6 @@ import torch
 from gpu_steps import BACKBONE_SETTINGS, BackboneSetting
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.context import (
-    BENCHMARKS,
     NEEDS_CUDA,
     Context,
     Item,
@@ -22,6 +21,7 @@ from gpu_steps.context import (
     Skip,
     first_line,
     logger,
+    run_apart,
     skip,
 )
 from gpu_steps.kernels import compile_first
@@ -145,10 +145,7 @@ def why_no_authors(device: str) -> str | None:
         return NEEDS_CUDA
     code = 'from gpu_steps import backbones; backbones.try_authors()'
     try:
-        done = subprocess.run(
-            [sys.executable, '-c', code], cwd=BENCHMARKS, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors='replace', timeout=60, check=False,
-        )  # fmt: skip
+        done = run_apart([sys.executable, '-c', code], 60)
     except subprocess.TimeoutExpired as error:
         return f'a training step at a small size took longer than {error.timeout} s'
     if done.returncode == 0:

@@ -6,10 +6,11 @@ import faulthandler
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def with_package(folder: Path) -> dict[str, str]:
     """Return an environment in which Python finds a folder's package first."""
     paths = [str(folder), *filter(None, [os.environ.get('PYTHONPATH')])]
     return os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
+
+
+def run_apart(
+    command: Sequence[str], seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in benchmarks/ as a process of its own, and return all its output.
+
+    Raises:
+        subprocess.TimeoutExpired: If it takes longer than ``seconds``.
+    """
+    return subprocess.run(
+        command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors='replace', timeout=seconds, check=False,
+    )  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 import csv
 import functools
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from gpu_steps.backends import BACKENDS, require
 from gpu_steps.build import find_tool
-from gpu_steps.context import BENCHMARKS, NEEDS_CUDA, Context, Item, Row, Skip
+from gpu_steps.context import NEEDS_CUDA, Context, Item, Row, Skip, run_apart
 from gpu_steps.kernels import compile_first
 from mmvmamba.ops import ss2d_scan
 
@@ -84,10 +83,7 @@ def count(context: Context, shape: Map, backend: str) -> list[Row]:
         '--profile-from-start', 'off', '--clock-control', 'none', '--cache-control', 'none',
         '--metrics', metrics, sys.executable, '-c', code,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors='replace', check=False,
-    )  # fmt: skip
+    done = run_apart(command)
     rows = read_counters(done.stdout, shape.elements)
     if done.returncode or not rows:
         sys.stdout.write(done.stdout)

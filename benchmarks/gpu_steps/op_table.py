@@ -3,7 +3,6 @@
 import argparse
 import functools
 import math
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import torch
 
 from gpu_steps import OP_SETTINGS
 from gpu_steps.backends import BACKENDS
-from gpu_steps.context import BENCHMARKS, Context, Item, Row, first_line, logger
+from gpu_steps.context import Context, Item, Row, first_line, logger, run_apart
 from gpu_steps.kernels import compile_first
 from mmvmamba.analysis import measure
 
@@ -134,10 +133,7 @@ def find_cores(
 def try_peer(name: str, precision: str) -> bool:
     """Run a peer at a small size on the GPU, and return whether it can be captured."""
     code = f'from gpu_steps import op_table; op_table.run_peer({name!r}, {precision!r})'
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=BENCHMARKS, timeout=80, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors='replace', check=False,
-    )  # fmt: skip
+    done = run_apart([sys.executable, '-c', code], 80)
     if done.returncode:
         logger.info('%s', done.stdout)
     if RAN not in done.stdout:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from ...environment import available_cores
 from .launch import KERNELS, Launch
 
 #: Each process takes about 0.5 GiB of memory.
@@ -45,8 +45,7 @@ def compile_kernels(
     requests = dict.fromkeys(map(_request, launches))
     if not requests:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    processes = processes or min(cores or 1, MAX_PROCESSES)
+    processes = processes or min(available_cores() or 1, MAX_PROCESSES)
     # A forked process cannot use CUDA or OpenMP after its parent has.
     context = multiprocessing.get_context('spawn')
     pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(requests)), context)
